@@ -1,0 +1,231 @@
+"""The records that move between the rooms: data only, no formula.
+
+Letters in the docstrings: ``p`` trainable parameters, ``N`` probe samples, ``n`` training samples,
+``d`` input features, ``k`` wanted eigenpairs, ``m`` Lanczos steps, ``z`` the curvature scale of an
+effective dimension, ``epsilon`` the precision of the prior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from torch import Tensor
+
+
+class Status(Enum):
+    """How a measurement ended; the value is what a person should read and do."""
+
+    CONVERGED = "Converged: every wanted residual is below the tolerance."
+    EXACT = "Exact: computed from the whole matrix, up to rounding."
+    NOT_CONVERGED = "Not converged: some residuals are above the tolerance; raise max_products or lower k."
+    UNRESOLVED = "Unresolved: the truncation error is too large for the value to mean anything; raise steps."
+    OUT_OF_MEMORY = "Out of memory: the basis would not fit; lower k or select fewer parameters."
+    NON_FINITE = "Not finite: the loss or a product held NaN or infinity; look at the loss and the inputs."
+    UNAVAILABLE = "Unavailable: what the quantity needs is not known; the reason stands beside it."
+    FAILED = "Failed: the measurement raised an error; its cause was given in a warning."
+
+    @property
+    def ok(self) -> bool:
+        """Whether values measured under this status may be logged."""
+        return self in (Status.CONVERGED, Status.EXACT, Status.NOT_CONVERGED)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with both of its errors; an exact number has zeros.
+
+    Attributes:
+        value: The estimate.
+        standard_error: Standard deviation of the estimate over its random probe vectors (or samples).
+        truncation_error: Half the width of the interval in which the value lies when the probe vectors
+            are taken as given: the deterministic error of a quadrature of finite depth.
+        status: UNRESOLVED values are never logged.
+        lower_bound: The value bounds the quantity from below (for instance a sum cut at k pairs).
+    """
+
+    value: float
+    standard_error: float = 0.0
+    truncation_error: float = 0.0
+    status: Status = Status.EXACT
+    lower_bound: bool = False
+
+    @property
+    def total_error(self) -> float:
+        """Standard error and truncation error, added: they are of different kinds."""
+        return self.standard_error + self.truncation_error
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a result cost.
+
+    Attributes:
+        products: Matrix-vector products (0 where a Gram matrix was formed instead).
+        seconds: Wall-clock seconds.
+        product_seconds: The part of them spent inside the products.
+        peak_bytes: Peak device memory above the start, where the device counts it (CUDA), else None.
+        method: How it was computed, for instance "kept graph", "recomputed", "dense", "gram".
+    """
+
+    products: int = 0
+    seconds: float = 0.0
+    product_seconds: float = 0.0
+    peak_bytes: int | None = None
+    method: str = ""
+
+
+@dataclass(frozen=True)
+class Density:
+    """A spectral density seen through Lanczos quadrature, one tridiagonal matrix for each probe vector.
+
+    Attributes:
+        diagonals: For each probe vector the diagonal of its tridiagonal matrix, shape (m,).
+        offdiagonals: For each probe vector the off-diagonal, shape (m,): the last entry is the norm of the
+            residual, zero where the Krylov space was exhausted and the quadrature is exact.
+        nodes: Gauss nodes of all probe vectors, shape (vectors, m), padded with zeros.
+        weights: Gauss weights, same shape, padded with zeros; every row sums to ``dim``.
+        positive_semidefinite: Whether the matrix is so by construction, which makes Gauss-Radau brackets valid.
+    """
+
+    diagonals: tuple[Tensor, ...]
+    offdiagonals: tuple[Tensor, ...]
+    nodes: Tensor
+    weights: Tensor
+    positive_semidefinite: bool
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues of one symmetric matrix, and all that is needed to judge them.
+
+    Attributes:
+        eigenvalues: CPU float64, descending by signed value.
+        residuals: ``||A u - lambda u||`` for each eigenvalue, same shape; zeros where the matrix was formed.
+        eigenvectors: (p, k), columns in the order of the eigenvalues; None unless asked for.
+        largest: Algebraically largest eigenvalue as far as it was computed.
+        smallest: Algebraically smallest eigenvalue as far as it was computed.
+        largest_residual: Residual of ``largest``.
+        smallest_residual: Residual of ``smallest``; the smallest end converges later than the largest.
+        density: Quadrature of the whole spectrum, or None without probe vectors.
+        dim: Side of the matrix: p for curvature, d for inputs.
+        rank_bound: The rank cannot exceed it (min(N, p) for a Fisher matrix), or None.
+        num_samples: Samples behind the matrix.
+        trace: None when neither the whole matrix nor probe vectors were available.
+        matrix: "hessian", "gauss_newton", "fisher_empirical", "correlation", ...
+        floor: An eigenvalue whose magnitude is below it is rounding noise.
+        truncated: Whether eigenvalues that may exceed the floor are missing from ``eigenvalues``.
+        cost: Products, seconds, memory.
+        status: How the computation ended.
+        half_eigenvalues: Eigenvalues of the same matrix from the first half of the samples, or None.
+        detail: Facts in words worth keeping, for instance how many constant columns were left out.
+    """
+
+    eigenvalues: Tensor
+    dim: int
+    num_samples: int
+    matrix: str
+    floor: float
+    status: Status
+    residuals: Tensor
+    largest: float
+    smallest: float
+    largest_residual: float = 0.0
+    smallest_residual: float = 0.0
+    eigenvectors: Tensor | None = None
+    density: Density | None = None
+    rank_bound: int | None = None
+    trace: Estimate | None = None
+    truncated: bool = False
+    cost: Cost = field(default_factory=Cost)
+    half_eigenvalues: Tensor | None = None
+    detail: Mapping[str, str | int | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One event: what was measured, when, on what, with what error, at what cost.
+
+    Attributes:
+        step: The x-value under which it was logged, Lightning's own.
+        epoch: Zero-based epoch.
+        matrix: Group of the tags: "input", "hessian", "fisher" or "bound".
+        spectrum: The spectrum behind the numbers, or None (a bound, a failure).
+        estimates: Quantity name (the part of the tag behind the slash) to its estimate.
+        cost: Cost of the whole measurement.
+        status: How it ended.
+        num_samples: Probe samples.
+        mode: "eval" or "train", the mode of the module during the measurement.
+        precision: Data type of the products, for instance "float32".
+        notes: Sentences that say why something is missing.
+        certificate: The bound, when the measurement is one.
+    """
+
+    step: int
+    epoch: int
+    matrix: str
+    spectrum: Spectrum | None
+    estimates: Mapping[str, Estimate]
+    cost: Cost
+    status: Status
+    num_samples: int = 0
+    mode: str = "eval"
+    precision: str = "float32"
+    notes: tuple[str, ...] = ()
+    certificate: Certificate | None = None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A bound on a true error with everything it rests on.
+
+    Attributes:
+        kind: "pac_bayes_pair" (antithetic pair of drawn networks) or "hold_out".
+        certified_predictor: Who is certified: "pair_of_draws" or "fixed_network".
+        value: The bound; 1.0 when vacuous; NaN when ``valid`` is False.
+        valid: Whether every blocking condition holds.
+        reasons: Why there is no bound: sentences, empty when valid.
+        conditions: The statements under which the bound holds, among them the user's own.
+        n: Training samples the bound divides by (hold-out samples for "hold_out").
+        empirical_risk: Error rate of the certified predictor on the samples looked at.
+        risk_upper: The same after paying for the subsample.
+        risk_samples: Samples looked at for the empirical risk.
+        log_ratio: ln dQ/dP of the drawn weights to the mixture prior, nats, mean of the pair.
+        kl_displacement: ``epsilon/2 ||mu - w0||^2``, nats.
+        kl_covariance: The rest of KL(Q||P_epsilon), nats.
+        log_xi: ln xi(n).
+        delta: Total failure probability of all that the run calls a bound.
+        delta_pac: Part spent on the PAC-Bayes event at this evaluation.
+        delta_risk: Part spent on the subsampled risk at this evaluation.
+        evaluation: Number t of this evaluation in the schedule 6/(pi^2 t^2).
+        epsilon: Prior precision of the grid nearest to the posterior's.
+        tau: Weight of the curvature in the posterior precision, ``tau lambda + epsilon``.
+        mean_scale: The posterior mean is ``w0 + mean_scale (w - w0)``.
+        rank: Number of eigenpairs in the posterior.
+        prior: The user's statement about the prior mean.
+    """
+
+    kind: str
+    certified_predictor: str
+    value: float
+    valid: bool
+    n: int
+    delta: float
+    reasons: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
+    empirical_risk: float = float("nan")
+    risk_upper: float = float("nan")
+    risk_samples: int = 0
+    log_ratio: float = float("nan")
+    kl_displacement: float = float("nan")
+    kl_covariance: float = float("nan")
+    log_xi: float = float("nan")
+    delta_pac: float = 0.0
+    delta_risk: float = 0.0
+    evaluation: int = 0
+    epsilon: float = float("nan")
+    tau: float = float("nan")
+    mean_scale: float = 1.0
+    rank: int = 0
+    prior: str = ""

@@ -1,0 +1,1 @@
+"""The matrices as operators, or as Gram matrices. Torch only."""

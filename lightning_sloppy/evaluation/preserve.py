@@ -1,0 +1,95 @@
+"""Leave everything as it was: modes, buffers, random streams, numeric flags, metric states."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+Mode = Literal["eval", "train"]
+
+
+@contextmanager
+def preserved(module: nn.Module, mode: Mode = "eval") -> Iterator[None]:
+    """Evaluate ``module`` inside as often as you like; outside nothing has happened, also after an exception.
+
+    Restored: the random streams of torch, CUDA, numpy and python; the ``training`` flag of every submodule, one by
+    one (a user may keep some in eval mode); buffers; states of torchmetrics; the TF32 flags, which are switched off
+    inside because a product good to three digits is no input for Lanczos. Autograd is on inside, inference mode off.
+    ``.grad`` needs no care: only :func:`torch.autograd.grad` on detached parameters is used.
+
+    Args:
+        module: The module to evaluate.
+        mode: "eval" makes the loss a deterministic function of the parameters; "train" keeps every submodule's
+            own flag, so layers that the user froze in eval mode stay there.
+    """
+    flags = [(child, child.training) for child in module.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    metrics = _metric_states(module)
+    with ExitStack() as stack:
+        stack.enter_context(_random_streams())
+        stack.enter_context(_full_precision())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        try:
+            if mode == "eval":
+                for child, _ in flags:
+                    child.training = False
+            yield
+        finally:
+            for child, training in flags:
+                child.training = training
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    if not torch.equal(buffer, value):
+                        buffer.copy_(value)
+            for metric, state in metrics:
+                metric.__dict__.update(state)
+
+
+@contextmanager
+def _random_streams() -> Iterator[None]:
+    """Lightning's ``isolate_rng`` does not restore after an exception; a skipped measurement must."""
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    numpy_state = np.random.get_state()  # noqa: NPY002 - the global stream is what user code draws from
+    python_state = random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul
+        torch.backends.cudnn.allow_tf32 = cudnn
+
+
+def _metric_states(module: nn.Module) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """Copies of the states of every torchmetrics metric, which are attributes and not always buffers."""
+    from torchmetrics import Metric
+
+    kept = ("_update_count", "_computed", "_forward_cache", "_is_synced", "_cache")
+    saved: list[tuple[nn.Module, dict[str, Any]]] = []
+    for child in module.modules():
+        if isinstance(child, Metric):
+            names = [*child._defaults, *(name for name in kept if hasattr(child, name))]
+            saved.append((child, {name: copy.deepcopy(getattr(child, name)) for name in names}))
+    return saved

@@ -1,0 +1,171 @@
+"""Progress of long work beside Lightning's own bars, and never in their way.
+
+A second live display garbles a Rich screen, so under the Rich bar the work becomes one more task of the same display;
+under the TQDM bar it is one more line below. Anything that goes wrong in the display costs one warning and the display,
+never the measurement.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+PATIENCE_SECONDS = 2.0
+"""Work that takes less shows nothing: a bar that flashes up tells nobody anything."""
+
+_REFRESH_SECONDS = 0.2
+
+# Rich tasks that are hidden and can be shown again, for each display: Lightning indexes the tasks by position, so none
+# may ever be removed, and a new one for each measurement would add up.
+_idle_tasks: WeakKeyDictionary[Any, dict[bool, list[Any]]] = WeakKeyDictionary()
+
+
+class Display(Protocol):
+    """One way to show how far some work has come."""
+
+    def advance(self, steps: int) -> None:
+        """Show that ``steps`` more are done."""
+
+    def close(self) -> None:
+        """Take the display away."""
+
+
+class Progress:
+    """What :func:`progress` yields: tell it about finished steps, it decides whether and how to show them."""
+
+    def __init__(self, open_display: Callable[[], Display | None], *, patience: float) -> None:
+        """Start the clock; ``open_display`` is called once, at the first step after ``patience`` seconds."""
+        self._open_display: Callable[[], Display | None] | None = open_display
+        self._display: Display | None = None
+        self._due = time.monotonic() + patience
+        self._unseen = 0
+
+    def advance(self, steps: int = 1) -> None:
+        """Report ``steps`` finished steps. Never raises."""
+        self._unseen += steps
+        if self._open_display is not None and time.monotonic() >= self._due:
+            open_display, self._open_display = self._open_display, None
+            self._guarded(lambda: setattr(self, "_display", open_display()))
+        if self._display is not None:
+            unseen, self._unseen = self._unseen, 0
+            display = self._display
+            self._guarded(lambda: display.advance(unseen))
+
+    def close(self) -> None:
+        """Take the display away. Never raises."""
+        self._open_display = None
+        if self._display is not None:
+            display, self._display = self._display, None
+            self._guarded(display.close)
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self._display = None
+            rank_zero_warn(
+                f"The progress display failed ({type(error).__name__}: {error}); the work itself goes on without it. "
+                "Pass enable_progress_bar=False to the Trainer to do without one."
+            )
+
+
+@contextmanager
+def progress(
+    trainer: Trainer, title: str, total: int | None = None, *, patience: float = PATIENCE_SECONDS
+) -> Iterator[Progress]:
+    """Show the progress of work inside a hook, in the way that suits the Trainer's progress bar.
+
+    Nothing is shown for work shorter than ``patience``, when the user disabled the bar, and on other ranks. Beyond
+    that: a task in a live Rich bar, a line under a TQDM bar, else one line of text when the work turns out to be long.
+
+    Args:
+        trainer: The running Trainer.
+        title: What is being done, for instance "Hessian: measuring on 1,024 samples".
+        total: Number of steps, or None when it is not known.
+        patience: Seconds before anything is shown.
+
+    Yields:
+        An object whose ``advance(steps)`` reports finished steps.
+    """
+    shown = Progress(lambda: _display(trainer, title, total), patience=patience)
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+def _display(trainer: Trainer, title: str, total: int | None) -> Display | None:
+    bar: Any = trainer.progress_bar_callback
+    if bar is None or getattr(bar, "is_disabled", False):
+        return None
+    live = getattr(getattr(bar, "progress", None), "live", None)
+    if live is not None and live.is_started:
+        return _RichTask(bar, title, total)
+    if hasattr(bar, "process_position"):
+        return _TqdmLine(bar, title, total)
+    rank_zero_info(f"{title}, ...")
+    return None
+
+
+class _RichTask:
+    def __init__(self, bar: Any, title: str, total: int | None) -> None:
+        self._bar, self._progress = bar, bar.progress
+        self._finite = total is not None
+        size = math.inf if total is None else total
+        idle = self._idle()
+        if idle:
+            self._task = idle.pop()
+            self._progress.reset(self._task, total=size, description=title, visible=True)
+        else:
+            self._task = self._progress.add_task(title, total=size)
+        self._refreshed = 0.0
+
+    def _idle(self) -> list[Any]:
+        # Lightning gives tasks of infinite size a class of their own, so the two kinds cannot stand in for each other.
+        return _idle_tasks.setdefault(self._progress, {}).setdefault(self._finite, [])
+
+    def advance(self, steps: int) -> None:
+        self._progress.update(self._task, advance=steps)
+        if time.monotonic() - self._refreshed >= _REFRESH_SECONDS:
+            self._refreshed = time.monotonic()
+            self._bar.refresh(hard=True)
+
+    def close(self) -> None:
+        self._progress.update(self._task, visible=False)
+        self._idle().append(self._task)
+        self._bar.refresh(hard=True)
+
+
+class _TqdmLine:
+    def __init__(self, bar: Any, title: str, total: int | None) -> None:
+        # Imported here because a Trainer with another bar does not need tqdm's notebook machinery.
+        from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+        # Lightning's train and validation bars take two lines from process_position on, once there is a train bar.
+        lines = 2 if _has_train_bar(bar) else 0
+        self._line = Tqdm(
+            desc=title, total=total, position=2 * bar.process_position + lines, leave=False, file=sys.stdout
+        )
+
+    def advance(self, steps: int) -> None:
+        self._line.update(steps)
+
+    def close(self) -> None:
+        self._line.close()
+
+
+def _has_train_bar(bar: Any) -> bool:
+    try:
+        return bar.train_progress_bar is not None
+    except TypeError:  # raised by the property as long as the bar does not exist
+        return False

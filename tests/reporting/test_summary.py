@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from lightning_sloppy.records import Certificate, Cost, Estimate, Measurement, Status
+from lightning_sloppy.reporting.summary import WIDTH, summarise
+
+STOP = "Training stopped after epoch 23 because the effective dimension of the Fisher matrix had reached its plateau."
+
+
+def event(matrix: str, estimates: dict[str, float | Estimate], **fields) -> Measurement:
+    named = {q: v if isinstance(v, Estimate) else Estimate(v) for q, v in estimates.items()}
+    settings = {"cost": Cost(seconds=2.0), "status": Status.CONVERGED, "num_samples": 1024, **fields}
+    return Measurement(settings.pop("step", 414), 22, matrix, None, named, **settings)
+
+
+def certificate(**fields) -> Certificate:
+    settings = {
+        "kind": "pac_bayes_pair", "certified_predictor": "pair_of_draws", "value": 0.3123, "valid": True,
+        "n": 1437, "delta": 0.05, "empirical_risk": 0.0211, "risk_samples": 1437, "log_ratio": 321.5,
+        "conditions": ("The training examples are independent draws.",),
+        "prior": "the initial weights are independent of the data",
+    }  # fmt: skip
+    return Certificate(**{**settings, **fields})
+
+
+INPUT = event(
+    "input",
+    {"decades": 3.21, "slope": -0.0412, "slope_r_squared": 0.97, "participation_ratio": 17.3, "num_features": 61,
+     "constant_columns": 3, "num_samples": 1437},
+)  # fmt: skip
+HESSIAN = event(
+    "hessian",
+    {"largest": 8.25, "smallest": -0.125, "trace": Estimate(40.0, 1.5, 0.0), "z": 0.00245, "num_parameters": 4570,
+     "effective_dimension": Estimate(459.7, 5.7, 0.2)},
+)  # fmt: skip
+FISHER = event(
+    "fisher",
+    {"largest": 2.5, "trace": 12.0, "effective_dimension": 166.0, "effective_dimension_half_samples": 120.5,
+     "z": 0.00245, "num_parameters": 4570},
+)  # fmt: skip
+BOUND = event("bound", {"hold_out": 0.0733, "hold_out_error": 0.05}, certificate=certificate())
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_the_whole_story_in_words_and_numbers():
+    runs = {"input": [INPUT], "hessian": [HESSIAN, HESSIAN], "fisher": [FISHER], "bound": [BOUND]}
+    text = summarise(runs, stop=STOP, log_dirs=["runs/version_0"], training_seconds=100.0)
+    for sentence in (
+        "N = 1,437 training samples. The correlation matrix spans 3.21 decades.",
+        "change by -0.0412 decades per index (R^2 = 0.97).",
+        "Effective dimension of the inputs (participation ratio): 17.3 of 61 features.",
+        "3 constant columns were left out.",
+        "Step 414, epoch 22. N = 1,024 probe samples.",
+        "Largest eigenvalue 8.25, smallest -0.125, trace 40 +- 1.5.",
+        "Effective dimension of the Gauss-Newton part at z = 0.00245: 459.7 +- 5.9 of 4,570 parameters.",
+        "Effective dimension at z = 0.00245: 166 of 4,570 parameters. On the first half of the samples it is 120.5.",
+        "The PAC-Bayes bound on the true error is 0.3123. It certifies the pair of networks drawn around the model",
+        "with probability at least 0.95",
+        "error 0.0211 on 1,437 samples, complexity 321.5 nats for n = 1,437.",
+        "- The training examples are independent draws.",
+        "- The user's statement about the prior: the initial weights are independent of the data",
+        "Hold-out bound for the model itself, from samples it never saw: 0.0733 (error on them: 0.0500).",
+        STOP,
+        "Measuring took 10.0 s, 10 % of the 100.0 s of the fit: Inputs 2.0 s (1 measurement),",
+        "Hessian 4.0 s (2 measurements)",
+    ):
+        assert sentence in flat(text)
+    assert "\n    tensorboard --logdir runs/version_0" in text
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert "\x1b" not in text
+
+
+def test_what_was_not_asked_for_is_not_mentioned():
+    text = summarise({"fisher": [FISHER]}, stop=STOP)
+    assert "Hessian" not in text
+    assert "Bound" not in text
+    assert "None were written" in text
+
+
+def test_reasons_replace_a_bound():
+    reason = "The run was resumed without the state of this callback, so the initial weights are unknown."
+    without = event(
+        "bound", {}, certificate=certificate(valid=False, value=math.nan, reasons=(reason,)), status=Status.UNAVAILABLE
+    )
+    text = flat(summarise({"bound": [without]}, stop=STOP))
+    assert f"There is no PAC-Bayes bound, because: - {reason}" in text
+    assert "conditions" not in text
+    assert "nan" not in text
+
+
+def test_a_vacuous_bound_is_called_vacuous():
+    text = summarise({"bound": [event("bound", {}, certificate=certificate(value=1.0))]}, stop=STOP)
+    assert "vacuous" in text
+
+
+def test_the_lowest_bound_of_the_run_is_named_when_it_is_not_the_last():
+    early = event("bound", {}, certificate=certificate(value=0.2501), step=100)
+    late = event("bound", {}, certificate=certificate(value=0.3), step=200)
+    assert "The lowest of the run was 0.2501 at step 100" in flat(summarise({"bound": [early, late]}, stop=STOP))
+    assert "lowest" not in summarise({"bound": [late, early]}, stop=STOP)
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([], "Missing: no measurement took place."),
+        ([event("fisher", {}, status=Status.FAILED)], f"Missing. {Status.FAILED.value}"),
+        (
+            [event("fisher", {}, status=Status.UNAVAILABLE, notes=("The batch is not a pair; pass objective=.",))],
+            "Missing. The batch is not a pair; pass objective=.",
+        ),
+    ],
+)
+def test_missing_parts_come_with_their_reason(events, expected):
+    assert expected in flat(summarise({"fisher": events}, stop=STOP))
+
+
+def test_an_unresolved_dimension_is_no_number():
+    unresolved = Estimate(1224.0, 19.0, 600.0, Status.UNRESOLVED)
+    text = flat(summarise({"hessian": [event("hessian", {"effective_dimension": unresolved})]}, stop=STOP))
+    assert "1,224" not in text
+    text = flat(
+        summarise({"hessian": [event("hessian", {"largest": 1.0, "effective_dimension": unresolved})]}, stop=STOP)
+    )
+    assert f"Effective dimension of the Gauss-Newton part: missing. {Status.UNRESOLVED.value}" in text
+    assert "1,224" not in text
+
+
+def test_a_failure_at_the_end_does_not_hide_the_last_result():
+    failed = event("fisher", {}, status=Status.FAILED, step=500)
+    text = flat(summarise({"fisher": [FISHER, failed]}, stop=STOP))
+    assert "Step 414" in text
+    assert "166 of 4,570" in text
+
+
+def test_the_command_survives_odd_folders():
+    folder = "/data/a very long folder name " + "x" * 90
+    text = summarise({}, stop=STOP, log_dirs=[folder, "b"])
+    assert f"    tensorboard --logdir '{folder}'\n" in text
+    assert text.endswith("    tensorboard --logdir b")
+
+
+@pytest.mark.parametrize("value", [1e300, 123456.789, 1e-300])
+def test_extreme_values_stay_short(value):
+    line = summarise({"fisher": [event("fisher", {"trace": Estimate(value, math.nan)})]}, stop=STOP).splitlines()[3]
+    assert "nan" not in line
+    assert len(line) < WIDTH
+
+
+def test_long_notes_are_wrapped():
+    noted = event("fisher", {"trace": 1.0}, notes=("word " * 80,))
+    text = summarise({"fisher": [noted]}, stop=STOP)
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert text.count("word") == 80

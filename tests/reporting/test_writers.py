@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import csv
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger, Logger
+from tensorboard.backend.event_processing.event_accumulator import STORE_EVERYTHING_SIZE_GUIDANCE, EventAccumulator
+
+from lightning_sloppy.records import Cost, Estimate, Measurement, Spectrum, Status
+from lightning_sloppy.reporting.histograms import histograms
+from lightning_sloppy.reporting.tags import expected_tags, scalars
+from lightning_sloppy.reporting.writers import publish
+
+N_EFF = "sloppy_hessian/effective_dimension"
+
+
+class SimpleTrainer(SimpleNamespace):
+    __hash__ = object.__hash__
+
+
+def trainer(*loggers: object, is_global_zero: bool = True) -> SimpleTrainer:
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    return SimpleTrainer(loggers=list(loggers), is_global_zero=is_global_zero, strategy=strategy, callback_metrics={})
+
+
+def event(step: int, value: float = 12.5, *, matrix: str = "hessian", status: Status = Status.CONVERGED) -> Measurement:
+    values = torch.tensor([5.0, 0.5, 1e-3, -0.2], dtype=torch.float64)
+    spectrum = Spectrum(values, 4, 8, matrix, 1e-9, Status.EXACT, torch.zeros(4), 5.0, -0.2)
+    estimates = {"effective_dimension": Estimate(value, 0.5, 0.25), "largest": Estimate(5.0)}
+    return Measurement(step, 0, matrix, spectrum, estimates, Cost(products=28, seconds=0.5), status)
+
+
+class Measuring(Callback):
+    """Publishes one measurement at train start and one after every batch, at Lightning's own step."""
+
+    def __init__(self, values=()):
+        self.values, self.published = list(values), []
+
+    def _publish(self, trainer):
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        value = self.values.pop(0) if self.values else 12.5
+        self.published.append(event(step, value))
+        publish(trainer, self.published[-1])
+
+    def on_train_start(self, trainer, pl_module):
+        self._publish(trainer)
+
+    def on_train_batch_end(self, trainer, *args):
+        self._publish(trainer)
+
+
+def fit(tmp_path, *callbacks: Callback, **options) -> Trainer:
+    options = {"max_epochs": 2, "limit_train_batches": 3, "limit_val_batches": 1, "logger": False, **options}
+    run = Trainer(
+        default_root_dir=tmp_path,
+        callbacks=list(callbacks),
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        log_every_n_steps=1,
+        **options,
+    )
+    run.fit(BoringModel())
+    return run
+
+
+quiet = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec.*deprecated")
+
+
+@quiet
+def test_event_files_hold_every_tag_at_the_step_of_the_measurement(tmp_path):
+    logger, measuring = TensorBoardLogger(tmp_path), Measuring()
+    fit(tmp_path, measuring, logger=logger)
+    read = EventAccumulator(logger.log_dir, size_guidance=STORE_EVERYTHING_SIZE_GUIDANCE).Reload()
+    steps = [m.step for m in measuring.published]
+    assert steps == [0, 0, 1, 2, 3, 4, 5]
+    for name, value in scalars(measuring.published[0]).items():
+        written = read.Scalars(name)
+        assert [e.step for e in written] == steps, name
+        assert [e.value for e in written] == pytest.approx([value] * len(steps)), name
+    for name, shape in histograms(measuring.published[0]).items():
+        written = read.Histograms(name)
+        assert [e.step for e in written] == steps, name
+        stored = written[0].histogram_value
+        assert sum(stored.bucket) == pytest.approx(shape.num)
+        assert (stored.min, stored.max) == pytest.approx((shape.minimum, shape.maximum))
+    ours = {t for kind in ("scalars", "histograms") for t in read.Tags()[kind] if t.startswith("sloppy_")}
+    assert ours == {*scalars(measuring.published[0]), *histograms(measuring.published[0])}
+    assert {p.parent for p in tmp_path.rglob("events.out*")} == {tmp_path / "lightning_logs" / "version_0"}
+
+
+@quiet
+def test_csv_has_one_constant_header_and_gaps_for_what_is_missing(tmp_path):
+    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
+    rewrites = []
+    logger.experiment._rewrite_with_new_header = rewrites.append
+    run = trainer(logger)
+    publish(run, event(0, 3.0))
+    publish(run, event(1, math.nan))
+    publish(run, event(2, 4.0))
+    logger.finalize("success")
+    with open(logger.experiment.metrics_file_path) as file:
+        rows = list(csv.DictReader(file))
+    assert set(rows[0]) == {*expected_tags("hessian"), "step"}
+    assert [r["step"] for r in rows] == ["0", "1", "2"]
+    assert [r[N_EFF] for r in rows] == ["3.0", "nan", "4.0"]
+    assert not rewrites
+
+
+def test_a_gap_keeps_the_last_finite_value_for_monitors():
+    run = trainer()
+    for value in (7.0, math.nan, math.inf):
+        publish(run, event(0, value))
+    publish(run, event(1, 99.0, status=Status.FAILED))
+    kept = run.callback_metrics[N_EFF]
+    assert float(kept) == 7.0
+    assert (kept.shape, kept.dtype, kept.requires_grad) == (torch.Size([]), torch.float32, False)
+    assert all(bool(torch.isfinite(v)) for v in run.callback_metrics.values())
+
+
+@quiet
+def test_monitors_work_without_any_logger(tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path, monitor=N_EFF, mode="min", filename="best", save_top_k=1)
+    stopping = EarlyStopping(monitor=N_EFF, mode="min", patience=1, check_on_train_epoch_end=True)
+    falling_then_rising = [float(v) for v in (9, 8, 7, 3, 5, 5, 5, 5, 5, 9, 9, 9, 9)]
+    run = fit(tmp_path, Measuring(falling_then_rising), checkpoint, stopping, max_epochs=9)
+    assert run.current_epoch < 9
+    assert float(stopping.best_score) == float(checkpoint.best_model_score) == 3.0
+
+
+@quiet
+def test_fast_dev_run_writes_nothing_and_breaks_nothing(tmp_path):
+    measuring = Measuring()
+    run = fit(tmp_path, measuring, logger=TensorBoardLogger(tmp_path), fast_dev_run=True)
+    assert isinstance(run.loggers[0], DummyLogger)
+    assert len(measuring.published) == 2
+    assert float(run.callback_metrics[N_EFF]) == 12.5
+    assert not list(tmp_path.rglob("events.out*"))
+
+
+class Recording(Logger):
+    """A logger without any experiment, as third parties write them."""
+
+    name, version = "recording", 0
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def log_metrics(self, metrics, step=None):
+        self.calls.append((metrics, step))
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+class Broken(Recording):
+    def log_metrics(self, metrics, step=None):
+        raise ConnectionError("no route to host")
+
+
+def test_a_broken_logger_is_named_once_and_the_others_go_on():
+    healthy = Recording()
+    run = trainer(Broken(), healthy)
+    with pytest.warns(UserWarning, match=r"Broken could not log a measurement: ConnectionError: no route"):
+        publish(run, event(0))
+    publish(run, event(1))  # a second warning would be an error here
+    publish(run, event(2))
+    assert [step for _, step in healthy.calls] == [0, 1, 2]
+    assert healthy.calls[0][0] == scalars(event(0))
+    with pytest.warns(UserWarning, match="Broken could not"):
+        publish(trainer(Broken()), event(0))
+
+
+def test_other_ranks_update_their_monitors_only():
+    logger = Recording()
+    run = trainer(logger, is_global_zero=False)
+    publish(run, event(0))
+    assert not logger.calls
+    assert float(run.callback_metrics[N_EFF]) == 12.5

@@ -90,7 +90,8 @@ def progress(
 
     Args:
         trainer: The running Trainer.
-        title: What is being done, for instance "Hessian: measuring on 1,024 samples".
+        title: What is being done, for instance "Hessian: measuring on 1,024 samples". A bar shows the part before the
+            colon only, since a long text would squeeze Lightning's own bars.
         total: Number of steps, or None when it is not known.
         patience: Seconds before anything is shown.
 
@@ -108,11 +109,12 @@ def _display(trainer: Trainer, title: str, total: int | None) -> Display | None:
     bar: Any = trainer.progress_bar_callback
     if bar is None or getattr(bar, "is_disabled", False):
         return None
+    short = title.partition(":")[0]
     live = getattr(getattr(bar, "progress", None), "live", None)
     if live is not None and live.is_started:
-        return _RichTask(bar, title, total)
+        return _RichTask(bar, short, total)
     if hasattr(bar, "process_position"):
-        return _TqdmLine(bar, title, total)
+        return _TqdmLine(bar, short, total)
     rank_zero_info(f"{title}, ...")
     return None
 

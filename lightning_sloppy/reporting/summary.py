@@ -246,4 +246,7 @@ def _section(title: str, paragraphs: Sequence[str]) -> str:
 
 def _wrap(paragraph: str) -> list[str]:
     indent = "    " if paragraph.startswith("- ") else "  "
-    return textwrap.wrap(" ".join(paragraph.split()), WIDTH, initial_indent="  ", subsequent_indent=indent)
+    # A value and its error stay on one line: textwrap does not break at a no-break space.
+    text = " ".join(paragraph.split()).replace(" +- ", "\N{NO-BREAK SPACE}+-\N{NO-BREAK SPACE}")
+    lines = textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent=indent)
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]

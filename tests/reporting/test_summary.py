@@ -153,6 +153,13 @@ def test_extreme_values_stay_short(value):
     assert len(line) < WIDTH
 
 
+def test_a_value_and_its_error_stay_on_one_line():
+    padded = event("fisher", {"trace": 1.0}, notes=tuple("x" * n + " trace 40 +- 1.5" for n in range(60, 98)))
+    lines = summarise({"fisher": [padded]}, stop=STOP).splitlines()
+    assert sum("40 +- 1.5" in line for line in lines) == 38
+    assert max(map(len, lines)) <= WIDTH
+
+
 def test_long_notes_are_wrapped():
     noted = event("fisher", {"trace": 1.0}, notes=("word " * 80,))
     text = summarise({"fisher": [noted]}, stop=STOP)

@@ -160,6 +160,7 @@ class Measurement:
         precision: Data type of the products, for instance "float32".
         notes: Sentences that say why something is missing.
         certificate: The bound, when the measurement is one.
+        companions: Spectra of related matrices measured with it, by name: "gauss_newton", "covariance", ...
     """
 
     step: int
@@ -174,6 +175,7 @@ class Measurement:
     precision: str = "float32"
     notes: tuple[str, ...] = ()
     certificate: Certificate | None = None
+    companions: Mapping[str, Spectrum] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def double_backward(module: nn.Module) -> Iterator[None]:
             yield
         except RuntimeError as error:
             text = str(error)
-            if "derivative for" in text and "not implemented" in text or "double backward" in text:
+            if ("derivative for" in text and "not implemented" in text) or "double backward" in text:
                 raise UnsupportedError(
                     f"The Hessian needs second derivatives, but an operation of {type(module).__name__} has none "
                     f"({text.splitlines()[0]}); use FisherSpectrum, which needs first derivatives only, or replace it."

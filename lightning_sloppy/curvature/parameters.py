@@ -50,7 +50,7 @@ class ParameterLayout:
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:
         """Views of a vector of shape (p,) in the shapes of the parameters."""
-        pieces = vector.split([shape.numel() for shape in self.shapes])
+        pieces = torch.split(vector, [shape.numel() for shape in self.shapes])
         return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
     def table(self, vector: Tensor) -> dict[str, Tensor]:

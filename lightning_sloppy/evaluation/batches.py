@@ -25,7 +25,7 @@ def as_pair(batch: Any) -> Batch:
         return batch[0], batch[1]
     kind = f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
     raise ConfigurationError(
-        f"Batches must be pairs (inputs, targets), but the data give {kind}; let the dataset or collate_fn return pairs."
+        f"Batches must be pairs (inputs, targets), but the data give {kind}; let the dataset or collate_fn give pairs."
     )
 
 
@@ -70,5 +70,7 @@ def collected(batches: Iterable[Any]) -> list[Batch]:
         )
     held = [as_pair(batch) for batch in batches]
     if not held or sum(sample_count(batch) for batch in held) == 0:
-        raise ConfigurationError("No samples to measure on: the batches are empty; pass at least one (inputs, targets).")
+        raise ConfigurationError(
+            "No samples to measure on: the batches are empty; pass at least one (inputs, targets)."
+        )
     return held

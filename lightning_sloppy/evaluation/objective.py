@@ -31,13 +31,16 @@ class Objective:
         loss_fn: Mean-reduced loss of outputs and targets.
         step_module: Instead of outputs and loss: a module whose ``forward`` maps a batch to the loss and which holds
             ``module`` as its child ``inner``. Then there are no outputs, hence no Gauss-Newton or Fisher matrix.
+        seed: Set before every forward, so that dropout in train mode is the same function each time.
 
     Attributes:
         dtype: Data type of the products: the parameters', at least float32.
         device: Device of the parameters.
     """
 
-    def __init__(self, module: nn.Module, loss_fn: Loss | None, *, step_module: nn.Module | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, loss_fn: Loss | None, *, step_module: nn.Module | None = None, seed: int | None = None
+    ) -> None:
         parameters = [p for p in module.parameters() if p.requires_grad]
         if not parameters:
             raise ConfigurationError(
@@ -47,6 +50,7 @@ class Objective:
         self.module = module
         self.loss_fn = loss_fn
         self._step_module = step_module
+        self._seed = seed
         self.device = parameters[0].device
         half = parameters[0].dtype in (torch.float16, torch.bfloat16)
         self.dtype = torch.float32 if half else parameters[0].dtype
@@ -62,7 +66,12 @@ class Objective:
 
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
         """``forward(inputs)`` with these parameters in place of the module's own."""
-        return functional_call(self.module, self._table(parameters, self.module, ""), (inputs,))
+        self._reseed()
+        return functional_call(self.module, self._table(parameters, self.module), (inputs,))
+
+    def _reseed(self) -> None:
+        if self._seed is not None:
+            torch.manual_seed(self._seed)
 
     def loss(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Mean loss of one batch, a scalar.
@@ -73,7 +82,8 @@ class Objective:
         batch = private(batch)
         if self.loss_fn is None:
             assert self._step_module is not None
-            table = self._table({f"inner.{k}": v for k, v in parameters.items()}, self._step_module, "inner.")
+            self._reseed()
+            table = self._table({f"inner.{k}": v for k, v in parameters.items()}, self._step_module)
             value = functional_call(self._step_module, table, (batch,))
         else:
             value = self.loss_fn(self.outputs(parameters, batch[0]), batch[1])
@@ -87,7 +97,7 @@ class Objective:
             value = value + self.loss(parameters, batch) * (sample_count(batch) / total)
         return value
 
-    def _table(self, parameters: Mapping[str, Tensor], owner: nn.Module, prefix: str) -> dict[str, Tensor]:
+    def _table(self, parameters: Mapping[str, Tensor], owner: nn.Module) -> dict[str, Tensor]:
         """Parameters given, plus the frozen ones and buffers in the data type of the products."""
         table = dict(parameters)
         for name, frozen in owner.named_parameters():
@@ -109,7 +119,9 @@ def checked_scalar(value: Any) -> Tensor:
         ConfigurationError: Otherwise.
     """
     if not isinstance(value, Tensor):
-        raise ConfigurationError(f"The loss must be a scalar tensor, but a {type(value).__name__} came; return the mean.")
+        raise ConfigurationError(
+            f"The loss must be a scalar tensor, but a {type(value).__name__} came; return the mean."
+        )
     if value.numel() != 1:
         raise ConfigurationError(
             f"The loss must be a scalar, but its shape is {tuple(value.shape)}; use reduction='mean'."

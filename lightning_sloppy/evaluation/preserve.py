@@ -33,7 +33,7 @@ def preserved(module: nn.Module, mode: Mode = "eval") -> Iterator[None]:
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     metrics = _metric_states(module)
     with ExitStack() as stack:
-        stack.enter_context(_random_streams())
+        stack.enter_context(random_streams())
         stack.enter_context(_full_precision())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -54,10 +54,15 @@ def preserved(module: nn.Module, mode: Mode = "eval") -> Iterator[None]:
 
 
 @contextmanager
-def _random_streams() -> Iterator[None]:
-    """Lightning's ``isolate_rng`` does not restore after an exception; a skipped measurement must."""
+def random_streams() -> Iterator[None]:
+    """Restore the global random streams afterwards, also after an exception.
+
+    Lightning's ``isolate_rng`` does not restore after an exception; a skipped measurement must.
+    """
     cpu = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    # Looking at CUDA must not start it: that would cost memory and forbid forking.
+    started = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda = torch.cuda.get_rng_state_all() if started else None
     numpy_state = np.random.get_state()  # noqa: NPY002 - the global stream is what user code draws from
     python_state = random.getstate()
     try:

@@ -24,4 +24,4 @@ def rademacher(dim: int, count: int, rng: torch.Generator) -> Tensor:
 def unit_gaussian(dim: int, rng: torch.Generator) -> Tensor:
     """One vector uniform on the unit sphere, shape (dim,), float32 on the CPU."""
     vector = torch.randn(dim, generator=rng)
-    return vector / torch.linalg.vector_norm(vector)
+    return vector.div_(torch.linalg.vector_norm(vector))

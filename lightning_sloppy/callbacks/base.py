@@ -1,0 +1,206 @@
+"""schedule -> guard -> measure -> publish -> subscribers: the life of every measuring callback."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_sloppy.errors import ConfigurationError, UnsupportedError
+from lightning_sloppy.probing import trainer_internals
+from lightning_sloppy.probing.context import FitContext, fit_context
+from lightning_sloppy.probing.guard import measuring
+from lightning_sloppy.records import Cost, Measurement, Status
+from lightning_sloppy.reporting.layout import write_layout
+from lightning_sloppy.reporting.writers import publish
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+else:
+    import lightning.pytorch
+    import pytorch_lightning
+
+    class Callback(lightning.pytorch.Callback, pytorch_lightning.Callback):
+        """Accepted by both copies of Lightning; a type checker sees the first alone, for their types differ."""
+
+
+class SloppyCallback(Callback):
+    """A callback for the Trainers of both ``lightning`` and ``pytorch_lightning``, which share no classes."""
+
+    @property
+    def parts(self) -> list[SloppyCallback]:
+        """The callbacks that do the work: itself, or what it is made of."""
+        return [self]
+
+    def summary_sentences(self) -> list[str]:
+        """What the closing summary should say about how the training ended; usually nothing."""
+        return []
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Say the summary once, after every callback has made its last measurement."""
+        if stage == "fit":
+            _close(self, trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """``teardown`` is not called after an exception, and what was measured is worth a summary."""
+        _close(self, trainer)
+
+
+class MeasurementSubscriber(SloppyCallback):
+    """A callback that is told of the measurements of another one."""
+
+    needs_eigenvectors: ClassVar[bool] = False
+
+    def listens_to(self, callback: MeasuringCallback) -> bool:
+        """Whether this callback wants to hear of ``callback``'s measurements."""
+        raise NotImplementedError
+
+    def on_measurement(self, trainer: Trainer, pl_module: LightningModule, measurement: Measurement) -> None:
+        """Called once after every measurement, when its numbers are already published."""
+        raise NotImplementedError
+
+
+class MeasuringCallback(SloppyCallback):
+    """Takes measurements, publishes them, and tells its subscribers, whatever the order of the callbacks.
+
+    An error inside a measurement becomes one warning with its cause and a gap in the curves, never the end of a
+    training; ``strict=True`` raises it.
+
+    Args:
+        strict: Raise errors of measurements.
+
+    Attributes:
+        measurements: All measurements of this fit, in order, on every rank.
+    """
+
+    group: ClassVar[str]
+
+    def __init__(self, *, strict: bool = False) -> None:
+        super().__init__()
+        self.strict = strict
+        self.measurements: list[Measurement] = []
+        self._warned: set[str] = set()
+
+    @property
+    def latest(self) -> Measurement | None:
+        """The latest measurement that did not fail, or None."""
+        return next((m for m in reversed(self.measurements) if m.status.ok), None)
+
+    @abstractmethod
+    def measure(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
+        """Take one measurement; called inside the guard."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the last fit, refuse what can never work."""
+        if stage != "fit":
+            return
+        if not trainer_internals.strategy_is_supported(trainer):
+            raise UnsupportedError(
+                f"{type(self).__name__} needs all parameters on every device, but the strategy is "
+                f"{type(trainer.strategy).__name__}; use strategy='auto' or 'ddp', or leave the callback out."
+            )
+        self.measurements = []
+        self._warned = set()
+
+    def subscribers(self, trainer: Trainer) -> list[MeasurementSubscriber]:
+        """Who wants to hear of these measurements."""
+        return [peer for peer in peers(trainer) if isinstance(peer, MeasurementSubscriber) and peer.listens_to(self)]
+
+    def take(self, trainer: Trainer, pl_module: LightningModule, *, step: int) -> None:
+        """Measure, publish under the x-value ``step``, tell the subscribers."""
+        start = time.perf_counter()
+        context: FitContext | None = None
+        try:
+            context = fit_context(trainer, pl_module)
+            if not context.layout_written:
+                context.layout_written = True
+                write_layout(trainer)
+            with measuring(pl_module), trainer.profiler.profile(f"sloppy/{self.group}"):
+                measurement = self.measure(trainer, pl_module, context, step)
+        except Exception as error:
+            if self.strict:
+                raise
+            self.warn_once(f"{type(self).__name__} could not measure; training goes on. {error}", key=str(error)[:60])
+            measurement = Measurement(
+                step, trainer.current_epoch, self.group, None, {}, Cost(), Status.FAILED, notes=(str(error),)
+            )
+        seconds = time.perf_counter() - start
+        measurement = dataclasses.replace(measurement, cost=dataclasses.replace(measurement.cost, seconds=seconds))
+        if context is not None:
+            context.measuring_seconds += seconds
+        publish(trainer, measurement, share=None if context is None else context.share)
+        self.measurements.append(_light(measurement))
+        for subscriber in self.subscribers(trainer):
+            subscriber.on_measurement(trainer, pl_module, measurement)
+
+    def warn_once(self, message: str, *, key: str | None = None) -> None:
+        """Warn on rank 0, once in a fit for each key."""
+        if (key or message) not in self._warned:
+            self._warned.add(key or message)
+            rank_zero_warn(message)
+
+
+class ScheduledCallback(MeasuringCallback):
+    """Measures at train start, at the end of every ``every_n_epochs``-th epoch, and at the end of the fit.
+
+    Args:
+        every_n_epochs: Interval of the measurements in epochs.
+        strict: Raise errors of measurements.
+    """
+
+    def __init__(self, *, every_n_epochs: int = 1, strict: bool = False) -> None:
+        super().__init__(strict=strict)
+        if every_n_epochs < 1:
+            raise ConfigurationError(f"every_n_epochs={every_n_epochs} was asked for; pass a number of at least 1.")
+        self.every_n_epochs = every_n_epochs
+        self._measured_at: int | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the last fit."""
+        super().setup(trainer, pl_module, stage)
+        self._measured_at = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """First measurement, so that monitors exist before any check; ``on_fit_start`` would be too early for data."""
+        self._measured_at = trainer_internals.effective_batches(trainer)
+        self.take(trainer, pl_module, step=self._measured_at)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure behind the last batch of an epoch: before validation, at the x-value of the epoch's own metrics."""
+        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if due and trainer_internals.is_last_batch(trainer):
+            step = trainer_internals.effective_batches(trainer)
+            self._measured_at = step + 1
+            self.take(trainer, pl_module, step=step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Last measurement, if training went on since the one before."""
+        done = trainer_internals.effective_batches(trainer)
+        if self._measured_at is not None and done > self._measured_at:
+            self._measured_at = done
+            self.take(trainer, pl_module, step=done - 1)
+
+
+def peers(trainer: Trainer) -> list[SloppyCallback]:
+    """All callbacks of this package in the fit, those inside a monitor included."""
+    return [part for callback in trainer.callbacks if isinstance(callback, SloppyCallback) for part in callback.parts]
+
+
+def _close(callback: SloppyCallback, trainer: Trainer) -> None:
+    from lightning_sloppy.callbacks.closing import close
+
+    family = peers(trainer)
+    if family and callback.parts[0] is family[0]:
+        close(trainer, family)
+
+
+def _light(measurement: Measurement) -> Measurement:
+    """Without the eigenvectors: k copies of the model for every measurement would fill the memory."""
+    if measurement.spectrum is None or measurement.spectrum.eigenvectors is None:
+        return measurement
+    return dataclasses.replace(measurement, spectrum=dataclasses.replace(measurement.spectrum, eigenvectors=None))

@@ -1,0 +1,157 @@
+"""Stop the training when the effective dimension has reached a plateau."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_sloppy.callbacks.base import MeasurementSubscriber, MeasuringCallback, peers
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.measures.plateau import PlateauDetector, Verdict
+from lightning_sloppy.records import Measurement
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+MONITORS = {
+    "sloppy_fisher/effective_dimension": ("fisher", "FisherSpectrum"),
+    "sloppy_hessian/effective_dimension": ("hessian", "HessianSpectrum"),
+}
+SCALES = ("effective_dimension_fine", "effective_dimension", "effective_dimension_coarse")
+
+
+class StoppingReason(str, Enum):
+    """Why the training was stopped, or why not."""
+
+    NOT_STOPPED = "not_stopped"
+    PLATEAU = "plateau"
+    UNDETERMINED = "undetermined"
+
+
+class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
+    """Stop when the effective dimension is flat at three curvature scales.
+
+    Flat means: over the last ``patience + 1`` *measurements* (not epochs) ``(max - min) / mean`` plus twice the
+    relative standard error is within ``rel_tol`` at z/10, z and 10 z. At z alone the rule would fire at the curve's
+    maximum, while the training error still halves. When twice the standard error alone exceeds ``rel_tol`` the
+    verdict is "undetermined", said once, and training goes on.
+
+    Args:
+        monitor: "sloppy_fisher/effective_dimension" (exact on the probe, cheap) or
+            "sloppy_hessian/effective_dimension"; its callback must be in the same Trainer.
+        patience: Measurements without change that make a plateau.
+        rel_tol: Relative change that counts as none.
+        warmup: First measurements that are ignored.
+        verbose: Say why the training was stopped.
+
+    Raises:
+        ConfigurationError: For an unknown monitor, numbers out of range, or a monitor that nobody measures.
+
+    Example:
+        >>> EffectiveDimensionEarlyStopping(patience=3).stopping_reason.value
+        'not_stopped'
+    """
+
+    def __init__(
+        self,
+        monitor: str = "sloppy_fisher/effective_dimension",
+        patience: int = 5,
+        rel_tol: float = 0.02,
+        warmup: int = 3,
+        *,
+        verbose: bool = True,
+    ) -> None:
+        super().__init__()
+        if monitor not in MONITORS:
+            raise ConfigurationError(
+                f"monitor={monitor!r} has no plateau rule; choose one of {', '.join(MONITORS)}. For other tags use "
+                "Lightning's EarlyStopping."
+            )
+        self.monitor = monitor
+        self.patience = patience
+        self.rel_tol = rel_tol
+        self.warmup = warmup
+        self.verbose = verbose
+        self.detector = PlateauDetector(patience=patience, rel_tol=rel_tol, warmup=warmup)
+        self.stopping_reason = StoppingReason.NOT_STOPPED
+        self.stopped_step: int | None = None
+        self.verdict: Verdict | None = None
+        self._dim: int | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that somebody measures what is monitored."""
+        if stage != "fit":
+            return
+        group, name = MONITORS[self.monitor]
+        if not any(isinstance(peer, MeasuringCallback) and peer.group == group for peer in peers(trainer)):
+            raise ConfigurationError(
+                f"EffectiveDimensionEarlyStopping monitors {self.monitor}, but nothing measures it; add {name}() to "
+                "the Trainer's callbacks."
+            )
+        self.detector = PlateauDetector(patience=self.patience, rel_tol=self.rel_tol, warmup=self.warmup)
+        self.stopping_reason = StoppingReason.NOT_STOPPED
+        self.stopped_step = None
+        self.verdict = None
+        self._dim = None
+
+    def listens_to(self, callback: MeasuringCallback) -> bool:
+        """The callback that publishes the monitor."""
+        return callback.group == MONITORS[self.monitor][0]
+
+    def on_measurement(self, trainer: Trainer, pl_module: LightningModule, measurement: Measurement) -> None:
+        """Judge one more measurement; every rank stops when one of them would."""
+        estimates = [measurement.estimates.get(name) for name in SCALES]
+        known = [estimate for estimate in estimates if estimate is not None and estimate.status.ok]
+        stop = False
+        if len(known) == len(SCALES) and measurement.spectrum is not None:
+            if self._dim not in (None, measurement.spectrum.dim):
+                self.detector.restart()
+            self._dim = measurement.spectrum.dim
+            self.verdict = self.detector.update(known)
+            stop = self.verdict is Verdict.PLATEAU
+        self._say_undetermined()
+        if trainer.fast_dev_run or self.stopping_reason is StoppingReason.PLATEAU:
+            return
+        if trainer.strategy.reduce_boolean_decision(stop, all=False):
+            trainer.should_stop = True
+            self.stopping_reason = StoppingReason.PLATEAU
+            self.stopped_step = measurement.step
+            if self.verbose:
+                rank_zero_info(self._sentence())
+
+    def _say_undetermined(self) -> None:
+        if self.verdict is Verdict.UNDETERMINED and self.stopping_reason is StoppingReason.NOT_STOPPED:
+            self.stopping_reason = StoppingReason.UNDETERMINED
+            rank_zero_info(f"Early stopping on {self.monitor}: {Verdict.UNDETERMINED.value}; raise probes or rel_tol.")
+
+    def _sentence(self) -> str:
+        if self.stopping_reason is StoppingReason.PLATEAU:
+            return (
+                f"Stopped by the plateau rule at step {self.stopped_step:,}: {self.monitor} changed by at most "
+                f"{self.rel_tol:.1%} over {self.patience + 1} measurements at z/10, z and 10 z."
+            )
+        state = "nothing was measured" if self.verdict is None else self.verdict.value
+        return f"The plateau rule did not stop the training: {state}."
+
+    def summary_sentences(self) -> list[str]:
+        """Why the training was stopped, or not."""
+        return [self._sentence()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The window and the verdict, as plain values."""
+        return {
+            "seen": self.detector.seen,
+            "window": asdict(self.detector)["window"],
+            "stopping_reason": self.stopping_reason.value,
+            "stopped_step": self.stopped_step,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the window of the run that wrote the checkpoint."""
+        self.detector.seen = int(state_dict["seen"])
+        self.detector.window = state_dict["window"]
+        self.stopping_reason = StoppingReason(state_dict["stopping_reason"])
+        self.stopped_step = state_dict["stopped_step"]

@@ -1,0 +1,188 @@
+"""Hessian of the training loss: its ends, its trace, and the effective dimension of its Gauss-Newton part."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lightning_sloppy.analysis import checked_counts, gauss_newton_of, hessian_of
+from lightning_sloppy.callbacks.scale import Scale, ScaledCallback
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.batches import Batch
+from lightning_sloppy.evaluation.objective import Loss
+from lightning_sloppy.linalg.vectors import generator, rademacher
+from lightning_sloppy.measures import effective_dimension as dimension
+from lightning_sloppy.probing.context import FitContext
+from lightning_sloppy.probing.objective import ObjectiveChoice
+from lightning_sloppy.records import Cost, Estimate, Measurement, Spectrum, Status
+from lightning_sloppy.reporting.progress import progress
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+STOP_AT = 0.02
+"""Quadrature stops when the bracket of N_eff is this narrow: a fifth of what makes a value unresolved."""
+
+
+class HessianSpectrum(ScaledCallback):
+    """Track the spectrum of the Hessian of the training loss on a fixed probe.
+
+    Top-k eigenpairs by magnitude with residuals (Lanczos, full reorthogonalisation), the trace by Rademacher probe
+    vectors, and of the Gauss-Newton part, by stochastic Lanczos quadrature with brackets, the effective dimension
+    ``N_eff(z) = sum lambda/(lambda + z)`` and the count ``p(n, epsilon) = #{lambda >= z}``, both with standard error
+    and truncation error. ``z = epsilon / (2 (n - 1))`` (Yang, Mao and Chaudhari, ICML 2022, arXiv 2110.14163).
+
+    Args:
+        k: Eigenpairs, at least 1. Ten: about one for each class of the usual data sets.
+        probes: Rademacher probe vectors for trace and effective dimension, at least 2. Four: a standard error of
+            about a tenth.
+        num_samples: Probe samples N, drawn once from the training data.
+        steps: Greatest depth of the quadrature; it stops earlier when the brackets are narrow.
+        tol: Residual relative to the largest magnitude; null: 1e-3 in float32, 1e-8 in float64.
+        epsilon: Prior precision; null: p / ||w0||^2 of the weights at the start, kept for the whole run.
+        objective: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
+        every_n_epochs: Interval of the measurements.
+        seed: Of the probe samples and vectors; the same ones serve at every measurement.
+        strict: Raise errors of measurements instead of warning.
+
+    Raises:
+        ConfigurationError: For k < 1, fewer than 2 probes, or other numbers out of range.
+
+    Example:
+        >>> callback = HessianSpectrum(k=5)
+        >>> callback.latest is None
+        True
+    """
+
+    group = "hessian"
+
+    def __init__(
+        self,
+        k: int = 10,
+        probes: int = 4,
+        *,
+        num_samples: int = 1024,
+        steps: int = 100,
+        tol: float | None = None,
+        epsilon: float | None = None,
+        objective: Loss | None = None,
+        every_n_epochs: int = 1,
+        seed: int = 0,
+        strict: bool = False,
+    ) -> None:
+        super().__init__(epsilon=epsilon, every_n_epochs=every_n_epochs, strict=strict)
+        checked_counts(k, probes)
+        if probes < 2 or num_samples < 1 or steps < 2 or (tol is not None and not 0 < tol < 1):
+            raise ConfigurationError(
+                f"HessianSpectrum got probes={probes}, num_samples={num_samples}, steps={steps}, tol={tol}; pass at "
+                "least 2 probes, 1 sample and 2 steps, and a tol between 0 and 1 or null."
+            )
+        self.k = k
+        self.probes = probes
+        self.num_samples = num_samples
+        self.steps = steps
+        self.tol = tol
+        self.objective = objective
+        self.seed = seed
+        self._vectors: Tensor | None = None
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
+        """Hessian first, then its Gauss-Newton part, on the same probe and the same probe vectors."""
+        choice = context.objective(trainer, self.objective)
+        batches = context.probe(trainer, self.num_samples, self.seed)
+        scale, sentence = self.scale(trainer, context)
+        if self._vectors is None or self._vectors.shape[1] != context.layout.dim:
+            self._vectors = rademacher(context.layout.dim, self.probes, generator(self.seed + 1))
+        notes = [note for note in (choice.note, sentence) if note]
+        if choice.note:
+            self.warn_once(choice.note)
+        with progress(trainer, f"Hessian: measuring on {sum(len(b[1]) for b in batches):,} samples") as bar:
+            hessian = hessian_of(
+                choice.objective,
+                batches,
+                k=self.k,
+                probe_vectors=self._vectors,
+                steps=1,
+                tol=self.tol,
+                eigenvectors=any(listener.needs_eigenvectors for listener in self.subscribers(trainer)),
+                rng=generator(self.seed),
+                on_product=bar.advance,
+            )
+            gauss_newton = None
+            if scale is not None and choice.objective.has_outputs and hessian.status is not Status.NON_FINITE:
+                gauss_newton = self._gauss_newton(choice, batches, scale, bar.advance)
+        if hessian.status is Status.NON_FINITE:
+            self.warn_once(f"Hessian at step {step}: {hessian.status.value}")
+        estimates = self._estimates(hessian, gauss_newton, scale)
+        notes += _unresolved(estimates)
+        return Measurement(
+            step=step,
+            epoch=trainer.current_epoch,
+            matrix=self.group,
+            spectrum=hessian,
+            estimates=estimates,
+            cost=_joint_cost(hessian, gauss_newton),
+            status=hessian.status,
+            num_samples=hessian.num_samples,
+            precision=str(choice.objective.dtype).removeprefix("torch."),
+            notes=tuple(notes),
+            companions={} if gauss_newton is None else {"gauss_newton": gauss_newton},
+        )
+
+    def _gauss_newton(self, choice: ObjectiveChoice, batches: list[Batch], scale: Scale, tick: Any) -> Spectrum:
+        assert self._vectors is not None
+        scales = (scale.z / 10, scale.z, scale.z * 10)
+        return gauss_newton_of(
+            choice.objective,
+            batches,
+            probe_vectors=self._vectors,
+            steps=self.steps,
+            rng=generator(self.seed),
+            enough=lambda diagonal, off: dimension.density_is_resolved(diagonal, off, scales, STOP_AT),
+            on_product=tick,
+        )
+
+    def _estimates(self, hessian: Spectrum, gauss_newton: Spectrum | None, scale: Scale | None) -> dict[str, Estimate]:
+        if hessian.status is Status.NON_FINITE:
+            return {}
+        found = {
+            "largest": Estimate(hessian.largest),
+            "largest_residual": Estimate(hessian.largest_residual),
+            "smallest": Estimate(hessian.smallest),
+            "smallest_residual": Estimate(hessian.smallest_residual),
+            "loss": Estimate(float(hessian.detail["loss"])),
+            "num_parameters": Estimate(float(hessian.dim)),
+            "num_samples": Estimate(float(hessian.num_samples)),
+        }
+        if hessian.trace is not None:
+            found["trace"] = hessian.trace
+        if scale is not None:
+            found |= scale.estimates()
+            found["converged_above_z"] = dimension.converged_above(hessian, scale.z)
+        if gauss_newton is not None and scale is not None and gauss_newton.status is not Status.NON_FINITE:
+            found["effective_dimension"] = dimension.effective_dimension(gauss_newton, scale.z)
+            found["effective_dimension_fine"] = dimension.effective_dimension(gauss_newton, scale.z / 10)
+            found["effective_dimension_coarse"] = dimension.effective_dimension(gauss_newton, scale.z * 10)
+            found["eigenvalue_count"] = dimension.eigenvalue_count(gauss_newton, scale.z)
+            if gauss_newton.trace is not None:
+                found["gauss_newton_trace"] = gauss_newton.trace
+        return found
+
+
+def _unresolved(estimates: dict[str, Estimate]) -> list[str]:
+    """A sentence for every value that must not be shown."""
+    return [
+        f"{name}: {estimate.status.value}"
+        for name, estimate in estimates.items()
+        if estimate.status in (Status.UNRESOLVED, Status.UNAVAILABLE)
+    ]
+
+
+def _joint_cost(hessian: Spectrum, gauss_newton: Spectrum | None) -> Cost:
+    parts = [hessian.cost] + ([] if gauss_newton is None else [gauss_newton.cost])
+    return Cost(
+        products=sum(part.products for part in parts),
+        product_seconds=sum(part.product_seconds for part in parts),
+        method=", ".join(dict.fromkeys(part.method for part in parts)),
+    )

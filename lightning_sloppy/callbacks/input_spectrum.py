@@ -1,0 +1,116 @@
+"""Eigenspectrum of the training inputs, once, at train start."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_sloppy.callbacks.base import MeasuringCallback
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.batches import as_pair
+from lightning_sloppy.inputs.moments import InputMoments
+from lightning_sloppy.inputs.spectrum import checked_kind, moments_spectrum
+from lightning_sloppy.measures.sloppiness import input_estimates
+from lightning_sloppy.probing import trainer_internals
+from lightning_sloppy.probing.context import FitContext
+from lightning_sloppy.probing.samples import READ_CHUNK, probe_indices
+from lightning_sloppy.records import Estimate, Measurement, Spectrum
+from lightning_sloppy.reporting.progress import progress
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+SIDE_KINDS = ("covariance", "second_moment")
+SIDE_QUANTITIES = ("decades", "slope", "participation_ratio", "largest")
+
+
+class InputSpectrum(MeasuringCallback):
+    """Eigenvalues of the correlation matrix of the training inputs, before the first step.
+
+    One pass of streaming second moments in float64 gives correlation, covariance and uncentred second moment
+    together. A sharp drop and then small eigenvalues spread evenly over many decades is a "sloppy" spectrum (Yang, Mao
+    and Chaudhari, ICML 2022, arXiv 2110.14163). Its effective dimension is the participation ratio
+    ``(sum lambda)^2 / sum lambda^2``.
+
+    Args:
+        kind: The headline: "correlation" (constant columns left out and counted), "covariance" or "second_moment".
+        max_samples: Samples read at most, drawn at random from the training data: 50,000 place the eigenvalues of a
+            thousand features to a few percent.
+        seed: Of that draw.
+        strict: Raise errors of the measurement instead of warning.
+
+    Raises:
+        ConfigurationError: For an unknown kind or fewer than 2 samples.
+
+    Example:
+        >>> InputSpectrum(kind="covariance").kind
+        'covariance'
+    """
+
+    group = "input"
+
+    def __init__(
+        self,
+        kind: Literal["correlation", "covariance", "second_moment"] = "correlation",
+        *,
+        max_samples: int = 50_000,
+        seed: int = 0,
+        strict: bool = False,
+    ) -> None:
+        super().__init__(strict=strict)
+        self.kind = checked_kind(kind)
+        if max_samples < 2:
+            raise ConfigurationError(f"max_samples={max_samples} gives no spectrum; pass at least 2.")
+        self.max_samples = max_samples
+        self.seed = seed
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure once; the inputs do not change."""
+        self.take(trainer, pl_module, step=trainer_internals.effective_batches(trainer))
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
+        """One pass over the data set by its own indices; every rank reads its share."""
+        moments = self._moments(trainer, context)
+        spectra = {kind: moments_spectrum(moments, kind=kind) for kind in dict.fromkeys([self.kind, *SIDE_KINDS])}
+        headline = spectra.pop(self.kind)
+        estimates = input_estimates(headline)
+        for kind in SIDE_KINDS:
+            side = spectra.get(kind, headline)
+            estimates |= {f"{kind}_{name}": value for name, value in _side(side).items()}
+        return Measurement(
+            step=step,
+            epoch=trainer.current_epoch,
+            matrix=self.group,
+            spectrum=headline,
+            estimates=estimates,
+            cost=headline.cost,
+            status=headline.status,
+            num_samples=headline.num_samples,
+            precision="float64",
+            companions=spectra,
+        )
+
+    def _moments(self, trainer: Trainer, context: FitContext) -> InputMoments:
+        source = context.source(trainer)
+        indices = probe_indices(len(source), self.max_samples, self.seed)
+        share = indices[trainer.global_rank :: trainer.world_size]
+        moments = InputMoments()
+        with progress(trainer, f"Inputs: reading {len(indices):,} samples", total=len(share)) as bar:
+            for batch in source.chunks(share, READ_CHUNK):
+                inputs = as_pair(batch)[0]
+                if not isinstance(inputs, Tensor):
+                    raise ConfigurationError(
+                        f"The input spectrum needs one tensor for each sample, but the inputs are a "
+                        f"{type(inputs).__name__}; give a data set whose inputs are a single tensor."
+                    )
+                with torch.no_grad():
+                    moments.update(inputs)
+                bar.advance(len(inputs))
+        return moments
+
+
+def _side(spectrum: Spectrum) -> dict[str, Estimate]:
+    found = input_estimates(spectrum)
+    return {name: found[name] for name in SIDE_QUANTITIES if name in found}

@@ -1,0 +1,326 @@
+"""A valid PAC-Bayes bound at every Hessian measurement, or the reasons why there is none."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_sloppy.bounds import certify, hold_out_certificate, parts_only
+from lightning_sloppy.callbacks.base import MeasurementSubscriber, MeasuringCallback, peers
+from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.linalg.vectors import generator
+from lightning_sloppy.probing import trainer_internals, validity
+from lightning_sloppy.probing.context import FitContext
+from lightning_sloppy.probing.error_counts import ErrorCounter
+from lightning_sloppy.probing.objective import ObjectiveChoice
+from lightning_sloppy.probing.samples import SampleSource
+from lightning_sloppy.records import Certificate, Cost, Estimate, Measurement, Spectrum, Status
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+CONDITIONS = (
+    "The training examples are independent draws from the distribution that the bound speaks of.",
+    "Certified is, in eval mode, one of the two drawn networks picked at random, for the 0-1 error.",
+    "All bounds of this run hold together: evaluation t spends 6/(pi^2 t^2) of each share of delta.",
+)
+STATEMENTS = {"initialisation": "the weights at the start of training do not depend on the training examples."}
+HOLD_OUT_CONDITION = "The validation examples were not used to train or to steer the training."
+
+
+class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
+    """Certify, from the training data alone, the true 0-1 error of two networks drawn around the model.
+
+    Prior ``N(w0, 1/epsilon)`` with w0 the weights before the first step and a fixed grid of epsilon as mixture;
+    posterior a low-rank Gaussian from the latest Hessian spectrum, its scale and mean chosen by a pilot; the bound is
+    that of an antithetic pair of draws, with the mean of ``ln dQ/dP`` divided by all n training examples and the risk
+    on a fresh subsample (Rivasplata et al. 2020, theorem 1; Viallard et al. 2024). Of delta, 0.6 is spent on the
+    PAC-Bayes event, 0.2 on the subsampled risk and 0.2 on the hold-out bound of the validation set.
+
+    It rides on the measurements of a :class:`HessianSpectrum` in the same Trainer.
+
+    Args:
+        delta: Failure probability of everything that this run calls a bound.
+        prior: Your statement about the weights at the start: "initialisation" says that they do not depend on the
+            training examples. It is repeated in the summary, for no program can check it.
+        risk_samples: Training examples on which the drawn networks are judged; all of them when there are no more.
+        seed: Of the draws and subsamples.
+        strict: Raise errors instead of warning.
+
+    Raises:
+        ConfigurationError: For delta outside (0, 1), or without a HessianSpectrum in the Trainer.
+
+    Example:
+        >>> PACBayesBound(delta=0.05).delta
+        0.05
+    """
+
+    group = "bound"
+    needs_eigenvectors = True
+
+    def __init__(
+        self,
+        delta: float = 0.05,
+        *,
+        prior: Literal["initialisation"] = "initialisation",
+        risk_samples: int = 10_000,
+        seed: int = 0,
+        strict: bool = False,
+    ) -> None:
+        super().__init__(strict=strict)
+        if not 0 < delta < 1:
+            raise ConfigurationError(f"delta={delta} is no failure probability; pass a number between 0 and 1.")
+        if prior not in STATEMENTS:
+            raise ConfigurationError(f"prior={prior!r} is no known statement; pass prior='initialisation'.")
+        if risk_samples < 2:
+            raise ConfigurationError(f"risk_samples={risk_samples} examples judge nothing; pass at least 2.")
+        self.delta = delta
+        self.prior = prior
+        self.risk_samples = risk_samples
+        self.seed = seed
+        self._prior_mean: Tensor | None = None
+        self._evaluation = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what belongs to one fit; the prior mean and the count of evaluations belong to the run."""
+        self._begun = False
+        self._reasons: list[str] | None = None
+        self._hold_out: tuple[ErrorCounter, int] | None = None
+        self._hold_out_note = ""
+        self._training: ErrorCounter | None = None
+        self._spectrum: Spectrum | None = None
+        self._last_step: int | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that there is a Hessian to ride on."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        self._forget()
+        if not any(isinstance(peer, HessianSpectrum) for peer in peers(trainer)):
+            raise ConfigurationError(
+                "PACBayesBound builds its posterior from the Hessian, but no HessianSpectrum is among the callbacks; "
+                "add HessianSpectrum() to the Trainer's callbacks."
+            )
+
+    def listens_to(self, callback: MeasuringCallback) -> bool:
+        """The Hessian's measurements."""
+        return isinstance(callback, HessianSpectrum)
+
+    def on_measurement(self, trainer: Trainer, pl_module: LightningModule, measurement: Measurement) -> None:
+        """Evaluate the bound at the step of the Hessian measurement, once for each step."""
+        if measurement.step == self._last_step or measurement.spectrum is None or not measurement.status.ok:
+            return
+        self._last_step = measurement.step
+        self._spectrum = measurement.spectrum
+        try:
+            self.take(trainer, pl_module, step=measurement.step)
+        finally:
+            self._spectrum = None
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
+        """One evaluation: posterior, fresh pair, fresh subsample, bound; and the hold-out bound beside it."""
+        if not self._begun and context.fresh:
+            # Weights that no fit has touched begin a new run; others go on with the prior that is known, if any.
+            self._prior_mean, self._evaluation = context.start, 0
+        self._begun = True
+        hessian = next(peer for peer in peers(trainer) if isinstance(peer, HessianSpectrum))
+        choice = context.objective(trainer, hessian.objective)
+        if not choice.classification:
+            return self._without_errors(trainer, context, step, choice)
+        source = context.source(trainer)
+        reasons = [*self._standing_reasons(trainer, context, source), *self._passing_reasons(context)]
+        if self._training is None:
+            self._training = ErrorCounter(trainer, context, source, choice.objective)
+        if not reasons:
+            self._evaluation += 1
+        certificate = self._certificate(context, source, choice, reasons)
+        estimates = _estimates(certificate, self._spent())
+        self._add_hold_out(trainer, context, choice, estimates)
+        for reason in certificate.reasons:
+            self.warn_once(f"No PAC-Bayes bound in this run: {reason}")
+        return Measurement(
+            step=step,
+            epoch=trainer.current_epoch,
+            matrix=self.group,
+            spectrum=None,
+            estimates=estimates,
+            cost=Cost(method=certificate.kind),
+            status=Status.CONVERGED if certificate.valid else Status.UNAVAILABLE,
+            num_samples=certificate.risk_samples,
+            precision=str(choice.objective.dtype).removeprefix("torch."),
+            notes=(self._hold_out_note,) if self._hold_out_note else (),
+            certificate=certificate,
+        )
+
+    def _certificate(
+        self, context: FitContext, source: SampleSource, choice: ObjectiveChoice, reasons: list[str]
+    ) -> Certificate:
+        assert self._spectrum is not None
+        assert self._training is not None
+        weights = context.layout.vector(context.module)
+        vectors = self._spectrum.eigenvectors
+        if vectors is None:
+            vectors = torch.zeros(len(weights), 0)
+        known = self._prior_mean is not None and len(self._prior_mean) == len(weights)
+        start = self._prior_mean if known and self._prior_mean is not None else context.start
+        # The evaluation number seeds the draws: fresh ones each time, the same ones on every rank.
+        number = max(self._evaluation, 1)
+        draws = generator((self.seed + 1) * 1_000_003 + number if not reasons else self.seed)
+        trace = None if self._spectrum.trace is None else self._spectrum.trace.value
+        common: dict[str, Any] = {
+            "weights": weights,
+            "prior_mean": start.to(weights),
+            "eigenvalues": self._spectrum.eigenvalues[: vectors.shape[1]],
+            "eigenvectors": vectors,
+            "trace": trace,
+            "n": len(source),
+            "delta": self.delta,
+            "evaluation": number,
+            "risk": self._training,
+            "generator": draws,
+            "risk_samples": self.risk_samples,
+            "conditions": CONDITIONS,
+            "prior": STATEMENTS[self.prior],
+        }
+        return parts_only(**common, reasons=reasons) if reasons else certify(**common)
+
+    def _standing_reasons(self, trainer: Trainer, context: FitContext, source: SampleSource) -> list[str]:
+        """What can be said once for the whole fit."""
+        if self._reasons is None:
+            self._reasons = []
+            if self._prior_mean is None:
+                self._reasons.append(
+                    "The weights were trained before this fit and the callback's state with the initial weights is "
+                    "missing; start from fresh weights, or resume from a checkpoint that holds this callback."
+                )
+            names = validity.batch_statistics(context.module)
+            if names:
+                self._reasons.append(
+                    f"{len(names)} layers keep batch statistics of the training data (first: {names[0]}), which the "
+                    "prior does not cover; use GroupNorm or LayerNorm."
+                )
+            self._reasons += validity.data_reasons(trainer, context, source)
+        return self._reasons
+
+    def _passing_reasons(self, context: FitContext) -> list[str]:
+        """What must be looked at each time."""
+        if context.layout.dim != context.layout.of(context.module).dim:
+            return ["The set of trainable parameters changed during the fit; keep it fixed from the start."]
+        if self._prior_mean is not None and len(self._prior_mean) != context.layout.dim:
+            return [
+                f"The checkpoint holds {len(self._prior_mean):,} initial weights, but the module has "
+                f"{context.layout.dim:,} trainable parameters; resume with the same model."
+            ]
+        known = set(validity.batch_statistics(context.module))
+        moved = [
+            name
+            for name in validity.changed_buffers(context.module, context.start_buffers)
+            if name.rpartition(".")[0] not in known
+        ]
+        if moved:
+            return [
+                f"Buffers changed during training (first: {moved[0]}): they depend on the data, and the prior does "
+                "not cover them; make them parameters or constants."
+            ]
+        return []
+
+    def _add_hold_out(
+        self, trainer: Trainer, context: FitContext, choice: ObjectiveChoice, estimates: dict[str, Estimate]
+    ) -> None:
+        """The Clopper-Pearson bound of the model itself on the validation set, where that is sound."""
+        if self._evaluation == 0:
+            return
+        if self._hold_out is None:
+            self._hold_out = self._open_hold_out(trainer, context, choice)
+        if self._hold_out is None:
+            return
+        counter, size = self._hold_out
+        errors = counter(context.layout.vector(context.module), torch.arange(size))
+        found = hold_out_certificate(
+            errors, size, delta=self.delta, evaluation=self._evaluation, conditions=(HOLD_OUT_CONDITION,)
+        )
+        estimates["hold_out"] = Estimate(found.value)
+        estimates["hold_out_error"] = Estimate(found.empirical_risk)
+        self._hold_out_note = f"The hold-out bound rests on this: {HOLD_OUT_CONDITION}"
+
+    def _open_hold_out(
+        self, trainer: Trainer, context: FitContext, choice: ObjectiveChoice
+    ) -> tuple[ErrorCounter, int] | None:
+        loaders = trainer_internals.validation_loaders(trainer)
+        if len(loaders) != 1:
+            return None
+        try:
+            source = SampleSource(loaders[0])
+        except ConfigurationError:
+            return None
+        if trainer_internals.steers_by_validation(trainer):
+            self._hold_out_note = "No hold-out bound: a learning-rate schedule reacts to a monitored value."
+            return None
+        shared = validity.overlap(context.source(trainer), source)
+        if shared:
+            self._hold_out_note = f"No hold-out bound: {shared:,} validation samples are training samples as well."
+            return None
+        if validity.reads_differ(trainer, context, source):
+            self._hold_out_note = "No hold-out bound: two reads of one validation sample differ."
+            return None
+        return ErrorCounter(trainer, context, source, choice.objective), len(source)
+
+    def _without_errors(self, trainer: Trainer, context: FitContext, step: int, choice: ObjectiveChoice) -> Measurement:
+        reason = (
+            f"The bound speaks of classification errors, but the objective ({choice.source}) is no classification of "
+            "(N, C) scores by (N,) class indices; leave PACBayesBound out, or pass objective= to HessianSpectrum."
+        )
+        self.warn_once(f"No PAC-Bayes bound in this run: {reason}")
+        missing = Certificate(
+            kind="pac_bayes_pair",
+            certified_predictor="pair_of_draws",
+            value=math.nan,
+            valid=False,
+            n=len(context.source(trainer)),
+            delta=self.delta,
+            reasons=(reason,),
+        )
+        return Measurement(
+            step, trainer.current_epoch, self.group, None, {}, Cost(), Status.UNAVAILABLE, certificate=missing
+        )
+
+    def _spent(self) -> float:
+        """Failure probability spent so far."""
+        return self.delta * 6 / math.pi**2 * sum(1 / t**2 for t in range(1, self._evaluation + 1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Initial weights and the number of evaluations: without them a resumed run has no bound."""
+        if self._prior_mean is None:
+            return {}
+        return {"prior_mean": self._prior_mean, "evaluation": self._evaluation}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the prior of the run that wrote the checkpoint."""
+        self._prior_mean = state_dict.get("prior_mean")
+        self._evaluation = int(state_dict.get("evaluation", 0))
+
+
+def _estimates(certificate: Certificate, spent: float) -> dict[str, Estimate]:
+    found = {
+        "gibbs_error": certificate.empirical_risk,
+        "log_ratio": certificate.log_ratio,
+        "kl_displacement": certificate.kl_displacement,
+        "kl_covariance": certificate.kl_covariance,
+        "epsilon": certificate.epsilon,
+        "tau": certificate.tau,
+        "mean_scale": certificate.mean_scale,
+    }
+    if certificate.valid:
+        found |= {
+            "pac_bayes": certificate.value,
+            "risk_upper": certificate.risk_upper,
+            "evaluation": float(certificate.evaluation),
+            "delta_spent": spent,
+        }
+    return {name: Estimate(value) for name, value in found.items()}

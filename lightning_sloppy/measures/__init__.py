@@ -1,0 +1,1 @@
+"""From a Spectrum to Estimates: pure functions."""

@@ -1,0 +1,140 @@
+"""What one fit knows and all callbacks share: the samples, the loss, the scale of the prior, the clock."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch import Tensor
+
+from lightning_sloppy.curvature.parameters import ParameterLayout
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.batches import Batch, as_pair
+from lightning_sloppy.evaluation.objective import Loss
+from lightning_sloppy.probing import trainer_internals
+from lightning_sloppy.probing.guard import measuring
+from lightning_sloppy.probing.objective import ObjectiveChoice, choose_objective
+from lightning_sloppy.probing.samples import SampleSource, probe_indices
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+MEASURING_BATCH = 512
+"""Least size of a probe batch: small training batches would make a product slow."""
+
+_contexts: WeakKeyDictionary[Any, FitContext] = WeakKeyDictionary()
+_fitted: WeakSet[Any] = WeakSet()
+"""Modules that some fit has trained in this process: their weights depend on data."""
+
+
+class FitContext:
+    """The shared facts of one fit.
+
+    Args:
+        trainer: The running Trainer; not kept.
+        module: The unwrapped module.
+
+    Attributes:
+        fresh: Whether the weights have seen no optimiser step that we know of.
+        start: The weights when the fit started, one vector (p,) on the CPU.
+        start_buffers: The buffers at that moment.
+        layout_written: Whether the custom-scalars layout was written.
+        measuring_seconds: Time spent in measurements so far.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        self.module = module
+        self.layout = ParameterLayout.of(module)
+        if self.layout.dim == 0:
+            raise ConfigurationError(
+                f"{type(module).__name__} has no trainable parameters, so there is nothing to measure; "
+                "build the layers before the fit and leave requires_grad on."
+            )
+        self.fresh = trainer.global_step == 0 and module not in _fitted
+        _fitted.add(module)
+        self.start = self.layout.vector(module).cpu()
+        self.start_buffers = {name: buffer.detach().cpu().clone() for name, buffer in module.named_buffers()}
+        self.measuring_seconds = 0.0
+        self.layout_written = False
+        self._clock = time.perf_counter()
+        self._source: SampleSource | None = None
+        self._probes: dict[tuple[int, int], list[Batch]] = {}
+        self._choices: dict[Any, ObjectiveChoice] = {}
+
+    def source(self, trainer: Trainer) -> SampleSource:
+        """The training samples by index.
+
+        Raises:
+            ConfigurationError: When there is no single indexable training loader.
+        """
+        if self._source is None:
+            loaders = trainer_internals.training_loaders(trainer)
+            if len(loaders) != 1:
+                raise ConfigurationError(
+                    f"Measuring needs one training loader, but the fit has {len(loaders)}; combine the data sets."
+                )
+            self._source = SampleSource(loaders[0])
+        return self._source
+
+    def probe(self, trainer: Trainer, num_samples: int, seed: int) -> list[Batch]:
+        """The fixed probe: batches on the device, as training would see them, read once for each (size, seed)."""
+        key = (num_samples, seed)
+        if key not in self._probes:
+            source = self.source(trainer)
+            indices = probe_indices(len(source), num_samples, seed)
+            self._probes[key] = self.read(trainer, source, indices, max(source.batch_size, MEASURING_BATCH))
+        return self._probes[key]
+
+    def read(self, trainer: Trainer, source: SampleSource, indices: Tensor, size: int) -> list[Batch]:
+        """Batches of these samples on the device; the global random streams stay where they are."""
+        with measuring(self.module):
+            return [
+                as_pair(trainer_internals.as_training_sees_it(trainer, self.module, batch))
+                for batch in source.chunks(indices, size)
+            ]
+
+    def objective(self, trainer: Trainer, override: Loss | None) -> ObjectiveChoice:
+        """The loss of the fit, found and checked once.
+
+        Raises:
+            ConfigurationError: When the loss cannot be known; the message names ``objective=``.
+        """
+        if override not in self._choices:
+            source = self.source(trainer)
+            indices = torch.arange(min(len(source), source.batch_size))
+            batch = self.read(trainer, source, indices, len(indices))[0]
+            self._choices[override] = choose_objective(self.module, batch, override)
+        return self._choices[override]
+
+    def prior_precision(self) -> float | None:
+        """``epsilon = p / ||w_0||^2``, a prior as wide as the weights at the start; None when they are all zero."""
+        size = float(self.start.double().square().sum())
+        return self.layout.dim / size if size > 0 else None
+
+    @property
+    def training_seconds(self) -> float:
+        """Wall-clock seconds since the fit started, without measuring."""
+        return max(time.perf_counter() - self._clock - self.measuring_seconds, 1e-9)
+
+    @property
+    def share(self) -> float:
+        """Seconds measuring over seconds training."""
+        return self.measuring_seconds / self.training_seconds
+
+
+def fit_context(trainer: Trainer, module: LightningModule) -> FitContext:
+    """The context of the running fit, made by the first callback that asks.
+
+    Raises:
+        ConfigurationError: When the module has no trainable parameters.
+    """
+    if trainer not in _contexts:
+        _contexts[trainer] = FitContext(trainer, module)
+    return _contexts[trainer]
+
+
+def close_context(trainer: Trainer) -> None:
+    """Forget the context: it holds the module, which holds the Trainer."""
+    _contexts.pop(trainer, None)

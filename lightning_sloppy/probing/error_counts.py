@@ -1,0 +1,74 @@
+"""Counting the mistakes of a network with given weights on given samples: the 0-1 loss of a certificate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_sloppy.evaluation.batches import Batch, private
+from lightning_sloppy.evaluation.objective import Objective, tensors_of
+from lightning_sloppy.probing.context import FitContext
+from lightning_sloppy.probing.samples import READ_CHUNK, SampleSource
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+CACHE_BYTES = 256 * 1024**2
+"""A data set up to this size stays on the device between evaluations; larger ones are read anew."""
+
+
+class ErrorCounter:
+    """``counter(weights, indices)``: the number of samples that the network gets wrong, in eval mode.
+
+    Args:
+        trainer: The running Trainer; its transfer hooks apply to the samples.
+        context: The fit.
+        source: Where the samples come from.
+        objective: Gives the outputs; class scores, (N, C).
+    """
+
+    def __init__(self, trainer: Trainer, context: FitContext, source: SampleSource, objective: Objective) -> None:
+        self._trainer = trainer
+        self._context = context
+        self._source = source
+        self._objective = objective
+        self._held: list[Batch] | None = None
+        first = context.read(trainer, source, torch.arange(1), 1)[0]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(first))
+        if size * len(source) <= CACHE_BYTES:
+            everything = context.read(trainer, source, torch.arange(len(source)), READ_CHUNK)
+            self._held = objective.prepare(everything)
+
+    def __call__(self, weights: Tensor, indices: Tensor) -> int:
+        """Mistakes of the network with these flat weights, shape (p,)."""
+        table = self._context.layout.table(weights.to(self._objective.device, self._objective.dtype))
+        wrong = torch.zeros((), dtype=torch.long, device=self._objective.device)
+        with torch.no_grad():
+            for batch in self._batches(indices):
+                inputs, targets = private(batch)
+                outputs = self._objective.outputs(table, inputs)
+                # A score that is not a number is a mistake, whatever argmax makes of it.
+                wrong += ((outputs.argmax(1) != targets) | ~torch.isfinite(outputs).all(1)).sum()
+        return int(wrong)
+
+    def _batches(self, indices: Tensor) -> list[Batch]:
+        if self._held is None:
+            return self._objective.prepare(self._context.read(self._trainer, self._source, indices, READ_CHUNK))
+        if len(indices) == len(self._source):
+            return self._held
+        # Chunks were read in order, so the sample i lies in chunk i // READ_CHUNK.
+        selected = []
+        for number in torch.unique(indices // READ_CHUNK).tolist():
+            inside = indices[indices // READ_CHUNK == number] - number * READ_CHUNK
+            selected.append(_rows(self._held[number], inside))
+        return selected
+
+
+def _rows(batch: Batch, rows: Tensor) -> Batch:
+    from torch.utils import _pytree as pytree
+
+    return pytree.tree_map(  # type: ignore[no-any-return]
+        lambda leaf: leaf[rows.to(leaf.device)] if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch
+    )

@@ -1,0 +1,59 @@
+"""The only file that touches private names of Lightning; checked against lightning 2.5 and 2.6."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+
+def effective_batches(trainer: Trainer) -> int:
+    """Effective batches finished before the current one: Lightning's own x-value of all curves.
+
+    Under manual optimisation ``global_step`` counts optimiser steps, which differ (``logger_connector.log_metrics``).
+    """
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def is_last_batch(trainer: Trainer) -> bool:
+    """Whether the batch that just ended was the last of its epoch, also for loaders without a length."""
+    return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
+
+
+def training_loaders(trainer: Trainer) -> list[DataLoader[Any]]:
+    """All training loaders, flattened; reading this attribute starts no iterator."""
+    return [leaf for leaf in pytree.tree_leaves(trainer.train_dataloader) if leaf is not None]
+
+
+def validation_loaders(trainer: Trainer) -> list[DataLoader[Any]]:
+    """All validation loaders, flattened; empty when there is no validation."""
+    loaders = trainer.val_dataloaders
+    return [leaf for leaf in pytree.tree_leaves(loaders) if leaf is not None]
+
+
+def as_training_sees_it(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
+    """Run a collated batch through the conversions and hooks of ``training_epoch_loop.advance``, in its order."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def steers_by_validation(trainer: Trainer) -> bool:
+    """Whether a learning-rate schedule reacts to a monitored value."""
+    return any(bool(config.reduce_on_plateau) for config in trainer.lr_scheduler_configs)
+
+
+def strategy_is_supported(trainer: Trainer) -> bool:
+    """Single device and data parallelism: every rank holds all parameters. Sharded ones have no double backward."""
+    names = {kind.__name__ for kind in type(trainer.strategy).__mro__}
+    return bool(names & {"SingleDeviceStrategy", "DDPStrategy"})
+
+
+def root_device(trainer: Trainer) -> torch.device:
+    """Device of this rank."""
+    return trainer.strategy.root_device

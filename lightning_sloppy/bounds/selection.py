@@ -1,0 +1,219 @@
+"""Which posterior to certify: a search with cheap pilot risks.
+
+Everything chosen here belongs to the posterior, so it may be chosen on the training data, at no cost in the
+bound. What must not be used again are the draws and examples of the pilot: their risks are biased downwards
+by the choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from lightning_sloppy.bounds.gaussian import LowRankGaussian, draw_noise, root_covariance_times
+from lightning_sloppy.bounds.kl import kl_inverse
+from lightning_sloppy.bounds.mixture import LOG_GRID_COST, PRIOR_GRID
+from lightning_sloppy.bounds.posterior import PosteriorFamily, family_kl, low_rank_posterior
+
+Risk = Callable[[Tensor, Tensor], int]
+"""``risk(flat_weights, indices)``: mistakes of the network with these weights on these training examples."""
+
+TAU_GRID: Final[tuple[float, ...]] = (0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Weights of the curvature, in units of n."""
+MEAN_SCALE_GRID: Final[tuple[float, ...]] = (0.25, 0.35, 0.5, 0.7, 0.85, 1.0)
+"""Interpolations of the mean between w0 and w."""
+_PAIRS: Final[int] = 4
+_KL_LEVELS: Final[tuple[float, ...]] = (0.3, 0.1, 0.9, 0.03)
+"""First looks, as KL/n: bounds between 3 % and 60 % live there. Epsilon itself has no such natural scale."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A member of a posterior family, by places in the grids.
+
+    Attributes:
+        epsilon_index: Place in ``PRIOR_GRID``.
+        tau_index: Place in ``TAU_GRID``.
+        scale_index: Place in ``MEAN_SCALE_GRID``.
+        shrink: Whether the mean is also shrunk direction by direction.
+    """
+
+    epsilon_index: int
+    tau_index: int = 3
+    scale_index: int = 3
+    shrink: bool = False
+
+    @property
+    def epsilon(self) -> float:
+        """Prior precision."""
+        return PRIOR_GRID[self.epsilon_index]
+
+    @property
+    def mean_scale(self) -> float:
+        """Interpolation of the mean."""
+        return MEAN_SCALE_GRID[self.scale_index]
+
+    def tau(self, n: int) -> float:
+        """Weight of the curvature in samples."""
+        return TAU_GRID[self.tau_index] * n
+
+
+@dataclass
+class _Pilot:
+    """Estimated bounds of members, all judged with the same noise on the same examples, and remembered.
+
+    Common noise makes the differences between neighbours far less noisy than the risks themselves.
+
+    Attributes:
+        family: The members.
+        n: Training examples.
+        log_penalty: ``ln(xi(n) / delta_pac)``.
+        risk: Counts mistakes.
+        noises: z of each antithetic pair, shape (p,). Networks drawn so wide differ more from one another than
+            a hundred examples do from the next hundred: several pairs on few examples each tell more.
+        indices: Examples, shared out among the networks.
+        dtype: Type of the weights handed to ``risk``.
+        budget: Most members whose risk is looked at.
+        values: Estimated bound of every member looked at.
+    """
+
+    family: PosteriorFamily
+    n: int
+    log_penalty: float
+    risk: Risk
+    noises: tuple[Tensor, ...]
+    indices: Tensor
+    dtype: torch.dtype
+    budget: int
+    values: dict[Choice, float] = field(default_factory=dict)
+    _kl: dict[Choice, Tensor] = field(default_factory=dict)
+
+    def kl(self, choice: Choice) -> Tensor:
+        """KL of the member at every epsilon of the grid, shape (100,)."""
+        key = replace(choice, epsilon_index=0)
+        if key not in self._kl:
+            self._kl[key] = family_kl(
+                self.family, PRIOR_GRID, tau=choice.tau(self.n), mean_scale=choice.mean_scale, shrink=choice.shrink
+            )
+        return self._kl[key]
+
+    def matched(self, choice: Choice, target: float) -> Choice:
+        """The member with epsilon such that its KL is as close to ``target`` nats as the grid allows.
+
+        Only epsilons above the one of least KL: those below cost more and shake the network harder.
+        """
+        costs = self.kl(choice)
+        least = 0 if choice.shrink else int(costs.argmin())
+        return replace(choice, epsilon_index=least + int((costs[least:] - target).abs().argmin()))
+
+    def bound(self, choice: Choice) -> float:
+        """Estimated bound of a member; infinite when it cannot be the best, or the budget is spent."""
+        if choice in self.values:
+            return self.values[choice]
+        budget = (float(self.kl(choice)[choice.epsilon_index]) + LOG_GRID_COST + self.log_penalty) / self.n
+        if len(self.values) >= self.budget or (self.values and kl_inverse(0.0, budget) >= min(self.values.values())):
+            return float("inf")
+        self.values[choice] = kl_inverse(self._risk(choice), budget)
+        return self.values[choice]
+
+    def _risk(self, choice: Choice) -> float:
+        posterior = member(self.family, choice, self.n)
+        shares = iter(torch.tensor_split(self.indices, 2 * len(self.noises)))
+        errors = 0
+        for noise in self.noises:
+            step = root_covariance_times(posterior, noise)
+            # The pair comes first: zip then stops before it takes a third share.
+            for drawn, share in zip((posterior.mean + step, posterior.mean - step), shares, strict=False):
+                errors += self.risk(drawn.to(self.dtype), share) if share.numel() else 0
+        return errors / self.indices.numel()
+
+
+def member(family: PosteriorFamily, choice: Choice, n: int) -> LowRankGaussian:
+    """The posterior that a choice names."""
+    return low_rank_posterior(
+        family, epsilon=choice.epsilon, tau=choice.tau(n), mean_scale=choice.mean_scale, shrink=choice.shrink
+    )
+
+
+def select_posterior(
+    family: PosteriorFamily,
+    *,
+    n: int,
+    log_penalty: float,
+    risk: Risk,
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+    pilot_samples: int = 1_000,
+    max_evaluations: int = 20,
+) -> Choice:
+    """Choose (epsilon, tau, mean_scale, shrink) by coordinate search on ``kl_inverse(pilot risk, (KL + ...)/n)``.
+
+    The displacement is nearly the whole KL, and risk and KL pull epsilon and the mean in opposite ways, so
+    a coordinate is never moved alone: the search first finds a good KL, then moves along curves of equal KL
+    (halving the mean's distance affords four times the precision), then refines epsilon.
+
+    Args:
+        family: From ``posterior_family``.
+        n: Training examples.
+        log_penalty: ``ln(xi(n) / delta_pac)``, nats.
+        risk: Counts mistakes of flat weights on indices.
+        generator: A source of its own, never used again for the certificate.
+        dtype: Type of the weights handed to ``risk``.
+        pilot_samples: Examples behind each pilot risk, half of them for each network of the pair.
+        max_evaluations: Most pilot risks, at least 1; 20 at the defaults cost 20,000 forward passes.
+
+    Returns:
+        The best choice seen.
+    """
+    pilot = _Pilot(
+        family=family,
+        n=n,
+        log_penalty=log_penalty,
+        risk=risk,
+        noises=tuple(draw_noise(family.displacement, generator) for _ in range(_PAIRS)),
+        indices=torch.randperm(n, generator=generator, device=generator.device)[:pilot_samples].cpu(),
+        dtype=dtype,
+        budget=max(max_evaluations, 1),
+    )
+    best = _best(pilot, [pilot.matched(Choice(0), level * n) for level in _KL_LEVELS])
+    best = _climb(pilot, best, lambda at, way: _step_epsilon(at, 4 * way))
+    best = _climb(pilot, best, lambda at, way: _step_scale(pilot, at, way))
+    best = _climb(pilot, best, lambda at, way: _step_epsilon(at, 2 * way))
+    best = _best(pilot, [best, replace(best, shrink=True)])
+    if float(family.eigenvalues.sum()) + family.residual_eigenvalue > 0.0:
+        best = _climb(pilot, best, lambda at, way: _step_tau(pilot, at, way))
+    return _climb(pilot, best, _step_epsilon)
+
+
+def _best(pilot: _Pilot, candidates: Sequence[Choice]) -> Choice:
+    return min(candidates, key=pilot.bound)
+
+
+def _climb(pilot: _Pilot, start: Choice, step: Callable[[Choice, int], Choice]) -> Choice:
+    """Walk one way while the estimated bound falls; the other way only if the first step did not help."""
+    for way in (1, -1):
+        at = start
+        while pilot.bound(following := step(at, way)) < pilot.bound(at):
+            at = following
+        if at != start:
+            return at
+    return start
+
+
+def _step_epsilon(at: Choice, places: int) -> Choice:
+    return replace(at, epsilon_index=min(max(at.epsilon_index + places, 0), len(PRIOR_GRID) - 1))
+
+
+def _step_scale(pilot: _Pilot, at: Choice, way: int) -> Choice:
+    # Downwards first: in all trials so far the mean wanted to go towards w0.
+    place = min(max(at.scale_index - way, 0), len(MEAN_SCALE_GRID) - 1)
+    return pilot.matched(replace(at, scale_index=place), float(pilot.kl(at)[at.epsilon_index]))
+
+
+def _step_tau(pilot: _Pilot, at: Choice, way: int) -> Choice:
+    place = min(max(at.tau_index + way, 0), len(TAU_GRID) - 1)
+    return pilot.matched(replace(at, tau_index=place), float(pilot.kl(at)[at.epsilon_index]))

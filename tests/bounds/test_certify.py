@@ -1,0 +1,284 @@
+"""From a spectrum to a certificate on a softmax problem small enough to know its truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_sloppy.bounds import certify, kl_inverse, parts_only
+from lightning_sloppy.bounds.drawing import draw_and_judge
+from lightning_sloppy.bounds.kl import log_xi
+from lightning_sloppy.bounds.mixture import PRIOR_GRID
+from lightning_sloppy.bounds.posterior import posterior_family
+from lightning_sloppy.bounds.selection import TAU_GRID, select_posterior
+from lightning_sloppy.errors import ConfigurationError
+
+FEATURES, CLASSES, TRAIN, TEST = 5, 3, 2000, 40_000
+
+
+@dataclass(frozen=True)
+class Problem:
+    inputs: Tensor
+    labels: Tensor
+    test_inputs: Tensor
+    test_labels: Tensor
+    weights: Tensor
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+    trace: float
+
+    def risk(self, flat: Tensor, indices: Tensor) -> int:
+        scores = self.inputs[indices] @ flat.view(FEATURES, CLASSES)
+        return int((scores.argmax(1) != self.labels[indices]).sum())
+
+    def true_error(self, flat: Tensor) -> float:
+        scores = self.test_inputs @ flat.view(FEATURES, CLASSES)
+        return float((scores.argmax(1) != self.test_labels).double().mean())
+
+
+def softmax_problem(random_labels: bool) -> Problem:
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(FEATURES, CLASSES, generator=generator)
+    inputs = torch.randn(TRAIN + TEST, FEATURES, generator=generator)
+    labels = (inputs @ teacher + 0.3 * torch.randn(TRAIN + TEST, CLASSES, generator=generator)).argmax(1)
+    if random_labels:
+        labels = torch.randint(CLASSES, labels.shape, generator=generator)
+    train_inputs, train_labels = inputs[:TRAIN], labels[:TRAIN]
+
+    def loss(flat: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(train_inputs @ flat.view(FEATURES, CLASSES), train_labels)
+
+    weights = torch.zeros(FEATURES * CLASSES)
+    for _ in range(150):
+        weights = (weights - torch.autograd.functional.jacobian(loss, weights)).detach()
+    values, vectors = torch.linalg.eigh(torch.autograd.functional.hessian(loss, weights))
+    values, vectors = values.flip(0), vectors.flip(1)
+    return Problem(
+        train_inputs,
+        train_labels,
+        inputs[TRAIN:],
+        labels[TRAIN:],
+        weights,
+        values[:4],
+        vectors[:, :4],
+        float(values.sum()),
+    )
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return softmax_problem(random_labels=False)
+
+
+@pytest.fixture(scope="module")
+def arguments(problem: Problem) -> dict[str, object]:
+    return {
+        "weights": problem.weights,
+        "prior_mean": torch.zeros_like(problem.weights),
+        "eigenvalues": problem.eigenvalues,
+        "eigenvectors": problem.eigenvectors,
+        "trace": problem.trace,
+        "n": TRAIN,
+        "delta": 0.05,
+        "evaluation": 1,
+        "risk": problem.risk,
+    }
+
+
+def recorded(
+    risk: Callable[[Tensor, Tensor], int],
+) -> tuple[Callable[[Tensor, Tensor], int], list[tuple[Tensor, Tensor]]]:
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    def recording(flat: Tensor, indices: Tensor) -> int:
+        calls.append((flat, indices))
+        return risk(flat, indices)
+
+    return recording, calls
+
+
+@pytest.mark.parametrize("risk_samples", [10_000, 800])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_non_vacuous_and_above_the_true_error(
+    problem: Problem, arguments: dict[str, object], seed: int, risk_samples: int
+) -> None:
+    risk, calls = recorded(problem.risk)
+    certificate = certify(
+        **{**arguments, "risk": risk}, generator=torch.Generator().manual_seed(seed), risk_samples=risk_samples
+    )
+    pair = [flat for flat, _ in calls[-2:]]
+    true = sum(problem.true_error(flat) for flat in pair) / 2
+    assert true < certificate.value < 0.35  # chance is .67
+    assert certificate.empirical_risk <= certificate.risk_upper <= certificate.value
+    assert certificate.valid
+    assert certificate.reasons == ()
+    assert certificate.log_ratio < certificate.kl_displacement + certificate.kl_covariance + math.log(100) + 20
+
+
+def test_every_field_is_filled(arguments: dict[str, object]) -> None:
+    certificate = certify(
+        **{**arguments, "evaluation": 2},
+        generator=torch.Generator().manual_seed(0),
+        risk_samples=801,
+        conditions=("independent examples",),
+        prior="zeros",
+    )
+    assert (certificate.kind, certificate.certified_predictor) == ("pac_bayes_pair", "pair_of_draws")
+    assert (certificate.n, certificate.risk_samples, certificate.rank) == (TRAIN, 800, 4)
+    assert certificate.delta_pac == pytest.approx(0.03 * 6 / (math.pi**2 * 4))
+    assert certificate.delta_risk == pytest.approx(0.01 * 6 / (math.pi**2 * 4))
+    assert certificate.epsilon in PRIOR_GRID
+    assert certificate.tau / TRAIN in TAU_GRID
+    assert certificate.log_xi == log_xi(TRAIN)
+    assert (certificate.evaluation, certificate.prior) == (2, "zeros")
+    assert certificate.conditions[0] == "independent examples"
+    risk_upper = kl_inverse(certificate.empirical_risk, -math.log(certificate.delta_risk) / 800)
+    assert certificate.risk_upper == risk_upper > certificate.empirical_risk
+    budget = (certificate.log_ratio + certificate.log_xi - math.log(certificate.delta_pac)) / TRAIN
+    assert certificate.value == pytest.approx(kl_inverse(risk_upper, budget), rel=1e-12)
+
+
+def test_what_chose_the_posterior_is_not_drawn_again(problem: Problem, arguments: dict[str, object]) -> None:
+    risk, calls = recorded(problem.risk)
+    certify(**{**arguments, "risk": risk}, generator=torch.Generator().manual_seed(0))
+    steps = [(plus - minus).double() for (plus, _), (minus, _) in zip(calls[::2], calls[1::2], strict=True)]
+    similar = [float(torch.cosine_similarity(step, steps[-1], dim=0)) for step in steps[:-1]]
+    assert len(similar) > 8
+    assert max(map(abs, similar)) < 0.99
+
+
+def test_the_pair_sees_all_examples_when_they_are_few(problem: Problem, arguments: dict[str, object]) -> None:
+    risk, calls = recorded(problem.risk)
+    certificate = certify(**{**arguments, "risk": risk}, generator=torch.Generator().manual_seed(0))
+    assert all(torch.equal(indices, torch.arange(TRAIN)) for _, indices in calls[-2:])
+    assert certificate.risk_upper == certificate.empirical_risk
+    assert certificate.delta_risk == 0.0
+
+
+def test_subsamples_are_fresh_disjoint_in_themselves_and_shared_out(
+    problem: Problem, arguments: dict[str, object]
+) -> None:
+    risk, calls = recorded(problem.risk)
+    certify(**{**arguments, "risk": risk}, generator=torch.Generator().manual_seed(0), risk_samples=800)
+    first, second = (indices for _, indices in calls[-2:])
+    assert len(first.unique()) == len(second.unique()) == 400
+    assert not torch.equal(first, second)
+    pilot = [indices for _, indices in calls[:-2]]
+    assert all(not torch.equal(indices, first[: len(indices)]) for indices in pilot)
+    assert sum(len(indices) for indices in pilot) <= 20 * 1_000
+
+
+def test_same_generator_same_certificate_and_no_global_randomness(arguments: dict[str, object]) -> None:
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first, second = (certify(**arguments, generator=torch.Generator().manual_seed(5)) for _ in range(2))
+    assert first == second
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_random_labels_are_never_certified_below_chance(seed: int) -> None:
+    noise = softmax_problem(random_labels=True)
+    certificate = certify(
+        weights=noise.weights,
+        prior_mean=torch.zeros_like(noise.weights),
+        eigenvalues=noise.eigenvalues,
+        eigenvectors=noise.eigenvectors,
+        trace=noise.trace,
+        n=TRAIN,
+        delta=0.05,
+        evaluation=1,
+        risk=noise.risk,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    assert certificate.value >= 1 - 1 / CLASSES
+
+
+def test_an_unknown_trace_and_no_eigenpairs_still_give_a_bound(problem: Problem, arguments: dict[str, object]) -> None:
+    dim = problem.weights.numel()
+    bare = {**arguments, "trace": None, "eigenvalues": torch.zeros(0), "eigenvectors": torch.zeros(dim, 0)}
+    certificate = certify(**bare, generator=torch.Generator().manual_seed(0))
+    assert certificate.rank == 0
+    assert certificate.value < 0.5
+
+
+def test_parts_without_a_bound(arguments: dict[str, object]) -> None:
+    certificate = parts_only(
+        **arguments, generator=torch.Generator().manual_seed(0), reasons=("BatchNorm statistics are not in the prior.",)
+    )
+    assert not certificate.valid
+    assert math.isnan(certificate.value)
+    assert math.isnan(certificate.risk_upper)
+    assert certificate.reasons == ("BatchNorm statistics are not in the prior.",)
+    assert (certificate.delta_pac, certificate.delta_risk) == (0.0, 0.0)
+    with_bound = certify(**arguments, generator=torch.Generator().manual_seed(0))
+    for name in ("empirical_risk", "log_ratio", "kl_displacement", "kl_covariance", "epsilon", "tau", "mean_scale"):
+        assert getattr(certificate, name) == getattr(with_bound, name)
+    with pytest.raises(ConfigurationError, match="reason"):
+        parts_only(**arguments, generator=torch.Generator(), reasons=())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"delta": 0.0}, "delta"),
+        ({"delta": 1.5}, "delta"),
+        ({"evaluation": 0}, "numbered from 1"),
+        ({"n": 0}, "n >= 1"),
+        ({"risk_samples": 1}, "risk_samples >= 2"),
+        ({"weights": torch.zeros(15, dtype=torch.float16)}, "float32"),
+        ({"prior_mean": torch.zeros(3)}, "flatten"),
+        ({"risk": lambda flat, indices: -1}, "number of mistakes"),
+        ({"risk": lambda flat, indices: len(indices) + 1}, "number of mistakes"),
+    ],
+)
+def test_bad_input_is_told_what_to_do(arguments: dict[str, object], change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        certify(**{**arguments, **change}, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_search_keeps_its_budget_and_moves_on_from_its_first_look(problem: Problem) -> None:
+    family = posterior_family(
+        problem.weights,
+        torch.zeros_like(problem.weights),
+        eigenvalues=problem.eigenvalues,
+        eigenvectors=problem.eigenvectors,
+        trace=problem.trace,
+    )
+    penalty = log_xi(TRAIN) - math.log(0.03)
+
+    def search(evaluations: int) -> tuple[int, float]:
+        risk, calls = recorded(problem.risk)
+        choice = select_posterior(
+            family,
+            n=TRAIN,
+            log_penalty=penalty,
+            risk=risk,
+            generator=torch.Generator().manual_seed(0),
+            max_evaluations=evaluations,
+        )
+        return sum(len(indices) for _, indices in calls), choice.epsilon
+
+    assert search(1)[0] == 1_000
+    forward_passes, epsilon = search(20)
+    assert forward_passes <= 20_000
+    assert epsilon != search(1)[1]
+
+
+def test_one_example_is_bounded_by_one(problem: Problem, arguments: dict[str, object]) -> None:
+    certificate = certify(**{**arguments, "n": 1}, generator=torch.Generator().manual_seed(0))
+    assert 0.0 < certificate.value <= 1.0
+    judged = draw_and_judge(
+        **{name: value for name, value in arguments.items() if name not in ("delta", "evaluation", "n")},
+        n=1,
+        delta_pac=0.03,
+        generator=torch.Generator().manual_seed(0),
+        risk_samples=10,
+        pilot_samples=10,
+    )
+    assert judged.exact

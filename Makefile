@@ -1,0 +1,57 @@
+# Two commands: `make demo` fits the handwritten digits with every measurement, `make test` runs every check.
+# Both build one environment in .venv from the exact versions in constraints.txt; stamp files in it save a second install.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# Nothing is compiled at install (see below), so what an interpreter compiles has to be kept.
+unexport PYTHONDONTWRITEBYTECODE
+
+# --no-compile: only what is imported gets compiled, on first import, which is sooner done than compiling everything.
+# The two variables hold the build environment of the package to the same versions, in old and in new releases of pip.
+INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+	$(BIN)/python -m pip install --no-compile --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    fit the handwritten digits with every measurement (about two minutes, most of it the install)"
+	@echo "make test    run every check: ruff, mypy, pytest with doctests, README, configs and the built wheel"
+	@echo "make clean   remove $(VENV) and the caches; runs/ is kept"
+	@echo "PYTHON=python3.12 make ... chooses the interpreter of a new $(VENV) (3.10 or newer)"
+
+demo: $(VENV)/installed-demo
+	$(BIN)/lightning-sloppy fit --config configs/digits.yaml
+
+# One thread: the matrices of the tests are too small for more to pay, and results do not depend on the machine.
+test: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# --clear: what an interrupted run left behind is not trusted.
+$(VENV)/created:
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "No interpreter named '$(PYTHON)' was found: install Python 3.10 or newer, or name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed, and $(PYTHON) is %d.%d: name another one, for instance make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make a virtual environment: its modules venv and ensurepip are missing." >&2; \
+	  echo "Install them (Debian and Ubuntu: apt install python3-venv) or name another interpreter: make PYTHON=python3.12 ..." >&2; exit 1; }
+	"$(PYTHON)" -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/installed-demo: pyproject.toml constraints.txt $(VENV)/created
+	@echo "Installing the package and its dependencies into $(VENV): about a minute."
+	$(INSTALL) --editable '.[cli,demo]'
+	@touch $@
+
+$(VENV)/installed-test: pyproject.toml constraints.txt $(VENV)/created
+	@echo "Installing the package, its dependencies and the test tools into $(VENV): about a minute."
+	$(INSTALL) --editable '.[test]'
+	@touch $(VENV)/installed-demo $@

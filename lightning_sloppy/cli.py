@@ -1,0 +1,65 @@
+"""The command line: ``lightning-sloppy fit --config ...``, Lightning's own with our names known to it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import lightning_sloppy
+from lightning_sloppy.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+DESCRIPTION = """Fit a Lightning module while its spectra, effective dimensions and a PAC-Bayes bound are measured:
+any LightningModule and LightningDataModule, by class path; the classes of this package also by their bare name."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: Arguments without the program's name; None takes them from the shell.
+
+    Raises:
+        MissingExtraError: If jsonargparse is not installed.
+        SystemExit: On ``--help``, ``--print_config`` and arguments that cannot be parsed.
+    """
+    if importlib.util.find_spec("jsonargparse") is None:
+        raise MissingExtraError(
+            "The command line needs jsonargparse, which is not installed: pip install 'lightning-sloppy[cli]'."
+        )
+    from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+
+    # A class is found by its bare name only once its module is imported, and the public names are loaded lazily.
+    importlib.import_module("lightning_sloppy.demo")
+    for name in lightning_sloppy.__all__:
+        getattr(lightning_sloppy, name)
+
+    class SaveConfigBesideLogs(SaveConfigCallback):
+        """Saves the configuration in the run's folder; without a logger there is none, and nothing is written.
+
+        Otherwise it would land in the working folder, over a config.yaml of the user's.
+        """
+
+        def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+            """Save once, when there is a run's folder."""
+            if trainer.loggers:
+                super().setup(trainer, pl_module, stage)
+
+    with warnings.catch_warnings():
+        # The bundled data lie in memory, where more worker processes only cost.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # What Lightning still calls in torch and jsonargparse is not the user's to mend.
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli")
+        LightningCLI(
+            args=None if args is None else list(args),
+            save_config_callback=SaveConfigBesideLogs,
+            save_config_kwargs={"overwrite": True},  # resuming a named version writes into the same folder
+            seed_everything_default=0,  # a run can be repeated even when its configuration names no seed
+            parser_kwargs={"prog": "lightning-sloppy", "description": DESCRIPTION},
+        )

@@ -1,0 +1,9 @@
+"""The demo room: small data and small networks that the configurations in ``configs/`` use."""
+
+from __future__ import annotations
+
+from lightning_sloppy.demo.data import DigitsDataModule
+from lightning_sloppy.demo.idx import IDXDataModule
+from lightning_sloppy.demo.models import MLPClassifier, MLPRegressor
+
+__all__ = ["DigitsDataModule", "IDXDataModule", "MLPClassifier", "MLPRegressor"]

@@ -72,8 +72,6 @@ HESSIAN = {
     "harder to resolve than N_eff; trust it only where its errors are small.",
     "gauss_newton_trace": "Trace of the Gauss-Newton part. Its gap to the trace of the Hessian is the part that comes "
     "from unfitted residuals; it closes as the training loss goes to zero.",
-    "negative_mass": "Share of the negative eigenvalues in the sum of magnitudes of the Hessian's spectrum, 0 to 1. "
-    "While it is large, the effective dimension, which leaves them out, tells only a part.",
     "loss": "Mean loss on the probe samples, in the mode of the measurement. If it departs from the training loss, the "
     "probe is not representative: raise `num_samples`.",
     "z": "Curvature scale epsilon / (2 (n - 1)) at which data and prior weigh the same. Constant in a run; curves of "

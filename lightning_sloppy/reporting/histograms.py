@@ -41,14 +41,17 @@ class RawHistogram:
 def histograms(measurement: Measurement) -> dict[str, RawHistogram]:
     """Return the histograms of a measurement under their tags; empty when there is no usable spectrum.
 
-    Positive and negative eigenvalues go under separate tags, because a logarithm has no sign.
+    Positive and negative eigenvalues go under separate tags, because a logarithm has no sign. Those of a companion
+    spectrum go under its name: ``gauss_newton_log10_eigenvalues``.
     """
     spectrum = measurement.spectrum
     if spectrum is None or not (measurement.status.ok or measurement.status is Status.UNRESOLVED):
         return {}
     found: dict[str, RawHistogram] = {}
     for quantity in HISTOGRAMS.get(measurement.matrix, {}):
-        histogram = log10_histogram(spectrum, negative=quantity.endswith("_negative"))
+        companion = quantity.removesuffix("log10_eigenvalues").rstrip("_")
+        shown = measurement.companions.get(companion) if quantity.endswith("_log10_eigenvalues") else spectrum
+        histogram = None if shown is None else log10_histogram(shown, negative=quantity.endswith("_negative"))
         if histogram is not None:
             found[tag(measurement.matrix, quantity)] = histogram
     return found

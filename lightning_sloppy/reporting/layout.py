@@ -56,7 +56,6 @@ _CHARTS: Mapping[str, Mapping[str, tuple[str, str, tuple[str, ...]]]] = {
     "Sloppy: Hessian": {
         "Largest and smallest eigenvalue": ("Multiline", "hessian", ("largest", "smallest")),
         "Trace: Hessian and Gauss-Newton part": ("Multiline", "hessian", ("trace", "gauss_newton_trace")),
-        "Negative mass": ("Multiline", "hessian", ("negative_mass",)),
         "Loss on the probe": ("Multiline", "hessian", ("loss",)),
     },
     "Sloppy: Fisher": {

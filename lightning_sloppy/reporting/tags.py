@@ -47,10 +47,13 @@ HISTOGRAMS: Mapping[str, Mapping[str, str]] = MappingProxyType(
                 "on the right and an even carpet to the left is a sloppy spectrum.",
             },
             "hessian": {
-                "log10_eigenvalues": "Positive eigenvalues of the Hessian above the rounding floor, as log10; counts "
-                "are quadrature weights, so they may be fractions.",
-                "log10_eigenvalues_negative": "Magnitudes of the negative eigenvalues of the Hessian, as log10: the "
-                "directions in which the loss still curves downwards.",
+                "log10_eigenvalues": "Positive eigenvalues of the Hessian among the k pairs of largest magnitude, as "
+                "log10: the stiff end.",
+                "log10_eigenvalues_negative": "Magnitudes of the negative eigenvalues of the Hessian among the k "
+                "pairs, as log10: the directions in which the loss still curves downwards.",
+                "gauss_newton_log10_eigenvalues": "The whole spectrum of the Hessian's Gauss-Newton part above the "
+                "rounding floor, as log10; counts are quadrature weights, so they may be fractions. A long even carpet "
+                "to the left is a sloppy model.",
             },
             "fisher": {
                 "log10_eigenvalues": "Non-zero eigenvalues of the Fisher matrix on the probe samples, as log10. At "
@@ -67,7 +70,6 @@ ESTIMATED: Mapping[str, frozenset[str]] = MappingProxyType(
             {
                 "trace",
                 "gauss_newton_trace",
-                "negative_mass",
                 "effective_dimension",
                 "effective_dimension_fine",
                 "effective_dimension_coarse",

@@ -19,26 +19,27 @@ def split_indices(count: int, val_fraction: float, seed: int) -> tuple[Tensor, T
 
     Args:
         count: Samples to split.
-        val_fraction: Share of them held out, in [0, 1); the number is rounded.
+        val_fraction: Share of them held out, in (0, 1); the number is rounded.
         seed: Seed of the permutation; the same seed gives the same split on every machine.
 
     Returns:
         Two disjoint int64 tensors that together hold every index once.
 
     Raises:
-        ConfigurationError: If the fraction is outside [0, 1) or leaves nothing to train on.
+        ConfigurationError: If the fraction is outside (0, 1) or leaves one of the parts empty.
 
     Example:
         >>> train, val = split_indices(10, 0.2, seed=0)
         >>> len(train), len(val), sorted(torch.cat([train, val]).tolist()) == list(range(10))
         (8, 2, True)
     """
-    if not 0.0 <= val_fraction < 1.0:
-        raise ConfigurationError(f"val_fraction must lie in [0, 1), but is {val_fraction}: give for instance 0.2.")
+    if not 0.0 < val_fraction < 1.0:
+        raise ConfigurationError(f"val_fraction must lie in (0, 1), but is {val_fraction}: give for instance 0.2.")
     held_out = round(count * val_fraction)
-    if held_out >= count:
+    if not 0 < held_out < count:
         raise ConfigurationError(
-            f"val_fraction={val_fraction} leaves none of the {count} samples for training: lower it or add data."
+            f"val_fraction={val_fraction} of {count} samples leaves nothing for one of the parts, training or"
+            " validation: change it or add data."
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[held_out:], order[:held_out]
@@ -66,22 +67,25 @@ class InMemoryDataModule(LightningDataModule):
         """Batches of the training part, shuffled anew in every epoch."""
         return self._loader(self.train_set, shuffle=True)
 
-    def val_dataloader(self) -> Loader | list[Loader]:
-        """Batches of the validation part; no loader at all when nothing is held out."""
-        return [] if self.val_set is None else self._loader(self.val_set)
+    def val_dataloader(self) -> Loader:
+        """Batches of the validation part, in order."""
+        return self._loader(self.val_set)
 
-    def test_dataloader(self) -> Loader | list[Loader]:
-        """Batches of the test part; no loader at all when the data have none."""
-        return [] if self.test_set is None else self._loader(self.test_set)
+    def test_dataloader(self) -> Loader:
+        """Batches of the test part, in order."""
+        return self._loader(self.test_set)
 
     def _split(self, inputs: Tensor, targets: Tensor, val_fraction: float, seed: int) -> None:
         train, val = split_indices(len(targets), val_fraction, seed)
         self.train_set = TensorDataset(inputs[train], targets[train])
-        self.val_set = TensorDataset(inputs[val], targets[val]) if len(val) else None
+        self.val_set = TensorDataset(inputs[val], targets[val])
 
     def _loader(self, dataset: TensorDataset | None, *, shuffle: bool = False) -> Loader:
         if dataset is None:
-            raise ConfigurationError("The data module holds no data yet: call setup('fit') or let a Trainer do so.")
+            raise ConfigurationError(
+                f"{type(self).__name__} holds no such data: call setup('fit') or let a Trainer do so, and ask for a"
+                " test part only where there is one."
+            )
         workers = self.num_workers
         return DataLoader(dataset, self.batch_size, shuffle, num_workers=workers, persistent_workers=workers > 0)
 

@@ -196,7 +196,10 @@ def _close(callback: SloppyCallback, trainer: Trainer) -> None:
 
     family = peers(trainer)
     if family and callback.parts[0] is family[0]:
-        close(trainer, family)
+        try:
+            close(trainer, family)
+        except Exception as error:  # a summary is no reason to lose a run, or to hide its own exception
+            rank_zero_warn(f"The closing summary could not be written: {error}")
 
 
 def _light(measurement: Measurement) -> Measurement:

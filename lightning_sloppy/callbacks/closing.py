@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_sloppy.callbacks.base import MeasuringCallback, SloppyCallback
-from lightning_sloppy.probing.context import close_context, fit_context
+from lightning_sloppy.probing.context import close_context
 from lightning_sloppy.reporting.summary import summarise
 
 if TYPE_CHECKING:
@@ -17,18 +17,17 @@ if TYPE_CHECKING:
 def close(trainer: Trainer, family: list[SloppyCallback]) -> None:
     """Print the summary when anything was measured, and forget the fit."""
     groups = {peer.group: peer.measurements for peer in family if isinstance(peer, MeasuringCallback)}
+    context = close_context(trainer)
     if any(groups.values()) and trainer.is_global_zero:
         sentences = [sentence for peer in family for sentence in peer.summary_sentences()]
-        context = fit_context(trainer, trainer.lightning_module)
         rank_zero_info(
             summarise(
                 groups,
                 stop=" ".join([_end(trainer), *sentences]),
                 log_dirs=[str(logger.log_dir) for logger in trainer.loggers if getattr(logger, "log_dir", None)],
-                training_seconds=context.training_seconds + context.measuring_seconds,
+                training_seconds=None if context is None else context.training_seconds + context.measuring_seconds,
             )
         )
-    close_context(trainer)
 
 
 def _end(trainer: Trainer) -> str:

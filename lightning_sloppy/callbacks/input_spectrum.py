@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from lightning_sloppy.callbacks.base import MeasuringCallback
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import as_pair
 from lightning_sloppy.inputs.moments import InputMoments
-from lightning_sloppy.inputs.spectrum import checked_kind, moments_spectrum
+from lightning_sloppy.inputs.spectrum import InputKind, moments_spectrum
 from lightning_sloppy.measures.sloppiness import input_estimates
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext
@@ -22,7 +22,7 @@ from lightning_sloppy.reporting.progress import progress
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-SIDE_KINDS = ("covariance", "second_moment")
+SIDE_KINDS: tuple[InputKind, ...] = ("covariance", "second_moment")
 SIDE_QUANTITIES = ("decades", "slope", "participation_ratio", "largest")
 
 
@@ -53,14 +53,18 @@ class InputSpectrum(MeasuringCallback):
 
     def __init__(
         self,
-        kind: Literal["correlation", "covariance", "second_moment"] = "correlation",
+        kind: InputKind = "correlation",
         *,
         max_samples: int = 50_000,
         seed: int = 0,
         strict: bool = False,
     ) -> None:
         super().__init__(strict=strict)
-        self.kind = checked_kind(kind)
+        if kind not in get_args(InputKind):
+            raise ConfigurationError(
+                f"kind={kind!r} is no matrix of the inputs; choose one of {', '.join(get_args(InputKind))}."
+            )
+        self.kind: InputKind = kind
         if max_samples < 2:
             raise ConfigurationError(f"max_samples={max_samples} gives no spectrum; pass at least 2.")
         self.max_samples = max_samples
@@ -73,7 +77,8 @@ class InputSpectrum(MeasuringCallback):
     def measure(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """One pass over the data set by its own indices; every rank reads its share."""
         moments = self._moments(trainer, context)
-        spectra = {kind: moments_spectrum(moments, kind=kind) for kind in dict.fromkeys([self.kind, *SIDE_KINDS])}
+        kinds: list[InputKind] = [self.kind, *(kind for kind in SIDE_KINDS if kind != self.kind)]
+        spectra: dict[str, Spectrum] = {kind: moments_spectrum(moments, kind) for kind in kinds}
         headline = spectra.pop(self.kind)
         estimates = input_estimates(headline)
         for kind in SIDE_KINDS:

@@ -12,6 +12,7 @@ from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
 from lightning_sloppy.callbacks.input_spectrum import InputSpectrum
 from lightning_sloppy.callbacks.pac_bayes import PACBayesBound
 from lightning_sloppy.evaluation.objective import Loss
+from lightning_sloppy.inputs.spectrum import InputKind
 from lightning_sloppy.records import Measurement
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class InputOptions:
         max_samples: Samples read at most.
     """
 
-    kind: Literal["correlation", "covariance", "second_moment"] = "correlation"
+    kind: InputKind = "correlation"
     max_samples: int = 50_000
 
 

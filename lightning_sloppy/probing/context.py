@@ -135,6 +135,6 @@ def fit_context(trainer: Trainer, module: LightningModule) -> FitContext:
     return _contexts[trainer]
 
 
-def close_context(trainer: Trainer) -> None:
-    """Forget the context: it holds the module, which holds the Trainer."""
-    _contexts.pop(trainer, None)
+def close_context(trainer: Trainer) -> FitContext | None:
+    """Forget the context, for it holds the module, which holds the Trainer; returns it if there was one."""
+    return _contexts.pop(trainer, None)

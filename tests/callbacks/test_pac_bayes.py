@@ -1,0 +1,190 @@
+"""A valid bound, or the reason why there is none."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tiny import CLASSES, FEATURES, Classifier, Regressor, blobs, loader, trainer
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+
+from lightning_sloppy import HessianSpectrum, PACBayesBound, Status
+from lightning_sloppy.bounds import kl_inverse, log_xi
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
+
+
+def fit(tmp_path, model=None, data=None, held_out=None, *, bound=None, epochs=2, **options):
+    bound = PACBayesBound(strict=True) if bound is None else bound
+    host = trainer(tmp_path, callbacks=[HessianSpectrum(k=3, num_samples=64), bound], max_epochs=epochs, **options)
+    train = data if isinstance(data, DataLoader) else loader(blobs(200) if data is None else data)
+    host.fit(Classifier() if model is None else model, train, held_out)
+    return bound
+
+
+def test_the_bound_is_what_its_parts_say_and_lies_above_the_truth(tmp_path):
+    torch.manual_seed(0)
+    model = Classifier()
+    bound = fit(tmp_path, model, blobs(2000), epochs=3)
+    certificates = [m.certificate for m in bound.measurements]
+    assert [c.evaluation for c in certificates] == [1, 2, 3, 4]
+    for t, certificate in enumerate(certificates, start=1):
+        assert certificate.valid
+        assert certificate.n == certificate.risk_samples == 2000
+        delta_t = 0.6 * 0.05 * 6 / (math.pi**2 * t**2)
+        assert certificate.delta_pac == pytest.approx(delta_t)
+        budget = (certificate.log_ratio + log_xi(2000) - math.log(delta_t)) / 2000
+        assert certificate.value == pytest.approx(kl_inverse(certificate.empirical_risk, max(budget, 0.0)), abs=1e-12)
+    inputs, targets = blobs(4000, seed=5).tensors
+    truth = float((model.eval()(inputs).argmax(1) != targets).double().mean())
+    assert truth < certificates[-1].value < 1 - 1 / CLASSES
+    assert certificates[-1].kl_displacement > 0
+    assert any("independent draws" in condition for condition in certificates[-1].conditions)
+    assert "do not depend" in certificates[-1].prior
+    spent = [m.estimates["delta_spent"].value for m in bound.measurements]
+    assert all(a < b < 0.05 for a, b in zip(spent, spent[1:], strict=False))
+
+
+def test_at_the_start_nothing_was_moved(tmp_path):
+    first = fit(tmp_path).measurements[0].certificate
+    assert first.kl_displacement == 0.0
+    assert first.value > 0.5
+
+
+def test_the_same_seed_gives_the_same_certificates_and_fresh_draws_each_time(tmp_path):
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        runs.append([m.certificate for m in fit(tmp_path).measurements])
+    assert runs[0] == runs[1]
+
+
+def no_bound(bound, words):
+    assert all(m.status is Status.UNAVAILABLE for m in bound.measurements)
+    certificate = bound.measurements[-1].certificate
+    assert not certificate.valid
+    assert math.isnan(certificate.value)
+    assert any(words in reason for reason in certificate.reasons), certificate.reasons
+    assert "pac_bayes" not in bound.measurements[-1].estimates
+    return certificate
+
+
+@pytest.mark.filterwarnings("ignore:No PAC-Bayes bound.*")
+def test_batch_statistics_forbid_a_bound_but_not_its_parts(tmp_path):
+    bound = fit(tmp_path, Classifier(batch_norm=True))
+    certificate = no_bound(bound, "batch statistics")
+    assert math.isfinite(certificate.log_ratio)
+    assert "gibbs_error" in bound.measurements[-1].estimates
+
+
+class Augmented(Dataset):
+    def __init__(self):
+        self.inputs, self.targets = blobs(200).tensors
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, index):
+        return self.inputs[index] + 0.01 * torch.randn(FEATURES), self.targets[index]
+
+
+def repeated_rows():
+    inputs, targets = blobs(100).tensors
+    return TensorDataset(torch.cat([inputs, inputs]), torch.cat([targets, targets]))
+
+
+@pytest.mark.filterwarnings("ignore:No PAC-Bayes bound.*")
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (Augmented, "Two reads"),
+        (lambda: Subset(blobs(200), [*range(150), *range(50)]), "50 of the 200"),
+        (lambda: ConcatDataset([data := blobs(100), data]), "100 of the 200"),
+        (repeated_rows, "100 of 200 training samples are exact copies"),
+    ],
+    ids=["augmentation", "subset", "concat", "copies"],
+)
+def test_data_that_forbid_a_bound(tmp_path, make, words):
+    no_bound(fit(tmp_path, data=make()), words)
+
+
+@pytest.mark.filterwarnings("ignore:No PAC-Bayes bound.*")
+def test_regression_has_no_error_rate(tmp_path):
+    rng = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.randn(40, 6, generator=rng), torch.randn(40, 2, generator=rng))
+    no_bound(fit(tmp_path, Regressor(), data), "classification")
+
+
+@pytest.mark.filterwarnings("ignore:No PAC-Bayes bound.*")
+def test_a_second_fit_needs_the_state(tmp_path):
+    model = Classifier()
+    bound = fit(tmp_path, model)
+    stranger = fit(tmp_path, model)
+    no_bound(stranger, "trained before this fit")
+    # The same callback knows the initial weights and goes on counting.
+    again = fit(tmp_path, model, bound=bound)
+    assert [m.certificate.evaluation for m in again.measurements] == [4, 5, 6]
+    assert all(m.certificate.valid for m in again.measurements)
+
+
+@pytest.mark.filterwarnings("ignore:No PAC-Bayes bound.*")
+def test_a_resume_without_the_state_has_no_bound(tmp_path):
+    model = Classifier()
+    host = trainer(tmp_path, max_epochs=1)
+    host.fit(model, loader(blobs(200)))
+    host.save_checkpoint(tmp_path / "run.ckpt")
+    bound = PACBayesBound(strict=True)
+    host = trainer(tmp_path, callbacks=[HessianSpectrum(k=3, num_samples=64), bound], max_epochs=2)
+    host.fit(Classifier(), loader(blobs(200)), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    no_bound(bound, "trained before this fit")
+
+
+@pytest.mark.filterwarnings("ignore:No PAC-Bayes bound.*")
+def test_a_buffer_that_moves_forbids_the_bound(tmp_path):
+    class Counting(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("total", torch.zeros(()))
+
+        def training_step(self, batch, batch_idx):
+            self.total += batch[0].sum()
+            return super().training_step(batch, batch_idx)
+
+    bound = fit(tmp_path, Counting())
+    assert bound.measurements[0].certificate.valid
+    assert any("total" in reason for reason in bound.measurements[-1].certificate.reasons)
+
+
+def test_the_hold_out_bound_stands_beside_it(tmp_path):
+    bound = fit(tmp_path, held_out=loader(blobs(300, seed=8), shuffle=False))
+    estimates = bound.measurements[-1].estimates
+    assert estimates["hold_out_error"].value < estimates["hold_out"].value < 1
+
+
+def test_shared_samples_forbid_the_hold_out_bound(tmp_path):
+    data = blobs(200)
+    bound = fit(tmp_path, data=Subset(data, range(150)), held_out=loader(Subset(data, range(100, 200)), shuffle=False))
+    assert "hold_out" not in bound.measurements[-1].estimates
+    assert "50 validation samples are training samples" in bound.measurements[-1].notes[0]
+
+
+def test_a_schedule_that_reads_validation_forbids_the_hold_out_bound(tmp_path):
+    class Reacting(Classifier):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val_loss"}}
+
+    bound = fit(tmp_path, Reacting(), held_out=loader(blobs(50, seed=8), shuffle=False))
+    assert bound.measurements[-1].certificate.valid
+    assert "reacts to a monitored value" in bound.measurements[-1].notes[0]
+
+
+def test_large_data_are_judged_on_a_paid_subsample(tmp_path):
+    bound = fit(tmp_path, data=blobs(600), bound=PACBayesBound(risk_samples=100, strict=True))
+    certificate = bound.measurements[-1].certificate
+    assert certificate.risk_samples == 100
+    assert certificate.n == 600
+    assert certificate.risk_upper > certificate.empirical_risk
+    assert certificate.delta_risk > 0

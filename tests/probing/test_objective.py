@@ -1,0 +1,142 @@
+"""Guessing the loss, and never logging anything of a wrong guess."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import Classifier, blobs, loader, trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_sloppy import ConfigurationError, FisherSpectrum, HessianSpectrum, Status, hessian_spectrum
+from lightning_sloppy.evaluation.objective import default_loss
+from lightning_sloppy.probing.objective import choose_objective
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
+
+
+def batch(count=16):
+    return blobs(count).tensors
+
+
+class Plain(Classifier):
+    """No loss attribute at all."""
+
+    def __init__(self):
+        super().__init__()
+        del self.loss_fn
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
+class Penalised(Classifier):
+    """Minimises more than its loss_fn."""
+
+    def training_step(self, batch, batch_idx):
+        penalty = sum(p.square().sum() for p in self.parameters())
+        return super().training_step(batch, batch_idx) + 0.1 * penalty
+
+
+def test_the_modules_own_loss_is_found_and_checked_in_train_mode():
+    choice = choose_objective(Classifier(dropout=0.5), batch(), None)
+    assert choice.source == "the module's loss_fn"
+    assert choice.classification
+    assert not choice.note
+
+
+def test_cross_entropy_is_guessed_for_integer_targets():
+    assert choose_objective(Plain(), batch(), None).source == "cross-entropy"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "loss"),
+    [
+        (torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), nn.functional.cross_entropy),
+        (torch.zeros(4, 3, 5), torch.zeros(4, 5, dtype=torch.long), nn.functional.cross_entropy),
+        (torch.zeros(4, 2), torch.zeros(4, 2), nn.functional.mse_loss),
+        (torch.zeros(4, 1), torch.zeros(4), None),
+        (torch.zeros(4, 3), {"label": 1}, None),
+    ],
+)
+def test_default_loss(outputs, targets, loss):
+    assert default_loss(outputs, targets) is loss
+
+
+def test_a_mismatch_means_the_hessian_of_training_step(tmp_path):
+    torch.manual_seed(0)
+    model = Penalised().double()
+    choice = choose_objective(model, tuple(t.double() if t.is_floating_point() else t for t in batch()), None)
+    assert choice.source == "training_step"
+    assert "training_step" in choice.note
+
+    hessian = HessianSpectrum(k=3, num_samples=16)
+    fisher = FisherSpectrum(num_samples=16)
+    host = trainer(tmp_path, callbacks=[hessian, fisher], max_epochs=1)
+    with pytest.warns(UserWarning, match="pass objective="):
+        host.fit(Penalised(), loader())
+    assert {m.status for m in fisher.measurements} == {Status.FAILED}
+    assert "effective_dimension" not in hessian.latest.estimates
+    assert not any(tag.startswith("sloppy_fisher/") for tag in host.callback_metrics)
+
+
+def test_the_hessian_of_training_step_contains_the_penalty():
+    torch.manual_seed(0)
+    model = Penalised().double()
+    inputs, targets = (t.double() if t.is_floating_point() else t for t in batch())
+    from lightning_sloppy.analysis import hessian_of
+    from lightning_sloppy.linalg.vectors import generator
+    from lightning_sloppy.probing.guard import measuring
+
+    choice = choose_objective(model, (inputs, targets), None)
+    with measuring(model):
+        mine = hessian_of(
+            choice.objective, [(inputs, targets)], k=200, probe_vectors=None, steps=1, rng=generator(0)
+        ).eigenvalues
+    plain = hessian_spectrum(model, [(inputs, targets)], model.loss_fn, k=200).eigenvalues
+    assert torch.allclose(mine, plain + 0.2)
+
+
+def test_a_given_objective_is_taken_as_it_is():
+    loss = nn.CrossEntropyLoss(label_smoothing=0.1)
+    choice = choose_objective(Penalised(), batch(), loss)
+    assert choice.source == "objective="
+    assert choice.objective.loss_fn is loss
+
+
+@pytest.mark.parametrize(
+    ("module", "override", "words"),
+    [
+        (Classifier(), nn.CrossEntropyLoss(reduction="none"), "reduction='mean'"),
+        (Classifier(), lambda outputs, targets: outputs.sum() * float("inf"), "not finite"),
+    ],
+)
+def test_bad_losses_are_named(module, override, words):
+    with pytest.raises(ConfigurationError, match=words):
+        choose_objective(module, batch(), override)
+
+
+def test_manual_optimisation_asks_for_the_objective():
+    model = Classifier()
+    model.automatic_optimization = False
+    with pytest.raises(ConfigurationError, match="pass objective="):
+        choose_objective(model, batch(), None)
+    assert choose_objective(model, batch(), nn.functional.cross_entropy).source == "objective="
+
+
+def test_the_check_leaves_no_trace(tmp_path):
+    model = Classifier(batch_norm=True, dropout=0.4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    stream = torch.get_rng_state()
+    choose_objective(model, batch(), None)
+    assert torch.equal(stream, torch.get_rng_state())
+    assert model.seen == []
+    assert model.accuracy._update_count == 0
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_lone_batch_smaller_than_the_probe_is_enough(tmp_path):
+    fisher = FisherSpectrum(num_samples=1000, strict=True)
+    trainer(tmp_path, callbacks=[fisher], max_epochs=1).fit(Classifier(), DataLoader(blobs(10), 4))
+    assert fisher.latest.num_samples == 10

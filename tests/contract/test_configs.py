@@ -1,0 +1,92 @@
+"""Every configuration in configs/ is what it says: it parses, prints, fits, and the early stop fires."""
+
+import gzip
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_sloppy.cli import main
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+ONE_STEP = ["--trainer.max_steps=1", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
+
+
+@pytest.fixture(autouse=True)
+def _alone_in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning-sloppy"])
+
+
+def write_images(folder: Path, *, packed: bool) -> None:
+    """Four IDX files with 144 and 12 images of 28 x 28 pixels, random, with all ten labels."""
+    generator = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for part, count in {"train": 144, "t10k": 12}.items():
+        images = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 10
+        for name, values in {f"{part}-images-idx3-ubyte": images, f"{part}-labels-idx1-ubyte": labels}.items():
+            content = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
+            (folder / (f"{name}.gz" if packed else name)).write_bytes(gzip.compress(content) if packed else content)
+
+
+def curves(folder: Path) -> EventAccumulator:
+    (run,) = {path.parent for path in folder.rglob("events.out.tfevents.*")}
+    return EventAccumulator(str(run)).Reload()
+
+
+def named(name: str) -> str:
+    (path,) = [path for path in CONFIGS if path.stem == name]
+    return str(path)
+
+
+def test_the_promised_configurations_are_there():
+    assert {"digits", "early_stopping", "minimal", "mnist_fc"} <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_the_printed_configuration_is_complete_and_prints_the_same_again(config, tmp_path, capsys):
+    texts = []
+    for source in (config, tmp_path / "printed.yaml"):
+        with pytest.raises(SystemExit):
+            main(["fit", f"--config={source}", "--print_config"])
+        texts.append(capsys.readouterr().out)
+        (tmp_path / "printed.yaml").write_text(texts[-1])
+    assert texts[0] == texts[1]
+    assert isinstance(yaml.safe_load(texts[0])["seed_everything"], int)
+
+
+@pytest.mark.parametrize("config", [path for path in CONFIGS if path.stem != "mnist_fc"], ids=lambda path: path.stem)
+def test_fits_for_a_step(config, tmp_path):
+    main(["fit", f"--config={config}", *ONE_STEP])
+    assert any(tag.startswith("sloppy_fisher/") for tag in curves(tmp_path).Tags()["scalars"])
+
+
+def test_mnist_fits_for_a_step_on_the_default_folder(tmp_path):
+    write_images(tmp_path / "data/MNIST/raw", packed=True)
+    main(["fit", f"--config={named('mnist_fc')}", *ONE_STEP])
+    tags = curves(tmp_path).Tags()["scalars"]
+    for group in ("input", "hessian", "fisher", "bound"):
+        assert any(tag.startswith(f"sloppy_{group}/") for tag in tags)
+
+
+def test_mnist_fits_for_a_step_on_two_classes_of_another_folder(tmp_path):
+    write_images(tmp_path / "elsewhere", packed=False)
+    other = ["--data.folder=elsewhere", "--data.binary=true", "--model.widths=[784,20,2]"]
+    main(["fit", f"--config={named('mnist_fc')}", *other, *ONE_STEP])
+    assert "sloppy_bound/pac_bayes" in curves(tmp_path).Tags()["scalars"]
+
+
+def test_early_stopping_fires_on_the_plateau_of_a_converged_training(tmp_path):
+    main(["fit", f"--config={named('early_stopping')}", "--trainer.enable_progress_bar=false"])
+    events = curves(tmp_path)
+    epochs = [int(event.value) for event in events.Scalars("epoch")]
+    accuracy = [event.value for event in events.Scalars("train_accuracy")]
+    dimension = [event.value for event in events.Scalars("sloppy_fisher/effective_dimension")]
+    assert max(epochs) < 59
+    assert accuracy[-1] > 0.97
+    assert (max(dimension[-6:]) - min(dimension[-6:])) / np.mean(dimension[-6:]) <= 0.02

@@ -8,6 +8,7 @@ from lightning_sloppy.analysis import fisher_of
 from lightning_sloppy.callbacks.scale import Scale, ScaledCallback
 from lightning_sloppy.curvature.cotangents import checked_kind
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.batches import sample_count
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.measures import effective_dimension as dimension
@@ -72,7 +73,7 @@ class FisherSpectrum(ScaledCallback):
         choice = context.objective(trainer, self.objective)
         batches = context.probe(trainer, self.num_samples, self.seed)
         scale, sentence = self.scale(trainer, context)
-        with progress(trainer, f"Fisher: measuring on {sum(len(b[1]) for b in batches):,} samples"):
+        with progress(trainer, f"Fisher: measuring on {sum(sample_count(batch) for batch in batches):,} samples"):
             spectrum = fisher_of(choice.objective, batches, kind=self.kind, rng=generator(self.seed))
         if spectrum.status is Status.NON_FINITE:
             self.warn_once(f"Fisher at step {step}: {spectrum.status.value}")

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_sloppy.analysis import checked_counts, gauss_newton_of, hessian_of
 from lightning_sloppy.callbacks.scale import Scale, ScaledCallback
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch
+from lightning_sloppy.evaluation.batches import Batch, sample_count
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.measures import effective_dimension as dimension
@@ -97,7 +97,9 @@ class HessianSpectrum(ScaledCallback):
         notes = [note for note in (choice.note, sentence) if note]
         if choice.note:
             self.warn_once(choice.note)
-        with progress(trainer, f"Hessian: measuring on {sum(len(b[1]) for b in batches):,} samples") as bar:
+        with progress(
+            trainer, f"Hessian: measuring on {sum(sample_count(batch) for batch in batches):,} samples"
+        ) as bar:
             hessian = hessian_of(
                 choice.objective,
                 batches,

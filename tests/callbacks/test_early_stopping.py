@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
-from tiny import Classifier, blobs, loader, trainer
+from tiny import Classifier, loader, trainer
 
 from lightning_sloppy import EffectiveDimensionEarlyStopping, Estimate, FisherSpectrum, StoppingReason
 from lightning_sloppy.callbacks.base import MeasuringCallback

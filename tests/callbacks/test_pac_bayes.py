@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -43,7 +44,7 @@ def test_the_bound_is_what_its_parts_say_and_lies_above_the_truth(tmp_path):
     assert any("independent draws" in condition for condition in certificates[-1].conditions)
     assert "do not depend" in certificates[-1].prior
     spent = [m.estimates["delta_spent"].value for m in bound.measurements]
-    assert all(a < b < 0.05 for a, b in zip(spent, spent[1:], strict=False))
+    assert all(a < b < 0.05 for a, b in itertools.pairwise(spent))
 
 
 def test_at_the_start_nothing_was_moved(tmp_path):

@@ -32,4 +32,9 @@ def close(trainer: Trainer, family: list[SloppyCallback]) -> None:
 
 def _end(trainer: Trainer) -> str:
     how = "was interrupted" if trainer.interrupted else "ended"
-    return f"Training {how} after {trainer.current_epoch} epochs and {trainer.global_step:,} optimiser steps."
+    epochs, steps = trainer.current_epoch, trainer.global_step
+    return f"Training {how} after {_counted(epochs, 'epoch')} and {_counted(steps, 'optimiser step')}."
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number:,} {word}" + ("" if number == 1 else "s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, get_args
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from lightning_sloppy.callbacks.base import MeasuringCallback
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import as_pair
-from lightning_sloppy.inputs.moments import InputMoments
+from lightning_sloppy.inputs.moments import InputMoments, Moments
 from lightning_sloppy.inputs.spectrum import InputKind, moments_spectrum
 from lightning_sloppy.measures.sloppiness import input_estimates
 from lightning_sloppy.probing import trainer_internals
@@ -76,9 +77,11 @@ class InputSpectrum(MeasuringCallback):
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """One pass over the data set by its own indices; every rank reads its share."""
+        start = time.perf_counter()
         moments = self._moments(trainer, context)
+        seconds = time.perf_counter() - start
         kinds: list[InputKind] = [self.kind, *(kind for kind in SIDE_KINDS if kind != self.kind)]
-        spectra: dict[str, Spectrum] = {kind: moments_spectrum(moments, kind) for kind in kinds}
+        spectra: dict[str, Spectrum] = {kind: moments_spectrum(moments, kind, seconds=seconds) for kind in kinds}
         headline = spectra.pop(self.kind)
         estimates = input_estimates(headline)
         for kind in SIDE_KINDS:
@@ -97,11 +100,23 @@ class InputSpectrum(MeasuringCallback):
             companions=spectra,
         )
 
-    def _moments(self, trainer: Trainer, context: FitContext) -> InputMoments:
+    def _moments(self, trainer: Trainer, context: FitContext) -> Moments:
+        """Moments of all ranks together; an error on one rank is raised on all, before anybody waits for it."""
+        moments, failure = InputMoments(), None
+        if trainer.strategy.root_device.type == "cuda":
+            moments.to(trainer.strategy.root_device)  # NCCL gathers nothing else
+        try:
+            self._read(trainer, context, moments)
+        except Exception as error:
+            failure = error
+        if trainer.strategy.reduce_boolean_decision(failure is not None, all=False):
+            raise failure or ConfigurationError("Another rank could not read its share of the inputs; see its warning.")
+        return moments.compute()
+
+    def _read(self, trainer: Trainer, context: FitContext, moments: InputMoments) -> None:
         source = context.source(trainer)
         indices = probe_indices(len(source), self.max_samples, self.seed)
         share = indices[trainer.global_rank :: trainer.world_size]
-        moments = InputMoments()
         with progress(trainer, f"Inputs: reading {len(indices):,} samples", total=len(share)) as bar:
             for batch in source.chunks(share, READ_CHUNK):
                 inputs = as_pair(batch)[0]
@@ -111,9 +126,8 @@ class InputSpectrum(MeasuringCallback):
                         f"{type(inputs).__name__}; give a data set whose inputs are a single tensor."
                     )
                 with torch.no_grad():
-                    moments.update(inputs)
+                    moments.update(inputs.to(moments.device))
                 bar.advance(len(inputs))
-        return moments
 
 
 def _side(spectrum: Spectrum) -> dict[str, Estimate]:

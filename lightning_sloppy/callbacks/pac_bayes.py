@@ -9,27 +9,21 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.bounds import certify, hold_out_certificate, parts_only
+from lightning_sloppy.bounds.statements import CONDITIONS, HOLD_OUT_CONDITION, STATEMENTS
 from lightning_sloppy.callbacks.base import MeasurementSubscriber, MeasuringCallback, peers
 from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.linalg.vectors import generator
-from lightning_sloppy.probing import trainer_internals, validity
+from lightning_sloppy.probing import validity
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.error_counts import ErrorCounter
+from lightning_sloppy.probing.hold_out import HoldOut, open_hold_out
 from lightning_sloppy.probing.objective import ObjectiveChoice
 from lightning_sloppy.probing.samples import SampleSource
 from lightning_sloppy.records import Certificate, Cost, Estimate, Measurement, Spectrum, Status
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
-
-CONDITIONS = (
-    "The training examples are independent draws from the distribution that the bound speaks of.",
-    "Certified is, in eval mode, one of the two drawn networks picked at random, for the 0-1 error.",
-    "All bounds of this run hold together: evaluation t spends 6/(pi^2 t^2) of each share of delta.",
-)
-STATEMENTS = {"initialisation": "the weights at the start of training do not depend on the training examples."}
-HOLD_OUT_CONDITION = "The validation examples were not used to train or to steer the training."
 
 
 class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
@@ -90,7 +84,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         """Drop what belongs to one fit; the prior mean and the count of evaluations belong to the run."""
         self._begun = False
         self._reasons: list[str] | None = None
-        self._hold_out: tuple[ErrorCounter, int] | None = None
+        self._hold_out: HoldOut | None = None
         self._hold_out_note = ""
         self._training: ErrorCounter | None = None
         self._spectrum: Spectrum | None = None
@@ -236,40 +230,20 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         """The Clopper-Pearson bound of the model itself on the validation set, where that is sound."""
         if self._evaluation == 0:
             return
-        if self._hold_out is None:
-            self._hold_out = self._open_hold_out(trainer, context, choice)
+        if self._hold_out is None and not self._hold_out_note:
+            self._hold_out, self._hold_out_note = open_hold_out(trainer, context, choice.objective)
         if self._hold_out is None:
             return
-        counter, size = self._hold_out
-        errors = counter(context.layout.vector(context.module), torch.arange(size))
         found = hold_out_certificate(
-            errors, size, delta=self.delta, evaluation=self._evaluation, conditions=(HOLD_OUT_CONDITION,)
+            self._hold_out.errors(context),
+            self._hold_out.size,
+            delta=self.delta,
+            evaluation=self._evaluation,
+            conditions=(HOLD_OUT_CONDITION,),
         )
         estimates["hold_out"] = Estimate(found.value)
         estimates["hold_out_error"] = Estimate(found.empirical_risk)
         self._hold_out_note = f"The hold-out bound rests on this: {HOLD_OUT_CONDITION}"
-
-    def _open_hold_out(
-        self, trainer: Trainer, context: FitContext, choice: ObjectiveChoice
-    ) -> tuple[ErrorCounter, int] | None:
-        loaders = trainer_internals.validation_loaders(trainer)
-        if len(loaders) != 1:
-            return None
-        try:
-            source = SampleSource(loaders[0])
-        except ConfigurationError:
-            return None
-        if trainer_internals.steers_by_validation(trainer):
-            self._hold_out_note = "No hold-out bound: a learning-rate schedule reacts to a monitored value."
-            return None
-        shared = validity.overlap(context.source(trainer), source)
-        if shared:
-            self._hold_out_note = f"No hold-out bound: {shared:,} validation samples are training samples as well."
-            return None
-        if validity.reads_differ(trainer, context, source):
-            self._hold_out_note = "No hold-out bound: two reads of one validation sample differ."
-            return None
-        return ErrorCounter(trainer, context, source, choice.objective), len(source)
 
     def _without_errors(self, trainer: Trainer, context: FitContext, step: int, choice: ObjectiveChoice) -> Measurement:
         reason = (

@@ -31,7 +31,8 @@ INPUT = {
     "A check rather than a curve.",
     "largest": "Largest eigenvalue of the correlation matrix. Divided by the trace it is the share of the variance in "
     "a single direction.",
-    "num_features": "Features d of one flattened input. The denominator for every dimension of this group.",
+    "num_features": "Columns d in the headline matrix (the correlation leaves constant ones out). The denominator for "
+    "every dimension of this group.",
     "constant_columns": "Features that never change; they have no correlation and are left out. Remove them from the "
     "data or find out why they are constant.",
     "num_samples": "Training samples read for this group. With ten for each feature, sampling alone spreads a flat "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ def top_eigenpairs(
         k: Wanted pairs, at least 1.
         rng: CPU generator of the starting vectors.
         tol: Relative residual; None for the default of the data type.
-        max_products: Bound on the cost; None for ``20 k + 200``.
+        max_products: Bound on the cost; None for ``20 k + 200``. The first k Ritz pairs are found even beyond it.
         verify_multiplicity: None verifies up to p = 2,000.
 
     Raises:
@@ -137,7 +137,7 @@ def _search(
     k = min(k, limit)
     # On an accelerator a look at the residuals waits for the device, so there are fewer looks.
     pace = 1 if operator.device.type == "cpu" else 4
-    process.advance(min(k if threshold == 0.0 else 2, max(1, budget - operator.products)))
+    process.advance(k if threshold == 0.0 else 2)
     while True:
         values, weights = torch.linalg.eigh(process.tridiagonal())
         residuals = _ritz_residuals(weights, process.offdiagonal)
@@ -146,14 +146,14 @@ def _search(
         first = values[keep].abs().argmax()
         wanted = values[keep].abs() > threshold
         wanted[first] = True
-        done = len(values) >= k or process.exhausted or threshold > 0.0
-        if done and bool((residuals[keep][wanted] <= absolute).all()):
+        enough = len(values) >= k or process.exhausted or threshold > 0.0
+        if enough and bool((residuals[keep][wanted] <= absolute).all()):
             status = Status.CONVERGED
             break
-        if process.exhausted or operator.products >= budget:
+        if process.exhausted or (enough and operator.products >= budget):
             status = Status.CONVERGED if process.exhausted else Status.NOT_CONVERGED
             break
-        process.advance(min(pace, budget - operator.products))
+        process.advance(max(1, min(pace, budget - operator.products)))
     rotation = weights[:, keep].to(operator.device, operator.dtype)
     return Eigenpairs(
         values=values[keep],
@@ -179,8 +179,10 @@ def _with_hidden_copies(
     """Search the complement of the found vectors until nothing larger than the smallest kept value is left."""
     while True:
         threshold = float(found.values.abs().min()) + found.tolerance
-        if operator.dim <= found.vectors.shape[1] or operator.products >= budget:
+        if operator.dim <= found.vectors.shape[1]:
             break
+        if operator.products >= budget:
+            return replace(found, status=Status.NOT_CONVERGED)
         extra = _search(
             operator,
             k,
@@ -204,9 +206,10 @@ def _merge(found: Eigenpairs, extra: Eigenpairs, k: int, threshold: float, statu
     fresh = (extra.values.abs() > threshold) & (extra.residuals <= found.tolerance)
     values = torch.cat([found.values, extra.values[fresh]])
     vectors = torch.cat([found.vectors, extra.vectors[:, fresh.to(extra.vectors.device)]], dim=1)
-    # A pair of the complement is one of P A P: what it may lose to the locked vectors is their residual.
-    lost = float(found.residuals.max())
-    residuals = torch.cat([found.residuals, torch.hypot(extra.residuals[fresh], torch.tensor(lost).double())])
+    # A pair (u, lambda) of the complement is one of P A P. What A u has along the locked vectors V is
+    # V^T A u = R^T u with the residuals R of V, and ||R||_2 <= ||R||_F.
+    lost = torch.linalg.vector_norm(found.residuals)
+    residuals = torch.cat([found.residuals, torch.hypot(extra.residuals[fresh], lost)])
     keep = _by_magnitude(values, k)
     return Eigenpairs(
         values=values[keep],

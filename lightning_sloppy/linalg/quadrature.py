@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.linalg.lanczos import Lanczos, tridiagonal
-from lightning_sloppy.linalg.operator import SymmetricOperator
+from lightning_sloppy.linalg.operator import DenseOperator, SymmetricOperator
+from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.records import Density
 
 Enough = Callable[[Tensor, Tensor], bool]
@@ -58,13 +59,36 @@ def lanczos_density(
         end = int(broken[0]) + 1 if len(broken) else process.steps
         diagonals.append(process.diagonal[:end].clone())
         offdiagonals.append(process.offdiagonal[:end].clone())
+    return _density(diagonals, offdiagonals, operator.dim, positive_semidefinite)
+
+
+def exact_density(eigenvalues: Tensor, *, positive_semidefinite: bool) -> Density:
+    """The density of a matrix whose eigenvalues are all known: its quadratures have no error.
+
+    The vector with the same weight on every eigenvector has the whole spectrum as its spectral measure, so that its
+    exhausted Lanczos process is a quadrature of it; a second one says that the standard error is zero.
+
+    Args:
+        eigenvalues: All of them, (p,), float64.
+        positive_semidefinite: Whether the matrix is so by construction.
+    """
+    operator = DenseOperator(torch.diag(eigenvalues))
+    flat = torch.ones(1, operator.dim, dtype=torch.float64)
+    once = lanczos_density(
+        operator, flat, steps=operator.dim, rng=generator(0), positive_semidefinite=positive_semidefinite
+    )
+    return _density([*once.diagonals] * 2, [*once.offdiagonals] * 2, operator.dim, positive_semidefinite)
+
+
+def _density(diagonals: list[Tensor], offdiagonals: list[Tensor], dim: int, positive_semidefinite: bool) -> Density:
+    """Tridiagonal matrices with their Gauss rules, padded with zeros."""
     rules = [gauss(d, o) for d, o in zip(diagonals, offdiagonals, strict=True)]
     depth = max(len(d) for d in diagonals)
     nodes = torch.zeros(len(rules), depth, dtype=torch.float64)
     weights = torch.zeros_like(nodes)
     for row, (node, weight) in enumerate(rules):
         nodes[row, : len(node)] = node
-        weights[row, : len(node)] = weight * operator.dim
+        weights[row, : len(node)] = weight * dim
     return Density(tuple(diagonals), tuple(offdiagonals), nodes, weights, positive_semidefinite)
 
 
@@ -84,7 +108,8 @@ def gauss_radau(diagonal: Tensor, offdiagonal: Tensor, node: float) -> tuple[Ten
 
     With the node at an end of the spectrum it bounds integrals of completely monotone functions from the other
     side than the Gauss rule; with the node inside, the weight at the node bounds what a step function placed
-    there can miss (Chebyshev, Markov and Stieltjes). Exhausted rules (last off-diagonal zero) stay as they are.
+    there can miss (Chebyshev, Markov and Stieltjes). Exhausted rules (last off-diagonal zero) stay as they are,
+    and so does a Gauss rule that has the node already: the extension would add a node at infinity without weight.
     """
     last = float(offdiagonal[-1])
     if last == 0.0:
@@ -93,5 +118,8 @@ def gauss_radau(diagonal: Tensor, offdiagonal: Tensor, node: float) -> tuple[Ten
     unit = torch.zeros(size, dtype=diagonal.dtype)
     unit[-1] = last**2
     shifted = tridiagonal(diagonal, offdiagonal) - node * torch.eye(size, dtype=diagonal.dtype)
-    extension = node + torch.linalg.solve(shifted, unit)[-1]
-    return gauss(torch.cat([diagonal, extension.reshape(1)]), offdiagonal)
+    solution, singular = torch.linalg.solve_ex(shifted, unit)
+    extension = node + solution[-1:]
+    if int(singular) != 0 or not bool(torch.isfinite(extension).all()):
+        return gauss(diagonal, offdiagonal)
+    return gauss(torch.cat([diagonal, extension]), offdiagonal)

@@ -54,12 +54,19 @@ def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
 
 
 def private(batch: Batch) -> Batch:
-    """Clone the tensors of the inputs: an in-place first layer would otherwise change the kept batch."""
-    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch[0]), batch[1]
+    """Clone the tensors of the inputs: an in-place first layer would otherwise change the kept batch.
+
+    Tensors made in inference mode are cloned among the targets too, for autograd cannot save them.
+    """
+    inputs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch[0])
+    targets = pytree.tree_map(
+        lambda leaf: leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf, batch[1]
+    )
+    return inputs, targets
 
 
 def collected(batches: Iterable[Any]) -> list[Batch]:
-    """Hold all batches of a re-iterable, checked.
+    """Hold all batches of a re-iterable, checked; a batch without samples has no mean loss and is left out.
 
     Raises:
         ConfigurationError: For a generator (it can be read once only), no batch, or a batch that is not a pair.
@@ -68,8 +75,8 @@ def collected(batches: Iterable[Any]) -> list[Batch]:
         raise ConfigurationError(
             "The batches are read more than once, but a generator or iterator was given; pass a list or a DataLoader."
         )
-    held = [as_pair(batch) for batch in batches]
-    if not held or sum(sample_count(batch) for batch in held) == 0:
+    held = [batch for batch in map(as_pair, batches) if sample_count(batch) > 0]
+    if not held:
         raise ConfigurationError(
             "No samples to measure on: the batches are empty; pass at least one (inputs, targets)."
         )

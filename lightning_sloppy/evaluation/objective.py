@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class Objective:
         seed: Set before every forward, so that dropout in train mode is the same function each time.
 
     Attributes:
-        dtype: Data type of the products: the parameters', at least float32.
+        dtype: Data type of the products: the widest of the parameters', at least float32.
         device: Device of the parameters.
     """
 
@@ -52,8 +53,7 @@ class Objective:
         self._step_module = step_module
         self._seed = seed
         self.device = parameters[0].device
-        half = parameters[0].dtype in (torch.float16, torch.bfloat16)
-        self.dtype = torch.float32 if half else parameters[0].dtype
+        self.dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
 
     @property
     def has_outputs(self) -> bool:

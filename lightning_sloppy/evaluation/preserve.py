@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from operator import attrgetter
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 Mode = Literal["eval", "train"]
 
@@ -20,8 +21,9 @@ def preserved(module: nn.Module, mode: Mode = "eval") -> Iterator[None]:
     """Evaluate ``module`` inside as often as you like; outside nothing has happened, also after an exception.
 
     Restored: the random streams of torch, CUDA, numpy and python; the ``training`` flag of every submodule, one by
-    one (a user may keep some in eval mode); buffers; states of torchmetrics; the TF32 flags, which are switched off
-    inside because a product good to three digits is no input for Lanczos. Autograd is on inside, inference mode off.
+    one (a user may keep some in eval mode); buffers; states of torchmetrics; the TF32 flags, which like autocast are
+    switched off inside because a product good to three digits is no input for Lanczos. Autograd is on inside,
+    inference mode off.
     ``.grad`` needs no care: only :func:`torch.autograd.grad` on detached parameters is used.
 
     Args:
@@ -37,6 +39,9 @@ def preserved(module: nn.Module, mode: Mode = "eval") -> Iterator[None]:
         stack.enter_context(_full_precision())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        for device in {parameter.device.type for parameter in module.parameters()}:
+            if torch.amp.is_autocast_available(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
         try:
             if mode == "eval":
                 for child, _ in flags:
@@ -77,14 +82,51 @@ def random_streams() -> Iterator[None]:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    """Products in whole float32, on tensor cores and on CPUs that would use bfloat16."""
+    undo = [_full_matmul(), _full_cudnn()]
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
-        torch.backends.cudnn.allow_tf32 = cudnn
+        for restore in undo:
+            restore()
+
+
+def _full_matmul() -> Callable[[], None]:
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        # The user set the newer per-backend flags; the older one can then be neither read nor restored.
+        return _ieee("cuda.matmul", "mkldnn.matmul")
+    if before == "highest":
+        return lambda: None
+    torch.set_float32_matmul_precision("highest")
+    return lambda: torch.set_float32_matmul_precision(before)
+
+
+def _full_cudnn() -> Callable[[], None]:
+    try:
+        before = torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return _ieee("cudnn.conv", "cudnn.rnn")
+
+    def allow(flag: bool) -> None:
+        torch.backends.cudnn.allow_tf32 = flag
+
+    allow(False)
+    return lambda: allow(before)
+
+
+def _ieee(*names: str) -> Callable[[], None]:
+    """Set the flags that torch 2.9 and later have for each kind of operation."""
+    backends = [attrgetter(name)(torch.backends) for name in names]
+    before = [backend.fp32_precision for backend in backends]
+
+    def put(values: list[str]) -> None:
+        for backend, value in zip(backends, values, strict=True):
+            backend.fp32_precision = value
+
+    put(["ieee"] * len(backends))
+    return lambda: put(before)
 
 
 def _metric_states(module: nn.Module) -> list[tuple[nn.Module, dict[str, Any]]]:
@@ -96,5 +138,10 @@ def _metric_states(module: nn.Module) -> list[tuple[nn.Module, dict[str, Any]]]:
     for child in module.modules():
         if isinstance(child, Metric):
             names = [*child._defaults, *(name for name in kept if hasattr(child, name))]
-            saved.append((child, {name: copy.deepcopy(getattr(child, name)) for name in names}))
+            saved.append((child, {name: _copied(getattr(child, name)) for name in names}))
     return saved
+
+
+def _copied(state: Any) -> Any:
+    """Clones of all tensors; not a deep copy, which refuses a cached value that still has its graph."""
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, state)

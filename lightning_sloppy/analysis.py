@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, get_args
 
-import torch
 from torch import Tensor, nn
 
-from lightning_sloppy.curvature.cotangents import Kind, checked_kind
-from lightning_sloppy.curvature.double_backward import double_backward
-from lightning_sloppy.curvature.gauss_newton import GaussNewtonOperator
-from lightning_sloppy.curvature.gram import fisher_gram
-from lightning_sloppy.curvature.hessian import HessianOperator, Method
+from lightning_sloppy.curvature.cotangents import checked_kind
+from lightning_sloppy.curvature.hessian import Method
 from lightning_sloppy.curvature.parameters import ParameterLayout
+from lightning_sloppy.curvature.spectra import fisher_of, gauss_newton_of, hessian_of
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch, collected, sample_count
+from lightning_sloppy.evaluation.batches import collected
 from lightning_sloppy.evaluation.objective import Loss, Objective
 from lightning_sloppy.evaluation.preserve import Mode, preserved
 from lightning_sloppy.inputs.spectrum import input_spectrum
-from lightning_sloppy.linalg.eigensolver import Eigenpairs, top_eigenpairs
-from lightning_sloppy.linalg.lanczos import NonFiniteProductError
-from lightning_sloppy.linalg.operator import SymmetricOperator
-from lightning_sloppy.linalg.quadrature import Enough, lanczos_density
 from lightning_sloppy.linalg.vectors import generator, rademacher
-from lightning_sloppy.records import Cost, Density, Estimate, Spectrum, Status
+from lightning_sloppy.records import Spectrum
 
-__all__ = ["fisher_spectrum", "hessian_spectrum", "input_spectrum"]
+__all__ = [
+    "checked_counts",
+    "fisher_of",
+    "fisher_spectrum",
+    "gauss_newton_of",
+    "hessian_of",
+    "hessian_spectrum",
+    "input_spectrum",
+]
 
 
 def hessian_spectrum(
@@ -52,24 +52,27 @@ def hessian_spectrum(
         module: Any module; ``forward`` takes the inputs of a batch. It is left as it was.
         batches: Re-iterable of ``(inputs, targets)``; batches may differ in size.
         loss_fn: Mean-reduced ``loss_fn(outputs, targets)``.
-        k: Wanted pairs; ``min(k, p)`` are returned, all p when p <= 256 is formed as a whole and k >= p.
+        k: Wanted pairs; ``min(k, p)`` are returned.
         probes: Rademacher probe vectors for trace and density, 0 or at least 2 (one has no standard error).
-        steps: Depth of the quadrature, one product for each probe vector and step. 64: see :mod:`measures`.
+        steps: Depth of the quadrature, one product for each probe vector and step. When it is too
+            little for a quantity, its estimate says UNRESOLVED.
         mode: "eval", or "train" with the random stream fixed.
         tol: Residual relative to the largest magnitude; None: 1e-3 in float32, 1e-8 in float64.
-        max_products: Bound on the products of the eigensolver; None: ``20 k + 200``.
+        max_products: Bound on the products of the eigensolver, beyond the first k pairs; None: ``20 k + 200``.
         verify_multiplicity: Search for further copies of repeated eigenvalues; None: up to p = 2,000.
         eigenvectors: Keep them (p x k numbers).
         method: "auto", "kept graph" or "recomputed".
         seed: Of the starting and probe vectors.
 
     Returns:
-        The spectrum; ``status`` says whether all residuals were met.
+        The spectrum; ``status`` says whether all residuals were met. For p <= 256 the whole matrix is formed:
+        everything is exact, trace and density included, without probe vectors.
 
     Raises:
-        ConfigurationError: For k < 1, one probe, a generator, an empty probe or a loss that is no scalar.
+        ConfigurationError: For arguments out of range, a generator, an empty probe or a loss that is no scalar.
         UnsupportedError: When an operation of the module has no second derivative.
 
+    >>> import torch
     >>> from torch import nn
     >>> module = nn.Linear(1, 1, bias=False)
     >>> batch = (torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))
@@ -77,12 +80,14 @@ def hessian_spectrum(
     tensor([10.], dtype=torch.float64)
     """
     checked_counts(k, probes)
+    _check_mode(mode)
+    _check_solver(steps, tol, max_products, method)
     objective = Objective(module, loss_fn, seed=seed if mode == "train" else None)
-    held = objective.prepare(collected(batches))
     with preserved(module, mode):
         return hessian_of(
             objective,
-            held,
+            # Inside, for a DataLoader draws from the global random stream.
+            objective.prepare(collected(batches)),
             k=k,
             probe_vectors=_vectors(module, probes, seed),
             steps=steps,
@@ -125,146 +130,19 @@ def fisher_spectrum(
     Raises:
         ConfigurationError: For an unknown kind, too many rows, a generator or an empty probe.
 
+    >>> import torch
     >>> from torch import nn
     >>> module = nn.Linear(1, 1, bias=False)
     >>> batch = (torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))
-    >>> fisher_spectrum(module, [batch], nn.functional.mse_loss, kind="exact").eigenvalues
-    tensor([10.], dtype=torch.float64)
+    >>> spectrum = fisher_spectrum(module, [batch], nn.functional.mse_loss, kind="exact")
+    >>> round(spectrum.largest, 4)
+    10.0
     """
     checked = checked_kind(kind)
+    _check_mode(mode)
     objective = Objective(module, loss_fn, seed=seed if mode == "train" else None)
-    held = objective.prepare(collected(batches))
     with preserved(module, mode):
-        return fisher_of(objective, held, kind=checked, rng=generator(seed))
-
-
-def hessian_of(
-    objective: Objective,
-    batches: list[Batch],
-    *,
-    k: int,
-    probe_vectors: Tensor | None,
-    steps: int,
-    rng: torch.Generator,
-    tol: float | None = None,
-    max_products: int | None = None,
-    verify_multiplicity: bool | None = None,
-    eigenvectors: bool = False,
-    method: Method = "auto",
-    on_product: Callable[[int], None] | None = None,
-) -> Spectrum:
-    """:func:`hessian_spectrum` on an objective and prepared batches, inside somebody's :func:`preserved`."""
-    start = time.perf_counter()
-    layout = ParameterLayout.of(objective.module)
-    count = sum(sample_count(batch) for batch in batches)
-    try:
-        with double_backward(objective.module):
-            operator = HessianOperator(objective, layout, batches, method=method)
-            operator.on_product = on_product
-            pairs = top_eigenpairs(
-                operator, k, rng=rng, tol=tol, max_products=max_products, verify_multiplicity=verify_multiplicity
-            )
-            density = None
-            if pairs.spectrum is None and probe_vectors is not None:
-                density = lanczos_density(operator, probe_vectors, steps=steps, rng=rng, positive_semidefinite=False)
-    except NonFiniteProductError:
-        return _not_finite("hessian", layout.dim, count)
-    return Spectrum(
-        eigenvalues=pairs.values,
-        residuals=pairs.residuals,
-        eigenvectors=pairs.vectors if eigenvectors else None,
-        largest=pairs.largest[0],
-        largest_residual=pairs.largest[1],
-        smallest=pairs.smallest[0],
-        smallest_residual=pairs.smallest[1],
-        # One step tells the trace and nothing of the shape.
-        density=density if steps > 1 else None,
-        dim=layout.dim,
-        num_samples=count,
-        trace=_trace(pairs, density, layout.dim),
-        matrix="hessian",
-        floor=_floor(objective.dtype, float(pairs.values.abs().max())),
-        truncated=len(pairs.values) < layout.dim,
-        cost=_cost(operator, start, operator.method),
-        status=pairs.status,
-        detail={"loss": operator.loss, "tolerance": pairs.tolerance},
-    )
-
-
-def gauss_newton_of(
-    objective: Objective,
-    batches: list[Batch],
-    *,
-    probe_vectors: Tensor,
-    steps: int,
-    rng: torch.Generator,
-    enough: Enough | None = None,
-    method: Method = "auto",
-    on_product: Callable[[int], None] | None = None,
-) -> Spectrum:
-    """Whole-spectrum view of the Gauss-Newton matrix by quadrature; exact where it is small enough to form."""
-    start = time.perf_counter()
-    layout = ParameterLayout.of(objective.module)
-    count = sum(sample_count(batch) for batch in batches)
-    try:
-        with double_backward(objective.module):
-            operator = GaussNewtonOperator(objective, layout, batches, method=method)
-            operator.on_product = on_product
-            pairs = top_eigenpairs(operator, layout.dim, rng=rng) if layout.dim <= 256 else None
-            density = None
-            if pairs is None:
-                density = lanczos_density(
-                    operator, probe_vectors, steps=steps, rng=rng, positive_semidefinite=True, enough=enough
-                )
-    except NonFiniteProductError:
-        return _not_finite("gauss_newton", layout.dim, count)
-    values = pairs.values if pairs is not None else torch.zeros(0, dtype=torch.float64)
-    largest = float(values[0]) if pairs is not None else float(density.nodes.max())  # type: ignore[union-attr]
-    return Spectrum(
-        eigenvalues=values,
-        residuals=torch.zeros_like(values),
-        largest=largest,
-        smallest=0.0,
-        density=density,
-        dim=layout.dim,
-        num_samples=count,
-        trace=_trace(pairs, density, layout.dim),
-        matrix="gauss_newton",
-        floor=_floor(objective.dtype, largest),
-        truncated=pairs is None,
-        cost=_cost(operator, start, operator.method),
-        status=Status.EXACT if pairs is not None else Status.CONVERGED,
-    )
-
-
-def fisher_of(objective: Objective, batches: list[Batch], *, kind: Kind, rng: torch.Generator) -> Spectrum:
-    """:func:`fisher_spectrum` on an objective and prepared batches, inside somebody's :func:`preserved`."""
-    start = time.perf_counter()
-    layout = ParameterLayout.of(objective.module)
-    # A fused attention kernel has no rule for vmap either, so the same context serves.
-    with double_backward(objective.module):
-        gram = fisher_gram(objective, layout, batches, kind, rng)
-    if not bool(torch.isfinite(gram.matrix).all()):
-        return _not_finite(f"fisher_{kind}", layout.dim, gram.num_samples)
-    values = _descending(gram.matrix)[: layout.dim]
-    half = _half_matrix(gram.matrix, gram.num_samples)
-    trace = float(gram.matrix.diagonal().sum())
-    return Spectrum(
-        eigenvalues=values,
-        residuals=torch.zeros_like(values),
-        largest=float(values[0]),
-        smallest=0.0 if len(values) < layout.dim else float(values[-1]),
-        dim=layout.dim,
-        rank_bound=min(len(gram.matrix), layout.dim),
-        num_samples=gram.num_samples,
-        trace=Estimate(trace),
-        matrix=f"fisher_{kind}",
-        floor=_floor(objective.dtype, float(values[0])),
-        truncated=False,
-        half_eigenvalues=None if half is None else _descending(half)[: layout.dim],
-        cost=Cost(seconds=time.perf_counter() - start, method=gram.method),
-        status=Status.EXACT,
-    )
+        return fisher_of(objective, objective.prepare(collected(batches)), kind=checked, rng=generator(seed))
 
 
 def checked_counts(k: int, probes: int) -> None:
@@ -281,62 +159,25 @@ def checked_counts(k: int, probes: int) -> None:
         )
 
 
+def _check_mode(mode: str) -> None:
+    if mode not in get_args(Mode):
+        raise ConfigurationError(f"mode={mode!r} is unknown; choose 'eval' or 'train'.")
+
+
+def _check_solver(steps: int, tol: float | None, max_products: int | None, method: str) -> None:
+    if steps < 1:
+        raise ConfigurationError(f"steps={steps} is no depth of a quadrature; pass steps >= 1, usually 30 to 100.")
+    if tol is not None and not 0 < tol < 1:
+        raise ConfigurationError(
+            f"tol={tol} is a residual relative to the largest magnitude and must lie between 0 and 1; pass None for "
+            "the default of the data type."
+        )
+    if max_products is not None and max_products < 1:
+        raise ConfigurationError(f"max_products={max_products} allows no product; pass at least k, or None.")
+    if method not in get_args(Method):
+        raise ConfigurationError(f"method={method!r} is unknown; choose one of {', '.join(get_args(Method))}.")
+
+
 def _vectors(module: nn.Module, probes: int, seed: int) -> Tensor | None:
     dim = ParameterLayout.of(module).dim
     return rademacher(dim, probes, generator(seed + 1)) if probes else None
-
-
-def _trace(pairs: Eigenpairs | None, density: Density | None, dim: int) -> Estimate | None:
-    """Exact from the whole spectrum, else Hutchinson's estimate: the first entry of every T is ``v^T A v / p``."""
-    if pairs is not None and pairs.spectrum is not None:
-        return Estimate(float(pairs.spectrum.sum()))
-    if density is None:
-        return None
-    samples = torch.stack([diagonal[0] for diagonal in density.diagonals]) * dim
-    error = float(samples.std(unbiased=True)) / len(samples) ** 0.5
-    return Estimate(float(samples.mean()), standard_error=error, status=Status.CONVERGED)
-
-
-def _descending(matrix: Tensor) -> Tensor:
-    values: Tensor = torch.linalg.eigvalsh(matrix)
-    return values.flip(0).to("cpu", torch.float64)
-
-
-def _half_matrix(matrix: Tensor, count: int) -> Tensor | None:
-    """Gram matrix of the first half of the samples, rescaled to their mean; None for a single sample."""
-    half = count // 2
-    if half == 0:
-        return None
-    rows = (torch.arange(len(matrix), device=matrix.device) % count) < half
-    return matrix[rows][:, rows] * (count / half)
-
-
-def _floor(dtype: torch.dtype, largest: float) -> float:
-    """Rounding of the products, relative to the largest magnitude: 2.5e-7 was seen in float32, 8 eps is 9.5e-7."""
-    return 8 * torch.finfo(dtype).eps * abs(largest)
-
-
-def _cost(operator: SymmetricOperator, start: float, method: str) -> Cost:
-    return Cost(
-        products=operator.products,
-        seconds=time.perf_counter() - start,
-        product_seconds=operator.product_seconds,
-        method=method,
-    )
-
-
-def _not_finite(matrix: str, dim: int, count: int) -> Spectrum:
-    empty = torch.zeros(0, dtype=torch.float64)
-    nan = float("nan")
-    return Spectrum(
-        eigenvalues=empty,
-        residuals=empty,
-        largest=nan,
-        smallest=nan,
-        dim=dim,
-        num_samples=count,
-        matrix=matrix,
-        floor=nan,
-        truncated=True,
-        status=Status.NON_FINITE,
-    )

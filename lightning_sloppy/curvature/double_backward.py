@@ -26,7 +26,7 @@ def double_backward(module: nn.Module) -> Iterator[None]:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         if any(isinstance(child, nn.RNNBase) for child in module.modules()):
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            stack.enter_context(_without_cudnn())
         try:
             yield
         except RuntimeError as error:
@@ -37,6 +37,17 @@ def double_backward(module: nn.Module) -> Iterator[None]:
                     f"({text.splitlines()[0]}); use FisherSpectrum, which needs first derivatives only, or replace it."
                 ) from error
             raise
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """The flag alone: :func:`torch.backends.cudnn.flags` would set the precision flags as well."""
+    enabled = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = enabled
 
 
 def free_bytes(device: torch.device) -> int:
@@ -61,7 +72,8 @@ def counted_graph() -> Iterator[list[int]]:
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # Not the tensor itself: a node that saves its own output would then keep itself alive for ever.
+        return tensor.detach()
 
     total: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad as func_grad
 from torch.func import vmap
 from torch.utils import _pytree as pytree
@@ -53,8 +53,10 @@ def fisher_gram(
 
     Raises:
         UnsupportedError: When outputs and loss are not known apart.
-        ConfigurationError: When the matrix would have more than 8,192 rows, or the outputs are no tensor.
+        ConfigurationError: When the matrix would have more than 8,192 rows, the outputs are no tensor, or BatchNorm
+            uses the statistics of the batch.
     """
+    _check_samples_apart(objective.module)
     if objective.loss_fn is None:
         raise UnsupportedError(
             "The Fisher information needs outputs and loss apart, but the loss is only known as a whole training "
@@ -88,6 +90,15 @@ def fisher_gram(
     return Gram(total / count, count, f"gram ({used})")
 
 
+def _check_samples_apart(module: nn.Module) -> None:
+    for name, child in module.named_modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm) and (child.training or child.running_mean is None):
+            raise ConfigurationError(
+                f"Layer {name!r} normalises by the statistics of the batch, so that no sample has a gradient of its "
+                "own; use mode='eval' and track_running_stats=True, or another normalisation."
+            )
+
+
 def _pulled_cotangents(
     objective: Objective, layout: ParameterLayout, batches: list[Batch], kind: Kind, rng: torch.Generator
 ) -> list[Tensor]:
@@ -113,7 +124,9 @@ def _pulled_cotangents(
                 f"use fewer samples (now {count:,}) or kind='empirical'."
             )
         pulled.append(cotangents(kind, objective.loss_fn, outputs, targets, rng))
-    return pulled
+    # Sequences may be shorter in one batch than in another: cotangents of zero add nothing.
+    most = max(len(batch) for batch in pulled)
+    return [torch.cat([batch, batch.new_zeros(most - len(batch), *batch.shape[1:])]) for batch in pulled]
 
 
 def _groups(names: list[str], layout: ParameterLayout, rows: int) -> list[list[str]]:
@@ -140,8 +153,9 @@ def _per_sample(
 
     def scalar(table: dict[str, Tensor], inputs: Any, direction: Tensor) -> Tensor:
         single = pytree.tree_map(lambda leaf: leaf.unsqueeze(0) if isinstance(leaf, Tensor) else leaf, inputs)
-        outputs: Tensor = objective.outputs({**fixed, **table}, single)[0]
-        return (outputs * direction).sum()
+        outputs: Tensor = objective.outputs({**fixed, **table}, single)
+        # A forward that squeezes its outputs drops the dimension of the single sample.
+        return (outputs.reshape(direction.shape) * direction).sum()
 
     try:
         transformed = vmap(func_grad(scalar), in_dims=(None, 0, 0), chunk_size=VMAP_CHUNK)
@@ -150,7 +164,7 @@ def _per_sample(
             for batch, directions in zip(batches, pulled, strict=True)
         ]
         method = "vmap"
-    except (RuntimeError, ValueError, NotImplementedError, TypeError):
+    except Exception:  # vmap refuses in many ways; the loop meets again what is the module's own error
         blocks = [
             [_looped(objective, leaves, names, batch, direction) for direction in directions]
             for batch, directions in zip(batches, pulled, strict=True)
@@ -167,16 +181,29 @@ def _rows(gradients: dict[str, Tensor], names: list[str]) -> Tensor:
 def _looped(
     objective: Objective, leaves: dict[str, Tensor], names: list[str], batch: Batch, direction: Tensor
 ) -> Tensor:
-    """One backward for each sample: always right, slow."""
+    """One backward for each sample: always right, slow.
+
+    In train mode samples are not taken out of their batch: the random stream would then be another one.
+    """
     inputs = private(batch)[0]
+    sources = [leaves[name] for name in names]
+    together = any(child.training for child in objective.module.modules())
+    whole = objective.outputs(leaves, inputs) if together else None
     rows = []
     for index in range(len(direction)):
-        single = pytree.tree_map(
-            lambda leaf, index=index: leaf[index : index + 1] if isinstance(leaf, Tensor) else leaf, inputs
-        )
-        outputs = objective.outputs(leaves, single)
-        sources = [leaves[name] for name in names]
-        parts = grad([outputs], sources, [direction[index : index + 1]])
+        if whole is None:
+            outputs = objective.outputs(leaves, _single(inputs, index))
+            one = direction[index]
+        else:
+            outputs = whole
+            one = torch.zeros_like(direction)
+            one[index] = direction[index]
+        parts = grad([outputs.reshape(one.shape)], sources, [one], retain_graph=together)
         filled = [torch.zeros_like(s) if g is None else g for g, s in zip(parts, sources, strict=True)]
         rows.append(torch.cat([part.reshape(-1) for part in filled]))
     return torch.stack(rows)
+
+
+def _single(inputs: Any, index: int) -> Any:
+    """One sample of a nest of batched tensors, its first dimension kept."""
+    return pytree.tree_map(lambda leaf: leaf[index : index + 1] if isinstance(leaf, Tensor) else leaf, inputs)

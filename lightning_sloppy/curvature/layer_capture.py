@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sloppy.curvature.parameters import ParameterLayout, grad
+from lightning_sloppy.linalg.vectors import generator, rademacher
 
 CHECK_TOLERANCE = 1e-3
-"""Relative difference between ``sum_i g_i a_i^T`` and autograd's own gradient beyond which the capture is wrong."""
+"""Relative difference of ``sum_i s_i g_i a_i^T`` (signs s_i) from autograd's gradient above which capture is wrong."""
 
 
 @dataclass
@@ -74,7 +75,8 @@ def recorded(layers: dict[nn.Module, LinearCapture]) -> Iterator[dict[nn.Module,
     calls: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
 
     def hook(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        calls[layer].append((args[0], output))
+        # An input given by keyword is not among args: an empty stand-in makes the call unusable.
+        calls[layer].append((args[0] if args else output.new_empty(0), output))
         # The clone protects the recorded output from an in-place activation behind the layer.
         return output.clone()
 
@@ -109,29 +111,37 @@ def capture_batch(
             del layers[layer]
     if not layers:
         return
+    directions = pull_back(outputs.detach())
     results = [calls[layer][0][1] for layer in layers]
     gradients: list[list[Tensor]] = [[] for _ in layers]
-    directions = pull_back(outputs.detach())
-    for number, direction in enumerate(directions):
-        names = [name for capture in layers.values() for name in capture.names()] if number == 0 else []
-        sources = results + [leaves[name] for name in names]
-        parts = grad([outputs], sources, [direction], retain_graph=number + 1 < len(directions))
-        for index, result in enumerate(results):
-            part = parts[index]
+    for direction in directions:
+        parts = grad([outputs], results, [direction], retain_graph=True)
+        for index, (result, part) in enumerate(zip(results, parts, strict=True)):
             gradients[index].append(torch.zeros_like(result) if part is None else part)
-        if number == 0:
-            truth = dict(zip(names, parts[len(results) :], strict=True))
+    signs = _signs(directions)
+    names = [name for capture in layers.values() for name in capture.names()]
+    mixed = (directions * signs.view(*signs.shape, *[1] * (outputs.ndim - 1))).sum(0)
+    truth = dict(zip(names, grad([outputs], [leaves[name] for name in names], [mixed]), strict=True))
     for index, (layer, capture) in enumerate(list(layers.items())):
-        inputs = calls[layer][0][0].detach()
-        if _agrees(capture, inputs, gradients[index][0], truth):
+        inputs, own = calls[layer][0][0].detach(), torch.stack(gradients[index])
+        if _agrees(capture, inputs, (own * signs.unsqueeze(-1)).sum(0), truth):
             capture.inputs.append(inputs)
-            capture.gradients.append(torch.stack(gradients[index]))
+            capture.gradients.append(own)
         else:
             del layers[layer]
 
 
+def _signs(directions: Tensor) -> Tensor:
+    """Random signs (R, n), always the same: sums of the rows as they are could hide rows in another order."""
+    return rademacher(directions.shape[1], len(directions), generator(0)).to(directions.device, directions.dtype)
+
+
 def _agrees(capture: LinearCapture, inputs: Tensor, gradient: Tensor, truth: dict[str, Tensor | None]) -> bool:
-    """Whether the layer explains the whole gradient of its parameters: they may also be used elsewhere."""
+    """Whether the layer's rows are samples and explain the whole gradient of its parameters.
+
+    They may also be used elsewhere, the rows may be no samples, or one sample may act on another's outputs. Then the
+    gradients of the samples under random signs, mixed in the same way, differ from autograd's.
+    """
     sums: dict[str, Tensor] = {}
     if capture.weight is not None:
         sums[capture.weight] = gradient.T @ inputs

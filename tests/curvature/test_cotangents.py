@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_sloppy.curvature.cotangents import checked_kind, cotangents
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.linalg.vectors import generator
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+LOSSES: dict[str, tuple[Loss, tuple[int, ...], Tensor]] = {
+    "cross-entropy": (F.cross_entropy, (3,), torch.tensor([1])),
+    "cross-entropy module": (nn.CrossEntropyLoss(), (3,), torch.tensor([1])),
+    "cross-entropy of a sequence": (F.cross_entropy, (3, 2), torch.tensor([[1, 0]])),
+    "binary": (F.binary_cross_entropy_with_logits, (2,), torch.tensor([[1.0, 0.0]]).double()),
+    "binary module": (nn.BCEWithLogitsLoss(), (1,), torch.tensor([[1.0]]).double()),
+    "squared error": (F.mse_loss, (3,), torch.tensor([[0.2, 1.0, -1.0]]).double()),
+    "squared error of numbers": (nn.MSELoss(), (), torch.tensor([0.3]).double()),
+}
+
+
+def drawn(name: str, count: int) -> tuple[Loss, Tensor, Tensor]:
+    """The same outputs and target many times over."""
+    loss, shape, target = LOSSES[name]
+    output = torch.randn(1, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    return loss, output.expand(count, *shape), target.expand(count, *target.shape[1:])
+
+
+def output_hessian(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+    width = output.numel()
+    return torch.autograd.functional.hessian(lambda f: loss(f, target), output).reshape(width, width)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_exact_cotangents_factorise_the_hessian_of_the_loss(name: str) -> None:
+    loss, outputs, targets = drawn(name, 4)
+    factors = cotangents("exact", loss, outputs, targets, generator(0))
+    width = outputs[0].numel()
+    assert factors.shape == (width, *outputs.shape)
+    expected = output_hessian(loss, outputs[:1], targets[:1])
+    for sample in range(4):
+        rows = factors[:, sample].reshape(width, width)
+        torch.testing.assert_close(rows.T @ rows, expected, atol=1e-12, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_sampled_cotangents_have_the_hessian_as_second_moment(name: str) -> None:
+    """Also where a sample's loss is the mean over several outputs or positions."""
+    count = 40_000
+    loss, outputs, targets = drawn(name, count)
+    rows = cotangents("sampled", loss, outputs, targets, generator(0)).reshape(count, -1)
+    products = rows.unsqueeze(2) * rows.unsqueeze(1)
+    error = products.std(0) / count**0.5
+    difference = products.mean(0) - output_hessian(loss, outputs[:1], targets[:1])
+    assert bool((difference.abs() <= 5 * error + 1e-12).all())
+    assert bool((error.diagonal() < 0.05 * products.mean(0).diagonal()).all())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_empirical_cotangents_are_gradients_of_each_samples_own_loss(name: str) -> None:
+    loss, outputs, targets = drawn(name, 3)
+    (rows,) = cotangents("empirical", loss, outputs, targets, generator(0))
+    own = torch.autograd.functional.jacobian(lambda f: loss(f, targets[:1]), outputs[:1].clone())
+    torch.testing.assert_close(rows, own.expand_as(rows), atol=1e-14, rtol=1e-10)
+
+
+def test_negative_curvature_of_a_loss_is_dropped() -> None:
+    outputs = torch.tensor([[0.5, 2.0]]).double()
+    factors = cotangents("exact", lambda f, _: (f**4 / 12 - f**2 / 2).sum(1).mean(), outputs, None, generator(0))
+    rows = factors[:, 0]
+    # The second derivative is f^2 - 1: below zero for the first output.
+    torch.testing.assert_close(rows.T @ rows, torch.tensor([[0.0, 0.0], [0.0, 3.0]]).double())
+
+
+def test_linear_loss_has_no_curvature() -> None:
+    factors = cotangents("exact", lambda f, _: f.mean(), torch.ones(2, 3), None, generator(0))
+    assert factors.shape == (3, 2, 3)
+    assert float(factors.abs().max()) == 0.0
+
+
+def test_unknown_kind_names_the_known_ones() -> None:
+    assert checked_kind("exact") == "exact"
+    with pytest.raises(ConfigurationError, match=r"kind='true'.*empirical, sampled, exact"):
+        checked_kind("true")

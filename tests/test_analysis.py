@@ -1,0 +1,474 @@
+"""The contract of the three functions: what a caller may rely on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import Case, case, dense_gauss_newton, dense_hessian, gradients
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_sloppy.analysis import fisher_spectrum, gauss_newton_of, hessian_spectrum, input_spectrum
+from lightning_sloppy.errors import ConfigurationError, UnsupportedError
+from lightning_sloppy.evaluation.objective import Objective
+from lightning_sloppy.evaluation.preserve import preserved
+from lightning_sloppy.linalg.vectors import generator, rademacher
+from lightning_sloppy.measures.effective_dimension import effective_dimension, eigenvalue_count, negative_mass
+from lightning_sloppy.records import Spectrum, Status
+
+Runner = Callable[..., Spectrum]
+FUNCTIONS: dict[str, Runner] = {"hessian": hessian_spectrum, "fisher": fisher_spectrum}
+
+
+def measured(function: Runner, this: Case, *args: Any, **options: Any) -> Spectrum:
+    return function(this.module, this.batches, this.loss, *args, **options)
+
+
+def wide(seed: int = 0) -> Case:
+    """459 parameters: too many to be formed, few enough for a dense reference."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = nn.Sequential(nn.Linear(20, 18), nn.Tanh(), nn.Linear(18, 3), nn.Linear(3, 6)).double()
+        batches = [(torch.randn(n, 20, dtype=torch.float64), torch.randint(0, 6, (n,))) for n in (30, 41)]
+    return Case(module, F.cross_entropy, batches)
+
+
+def by_magnitude(values: Tensor, k: int) -> Tensor:
+    return values[values.abs().argsort(descending=True)[:k]].sort(descending=True).values
+
+
+# -- the Hessian ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 4, 1000])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "lstm", "attention"])
+def test_small_hessians_are_exact(name: str, k: int) -> None:
+    this = case(name)
+    spectrum = measured(hessian_spectrum, this, k)
+    expected = torch.linalg.eigvalsh(dense_hessian(this))
+    torch.testing.assert_close(spectrum.eigenvalues, by_magnitude(expected, k), atol=1e-11, rtol=1e-8)
+    assert spectrum.eigenvalues.dtype == torch.float64
+    assert len(spectrum.eigenvalues) == len(spectrum.residuals) == min(k, this.dim)
+    assert (spectrum.largest, spectrum.smallest) == pytest.approx((float(expected[-1]), float(expected[0])))
+    assert spectrum.trace is not None
+    assert spectrum.trace.value == pytest.approx(float(expected.sum()))
+    assert spectrum.trace.total_error == 0.0
+    assert (spectrum.status, spectrum.dim, spectrum.num_samples) == (Status.EXACT, this.dim, 7)
+    assert spectrum.truncated == (k < this.dim)
+    assert spectrum.cost.products == this.dim
+    assert spectrum.eigenvectors is None
+
+
+@pytest.mark.parametrize("probes", [0, 8])
+def test_functionals_of_small_hessians_are_exact_whatever_k(probes: int) -> None:
+    this = case("mlp mse")
+    cut, whole = measured(hessian_spectrum, this, 3, probes=probes), measured(hessian_spectrum, this, 1000)
+    for function in (lambda s: effective_dimension(s, 0.1), lambda s: eigenvalue_count(s, 0.1), negative_mass):
+        assert function(cut).value == pytest.approx(function(whole).value, rel=1e-8)
+        assert function(cut).total_error == 0.0
+
+
+@pytest.mark.parametrize("method", ["auto", "kept graph", "recomputed"])
+def test_large_hessian_against_the_dense_one(method: str) -> None:
+    this = wide()
+    spectrum = measured(hessian_spectrum, this, 10, method=method, eigenvectors=True)
+    dense = dense_hessian(this)
+    values = torch.linalg.eigvalsh(dense)
+    torch.testing.assert_close(spectrum.eigenvalues, by_magnitude(values, 10), atol=1e-8, rtol=1e-8)
+    assert spectrum.status is Status.CONVERGED
+    assert spectrum.cost.method == ("recomputed" if method == "recomputed" else "kept graph")
+    assert spectrum.largest == pytest.approx(float(values[-1]), rel=1e-8)
+    # A Ritz value lies inside the spectrum, and an eigenvalue within its residual.
+    assert float(values[0]) <= spectrum.smallest + 1e-12 <= float(values[0]) + spectrum.smallest_residual + 1e-3
+    vectors = spectrum.eigenvectors
+    assert vectors is not None
+    assert vectors.shape == (this.dim, 10)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(10, dtype=torch.float64), atol=1e-11, rtol=0)
+    true = torch.linalg.vector_norm(dense @ vectors - vectors * spectrum.eigenvalues, dim=0)
+    assert bool((true <= spectrum.residuals + 1e-12).all())
+    assert bool((spectrum.residuals <= 1e-8 * float(values.abs().max())).all())
+    assert spectrum.density is None
+    assert spectrum.trace is None
+
+
+def test_probe_vectors_add_trace_and_whole_spectrum_with_honest_errors() -> None:
+    this = wide()
+    values = torch.linalg.eigvalsh(dense_hessian(this))
+    inside = 0
+    for seed in range(10):
+        spectrum = measured(hessian_spectrum, this, 2, probes=8, steps=30, seed=seed, verify_multiplicity=False)
+        assert spectrum.density is not None
+        assert spectrum.density.nodes.shape == (8, 30)
+        assert not spectrum.density.positive_semidefinite
+        assert spectrum.trace is not None
+        assert spectrum.trace.standard_error > 0
+        inside += abs(spectrum.trace.value - float(values.sum())) <= 3 * spectrum.trace.standard_error
+        count = eigenvalue_count(spectrum, 0.01)
+        assert abs(count.value - float((values >= 0.01).sum())) <= 4 * count.standard_error + count.truncation_error
+    assert inside >= 9
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("features", "k"), [(4, 100), (30, 25)])
+def test_linear_map_repeats_every_eigenvalue_for_each_output(features: int, k: int, dtype: torch.dtype) -> None:
+    """The Hessian of a sum of squares is 2/N X^T X for each of ten outputs; 30 features make 300 parameters."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(50, features, generator=rng, dtype=torch.float64) * torch.linspace(3, 1, features)
+    module = nn.Linear(features, 10, bias=False).to(dtype)
+    batches = [(x.to(dtype), torch.zeros(50, 10, dtype=dtype))]
+    spectrum = hessian_spectrum(module, batches, lambda f, y: (f - y).square().sum(1).mean(), k)
+    single = torch.linalg.eigvalsh(2 / 50 * x.T @ x)
+    expected = by_magnitude(single.repeat(10), k)
+    scale = float(single.max())
+    tolerance = (1e-8 if dtype == torch.float64 else 1e-3) * scale
+    torch.testing.assert_close(spectrum.eigenvalues, expected, atol=tolerance, rtol=0)
+    assert spectrum.status is (Status.EXACT if features == 4 else Status.CONVERGED)
+
+
+def test_pairs_beyond_the_rank_are_zeros() -> None:
+    """One sample and a linear model: rank one, and 500 parameters."""
+    module = nn.Linear(500, 1, bias=False).double()
+    x = torch.ones(1, 500, dtype=torch.float64)
+    spectrum = hessian_spectrum(module, [(x, torch.zeros(1, 1, dtype=torch.float64))], F.mse_loss, 5)
+    assert spectrum.eigenvalues.tolist() == pytest.approx([1000.0, 0, 0, 0, 0], abs=1e-9)
+    assert spectrum.status is Status.CONVERGED
+
+
+def test_flat_loss_has_a_zero_hessian() -> None:
+    module = nn.Linear(20, 20)
+    spectrum = hessian_spectrum(module, [(torch.ones(2, 20), torch.zeros(2, 20))], lambda f, y: f.mean(), 3, probes=2)
+    assert spectrum.eigenvalues.tolist() == [0.0, 0.0, 0.0]
+    assert spectrum.status is Status.CONVERGED
+    assert effective_dimension(spectrum, 1.0).value == 0.0
+
+
+def test_too_few_products_are_admitted() -> None:
+    spectrum = measured(hessian_spectrum, wide(), 10, max_products=4)
+    assert spectrum.status is Status.NOT_CONVERGED
+    assert len(spectrum.eigenvalues) == 10
+    assert spectrum.cost.products == 10
+    assert float(spectrum.residuals.max()) > 1e-3 * spectrum.largest
+
+
+def test_tolerance_bounds_cost_and_residuals() -> None:
+    this = wide()
+    loose, tight = (measured(hessian_spectrum, this, 5, tol=tol, verify_multiplicity=False) for tol in (1e-1, 1e-10))
+    assert loose.cost.products < tight.cost.products
+    assert float(tight.residuals.max()) <= 1e-10 * tight.largest
+
+
+# -- Fisher and Gauss-Newton ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "tied", "gru", "tokens", "sequence", "linear regression"])
+def test_empirical_fisher_has_all_eigenvalues_and_those_of_half_the_samples(name: str) -> None:
+    this = case(name)
+    rows = gradients(this)
+    spectrum = measured(fisher_spectrum, this)
+    count = min(7, this.dim)
+    expected = torch.linalg.eigvalsh(rows.T @ rows / 7).flip(0)
+    torch.testing.assert_close(spectrum.eigenvalues, expected[:count], atol=1e-12, rtol=1e-8)
+    assert len(spectrum.eigenvalues) == spectrum.rank_bound == count
+    assert spectrum.trace is not None
+    assert spectrum.trace.value == pytest.approx(float(expected.sum()))
+    assert (spectrum.status, spectrum.truncated, spectrum.matrix) == (Status.EXACT, False, "fisher_empirical")
+    half = torch.linalg.eigvalsh(rows[:3].T @ rows[:3] / 3).flip(0)[: min(3, this.dim)]
+    assert spectrum.half_eigenvalues is not None
+    torch.testing.assert_close(spectrum.half_eigenvalues, half, atol=1e-12, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["mlp", "mlp mse", "mlp bce", "softmax regression", "attention"])
+def test_exact_fisher_is_the_gauss_newton_matrix(name: str) -> None:
+    this = case(name)
+    spectrum = measured(fisher_spectrum, this, "exact")
+    count = min(21, this.dim)
+    expected = torch.linalg.eigvalsh(dense_gauss_newton(this)).flip(0)[:count]
+    torch.testing.assert_close(spectrum.eigenvalues, expected, atol=1e-11, rtol=1e-8)
+    alone = measured(fisher_spectrum, Case(this.module, this.loss, this.batches[:1]), "exact")
+    assert spectrum.half_eigenvalues is not None
+    torch.testing.assert_close(spectrum.half_eigenvalues[: min(9, this.dim)], alone.eigenvalues, atol=1e-11, rtol=1e-8)
+
+
+def test_exact_fisher_of_softmax_regression_is_the_hessian() -> None:
+    this = case("softmax regression")
+    fisher, hessian = measured(fisher_spectrum, this, "exact"), measured(hessian_spectrum, this, 1000)
+    torch.testing.assert_close(fisher.eigenvalues, hessian.eigenvalues, atol=1e-12, rtol=1e-8)
+
+
+def test_one_sample_is_enough_and_has_no_half() -> None:
+    spectrum = measured(fisher_spectrum, case("mlp", (1,)))
+    assert len(spectrum.eigenvalues) == 1
+    assert spectrum.half_eigenvalues is None
+
+
+def gauss_newton(this: Case, steps: int = 40) -> Spectrum:
+    objective = Objective(this.module, this.loss)
+    with preserved(this.module):
+        return gauss_newton_of(
+            objective,
+            objective.prepare(this.batches),
+            probe_vectors=rademacher(this.dim, 4, generator(1)),
+            steps=steps,
+            rng=generator(0),
+        )
+
+
+@pytest.mark.parametrize("this", [case("mlp"), wide()], ids=["formed", "by quadrature"])
+def test_gauss_newton_spectrum(this: Case) -> None:
+    spectrum = gauss_newton(this)
+    values = torch.linalg.eigvalsh(dense_gauss_newton(this))
+    assert spectrum.largest == pytest.approx(float(values[-1]), rel=1e-8)
+    assert -spectrum.floor <= spectrum.smallest <= 1e-4 * spectrum.largest
+    assert spectrum.trace is not None
+    assert abs(spectrum.trace.value - float(values.sum())) <= 4 * spectrum.trace.standard_error + 1e-9
+    estimate = effective_dimension(spectrum, 1e-2)
+    truth = float((values.clamp_min(0) / (values.clamp_min(0) + 1e-2)).sum())
+    assert abs(estimate.value - truth) <= 4 * estimate.standard_error + estimate.truncation_error + 1e-9
+    assert estimate.status.ok
+
+
+def test_gauss_newton_of_a_loss_that_is_not_convex_promises_no_bracket() -> None:
+    this = wide()
+
+    def wavy(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (3 * outputs).cos().sum(1).mean()
+
+    spectrum = gauss_newton(Case(this.module, wavy, this.batches))
+    assert spectrum.smallest < -spectrum.floor
+    assert spectrum.density is not None
+    assert not spectrum.density.positive_semidefinite
+    convex = gauss_newton(this).density
+    assert convex is not None
+    assert convex.positive_semidefinite
+
+
+# -- both: nothing is left behind -------------------------------------------------------------------------------------
+
+
+class Touchy(nn.Module):
+    """Buffers that move, dropout, flags of its own, and a first layer that works in place."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.ReLU(inplace=True)
+        self.hidden = nn.Linear(4, width)
+        self.norm = nn.BatchNorm1d(width)
+        self.drop = nn.Dropout(0.5)
+        self.frozen = nn.BatchNorm1d(width).eval()
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.frozen(self.drop(self.norm(self.hidden(self.first(x))))))
+
+
+def snapshot(module: nn.Module) -> dict[str, Any]:
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    return {
+        "state": {name: value.clone() for name, value in module.state_dict().items()},
+        "gradients": [None if p.grad is None else p.grad.clone() for p in module.parameters()],
+        "flags": [child.training for child in module.modules()],
+        "requires_grad": [p.requires_grad for p in module.parameters()],
+        "hooks": [len(child._forward_hooks) for child in module.modules()],
+        "torch": torch.get_rng_state(),
+        "numpy": numpy_state[1].tolist(),
+        "python": random.getstate(),
+    }
+
+
+def assert_same(before: Any, after: Any) -> None:
+    if isinstance(before, Tensor):
+        assert torch.equal(before, after)
+    elif isinstance(before, dict):
+        assert before.keys() == after.keys()
+        for key in before:
+            assert_same(before[key], after[key])
+    elif isinstance(before, list):
+        assert len(before) == len(after)
+        for one, other in zip(before, after, strict=True):
+            assert_same(one, other)
+    else:
+        assert before == after
+
+
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        (hessian_spectrum, {}),
+        (hessian_spectrum, {"mode": "train", "probes": 2}),
+        (fisher_spectrum, {}),
+        (fisher_spectrum, {"kind": "sampled"}),
+        (fisher_spectrum, {"kind": "exact"}),
+    ],
+)
+def test_the_module_is_left_as_it_was(function: Runner, options: dict[str, Any], broken: bool) -> None:
+    torch.manual_seed(0)
+    module = Touchy(40).train()
+    module.frozen.eval()
+    module.head.bias.requires_grad_(False)
+    inputs, targets = torch.randn(12, 4), torch.randint(0, 3, (12,))
+    F.cross_entropy(module(inputs.clone()), targets).backward()
+    # A shuffling loader draws from the global stream whenever it is read.
+    loader = DataLoader(TensorDataset(inputs, targets), batch_size=5, shuffle=True)
+    before, kept = snapshot(module), inputs.clone()
+
+    def failing(outputs: Tensor, targets: Tensor) -> Tensor:
+        torch.rand(3)
+        raise ZeroDivisionError
+
+    if broken:
+        with pytest.raises(ZeroDivisionError):
+            function(module, loader, failing, **{**options, "kind": "empirical"} if "kind" in options else options)
+    else:
+        function(module, loader, F.cross_entropy, **options)
+    assert_same(before, snapshot(module))
+    assert torch.equal(inputs, kept)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_dropout_of_a_module_in_train_mode_does_not_act(function: str) -> None:
+    torch.manual_seed(0)
+    module = Touchy(4)
+    batches = [(torch.randn(9, 4), torch.randint(0, 3, (9,)))]
+    results = [FUNCTIONS[function](module.train(flag), batches, F.cross_entropy).eigenvalues for flag in (True, False)]
+    assert torch.equal(results[0], results[1])
+
+
+def test_train_mode_on_request_is_one_fixed_function() -> None:
+    torch.manual_seed(0)
+    module = Touchy(4).train()
+    batches = [(torch.randn(9, 4), torch.randint(0, 3, (9,)))]
+    first, second, other = (
+        hessian_spectrum(module, batches, F.cross_entropy, mode="train", seed=seed).eigenvalues for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    plain = hessian_spectrum(module, batches, F.cross_entropy).eigenvalues
+    assert not torch.equal(first, plain)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_gradients_need_not_be_on_outside(function: str) -> None:
+    this = case("mlp")
+    expected = measured(FUNCTIONS[function], this).eigenvalues
+    for outside in (torch.no_grad, torch.inference_mode):
+        with outside():
+            copies = Case(this.module, this.loss, [(x.clone(), y.clone()) for x, y in this.batches])
+            found = measured(FUNCTIONS[function], copies).eigenvalues
+        torch.testing.assert_close(found, expected, atol=1e-14, rtol=1e-10)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_half_precision_is_measured_in_float32(function: str) -> None:
+    this = case("mlp")
+    half = Case(this.module.bfloat16(), this.loss, [(x.bfloat16(), y) for x, y in this.batches])
+    found = measured(FUNCTIONS[function], half)
+    exact = Case(case("mlp").module, this.loss, [(x.double(), y) for x, y in half.batches])
+    exact.module.load_state_dict({name: value.double() for name, value in half.module.state_dict().items()})
+    expected = measured(FUNCTIONS[function], exact)
+    assert half.module[0].weight.dtype == torch.bfloat16
+    torch.testing.assert_close(found.eigenvalues, expected.eigenvalues, atol=1e-6, rtol=1e-5)
+    assert found.floor == pytest.approx(8 * torch.finfo(torch.float32).eps * found.largest, rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [4, 40])
+@pytest.mark.parametrize("kind", ["hessian", "empirical", "sampled", "exact"])
+def test_values_that_are_not_finite_have_a_status_and_no_numbers(kind: str, size: int) -> None:
+    module = nn.Sequential(nn.Linear(size, 8), nn.Tanh(), nn.Linear(8, 3))
+    inputs = torch.zeros(5, size)
+    inputs[2, 1] = torch.nan
+    batches = [(inputs, torch.zeros(5, dtype=torch.long))]
+    if kind == "hessian":
+        spectrum = hessian_spectrum(module, batches, F.cross_entropy, probes=2)
+    else:
+        spectrum = fisher_spectrum(module, batches, F.cross_entropy, kind)
+    assert spectrum.status is Status.NON_FINITE
+    assert not spectrum.status.ok
+    assert len(spectrum.eigenvalues) == 0
+    assert effective_dimension(spectrum, 1.0).status is Status.UNAVAILABLE
+
+
+def test_gauss_newton_that_is_not_finite_has_a_status() -> None:
+    this = wide()
+    this.batches[0][0][0, 0] = torch.inf
+    assert gauss_newton(this).status is Status.NON_FINITE
+
+
+# -- both: what is refused --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"k": 0}, "k=0 eigenpairs.*pass k >= 1"),
+        ({"probes": 1}, "one has no standard error; pass 0, or at least 2"),
+        ({"probes": -2}, "pass 0, or at least 2"),
+        ({"steps": 0}, "pass steps >= 1"),
+        ({"tol": 0.0}, "between 0 and 1; pass None"),
+        ({"tol": 2.0}, "between 0 and 1; pass None"),
+        ({"max_products": 0}, "pass at least k, or None"),
+        ({"mode": "evaluation"}, "mode='evaluation' is unknown; choose 'eval' or 'train'"),
+        ({"method": "dense"}, "method='dense' is unknown; choose one of auto, kept graph, recomputed"),
+    ],
+)
+def test_hessian_arguments_out_of_range(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=sentence):
+        measured(hessian_spectrum, case("mlp"), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [({"kind": "true"}, "choose one of empirical, sampled, exact"), ({"mode": "both"}, "choose 'eval' or 'train'")],
+)
+def test_fisher_arguments_out_of_range(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=sentence):
+        measured(fisher_spectrum, case("mlp"), **options)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize(
+    ("batches", "sentence"),
+    [
+        ("generator", "read more than once"),
+        ("empty", "the batches are empty"),
+        ("triples", r"pairs \(inputs, targets\), but the data give a tuple of 3"),
+    ],
+)
+def test_batches_that_cannot_be_used(function: str, batches: str, sentence: str) -> None:
+    this = case("mlp")
+    given: dict[str, Any] = {
+        "generator": (batch for batch in this.batches),
+        "empty": [],
+        "triples": [(x, y, y) for x, y in this.batches],
+    }
+    with pytest.raises(ConfigurationError, match=sentence):
+        FUNCTIONS[function](this.module, given[batches], this.loss)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_loss_and_module_that_cannot_be_used(function: str) -> None:
+    this = case("mlp")
+    with pytest.raises(ConfigurationError, match=r"its shape is \(3,\); use reduction='mean'"):
+        FUNCTIONS[function](this.module, this.batches, lambda f, y: F.cross_entropy(f, y, reduction="none"))
+    with pytest.raises(ConfigurationError, match="has no trainable parameters"):
+        FUNCTIONS[function](this.module.requires_grad_(False), this.batches, this.loss)
+
+
+def test_missing_second_derivative_names_operation_and_remedy() -> None:
+    module = nn.Sequential(nn.EmbeddingBag(5, 4), nn.Linear(4, 3))
+    batches = [(torch.randint(0, 5, (6, 2)), torch.randint(0, 3, (6,)))]
+    with pytest.raises(UnsupportedError, match=r"embedding_bag.*use FisherSpectrum"):
+        hessian_spectrum(module, batches, F.cross_entropy)
+    assert fisher_spectrum(module, batches, F.cross_entropy).status is Status.EXACT
+
+
+def test_input_spectrum_is_reexported() -> None:
+    inputs = torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = torch.linalg.eigvalsh(torch.cov(inputs.T, correction=0)).flip(0)
+    torch.testing.assert_close(input_spectrum(inputs, kind="covariance").eigenvalues, expected)

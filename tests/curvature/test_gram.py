@@ -31,6 +31,7 @@ PATHS = {
     "gru": "gram (2 by linear layers, 4 by loop)",
     "tokens": "gram (2 by linear layers, 3 by vmap)",
     "sequence": "gram (4 by vmap)",
+    "squeezed": "gram (2 by linear layers, 2 by vmap)",
     "partly frozen": "gram (1 by linear layers, 1 by vmap)",
 }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -24,10 +25,16 @@ def close(trainer: Trainer, family: list[SloppyCallback]) -> None:
             summarise(
                 groups,
                 stop=" ".join([_end(trainer), *sentences]),
-                log_dirs=[str(logger.log_dir) for logger in trainer.loggers if getattr(logger, "log_dir", None)],
+                log_dirs=[folder for logger in trainer.loggers if (folder := _event_folder(logger))],
                 training_seconds=None if context is None else context.training_seconds + context.measuring_seconds,
             )
         )
+
+
+def _event_folder(logger: Any) -> str:
+    """Where the logger writes event files; empty when it writes none."""
+    folder = getattr(logger, "log_dir", None)
+    return str(folder) if folder and any(Path(folder).glob("events.out.tfevents.*")) else ""
 
 
 def _end(trainer: Trainer) -> str:

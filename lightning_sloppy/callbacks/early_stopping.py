@@ -130,7 +130,7 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
     def _sentence(self) -> str:
         if self.stopping_reason is StoppingReason.PLATEAU:
             return (
-                f"Stopped by the plateau rule at step {self.stopped_step:,}: {self.monitor} changed by at most "
+                f"The plateau rule asked to stop at step {self.stopped_step:,}: {self.monitor} changed by at most "
                 f"{self.rel_tol:.1%} over {self.patience + 1} measurements at z/10, z and 10 z."
             )
         state = "nothing was measured" if self.verdict is None else self.verdict.value
@@ -153,5 +153,4 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         """Go on with the window of the run that wrote the checkpoint."""
         self.detector.seen = int(state_dict["seen"])
         self.detector.window = state_dict["window"]
-        self.stopping_reason = StoppingReason(state_dict["stopping_reason"])
-        self.stopped_step = state_dict["stopped_step"]
+        # A checkpoint of a stopped run may be trained further: then the rule judges anew, with the window it has.

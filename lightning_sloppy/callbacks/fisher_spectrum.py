@@ -71,7 +71,7 @@ class FisherSpectrum(ScaledCallback):
     def measure(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """One Gram matrix, one eigenvalue decomposition, and those of the leading half."""
         choice = context.objective(trainer, self.objective)
-        batches = context.probe(trainer, self.num_samples, self.seed)
+        batches = choice.objective.prepare(context.probe(trainer, self.num_samples, self.seed))
         scale, sentence = self.scale(trainer, context)
         with progress(trainer, f"Fisher: measuring on {sum(sample_count(batch) for batch in batches):,} samples"):
             spectrum = fisher_of(choice.objective, batches, kind=self.kind, rng=generator(self.seed))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_sloppy.analysis import checked_counts, gauss_newton_of, hessian_of
 from lightning_sloppy.callbacks.scale import Scale, ScaledCallback
+from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, sample_count
 from lightning_sloppy.evaluation.objective import Loss
@@ -90,10 +91,11 @@ class HessianSpectrum(ScaledCallback):
     def measure(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """Hessian first, then its Gauss-Newton part, on the same probe and the same probe vectors."""
         choice = context.objective(trainer, self.objective)
-        batches = context.probe(trainer, self.num_samples, self.seed)
+        batches = choice.objective.prepare(context.probe(trainer, self.num_samples, self.seed))
         scale, sentence = self.scale(trainer, context)
-        if self._vectors is None or self._vectors.shape[1] != context.layout.dim:
-            self._vectors = rademacher(context.layout.dim, self.probes, generator(self.seed + 1))
+        dim = ParameterLayout.of(pl_module).dim
+        if self._vectors is None or self._vectors.shape[1] != dim:
+            self._vectors = rademacher(dim, self.probes, generator(self.seed + 1))
         notes = [note for note in (choice.note, sentence) if note]
         if choice.note:
             self.warn_once(choice.note)

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds import certify, hold_out_certificate, parts_only
-from lightning_sloppy.bounds.statements import CONDITIONS, HOLD_OUT_CONDITION, STATEMENTS
+from lightning_sloppy.bounds import certify, parts_only
+from lightning_sloppy.bounds.statements import CONDITIONS, STATEMENTS
 from lightning_sloppy.callbacks.base import MeasurementSubscriber, MeasuringCallback, peers
 from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
+from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.probing import validity
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.error_counts import ErrorCounter
-from lightning_sloppy.probing.hold_out import HoldOut, open_hold_out
+from lightning_sloppy.probing.hold_out import HoldOut
 from lightning_sloppy.probing.objective import ObjectiveChoice
 from lightning_sloppy.probing.samples import SampleSource
 from lightning_sloppy.records import Certificate, Cost, Estimate, Measurement, Spectrum, Status
@@ -78,14 +79,14 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         self.seed = seed
         self._prior_mean: Tensor | None = None
         self._evaluation = 0
+        self._hold_out = HoldOut()
         self._forget()
 
     def _forget(self) -> None:
         """Drop what belongs to one fit; the prior mean and the count of evaluations belong to the run."""
         self._begun = False
-        self._reasons: list[str] | None = None
-        self._hold_out: HoldOut | None = None
-        self._hold_out_note = ""
+        self._data_reasons: list[str] | None = None
+        self._hold_out.start_fit()
         self._training: ErrorCounter | None = None
         self._spectrum: Spectrum | None = None
         self._last_step: int | None = None
@@ -122,22 +123,54 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         if not self._begun and context.fresh:
             # Weights that no fit has touched begin a new run; others go on with the prior that is known, if any.
             self._prior_mean, self._evaluation = context.start, 0
+            self._hold_out.start_run()
         self._begun = True
         hessian = next(peer for peer in peers(trainer) if isinstance(peer, HessianSpectrum))
         choice = context.objective(trainer, hessian.objective)
-        if not choice.classification:
-            return self._without_errors(trainer, context, step, choice)
         source = context.source(trainer)
-        reasons = [*self._standing_reasons(trainer, context, source), *self._passing_reasons(context)]
-        if self._training is None:
-            self._training = ErrorCounter(trainer, context, source, choice.objective)
+        if not choice.classification:
+            certificate = self._missing(
+                source,
+                f"The bound speaks of classification errors, but the objective ({choice.source}) is no classification "
+                "of (N, C) scores by (N,) class indices; leave PACBayesBound out, or pass objective= to "
+                "HessianSpectrum.",
+            )
+            return self._measurement(trainer, choice, step, certificate, {})
+        if self._data_reasons is None:
+            self._data_reasons = validity.data_reasons(trainer, context, source)
+        reasons = [*validity.module_reasons(context, self._prior_mean), *self._data_reasons]
         if not reasons:
             self._evaluation += 1
-        certificate = self._certificate(context, source, choice, reasons)
-        estimates = _estimates(certificate, self._spent())
-        self._add_hold_out(trainer, context, choice, estimates)
+        if self._measurable(context):
+            certificate = self._certificate(trainer, context, source, choice, reasons)
+            estimates = _estimates(certificate)
+        else:
+            certificate, estimates = self._missing(source, *reasons), {}
+        held_out = None
+        if context.layout == ParameterLayout.of(context.module):
+            held_out = self._hold_out.certificate(trainer, context, choice.objective, delta=self.delta)
+        if held_out is not None:
+            estimates["hold_out"] = Estimate(held_out.value)
+            estimates["hold_out_error"] = Estimate(held_out.empirical_risk)
+        if certificate.valid or held_out is not None:
+            estimates["delta_spent"] = Estimate(self._spent())
+        return self._measurement(trainer, choice, step, certificate, estimates)
+
+    def _measurable(self, context: FitContext) -> bool:
+        """Whether the parts of a bound make sense: the same parameters as at the start, in a full precision."""
+        weights = context.layout.vector(context.module)
+        return context.layout == ParameterLayout.of(context.module) and weights.dtype in (torch.float32, torch.float64)
+
+    def _measurement(
+        self,
+        trainer: Trainer,
+        choice: ObjectiveChoice,
+        step: int,
+        certificate: Certificate,
+        estimates: dict[str, Estimate],
+    ) -> Measurement:
         for reason in certificate.reasons:
-            self.warn_once(f"No PAC-Bayes bound in this run: {reason}")
+            self.warn_once(f"No PAC-Bayes bound from step {step} on: {reason}", key=reason[:40])
         return Measurement(
             step=step,
             epoch=trainer.current_epoch,
@@ -148,15 +181,21 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             status=Status.CONVERGED if certificate.valid else Status.UNAVAILABLE,
             num_samples=certificate.risk_samples,
             precision=str(choice.objective.dtype).removeprefix("torch."),
-            notes=(self._hold_out_note,) if self._hold_out_note else (),
+            notes=(self._hold_out.note,) if self._hold_out.note else (),
             certificate=certificate,
         )
 
     def _certificate(
-        self, context: FitContext, source: SampleSource, choice: ObjectiveChoice, reasons: list[str]
+        self,
+        trainer: Trainer,
+        context: FitContext,
+        source: SampleSource,
+        choice: ObjectiveChoice,
+        reasons: list[str],
     ) -> Certificate:
         assert self._spectrum is not None
-        assert self._training is not None
+        if self._training is None:
+            self._training = ErrorCounter(trainer, context, source, choice.objective)
         weights = context.layout.vector(context.module)
         vectors = self._spectrum.eigenvectors
         if vectors is None:
@@ -184,103 +223,40 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         }
         return parts_only(**common, reasons=reasons) if reasons else certify(**common)
 
-    def _standing_reasons(self, trainer: Trainer, context: FitContext, source: SampleSource) -> list[str]:
-        """What can be said once for the whole fit."""
-        if self._reasons is None:
-            self._reasons = []
-            if self._prior_mean is None:
-                self._reasons.append(
-                    "The weights were trained before this fit and the callback's state with the initial weights is "
-                    "missing; start from fresh weights, or resume from a checkpoint that holds this callback."
-                )
-            names = validity.batch_statistics(context.module)
-            if names:
-                self._reasons.append(
-                    f"{len(names)} layers keep batch statistics of the training data (first: {names[0]}), which the "
-                    "prior does not cover; use GroupNorm or LayerNorm."
-                )
-            self._reasons += validity.data_reasons(trainer, context, source)
-        return self._reasons
-
-    def _passing_reasons(self, context: FitContext) -> list[str]:
-        """What must be looked at each time."""
-        if context.layout.dim != context.layout.of(context.module).dim:
-            return ["The set of trainable parameters changed during the fit; keep it fixed from the start."]
-        if self._prior_mean is not None and len(self._prior_mean) != context.layout.dim:
-            return [
-                f"The checkpoint holds {len(self._prior_mean):,} initial weights, but the module has "
-                f"{context.layout.dim:,} trainable parameters; resume with the same model."
-            ]
-        known = set(validity.batch_statistics(context.module))
-        moved = [
-            name
-            for name in validity.changed_buffers(context.module, context.start_buffers)
-            if name.rpartition(".")[0] not in known
-        ]
-        if moved:
-            return [
-                f"Buffers changed during training (first: {moved[0]}): they depend on the data, and the prior does "
-                "not cover them; make them parameters or constants."
-            ]
-        return []
-
-    def _add_hold_out(
-        self, trainer: Trainer, context: FitContext, choice: ObjectiveChoice, estimates: dict[str, Estimate]
-    ) -> None:
-        """The Clopper-Pearson bound of the model itself on the validation set, where that is sound."""
-        if self._evaluation == 0:
-            return
-        if self._hold_out is None and not self._hold_out_note:
-            self._hold_out, self._hold_out_note = open_hold_out(trainer, context, choice.objective)
-        if self._hold_out is None:
-            return
-        found = hold_out_certificate(
-            self._hold_out.errors(context),
-            self._hold_out.size,
-            delta=self.delta,
-            evaluation=self._evaluation,
-            conditions=(HOLD_OUT_CONDITION,),
-        )
-        estimates["hold_out"] = Estimate(found.value)
-        estimates["hold_out_error"] = Estimate(found.empirical_risk)
-        self._hold_out_note = f"The hold-out bound rests on this: {HOLD_OUT_CONDITION}"
-
-    def _without_errors(self, trainer: Trainer, context: FitContext, step: int, choice: ObjectiveChoice) -> Measurement:
-        reason = (
-            f"The bound speaks of classification errors, but the objective ({choice.source}) is no classification of "
-            "(N, C) scores by (N,) class indices; leave PACBayesBound out, or pass objective= to HessianSpectrum."
-        )
-        self.warn_once(f"No PAC-Bayes bound in this run: {reason}")
-        missing = Certificate(
+    def _missing(self, source: SampleSource, *reasons: str) -> Certificate:
+        """No bound and no parts."""
+        return Certificate(
             kind="pac_bayes_pair",
             certified_predictor="pair_of_draws",
             value=math.nan,
             valid=False,
-            n=len(context.source(trainer)),
+            n=len(source),
             delta=self.delta,
-            reasons=(reason,),
-        )
-        return Measurement(
-            step, trainer.current_epoch, self.group, None, {}, Cost(), Status.UNAVAILABLE, certificate=missing
+            reasons=reasons,
         )
 
     def _spent(self) -> float:
-        """Failure probability spent so far."""
-        return self.delta * 6 / math.pi**2 * sum(1 / t**2 for t in range(1, self._evaluation + 1))
+        """Failure probability spent so far: 0.8 of delta on the pairs, 0.2 on the hold-out bounds."""
+        pairs, held_out = (
+            6 / math.pi**2 * sum(1 / t**2 for t in range(1, count + 1))
+            for count in (self._evaluation, self._hold_out.evaluation)
+        )
+        return self.delta * (0.8 * pairs + 0.2 * held_out)
 
     def state_dict(self) -> dict[str, Any]:
-        """Initial weights and the number of evaluations: without them a resumed run has no bound."""
+        """Initial weights and the numbers of evaluations: without them a resumed run has no bound."""
         if self._prior_mean is None:
             return {}
-        return {"prior_mean": self._prior_mean, "evaluation": self._evaluation}
+        return {"prior_mean": self._prior_mean, "evaluation": self._evaluation, **self._hold_out.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the prior of the run that wrote the checkpoint."""
         self._prior_mean = state_dict.get("prior_mean")
         self._evaluation = int(state_dict.get("evaluation", 0))
+        self._hold_out.load(state_dict)
 
 
-def _estimates(certificate: Certificate, spent: float) -> dict[str, Estimate]:
+def _estimates(certificate: Certificate) -> dict[str, Estimate]:
     found = {
         "gibbs_error": certificate.empirical_risk,
         "log_ratio": certificate.log_ratio,
@@ -295,6 +271,5 @@ def _estimates(certificate: Certificate, spent: float) -> dict[str, Estimate]:
             "pac_bayes": certificate.value,
             "risk_upper": certificate.risk_upper,
             "evaluation": float(certificate.evaluation),
-            "delta_spent": spent,
         }
     return {name: Estimate(value) for name, value in found.items()}

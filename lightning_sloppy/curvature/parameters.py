@@ -33,9 +33,9 @@ class ParameterLayout:
         return sum(shape.numel() for shape in self.shapes)
 
     def leaves(self, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Detached copies that require gradients; they share storage where the data type allows."""
+        """Copies that require gradients: a forward that writes to its weights (``max_norm``) does so on them."""
         table = dict(module.named_parameters())
-        return {name: table[name].detach().to(dtype).requires_grad_() for name in self.names}
+        return {name: table[name].detach().to(dtype, copy=True).requires_grad_() for name in self.names}
 
     def flatten(self, tensors: Iterable[Tensor | None]) -> Tensor:
         """One vector of shape (p,); None stands for zeros (a parameter that the loss does not use)."""

@@ -8,12 +8,14 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
 
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, as_pair
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.probing import trainer_internals
+from lightning_sloppy.probing.digests import SampleDigests, sample_digests
 from lightning_sloppy.probing.guard import measuring
 from lightning_sloppy.probing.objective import ObjectiveChoice, choose_objective
 from lightning_sloppy.probing.samples import SampleSource, probe_indices
@@ -37,6 +39,8 @@ class FitContext:
         module: The unwrapped module.
 
     Attributes:
+        layout: Trainable parameters when the fit started.
+        modes: Every submodule with its training flag when the fit started.
         fresh: Whether the weights have seen no optimiser step that we know of.
         start: The weights when the fit started, one vector (p,) on the CPU.
         start_buffers: The buffers at that moment.
@@ -46,13 +50,21 @@ class FitContext:
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
         self.module = module
+        if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
+            raise ConfigurationError(
+                f"{type(module).__name__} has lazy layers whose shapes are not known yet; run one batch through it "
+                "before the fit, or leave the sanity validation on."
+            )
         self.layout = ParameterLayout.of(module)
+        self.modes = [(child, child.training) for child in module.modules()]
         if self.layout.dim == 0:
             raise ConfigurationError(
                 f"{type(module).__name__} has no trainable parameters, so there is nothing to measure; "
                 "build the layers before the fit and leave requires_grad on."
             )
-        self.fresh = trainer.global_step == 0 and module not in _fitted
+        # Lightning leaves gradients behind, so they tell of a fit or a tuner that this package did not see.
+        stepped = any(p.grad is not None for p in module.parameters())
+        self.fresh = trainer.global_step == 0 and module not in _fitted and not stepped
         _fitted.add(module)
         self.start = self.layout.vector(module).cpu()
         self.start_buffers = {name: buffer.detach().cpu().clone() for name, buffer in module.named_buffers()}
@@ -62,6 +74,7 @@ class FitContext:
         self._source: SampleSource | None = None
         self._probes: dict[tuple[int, int], list[Batch]] = {}
         self._choices: dict[Any, ObjectiveChoice] = {}
+        self._digests: SampleDigests | None = None
 
     def source(self, trainer: Trainer) -> SampleSource:
         """The training samples by index.
@@ -88,12 +101,16 @@ class FitContext:
         return self._probes[key]
 
     def read(self, trainer: Trainer, source: SampleSource, indices: Tensor, size: int) -> list[Batch]:
-        """Batches of these samples on the device; the global random streams stay where they are."""
-        with measuring(self.module):
-            return [
-                as_pair(trainer_internals.as_training_sees_it(trainer, self.module, batch))
-                for batch in source.chunks(indices, size)
-            ]
+        """Batches of these samples on the device; all random streams stay where they are."""
+        with measuring(self.module), source.untouched():
+            return self.read_once(trainer, source, indices, size)
+
+    def read_once(self, trainer: Trainer, source: SampleSource, indices: Tensor, size: int) -> list[Batch]:
+        """The same without any guard: two calls in a row may differ where reading is random."""
+        return [
+            as_pair(trainer_internals.as_training_sees_it(trainer, self.module, batch))
+            for batch in source.chunks(indices, size)
+        ]
 
     def objective(self, trainer: Trainer, override: Loss | None) -> ObjectiveChoice:
         """The loss of the fit, found and checked once.
@@ -105,8 +122,16 @@ class FitContext:
             source = self.source(trainer)
             indices = torch.arange(min(len(source), source.batch_size))
             batch = self.read(trainer, source, indices, len(indices))[0]
-            self._choices[override] = choose_objective(self.module, batch, override)
+            self._choices[override] = choose_objective(self.module, batch, override, modes=self.modes)
         return self._choices[override]
+
+    def training_digests(self, trainer: Trainer) -> SampleDigests:
+        """What the training samples are, byte for byte; read once."""
+        if self._digests is None:
+            source = self.source(trainer)
+            with measuring(self.module), source.untouched():
+                self._digests = sample_digests(source)
+        return self._digests
 
     def prior_precision(self) -> float | None:
         """``epsilon = p / ||w_0||^2``, a prior as wide as the weights at the start; None when they are all zero."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from lightning_sloppy.evaluation.batches import Batch, private
 from lightning_sloppy.evaluation.objective import Objective, tensors_of
@@ -53,22 +55,22 @@ class ErrorCounter:
                 wrong += ((outputs.argmax(1) != targets) | ~torch.isfinite(outputs).all(1)).sum()
         return int(wrong)
 
-    def _batches(self, indices: Tensor) -> list[Batch]:
+    def _batches(self, indices: Tensor) -> Iterator[Batch]:
         if self._held is None:
-            return self._objective.prepare(self._context.read(self._trainer, self._source, indices, READ_CHUNK))
-        if len(indices) == len(self._source):
-            return self._held
-        # Chunks were read in order, so the sample i lies in chunk i // READ_CHUNK.
-        selected = []
-        for number in torch.unique(indices // READ_CHUNK).tolist():
-            inside = indices[indices // READ_CHUNK == number] - number * READ_CHUNK
-            selected.append(_rows(self._held[number], inside))
-        return selected
+            # One batch at a time: a whole set of images would not fit.
+            for part in torch.split(indices, self._source.batch_size):
+                read = self._context.read(self._trainer, self._source, part, len(part))
+                yield from self._objective.prepare(read)
+        elif len(indices) == len(self._source):
+            yield from self._held
+        else:
+            # Chunks were read in order, so the sample i lies in chunk i // READ_CHUNK.
+            for number in torch.unique(indices // READ_CHUNK).tolist():
+                inside = indices[indices // READ_CHUNK == number] - number * READ_CHUNK
+                yield _rows(self._held[number], inside)
 
 
 def _rows(batch: Batch, rows: Tensor) -> Batch:
-    from torch.utils import _pytree as pytree
-
     return pytree.tree_map(  # type: ignore[no-any-return]
         lambda leaf: leaf[rows.to(leaf.device)] if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch
     )

@@ -1,53 +1,109 @@
-"""The validation samples as a hold-out set: whether a bound may rest on them."""
+"""The validation samples as a hold-out set: whether a bound may rest on them, and which delta is left for it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from lightning_sloppy.bounds import hold_out_certificate
+from lightning_sloppy.bounds.statements import HOLD_OUT_CONDITION
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.probing import trainer_internals, validity
 from lightning_sloppy.probing.context import FitContext
+from lightning_sloppy.probing.digests import sample_digests
 from lightning_sloppy.probing.error_counts import ErrorCounter
-from lightning_sloppy.probing.samples import SampleSource
+from lightning_sloppy.probing.guard import measuring
+from lightning_sloppy.probing.samples import SampleSource, probe_indices
+from lightning_sloppy.records import Certificate
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+LARGEST = 10_000
+"""Validation samples judged: that many place an error rate to half a percent, and more would slow a fit."""
+
 
 class HoldOut:
-    """Errors of the current model on the validation samples.
+    """Hold-out bounds of a run: its own count of evaluations, and what was trained on.
 
-    Args:
-        counter: Counts mistakes on them.
-        size: Their number.
+    Attributes:
+        evaluation: Hold-out bounds issued so far in the run.
+        note: Why there is no bound, or on what it rests; empty without validation samples.
     """
 
-    def __init__(self, counter: ErrorCounter, size: int) -> None:
-        self._counter = counter
-        self.size = size
+    def __init__(self) -> None:
+        self.evaluation = 0
+        self._trained_on: str | None = None
+        self.start_fit()
 
-    def errors(self, context: FitContext) -> int:
-        """Mistakes of the model as it is now."""
-        return self._counter(context.layout.vector(context.module), torch.arange(self.size))
+    def start_fit(self) -> None:
+        """Drop what belongs to one fit; the count and the training samples belong to the run."""
+        self.note = ""
+        self._opened = False
+        self._counter: ErrorCounter | None = None
+        self._size = 0
 
+    def start_run(self) -> None:
+        """Begin with weights that no sample has touched."""
+        self.evaluation, self._trained_on = 0, None
 
-def open_hold_out(trainer: Trainer, context: FitContext, objective: Objective) -> tuple[HoldOut | None, str]:
-    """The hold-out set, or None and a sentence that says why there is none (empty without validation)."""
-    loaders = trainer_internals.validation_loaders(trainer)
-    if len(loaders) != 1:
-        return None, ""
-    try:
-        source = SampleSource(loaders[0])
-    except ConfigurationError:
-        return None, ""
-    if trainer_internals.steers_by_validation(trainer):
-        return None, "No hold-out bound: a learning-rate schedule reacts to a monitored value."
-    shared = validity.overlap(context.source(trainer), source)
-    if shared:
-        return None, f"No hold-out bound: {shared:,} validation samples are training samples as well."
-    if validity.reads_differ(trainer, context, source):
-        return None, "No hold-out bound: two reads of one validation sample differ."
-    return HoldOut(ErrorCounter(trainer, context, source, objective), len(source)), ""
+    def certificate(
+        self, trainer: Trainer, context: FitContext, objective: Objective, *, delta: float
+    ) -> Certificate | None:
+        """The bound of the model as it is now, or None."""
+        if not self._opened:
+            if not trainer_internals.validation_loaders(trainer):
+                return None  # validation loaders may come later, with the first validation
+            self._opened = True
+            self.note = self._open(trainer, context, objective)
+        if self._counter is None:
+            return None
+        self.evaluation += 1
+        indices = probe_indices(self._size, LARGEST, seed=3)
+        errors = self._counter(context.layout.vector(context.module), indices)
+        self.note = f"The hold-out bound rests on this: {HOLD_OUT_CONDITION}"
+        return hold_out_certificate(
+            errors, len(indices), delta=delta, evaluation=self.evaluation, conditions=(HOLD_OUT_CONDITION,)
+        )
+
+    def _open(self, trainer: Trainer, context: FitContext, objective: Objective) -> str:
+        """Look at the validation samples once; returns why they cannot serve."""
+        loaders = trainer_internals.validation_loaders(trainer)
+        if len(loaders) != 1:
+            return f"No hold-out bound: there are {len(loaders)} validation loaders; give one."
+        try:
+            source = SampleSource(loaders[0])
+        except ConfigurationError as error:
+            return f"No hold-out bound: {error}"
+        reason = self._refusal(trainer, context, source)
+        if not reason:
+            self._counter = ErrorCounter(trainer, context, source, objective)
+            self._size = len(source)
+        return reason
+
+    def _refusal(self, trainer: Trainer, context: FitContext, source: SampleSource) -> str:
+        if trainer_internals.steers_by_validation(trainer):
+            return "No hold-out bound: a learning-rate schedule reacts to a monitored value."
+        if trainer_internals.reloads_loaders(trainer):
+            return "No hold-out bound: the loaders are made anew during the fit, so the split may change."
+        if validity.reads_differ(trainer, context, source):
+            return "No hold-out bound: two reads of one validation sample differ."
+        training = context.training_digests(trainer)
+        if not context.fresh and self._trained_on != training.fingerprint:
+            return "No hold-out bound: the weights were trained before on samples that are not known here."
+        self._trained_on = training.fingerprint
+        with measuring(context.module), source.untouched():
+            held = sample_digests(source)
+        shared = len(training.distinct & held.distinct)
+        if shared:
+            return f"No hold-out bound: {shared:,} validation samples are training samples as well."
+        return ""
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return {"hold_out_evaluation": self.evaluation, "trained_on": self._trained_on}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on with the count of the run that wrote the checkpoint."""
+        self.evaluation = int(state.get("hold_out_evaluation", 0))
+        self._trained_on = state.get("trained_on")

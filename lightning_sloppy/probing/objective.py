@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, as_pair, private, sample_count
 from lightning_sloppy.evaluation.objective import Loss, Objective, checked_scalar, default_loss
+from lightning_sloppy.evaluation.preserve import Mode
 from lightning_sloppy.probing.guard import measuring
 
 if TYPE_CHECKING:
@@ -23,6 +27,9 @@ LOSS_ATTRIBUTES = ("loss_fn", "criterion")
 
 AGREEMENT = 1e-4
 """Relative difference of two evaluations of one loss in float32 that is rounding."""
+
+Modes = Sequence[tuple[nn.Module, bool]]
+"""Submodules with their training flags."""
 
 ASK = "pass objective=, the mean-reduced loss of (outputs, targets); in YAML as a dotted path"
 
@@ -61,7 +68,9 @@ class TrainingStep(nn.Module):
         return checked_scalar(loss)
 
 
-def choose_objective(module: LightningModule, batch: Batch, override: Loss | None) -> ObjectiveChoice:
+def choose_objective(
+    module: LightningModule, batch: Batch, override: Loss | None, *, modes: Modes | None = None
+) -> ObjectiveChoice:
     """Find the loss of a fit and check it on one batch.
 
     Order: ``objective=``; the module's ``loss_fn`` or ``criterion``; cross-entropy for integer targets; mean squared
@@ -72,41 +81,73 @@ def choose_objective(module: LightningModule, batch: Batch, override: Loss | Non
         module: The module of the fit.
         batch: A training batch on the module's device.
         override: The user's ``objective=``.
+        modes: Every submodule with its training flag in the fit; None takes them as they are.
 
     Raises:
         ConfigurationError: When nothing fits, the loss is not finite, or manual optimisation forbids the comparison.
     """
-    inputs, targets = as_pair(batch)
-    with measuring(module), torch.no_grad():
-        outputs = module(private((inputs, targets))[0])
+    modes = [(child, child.training) for child in module.modules()] if modes is None else modes
+    trial = _Trial(module, as_pair(batch), modes)
     if override is not None:
-        choice = _choice(module, override, "objective=", outputs, targets)
-        _checked_value(choice.objective, module, (inputs, targets), "objective=")
+        choice = _choice(module, override, "objective=", trial.outputs(), batch[1])
+        value = trial.loss(choice.objective, "eval")
+        if not math.isfinite(value):
+            raise ConfigurationError(
+                f"objective= is {value} on a batch of {sample_count(batch)}, not finite; look at inputs and loss."
+            )
         return choice
-    guess, source = _guess(module, outputs, targets)
     if not module.automatic_optimization:
         raise ConfigurationError(
             "Under manual optimisation training_step also steps the optimiser, so the loss cannot be compared with it; "
             f"{ASK}."
         )
-    if guess is not None:
-        choice = _choice(module, guess, source, outputs, targets)
-        mine, theirs = _both_losses(choice.objective, module, (inputs, targets))
-        if math.isfinite(theirs) and abs(mine - theirs) <= AGREEMENT * max(abs(mine), abs(theirs)) + 1e-6:
-            return choice
-        found = f"{source} gives {mine:.6g}, but training_step {theirs:.6g}"
-    else:
-        theirs = _step_loss(module, (inputs, targets))
-        found = "no loss_fn or criterion was found and the targets fit neither cross-entropy nor mean squared error"
+    step = Objective(module, None, step_module=TrainingStep(module))
+    theirs = trial.loss(step, "train")
+    found = "the module has no forward that takes the inputs, no loss_fn, or its outputs and targets fit no usual loss"
+    with suppress(Exception):  # whatever a wrong guess raises, the step decides
+        outputs = trial.outputs()
+        guess, source = _guess(module, outputs, batch[1])
+        if guess is not None:
+            choice = _choice(module, guess, source, outputs, batch[1])
+            mine = trial.loss(choice.objective, "train")
+            if math.isfinite(theirs) and abs(mine - theirs) <= AGREEMENT * max(abs(mine), abs(theirs)) + 1e-6:
+                return choice
+            found = f"{source} gives {mine:.6g}, but training_step {theirs:.6g}"
     if not math.isfinite(theirs):
         raise ConfigurationError(f"The loss of training_step is {theirs}, not finite; look at the inputs and the loss.")
     return ObjectiveChoice(
-        Objective(module, None, step_module=TrainingStep(module)),
+        step,
         "training_step",
         classification=False,
         note=f"On one batch {found}; the Hessian is that of training_step. For the Gauss-Newton part, Fisher and the "
         f"bound {ASK}.",
     )
+
+
+class _Trial:
+    """One batch, evaluated on copies of the parameters."""
+
+    def __init__(self, module: LightningModule, batch: Batch, modes: Modes) -> None:
+        self._module = module
+        self._modes = modes
+        # The loss is not used: this objective gives outputs only.
+        self._forward = Objective(module, nn.functional.cross_entropy)
+        self._table = ParameterLayout.of(module).leaves(module, self._forward.dtype)
+        self._batch = self._forward.prepare([batch])[0]
+
+    def outputs(self) -> Any:
+        """What ``forward`` gives in eval mode."""
+        with measuring(self._module), torch.no_grad():
+            return self._forward.outputs(self._table, private(self._batch)[0])
+
+    def loss(self, objective: Objective, mode: Mode) -> float:
+        """The loss of the batch, always from the same random stream."""
+        with measuring(self._module, mode), torch.no_grad():
+            if mode == "train":
+                # A measurement has eval mode around it; the fit's own flags are wanted here.
+                for child, training in self._modes:
+                    child.training = training
+            return float(objective.loss(self._table, self._batch))
 
 
 def _guess(module: LightningModule, outputs: Any, targets: Any) -> tuple[Loss | None, str]:
@@ -130,32 +171,3 @@ def _choice(module: LightningModule, loss: Loss, source: str, outputs: Any, targ
         and not targets.is_floating_point()
     )
     return ObjectiveChoice(Objective(module, loss), source, classification)
-
-
-def _both_losses(objective: Objective, module: LightningModule, batch: Batch) -> tuple[float, float]:
-    """The guessed loss and that of ``training_step``, in train mode, from the same random stream."""
-    with measuring(module, "train"), torch.no_grad():
-        assert objective.loss_fn is not None
-        inputs, targets = private(batch)
-        try:
-            mine = float(checked_scalar(objective.loss_fn(module(inputs), targets)))
-        except (TypeError, RuntimeError, ValueError):
-            mine = math.nan  # an attribute of that name with another signature: no match, the step decides
-    return mine, _step_loss(module, batch)
-
-
-def _step_loss(module: LightningModule, batch: Batch) -> float:
-    with measuring(module, "train"), torch.no_grad():
-        # A list, as default collation gives it: some steps index or unpack, and both work.
-        return float(TrainingStep(module)(list(private(batch))))
-
-
-def _checked_value(objective: Objective, module: LightningModule, batch: Batch, source: str) -> None:
-    with measuring(module), torch.no_grad():
-        assert objective.loss_fn is not None
-        inputs, targets = private(batch)
-        value = float(checked_scalar(objective.loss_fn(module(inputs), targets)))
-    if not math.isfinite(value):
-        raise ConfigurationError(
-            f"{source} is {value} on a batch of {sample_count(batch)}, not finite; look at the inputs and the loss."
-        )

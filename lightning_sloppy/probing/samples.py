@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset, default_collate
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from lightning_sloppy.errors import ConfigurationError
 
@@ -22,7 +34,8 @@ class SampleSource:
     generator; indexing the data set and collating here touches neither.
 
     Args:
-        loader: A training or validation loader with an indexable data set.
+        loader: A training or validation loader with an indexable data set. Of a :class:`SubsetRandomSampler` the
+            indices count, of every other sampler the whole data set.
 
     Raises:
         ConfigurationError: For an iterable data set, one without length, or an empty one.
@@ -37,6 +50,14 @@ class SampleSource:
             )
         if len(dataset) == 0:
             raise ConfigurationError("The training data set is empty, so there is nothing to measure; check its path.")
+        if loader.batch_size is None and loader.batch_sampler is None:
+            raise ConfigurationError(
+                "The loader does not collate (batch_size=None), so single samples cannot be drawn for the probe; give "
+                "the loader a batch_size or a batch_sampler."
+            )
+        sampler = _inner_sampler(loader.sampler)
+        if type(sampler) is SubsetRandomSampler:
+            dataset = Subset(dataset, list(sampler.indices))
         self._dataset = dataset
         self._collate = getattr(loader, "collate_fn", None) or default_collate
         self.loader = loader
@@ -56,6 +77,16 @@ class SampleSource:
         fetch = getattr(base, "__getitems__", None)
         return self._collate(fetch(wanted) if fetch is not None else [base[index] for index in wanted])
 
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Restore the random generators that the data set and its transforms keep for themselves."""
+        restores = [restore for owner in _owners(self._dataset) for restore in _generator_restores(owner)]
+        try:
+            yield
+        finally:
+            for restore in restores:
+                restore()
+
     def chunks(self, indices: Tensor, size: int = READ_CHUNK) -> Iterator[Any]:
         """Collated batches of at most ``size`` samples."""
         for part in torch.split(indices, size):
@@ -68,6 +99,42 @@ class SampleSource:
     def identities(self) -> set[tuple[int, int]]:
         """Where each sample lives: identity of the data set behind all subsets, and index in it."""
         return _identities(self._dataset)
+
+
+def _inner_sampler(sampler: Any) -> Any:
+    """The user's sampler inside what Lightning wraps around it for several ranks."""
+    for _ in range(4):
+        inner = getattr(sampler, "sampler", None) or getattr(getattr(sampler, "dataset", None), "_sampler", None)
+        if inner is None:
+            return sampler
+        sampler = inner
+    return sampler
+
+
+def _owners(dataset: Any, depth: int = 4) -> Iterator[Any]:
+    """The data set, those inside it, and their transforms."""
+    yield dataset
+    if depth:
+        inside = [getattr(dataset, name, None) for name in ("dataset", "transform", "transforms", "target_transform")]
+        inside += list(getattr(dataset, "datasets", []))
+        for owner in inside:
+            if isinstance(owner, (list, tuple)):
+                for part in owner:
+                    yield from _owners(part, depth - 1)
+            elif owner is not None:
+                yield from _owners(owner, depth - 1)
+
+
+def _generator_restores(owner: Any) -> Iterator[Callable[[], object]]:
+    for value in list(getattr(owner, "__dict__", {}).values()):
+        if isinstance(value, torch.Generator):
+            yield partial(value.set_state, value.get_state())
+        elif isinstance(value, np.random.Generator):
+            yield partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+        elif isinstance(value, np.random.RandomState):
+            yield partial(value.set_state, value.get_state())
+        elif isinstance(value, random.Random):
+            yield partial(value.setstate, value.getstate())
 
 
 def _identities(dataset: Any) -> set[tuple[int, int]]:

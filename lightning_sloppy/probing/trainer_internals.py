@@ -48,6 +48,11 @@ def steers_by_validation(trainer: Trainer) -> bool:
     return any(bool(config.reduce_on_plateau) for config in trainer.lr_scheduler_configs)
 
 
+def reloads_loaders(trainer: Trainer) -> bool:
+    """Whether the loaders are made anew every few epochs."""
+    return bool(trainer.reload_dataloaders_every_n_epochs)
+
+
 def strategy_is_supported(trainer: Trainer) -> bool:
     """Single device and data parallelism: every rank holds all parameters. Sharded ones have no double backward."""
     names = {kind.__name__ for kind in type(trainer.strategy).__mro__}

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import random
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.evaluation.objective import tensors_of
 from lightning_sloppy.probing.context import FitContext
-from lightning_sloppy.probing.samples import READ_CHUNK, SampleSource, probe_indices
+from lightning_sloppy.probing.guard import measuring
+from lightning_sloppy.probing.samples import SampleSource, probe_indices
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
-
-COPIES_AMONG = 60_000
-"""Samples compared for exact copies: all of MNIST; more would make the first evaluation slow."""
 
 TWICE = 16
 """Samples read twice to see whether reading is random."""
@@ -37,11 +37,11 @@ def data_reasons(trainer: Trainer, context: FitContext, source: SampleSource) ->
             "draws; use every sample once."
         )
     elif not reasons:
-        copies, looked = exact_copies(source)
-        if copies:
+        digests = context.training_digests(trainer)
+        if digests.copies:
             reasons.append(
-                f"{copies:,} of {looked:,} training samples are exact copies of others, so they are not independent "
-                "draws; remove duplicates before splitting and training."
+                f"{digests.copies:,} of {digests.looked_at:,} training samples are exact copies of others, so they are "
+                "not independent draws; remove duplicates before splitting and training."
             )
     return reasons
 
@@ -49,46 +49,50 @@ def data_reasons(trainer: Trainer, context: FitContext, source: SampleSource) ->
 def reads_differ(trainer: Trainer, context: FitContext, source: SampleSource) -> bool:
     """Whether a sample read twice, under different random streams, comes out differently."""
     indices = probe_indices(len(source), TWICE, seed=1)
-    first = context.read(trainer, source, indices, TWICE)[0]
-    kept = [tensor.clone() for tensor in tensors_of(first)]
-    from lightning_sloppy.evaluation.preserve import random_streams
-
-    with random_streams():
+    with measuring(context.module), source.untouched():
+        first = [t.clone() for t in tensors_of(context.read_once(trainer, source, indices, TWICE)[0])]
         torch.manual_seed(12_345)
-        np.random.seed(12_345)  # noqa: NPY002 - transforms of users draw from the global stream
-        import random
-
+        np.random.seed(12_345)  # noqa: NPY002 - transforms of users draw from the global streams
         random.seed(12_345)
-        second = tensors_of(context.read(trainer, source, indices, TWICE)[0])
-    return any(not torch.equal(a, b) for a, b in zip(kept, second, strict=True))
+        second = tensors_of(context.read_once(trainer, source, indices, TWICE)[0])
+    return any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def exact_copies(source: SampleSource) -> tuple[int, int]:
-    """How many of the samples looked at are byte for byte copies of an earlier one, and how many were looked at."""
-    indices = probe_indices(len(source), COPIES_AMONG, seed=2)
-    seen: set[bytes] = set()
-    with torch.no_grad():
-        for batch in source.chunks(indices, READ_CHUNK):
-            seen.update(_digests(batch))
-    return len(indices) - len(seen), len(indices)
-
-
-def _digests(batch: Any) -> list[bytes]:
-    """One key for each sample: the bytes of all its tensors, hashed."""
-    import hashlib
-
-    columns = [t.detach().cpu().contiguous() for t in tensors_of(batch) if t.ndim > 0]
-    arrays = [column.reshape(len(column), -1).view(torch.uint8).numpy() for column in columns]
-    return [
-        hashlib.blake2b(b"".join(array[row].tobytes() for array in arrays), digest_size=16).digest()
-        for row in range(len(arrays[0]))
-    ]
-
-
-def overlap(training: SampleSource, holding: SampleSource) -> int:
-    """Samples that two sources share by identity of the data set and index."""
-    first, second = training.identities(), holding.identities()
-    return len(first & second)
+def module_reasons(context: FitContext, prior_mean: Tensor | None) -> list[str]:
+    """Why the weights or buffers of the module forbid a PAC-Bayes bound at this moment."""
+    reasons = []
+    if prior_mean is None:
+        reasons.append(
+            "The weights were trained before this fit (or hold gradients of a tuner) and the callback's state with the "
+            "initial weights is missing; start from fresh weights, or resume from a checkpoint with this callback."
+        )
+    elif len(prior_mean) != context.layout.dim:
+        reasons.append(
+            f"The checkpoint holds {len(prior_mean):,} initial weights, but the module has {context.layout.dim:,} "
+            "trainable parameters; resume with the same model."
+        )
+    if context.layout != ParameterLayout.of(context.module):
+        reasons.append("The set of trainable parameters changed during the fit; keep it fixed from the start.")
+    names = batch_statistics(context.module)
+    if names:
+        reasons.append(
+            f"{len(names)} layers keep batch statistics of the training data (first: {names[0]}), which the prior does "
+            "not cover; use GroupNorm or LayerNorm."
+        )
+    moved = changed_buffers(context.module, context.start_buffers)
+    moved = [name for name in moved if name.rpartition(".")[0] not in set(names)]
+    if moved:
+        reasons.append(
+            f"Buffers changed during training (first: {moved[0]}): they depend on the data, and the prior does not "
+            "cover them; make them parameters or constants."
+        )
+    low = [p.dtype for p in context.module.parameters() if p.dtype in (torch.float16, torch.bfloat16)]
+    if low:
+        reasons.append(
+            f"Weights in {str(low[0]).removeprefix('torch.')} round away the noise of the posterior; keep the "
+            "parameters in float32 (mixed precision does)."
+        )
+    return reasons
 
 
 def batch_statistics(module: nn.Module) -> list[str]:

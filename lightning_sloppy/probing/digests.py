@@ -1,0 +1,54 @@
+"""What samples are, byte for byte: to find copies, and to tell one data set from another."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lightning_sloppy.evaluation.objective import tensors_of
+from lightning_sloppy.probing.samples import READ_CHUNK, SampleSource, probe_indices
+
+LOOKED_AT = 60_000
+"""Samples read at most: all of MNIST; more would make the first evaluation of a bound slow."""
+
+
+@dataclass(frozen=True)
+class SampleDigests:
+    """Hashes of the samples of a source.
+
+    Attributes:
+        looked_at: Samples read; those of a larger source are drawn at random.
+        distinct: Their different hashes.
+        fingerprint: One hash for all of them, whatever their order.
+    """
+
+    looked_at: int
+    distinct: frozenset[bytes]
+    fingerprint: str
+
+    @property
+    def copies(self) -> int:
+        """Samples that are exact copies of another one."""
+        return self.looked_at - len(self.distinct)
+
+
+def sample_digests(source: SampleSource) -> SampleDigests:
+    """Read the samples and hash all tensors of each."""
+    indices = probe_indices(len(source), LOOKED_AT, seed=2)
+    seen: list[bytes] = []
+    with torch.no_grad():
+        for batch in source.chunks(indices, READ_CHUNK):
+            seen.extend(_rows(batch))
+    whole = hashlib.blake2b(b"".join(sorted(seen)), digest_size=16).hexdigest()
+    return SampleDigests(len(seen), frozenset(seen), whole)
+
+
+def _rows(batch: Any) -> Iterator[bytes]:
+    columns = [tensor.detach().cpu().contiguous() for tensor in tensors_of(batch) if tensor.ndim > 0]
+    arrays = [column.reshape(len(column), -1).view(torch.uint8).numpy() for column in columns]
+    for row in range(len(arrays[0])):
+        yield hashlib.blake2b(b"".join(array[row].tobytes() for array in arrays), digest_size=16).digest()

@@ -21,7 +21,7 @@ class Status(Enum):
     EXACT = "Exact: computed from the whole matrix, up to rounding."
     NOT_CONVERGED = "Not converged: some residuals are above the tolerance; raise max_products or lower k."
     UNRESOLVED = "Unresolved: the truncation error is too large for the value to mean anything; raise steps."
-    OUT_OF_MEMORY = "Out of memory: the basis would not fit; lower k or select fewer parameters."
+    OUT_OF_MEMORY = "Out of memory: the basis would not fit; lower k and steps, or free memory."
     NON_FINITE = "Not finite: the loss or a product held NaN or infinity; look at the loss and the inputs."
     UNAVAILABLE = "Unavailable: what the quantity needs is not known; the reason stands beside it."
     FAILED = "Failed: the measurement raised an error; its cause was given in a warning."
@@ -108,7 +108,7 @@ class Spectrum:
         smallest: Algebraically smallest eigenvalue as far as it was computed.
         largest_residual: Residual of ``largest``.
         smallest_residual: Residual of ``smallest``; the smallest end converges later than the largest.
-        density: Quadrature of the whole spectrum, or None without probe vectors.
+        density: Quadrature of the whole spectrum; None without probe vectors, unless the matrix was formed.
         dim: Side of the matrix: p for curvature, d for inputs.
         rank_bound: The rank cannot exceed it (min(N, p) for a Fisher matrix), or None.
         num_samples: Samples behind the matrix.

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_sloppy.errors import ConfigurationError, UnsupportedError
 from lightning_sloppy.probing import trainer_internals
-from lightning_sloppy.probing.context import FitContext, fit_context
+from lightning_sloppy.probing.context import FitContext, fit_context, notice_earlier_fits
 from lightning_sloppy.probing.guard import measuring
 from lightning_sloppy.records import Cost, Measurement, Status
 from lightning_sloppy.reporting.layout import write_layout
@@ -102,6 +102,7 @@ class MeasuringCallback(SloppyCallback):
                 f"{type(self).__name__} needs all parameters on every device, but the strategy is "
                 f"{type(trainer.strategy).__name__}; use strategy='auto' or 'ddp', or leave the callback out."
             )
+        notice_earlier_fits(pl_module)
         self.measurements = []
         self._warned = set()
 

@@ -114,10 +114,12 @@ class HessianSpectrum(ScaledCallback):
                 on_product=bar.advance,
             )
             gauss_newton = None
-            if scale is not None and choice.objective.has_outputs and hessian.status is not Status.NON_FINITE:
+            if scale is not None and choice.objective.has_outputs and hessian.status.ok:
                 gauss_newton = self._gauss_newton(choice, batches, scale, bar.advance)
-        if hessian.status is Status.NON_FINITE:
+        if not hessian.status.ok:
             self.warn_once(f"Hessian at step {step}: {hessian.status.value}")
+        if gauss_newton is not None and not gauss_newton.status.ok:
+            notes.append(f"Gauss-Newton part: {gauss_newton.status.value}")
         estimates = self._estimates(hessian, gauss_newton, scale)
         notes += _unresolved(estimates)
         return Measurement(
@@ -136,19 +138,22 @@ class HessianSpectrum(ScaledCallback):
 
     def _gauss_newton(self, choice: ObjectiveChoice, batches: list[Batch], scale: Scale, tick: Any) -> Spectrum:
         assert self._vectors is not None
-        scales = (scale.z / 10, scale.z, scale.z * 10)
+        scales, dim = (scale.z / 10, scale.z, scale.z * 10), self._vectors.shape[1]
         return gauss_newton_of(
             choice.objective,
             batches,
             probe_vectors=self._vectors,
             steps=self.steps,
             rng=generator(self.seed),
-            enough=lambda diagonal, off: dimension.density_is_resolved(diagonal, off, scales, STOP_AT),
+            enough=lambda diagonal, off: (
+                dimension.density_is_resolved(diagonal, off, scales, STOP_AT)
+                and dimension.count_is_resolved(diagonal, off, scale.z, dim)
+            ),
             on_product=tick,
         )
 
     def _estimates(self, hessian: Spectrum, gauss_newton: Spectrum | None, scale: Scale | None) -> dict[str, Estimate]:
-        if hessian.status is Status.NON_FINITE:
+        if not hessian.status.ok:
             return {}
         found = {
             "largest": Estimate(hessian.largest),
@@ -164,7 +169,7 @@ class HessianSpectrum(ScaledCallback):
         if scale is not None:
             found |= scale.estimates()
             found["converged_above_z"] = dimension.converged_above(hessian, scale.z)
-        if gauss_newton is not None and scale is not None and gauss_newton.status is not Status.NON_FINITE:
+        if gauss_newton is not None and scale is not None and gauss_newton.status.ok:
             found["effective_dimension"] = dimension.effective_dimension(gauss_newton, scale.z)
             found["effective_dimension_fine"] = dimension.effective_dimension(gauss_newton, scale.z / 10)
             found["effective_dimension_coarse"] = dimension.effective_dimension(gauss_newton, scale.z * 10)

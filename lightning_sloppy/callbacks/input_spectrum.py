@@ -117,7 +117,8 @@ class InputSpectrum(MeasuringCallback):
         source = context.source(trainer)
         indices = probe_indices(len(source), self.max_samples, self.seed)
         share = indices[trainer.global_rank :: trainer.world_size]
-        with progress(trainer, f"Inputs: reading {len(indices):,} samples", total=len(share)) as bar:
+        title = f"Inputs: reading {len(indices):,} samples"
+        with source.untouched(), progress(trainer, title, total=len(share)) as bar:
             for batch in source.chunks(share, READ_CHUNK):
                 inputs = as_pair(batch)[0]
                 if not isinstance(inputs, Tensor):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.curvature.cotangents import Kind
-from lightning_sloppy.curvature.double_backward import double_backward
+from lightning_sloppy.curvature.double_backward import double_backward, free_bytes
 from lightning_sloppy.curvature.gauss_newton import GaussNewtonOperator
 from lightning_sloppy.curvature.gram import fisher_gram
 from lightning_sloppy.curvature.hessian import HessianOperator, Method
@@ -25,6 +25,12 @@ from lightning_sloppy.linalg.lanczos import NonFiniteProductError
 from lightning_sloppy.linalg.operator import SymmetricOperator
 from lightning_sloppy.linalg.quadrature import Enough, exact_density, lanczos_density
 from lightning_sloppy.records import Cost, Density, Estimate, Spectrum, Status
+
+BASIS_SHARE = 0.5
+"""Share of the free memory that a Lanczos basis may take."""
+
+EXTRA_VECTORS = 50
+"""Vectors beyond k that a top-k basis usually grows to (28 products for k = 10 on a trained network)."""
 
 
 def hessian_of(
@@ -50,6 +56,8 @@ def hessian_of(
     start = time.perf_counter()
     layout = ParameterLayout.of(objective.module)
     count = sum(sample_count(batch) for batch in batches)
+    if not _fits(objective, layout.dim, k + EXTRA_VECTORS):
+        return _without_values("hessian", layout.dim, count, Status.OUT_OF_MEMORY)
     try:
         with double_backward(objective.module):
             operator = HessianOperator(objective, layout, batches, method=method)
@@ -63,7 +71,7 @@ def hessian_of(
             elif pairs.spectrum is None and probe_vectors is not None:
                 density = lanczos_density(operator, probe_vectors, steps=steps, rng=rng, positive_semidefinite=False)
     except NonFiniteProductError:
-        return _not_finite("hessian", layout.dim, count)
+        return _without_values("hessian", layout.dim, count, Status.NON_FINITE)
     return Spectrum(
         eigenvalues=pairs.values,
         residuals=pairs.residuals,
@@ -101,6 +109,8 @@ def gauss_newton_of(
     start = time.perf_counter()
     layout = ParameterLayout.of(objective.module)
     count = sum(sample_count(batch) for batch in batches)
+    if not _fits(objective, layout.dim, steps):
+        return _without_values("gauss_newton", layout.dim, count, Status.OUT_OF_MEMORY)
     try:
         with double_backward(objective.module):
             operator = GaussNewtonOperator(objective, layout, batches, method=method)
@@ -112,7 +122,7 @@ def gauss_newton_of(
                     operator, probe_vectors, steps=steps, rng=rng, positive_semidefinite=True, enough=enough
                 )
     except NonFiniteProductError:
-        return _not_finite("gauss_newton", layout.dim, count)
+        return _without_values("gauss_newton", layout.dim, count, Status.NON_FINITE)
     values = pairs.values if pairs is not None else torch.zeros(0, dtype=torch.float64)
     seen = values if density is None else density.nodes
     largest, smallest = float(seen.max()), float(seen.min())
@@ -145,7 +155,7 @@ def fisher_of(objective: Objective, batches: list[Batch], *, kind: Kind, rng: to
     with double_backward(objective.module):
         gram = fisher_gram(objective, layout, batches, kind, rng)
     if not bool(torch.isfinite(gram.matrix).all()):
-        return _not_finite(f"fisher_{kind}", layout.dim, gram.num_samples)
+        return _without_values(f"fisher_{kind}", layout.dim, gram.num_samples, Status.NON_FINITE)
     values = _descending(gram.matrix)[: layout.dim]
     half = _half_matrix(gram.matrix, gram.num_samples)
     trace = float(gram.matrix.diagonal().sum())
@@ -206,7 +216,12 @@ def _cost(operator: SymmetricOperator, start: float, method: str) -> Cost:
     )
 
 
-def _not_finite(matrix: str, dim: int, count: int) -> Spectrum:
+def _fits(objective: Objective, dim: int, vectors: int) -> bool:
+    """Whether a basis of so many vectors leaves half of the free memory to the products and the training."""
+    return dim <= DENSE_LIMIT or dim * objective.dtype.itemsize * vectors <= BASIS_SHARE * free_bytes(objective.device)
+
+
+def _without_values(matrix: str, dim: int, count: int, status: Status) -> Spectrum:
     empty = torch.zeros(0, dtype=torch.float64)
     nan = float("nan")
     return Spectrum(
@@ -219,5 +234,5 @@ def _not_finite(matrix: str, dim: int, count: int) -> Spectrum:
         matrix=matrix,
         floor=nan,
         truncated=True,
-        status=Status.NON_FINITE,
+        status=status,
     )

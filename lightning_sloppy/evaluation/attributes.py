@@ -88,7 +88,8 @@ def _refill_mapping(held: MutableMapping[Any, Any], pairs: list[tuple[Any, Any]]
     if len(now) == len(pairs) and all(a[0] is b[0] and a[1] is b[1] for a, b in zip(now, pairs, strict=True)):
         return
     held.clear()
-    held.update(pairs)
+    for key, value in pairs:  # not update(): a Counter would count the pairs
+        held[key] = value
 
 
 def _refill_sequence(held: Any, items: list[Any]) -> None:

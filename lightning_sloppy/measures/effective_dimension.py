@@ -22,6 +22,9 @@ from lightning_sloppy.records import Density, Estimate, Spectrum, Status
 LEVELS = 24
 """Thresholds at which the mass of an indefinite spectrum is bracketed: twice as many change the width by 1 to 2 %."""
 
+HALF = 0.5
+"""A count known to half an eigenvalue is known."""
+
 RESOLVED = 0.10
 """A value whose truncation error is above this share of it is unresolved. A tenth: curves are read by eye."""
 
@@ -90,7 +93,7 @@ def eigenvalue_count(spectrum: Spectrum, z: float) -> Estimate:
         return Estimate(float((_clean(spectrum) >= z).sum()))
     if spectrum.density is None:
         return Estimate(math.nan, status=Status.UNAVAILABLE)
-    return _averaged(spectrum, lambda d, o: step_count_bracket(d, o, z))
+    return _averaged(spectrum, lambda d, o: step_count_bracket(d, o, z), absolute=HALF)
 
 
 def converged_above(spectrum: Spectrum, z: float) -> Estimate:
@@ -175,8 +178,10 @@ def positive_soft_count_bracket(diagonal: Tensor, offdiagonal: Tensor, z: float)
     return min(lower, seen), max(upper, seen)
 
 
-def _averaged(spectrum: Spectrum, bracket: Callable[[Tensor, Tensor], tuple[float, float]]) -> Estimate:
-    """Mean over the probe vectors of the middle of the brackets, with both errors."""
+def _averaged(
+    spectrum: Spectrum, bracket: Callable[[Tensor, Tensor], tuple[float, float]], *, absolute: float = 0.0
+) -> Estimate:
+    """Mean over the probe vectors of the middle of the brackets, with both errors; resolved to a tenth or so far."""
     density = spectrum.density
     assert density is not None
     bounds = torch.tensor([bracket(d, o) for d, o in _pairs(density)], dtype=torch.float64) * spectrum.dim
@@ -184,7 +189,7 @@ def _averaged(spectrum: Spectrum, bracket: Callable[[Tensor, Tensor], tuple[floa
     value = float(middle.mean())
     truncation = float((bounds[:, 1] - bounds[:, 0]).mean()) / 2
     error = _standard_error(middle)
-    resolved = truncation <= RESOLVED * abs(value) and math.isfinite(error)
+    resolved = truncation <= max(RESOLVED * abs(value), absolute) and math.isfinite(error)
     return Estimate(value, error, truncation, Status.CONVERGED if resolved else Status.UNRESOLVED)
 
 
@@ -228,6 +233,12 @@ def density_is_resolved(diagonal: Tensor, offdiagonal: Tensor, scales: tuple[flo
         if upper - lower > rel_tol * (upper + lower) / 2:
             return False
     return True
+
+
+def count_is_resolved(diagonal: Tensor, offdiagonal: Tensor, z: float, dim: int) -> bool:
+    """Whether the count above z is known to a tenth of it, or to half an eigenvalue, for one probe vector."""
+    lower, upper = step_count_bracket(diagonal, offdiagonal, z)
+    return (upper - lower) / 2 <= max(RESOLVED * (upper + lower) / 2, HALF / dim)
 
 
 def of_half_the_samples(spectrum: Spectrum) -> Spectrum | None:

@@ -28,7 +28,7 @@ MEASURING_BATCH = 512
 
 _contexts: WeakKeyDictionary[Any, FitContext] = WeakKeyDictionary()
 _fitted: WeakSet[Any] = WeakSet()
-"""Modules that some fit has trained in this process: their weights depend on data."""
+"""Modules that some fit in this process has trained, as far as can be seen: their weights depend on data."""
 
 
 class FitContext:
@@ -62,9 +62,7 @@ class FitContext:
                 f"{type(module).__name__} has no trainable parameters, so there is nothing to measure; "
                 "build the layers before the fit and leave requires_grad on."
             )
-        # Lightning leaves gradients behind, so they tell of a fit or a tuner that this package did not see.
-        stepped = any(p.grad is not None for p in module.parameters())
-        self.fresh = trainer.global_step == 0 and module not in _fitted and not stepped
+        self.fresh = trainer.global_step == 0 and module not in _fitted
         _fitted.add(module)
         self.start = self.layout.vector(module).cpu()
         self.start_buffers = {name: buffer.detach().cpu().clone() for name, buffer in module.named_buffers()}
@@ -147,6 +145,12 @@ class FitContext:
     def share(self) -> float:
         """Seconds measuring over seconds training."""
         return self.measuring_seconds / self.training_seconds
+
+
+def notice_earlier_fits(module: LightningModule) -> None:
+    """For ``setup``: a fit or a tuner that nobody watched has left gradients, which Lightning clears next."""
+    if any(p.grad is not None for p in module.parameters()):
+        _fitted.add(module)
 
 
 def fit_context(trainer: Trainer, module: LightningModule) -> FitContext:

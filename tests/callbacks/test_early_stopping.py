@@ -130,3 +130,16 @@ def test_on_real_digits_it_waits_until_the_training_error_stands_still(tmp_path,
     else:
         assert history.errors[-1] < 0.5 * history.errors[-9]
         assert stopping.stopping_reason is StoppingReason.NOT_STOPPED
+
+
+def test_a_stopped_run_can_be_trained_further_and_is_judged_anew(tmp_path):
+    stopping = EffectiveDimensionEarlyStopping(warmup=0, patience=2)
+    host = trainer(tmp_path, callbacks=[stopping, Scripted(FLAT)], max_epochs=5)
+    host.fit(Classifier(), loader())
+    assert stopping.stopping_reason is StoppingReason.PLATEAU
+    host.save_checkpoint(tmp_path / "run.ckpt")
+    again = EffectiveDimensionEarlyStopping(warmup=0, patience=2)
+    host = trainer(tmp_path, callbacks=[again, Scripted(RISE)], max_epochs=4)
+    host.fit(Classifier(), loader(), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    assert again.stopping_reason is StoppingReason.NOT_STOPPED
+    assert again.stopped_step is None

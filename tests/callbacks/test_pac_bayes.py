@@ -189,3 +189,42 @@ def test_large_data_are_judged_on_a_paid_subsample(tmp_path):
     assert certificate.n == 600
     assert certificate.risk_upper > certificate.empirical_risk
     assert certificate.delta_risk > 0
+
+
+@pytest.mark.filterwarnings("ignore:No PAC-Bayes bound.*")
+def test_hold_out_bounds_have_a_count_of_their_own(tmp_path):
+    bound = fit(tmp_path, Classifier(batch_norm=True), held_out=loader(blobs(300, seed=8), shuffle=False))
+    assert not bound.measurements[-1].certificate.valid
+    values = [m.estimates["hold_out"].value for m in bound.measurements if "hold_out" in m.estimates]
+    assert len(values) == 3
+    assert bound.state_dict()["hold_out_evaluation"] == 3
+    spent = [m.estimates["delta_spent"].value for m in bound.measurements]
+    assert spent == pytest.approx([0.01 * 6 / math.pi**2 * total for total in (1, 1.25, 1.25 + 1 / 9)])
+
+
+def test_equal_samples_in_different_data_sets_are_found(tmp_path):
+    bound = fit(tmp_path, data=blobs(200), held_out=loader(blobs(200), shuffle=False))
+    assert "200 validation samples are training samples" in bound.measurements[-1].notes[0]
+
+
+@pytest.mark.filterwarnings("ignore:No PAC-Bayes bound.*")
+def test_a_fit_that_was_not_watched_is_noticed_by_its_gradients(tmp_path):
+    model = Classifier()
+    trainer(tmp_path, max_epochs=1).fit(model, loader(blobs(200)))
+    bound = fit(tmp_path, model, held_out=loader(blobs(60, seed=8), shuffle=False))
+    no_bound(bound, "trained before this fit")
+    assert "trained before on samples that are not known" in bound.measurements[-1].notes[0]
+
+
+def test_a_resume_on_another_split_loses_the_hold_out_bound(tmp_path):
+    first = PACBayesBound(strict=True)
+    held_out = loader(blobs(60, seed=8), shuffle=False)
+    host = trainer(tmp_path, callbacks=[HessianSpectrum(k=3, num_samples=64), first], max_epochs=1)
+    host.fit(Classifier(), loader(blobs(200)), held_out)
+    host.save_checkpoint(tmp_path / "run.ckpt")
+    for data, kept in ((blobs(200), True), (blobs(200, seed=9), False)):
+        again = PACBayesBound(strict=True)
+        host = trainer(tmp_path, callbacks=[HessianSpectrum(k=3, num_samples=64), again], max_epochs=2)
+        host.fit(Classifier(), loader(data), held_out, ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+        assert ("hold_out" in again.measurements[-1].estimates) == kept
+        assert again.measurements[-1].certificate.valid

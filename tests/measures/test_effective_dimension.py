@@ -13,6 +13,7 @@ from lightning_sloppy.linalg.quadrature import exact_density, lanczos_density
 from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.measures.effective_dimension import (
     converged_above,
+    count_is_resolved,
     curvature_scale,
     density_is_resolved,
     effective_dimension,
@@ -241,6 +242,22 @@ def test_when_to_stop_asks_every_scale() -> None:
     diagonal, offdiagonal = spectrum.density.diagonals[0], spectrum.density.offdiagonals[0]
     assert density_is_resolved(diagonal, offdiagonal, (0.1, 1.0), 0.02)
     assert not density_is_resolved(diagonal, offdiagonal, (0.1, 1.0, 1e-6), 0.02)
+
+
+def test_when_to_stop_asks_the_count_too() -> None:
+    matrix = with_eigenvalues(10 ** -torch.linspace(0, 6, 150))
+    early, late = (seen_through(matrix, steps=steps, vectors=1, positive=True).density for steps in (6, 60))
+    assert not count_is_resolved(early.diagonals[0], early.offdiagonals[0], 1e-2, 150)
+    assert count_is_resolved(late.diagonals[0], late.offdiagonals[0], 1e-2, 150)
+    nothing = seen_through(matrix, steps=30, vectors=1, positive=True).density
+    assert count_is_resolved(nothing.diagonals[0], nothing.offdiagonals[0], 50.0, 150)
+
+
+def test_a_count_of_nothing_is_resolved() -> None:
+    spectrum = seen_through(with_eigenvalues(10 ** -torch.linspace(0, 6, 150)), steps=30, vectors=4, positive=True)
+    estimate = eigenvalue_count(spectrum, 50.0)
+    assert estimate.status is Status.CONVERGED
+    assert estimate.value < 0.5
 
 
 def test_half_of_the_samples() -> None:

@@ -69,6 +69,9 @@ def _hessian(events: Sequence[Measurement]) -> list[str]:
         return [_why_nothing(events)]
     sentences = [_when(event), _on_samples(event, "probe samples")]
     sentences += _named(event, {"largest": "Largest eigenvalue", "smallest": "smallest", "trace": "trace"})
+    smallest, residual = _value(event, "smallest"), _value(event, "smallest_residual")
+    if smallest is not None and residual is not None and residual > abs(smallest) / 10:
+        sentences.append(f"The smallest has not converged (residual {number(residual)}).")
     sentences += _dimension(event, "Effective dimension of the Gauss-Newton part")
     return [" ".join(sentences), *event.notes]
 

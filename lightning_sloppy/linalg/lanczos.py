@@ -16,8 +16,9 @@ class NonFiniteProductError(ArithmeticError):
 class Lanczos:
     """Tridiagonalise a symmetric operator step by step: ``A Q = Q T + beta_m q_{m+1} e_m^T``.
 
-    Every new vector is orthogonalised twice against the whole basis by classical Gram-Schmidt, as two
-    matrix-vector kernels each ("twice is enough": Giraud, Langou and Rozloznik 2005). Nothing is read back
+    Every new vector is orthogonalised by two block passes of classical Gram-Schmidt, as two matrix-vector kernels each,
+    first against its two predecessors and then against the whole basis ("twice is enough": Giraud, Langou and
+    Rozloznik 2005). Nothing is read back
     from the device inside :meth:`advance` until its last step. A breakdown (the Krylov space is exhausted)
     is no error: the off-diagonal entry becomes an exact zero and the process goes on from a random vector
     orthogonal to all the others, so that T stays the projection of A on the basis.
@@ -50,8 +51,7 @@ class Lanczos:
         self.offdiagonal = torch.empty(0, dtype=torch.float64)
         self.steps = 0
         first = start.to(operator.device, operator.dtype)
-        first, _ = self._orthogonalise(first, 0)
-        self._basis[0] = first / torch.linalg.vector_norm(first)
+        self._basis[0] = self._orthonormal(first, 0)
 
     @property
     def basis(self) -> Tensor:
@@ -77,11 +77,14 @@ class Lanczos:
         for offset in range(steps):
             j = self.steps + offset
             image = self.operator.matvec(self._basis[j])
-            residual, coefficients = self._orthogonalise(image, j + 1)
+            # In exact arithmetic the last two vectors are all there is to remove; the pass over the whole basis then
+            # is the second one, and the memory traffic half of that of two whole passes.
+            residual, near = self._project_out(image, max(j - 1, 0), j + 1)
+            residual, whole = self._project_out(residual, 0, j + 1)
             beta = torch.linalg.vector_norm(residual)
-            scalars[0, offset] = coefficients[j]
+            scalars[0, offset] = near[-1] + whole[j]
             scalars[1, offset] = beta
-            self._basis[j + 1] = residual / beta.clamp_min(torch.finfo(residual.dtype).tiny)
+            torch.div(residual, beta.clamp_min(torch.finfo(residual.dtype).tiny), out=self._basis[j + 1])
         self._accept(scalars.to("cpu", torch.float64))
 
     def _accept(self, scalars: Tensor) -> None:
@@ -101,20 +104,21 @@ class Lanczos:
             self.offdiagonal[-1] = 0.0
         if broken is not None and not self.exhausted:
             vector = unit_gaussian(self.operator.dim, self._rng).to(self.operator.device, self.operator.dtype)
-            vector, _ = self._orthogonalise(vector, self.steps)
-            self._basis[self.steps] = vector / torch.linalg.vector_norm(vector)
+            self._basis[self.steps] = self._orthonormal(vector, self.steps)
 
-    def _orthogonalise(self, vector: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-        """Two passes of block classical Gram-Schmidt; returns the vector and its coefficients on the basis."""
-        basis = self._basis[:rows]
-        total = torch.zeros(rows, dtype=vector.dtype, device=vector.device)
+    def _orthonormal(self, vector: Tensor, rows: int) -> Tensor:
+        """A vector orthogonalised twice against all rows, of unit norm."""
         for _ in range(2):
-            if self._locked is not None:
-                vector = vector - self._locked.T @ (self._locked @ vector)
-            coefficients = basis @ vector
-            vector = torch.addmv(vector, basis.T, coefficients, alpha=-1)
-            total += coefficients
-        return vector, total
+            vector, _ = self._project_out(vector, 0, rows)
+        return vector / torch.linalg.vector_norm(vector)
+
+    def _project_out(self, vector: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """One pass of block classical Gram-Schmidt against some rows; returns the vector and its coefficients."""
+        if self._locked is not None:
+            vector = torch.addmv(vector, self._locked.T, self._locked @ vector, alpha=-1)
+        rows = self._basis[first:last]
+        coefficients = rows @ vector
+        return torch.addmv(vector, rows.T, coefficients, alpha=-1), coefficients
 
     def _reserve(self, rows: int) -> None:
         rows = min(rows, self._limit + 1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_sloppy.callbacks.closing import close
 from lightning_sloppy.errors import ConfigurationError, UnsupportedError
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext, fit_context, notice_earlier_fits
@@ -193,12 +194,11 @@ def peers(trainer: Trainer) -> list[SloppyCallback]:
 
 
 def _close(callback: SloppyCallback, trainer: Trainer) -> None:
-    from lightning_sloppy.callbacks.closing import close
-
     family = peers(trainer)
     if family and callback.parts[0] is family[0]:
         try:
-            close(trainer, family)
+            groups = {peer.group: peer.measurements for peer in family if isinstance(peer, MeasuringCallback)}
+            close(trainer, groups, [sentence for peer in family for sentence in peer.summary_sentences()])
         except Exception as error:  # a summary is no reason to lose a run, or to hide its own exception
             rank_zero_warn(f"The closing summary could not be written: {error}")
 

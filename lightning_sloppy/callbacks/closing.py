@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_sloppy.callbacks.base import MeasuringCallback, SloppyCallback
 from lightning_sloppy.probing.context import close_context
+from lightning_sloppy.records import Measurement
 from lightning_sloppy.reporting.summary import summarise
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 
-def close(trainer: Trainer, family: list[SloppyCallback]) -> None:
-    """Print the summary when anything was measured, and forget the fit."""
-    groups = {peer.group: peer.measurements for peer in family if isinstance(peer, MeasuringCallback)}
+def close(trainer: Trainer, groups: Mapping[str, Sequence[Measurement]], sentences: Sequence[str]) -> None:
+    """Print the summary when anything was measured, and forget the fit.
+
+    Args:
+        trainer: The Trainer of the fit.
+        groups: For each matrix its measurements.
+        sentences: What callbacks say about how the training ended.
+    """
     context = close_context(trainer)
     if any(groups.values()) and trainer.is_global_zero:
-        sentences = [sentence for peer in family for sentence in peer.summary_sentences()]
         rank_zero_info(
             summarise(
                 groups,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from lightning_sloppy.callbacks.pac_bayes import PACBayesBound
     from lightning_sloppy.errors import ConfigurationError, MissingExtraError, SloppyError, UnsupportedError
+    from lightning_sloppy.measures.effective_dimension import curvature_scale, effective_dimension
     from lightning_sloppy.records import Certificate, Cost, Density, Estimate, Measurement, Spectrum, Status
 
 _WHERE = {
@@ -47,6 +48,8 @@ _WHERE = {
     "hessian_spectrum": "analysis",
     "fisher_spectrum": "analysis",
     "input_spectrum": "analysis",
+    "curvature_scale": "measures.effective_dimension",
+    "effective_dimension": "measures.effective_dimension",
     # records
     "Certificate": "records",
     "Cost": "records",
@@ -78,6 +81,8 @@ __all__ = [  # noqa: RUF022 - grouped by what they are
     "hessian_spectrum",
     "fisher_spectrum",
     "input_spectrum",
+    "curvature_scale",
+    "effective_dimension",
     "Certificate",
     "Cost",
     "Density",

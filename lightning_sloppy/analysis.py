@@ -8,12 +8,12 @@ from typing import Any, get_args
 from torch import Tensor, nn
 
 from lightning_sloppy.curvature.cotangents import checked_kind
-from lightning_sloppy.curvature.hessian import Method
+from lightning_sloppy.curvature.kept_graph import Method
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.curvature.spectra import fisher_of, gauss_newton_of, hessian_of
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import collected
-from lightning_sloppy.evaluation.objective import Loss, Objective
+from lightning_sloppy.evaluation.objective import Loss, Objective, refuse_sum
 from lightning_sloppy.evaluation.preserve import Mode, preserved
 from lightning_sloppy.inputs.spectrum import input_spectrum
 from lightning_sloppy.linalg.vectors import generator, rademacher
@@ -128,7 +128,8 @@ def fisher_spectrum(
         the samples beside them.
 
     Raises:
-        ConfigurationError: For an unknown kind, too many rows, a generator or an empty probe.
+        ConfigurationError: For an unknown kind, a loss that sums its samples, too many rows, a generator or an empty
+            probe.
 
     >>> import torch
     >>> from torch import nn
@@ -142,7 +143,9 @@ def fisher_spectrum(
     _check_mode(mode)
     objective = Objective(module, loss_fn, seed=seed if mode == "train" else None)
     with preserved(module, mode):
-        return fisher_of(objective, objective.prepare(collected(batches)), kind=checked, rng=generator(seed))
+        held = objective.prepare(collected(batches))
+        refuse_sum(objective, held[0])
+        return fisher_of(objective, held, kind=checked, rng=generator(seed))
 
 
 def checked_counts(k: int, probes: int) -> None:
@@ -151,8 +154,10 @@ def checked_counts(k: int, probes: int) -> None:
     Raises:
         ConfigurationError: For k < 1, or a single or negative number of probes.
     """
-    if k < 1:
-        raise ConfigurationError(f"k={k} eigenpairs were asked for, but at least 1 is needed; pass k >= 1.")
+    if not isinstance(k, int) or k < 1:
+        raise ConfigurationError(
+            f"k={k} eigenpairs were asked for, but at least 1 is needed; pass k >= 1, a whole number."
+        )
     if probes < 0 or probes == 1:
         raise ConfigurationError(
             f"probes={probes} probe vectors were asked for, but one has no standard error; pass 0, or at least 2."

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import lightning_sloppy
-from lightning_sloppy.errors import MissingExtraError
+from lightning_sloppy.errors import MissingExtraError, SloppyError
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -26,7 +27,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Raises:
         MissingExtraError: If jsonargparse is not installed.
-        SystemExit: On ``--help``, ``--print_config`` and arguments that cannot be parsed.
+        SystemExit: On ``--help``, ``--print_config``, arguments that cannot be parsed, and errors of this package.
     """
     if importlib.util.find_spec("jsonargparse") is None:
         raise MissingExtraError(
@@ -56,10 +57,14 @@ def main(args: Sequence[str] | None = None) -> None:
         # What Lightning still calls in torch and jsonargparse is not the user's to mend.
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli")
-        LightningCLI(
-            args=None if args is None else list(args),
-            save_config_callback=SaveConfigBesideLogs,
-            save_config_kwargs={"overwrite": True},  # resuming a named version writes into the same folder
-            seed_everything_default=0,  # a run can be repeated even when its configuration names no seed
-            parser_kwargs={"prog": "lightning-sloppy", "description": DESCRIPTION},
-        )
+        try:
+            LightningCLI(
+                args=None if args is None else list(args),
+                save_config_callback=SaveConfigBesideLogs,
+                save_config_kwargs={"overwrite": True},  # resuming a named version writes into the same folder
+                seed_everything_default=0,  # a run can be repeated even when its configuration names no seed
+                parser_kwargs={"prog": "lightning-sloppy", "description": DESCRIPTION},
+            )
+        except SloppyError as error:
+            # One sentence that says what to do is worth more than a traceback above it.
+            sys.exit(f"error: {error}")

@@ -129,3 +129,23 @@ def test_missing_jsonargparse_names_the_extra(monkeypatch):
     )
     with pytest.raises(MissingExtraError, match=r"pip install 'lightning-sloppy\[cli\]'"):
         main(["--help"])
+
+
+def test_an_error_of_ours_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            [
+                "fit",
+                "--model",
+                "MLPClassifier",
+                "--data",
+                "IDXDataModule",
+                "--data.folder",
+                "nowhere",
+                "--trainer.max_epochs",
+                "1",
+            ]
+        )
+    assert str(stopped.value).startswith("error: ")
+    assert "nowhere" in str(stopped.value)

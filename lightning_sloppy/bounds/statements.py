@@ -4,7 +4,7 @@ from __future__ import annotations
 
 CONDITIONS = (
     "The training examples are independent draws from the distribution that the bound speaks of.",
-    "Certified is, in eval mode, one of the two drawn networks picked at random, for the 0-1 error.",
+    "It certifies the 0-1 error, in eval mode, of one of the two drawn networks picked at random.",
     "All bounds of this run hold together: evaluation t spends 6/(pi^2 t^2) of each share of delta. Of several runs "
     "resumed from one checkpoint that is true for each, not for the best of them.",
 )

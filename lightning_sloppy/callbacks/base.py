@@ -103,6 +103,12 @@ class MeasuringCallback(SloppyCallback):
                 f"{type(self).__name__} needs all parameters on every device, but the strategy is "
                 f"{type(trainer.strategy).__name__}; use strategy='auto' or 'ddp', or leave the callback out."
             )
+        twins = [peer for peer in peers(trainer) if isinstance(peer, MeasuringCallback) and peer.group == self.group]
+        if len(twins) > 1:
+            raise ConfigurationError(
+                f"{len(twins)} callbacks measure {self.group!r} and would write the same curves; keep one of them "
+                "(SloppyMonitor holds one of each, switched off by None)."
+            )
         notice_earlier_fits(pl_module)
         self.measurements = []
         self._warned = set()
@@ -125,7 +131,9 @@ class MeasuringCallback(SloppyCallback):
         except Exception as error:
             if self.strict:
                 raise
-            self.warn_once(f"{type(self).__name__} could not measure; training goes on. {error}", key=str(error)[:60])
+            self.warn_once(
+                f"The {self.group} measurement failed; training goes on. {error}", trainer=trainer, key=str(error)[:60]
+            )
             measurement = Measurement(
                 step, trainer.current_epoch, self.group, None, {}, Cost(), Status.FAILED, notes=(str(error),)
             )
@@ -133,14 +141,18 @@ class MeasuringCallback(SloppyCallback):
         measurement = dataclasses.replace(measurement, cost=dataclasses.replace(measurement.cost, seconds=seconds))
         if context is not None:
             context.measuring_seconds += seconds
-        publish(trainer, measurement, share=None if context is None else context.share)
+        # Once in a round, by its last callback, and not before there was anything to share the time with.
+        last = [peer for peer in peers(trainer) if isinstance(peer, ScheduledCallback)][-1:] == [self]
+        share = context.share if context is not None and last and step > 0 else None
+        publish(trainer, measurement, share=share)
         self.measurements.append(_light(measurement))
         for subscriber in self.subscribers(trainer):
             subscriber.on_measurement(trainer, pl_module, measurement)
 
-    def warn_once(self, message: str, *, key: str | None = None) -> None:
-        """Warn on rank 0, once in a fit for each key."""
-        if (key or message) not in self._warned:
+    def warn_once(self, message: str, *, trainer: Trainer, key: str | None = None) -> None:
+        """Warn on rank 0, once in a fit for each key, whichever callback comes first."""
+        family = [peer for peer in peers(trainer) if isinstance(peer, MeasuringCallback)] or [self]
+        if not any((key or message) in peer._warned for peer in family):
             self._warned.add(key or message)
             rank_zero_warn(message)
 

@@ -9,7 +9,7 @@ from lightning_sloppy.callbacks.scale import Scale, ScaledCallback
 from lightning_sloppy.curvature.cotangents import checked_kind
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import sample_count
-from lightning_sloppy.evaluation.objective import Loss
+from lightning_sloppy.evaluation.objective import Loss, checked_loss
 from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.measures import effective_dimension as dimension
 from lightning_sloppy.measures.sloppiness import effective_rank, participation_ratio
@@ -65,6 +65,7 @@ class FisherSpectrum(ScaledCallback):
             raise ConfigurationError(f"FisherSpectrum got num_samples={num_samples}; pass at least 2 probe samples.")
         self.kind = checked_kind(kind)
         self.num_samples = num_samples
+        checked_loss(objective)
         self.objective = objective
         self.seed = seed
 
@@ -76,7 +77,7 @@ class FisherSpectrum(ScaledCallback):
         with progress(trainer, f"Fisher: measuring on {sum(sample_count(batch) for batch in batches):,} samples"):
             spectrum = fisher_of(choice.objective, batches, kind=self.kind, rng=generator(self.seed))
         if spectrum.status is Status.NON_FINITE:
-            self.warn_once(f"Fisher at step {step}: {spectrum.status.value}")
+            self.warn_once(f"Fisher at step {step}: {spectrum.status.value}", trainer=trainer)
         return Measurement(
             step=step,
             epoch=trainer.current_epoch,

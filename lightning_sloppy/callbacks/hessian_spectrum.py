@@ -11,7 +11,7 @@ from lightning_sloppy.callbacks.scale import Scale, ScaledCallback
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, sample_count
-from lightning_sloppy.evaluation.objective import Loss
+from lightning_sloppy.evaluation.objective import Loss, checked_loss
 from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.measures import effective_dimension as dimension
 from lightning_sloppy.probing.context import FitContext
@@ -84,6 +84,7 @@ class HessianSpectrum(ScaledCallback):
         self.num_samples = num_samples
         self.steps = steps
         self.tol = tol
+        checked_loss(objective)
         self.objective = objective
         self.seed = seed
         self._vectors: Tensor | None = None
@@ -98,7 +99,7 @@ class HessianSpectrum(ScaledCallback):
             self._vectors = rademacher(dim, self.probes, generator(self.seed + 1))
         notes = [note for note in (choice.note, sentence) if note]
         if choice.note:
-            self.warn_once(choice.note)
+            self.warn_once(choice.note, trainer=trainer)
         with progress(
             trainer, f"Hessian: measuring on {sum(sample_count(batch) for batch in batches):,} samples"
         ) as bar:
@@ -117,7 +118,7 @@ class HessianSpectrum(ScaledCallback):
             if scale is not None and choice.objective.has_outputs and hessian.status.ok:
                 gauss_newton = self._gauss_newton(choice, batches, scale, bar.advance)
         if not hessian.status.ok:
-            self.warn_once(f"Hessian at step {step}: {hessian.status.value}")
+            self.warn_once(f"Hessian at step {step}: {hessian.status.value}", trainer=trainer)
         if gauss_newton is not None and not gauss_newton.status.ok:
             notes.append(f"Gauss-Newton part: {gauss_newton.status.value}")
         estimates = self._estimates(hessian, gauss_newton, scale)

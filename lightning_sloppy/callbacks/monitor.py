@@ -11,6 +11,7 @@ from lightning_sloppy.callbacks.fisher_spectrum import FisherSpectrum
 from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
 from lightning_sloppy.callbacks.input_spectrum import InputSpectrum
 from lightning_sloppy.callbacks.pac_bayes import PACBayesBound
+from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.inputs.spectrum import InputKind
 from lightning_sloppy.records import Measurement
@@ -96,6 +97,15 @@ class StoppingOptions:
     warmup: int = 3
 
 
+def _check_options(given: dict[str, tuple[object, type]]) -> None:
+    for name, (value, kind) in given.items():
+        if value is not None and not isinstance(value, kind):
+            raise ConfigurationError(
+                f"SloppyMonitor got {name}={value!r}; pass {name}=lightning_sloppy.{kind.__name__}(...), or None to "
+                "switch it off."
+            )
+
+
 class SloppyMonitor(SloppyCallback):
     """Input, Hessian and Fisher spectra, effective dimensions and a PAC-Bayes bound, in one line.
 
@@ -104,9 +114,9 @@ class SloppyMonitor(SloppyCallback):
 
     Args:
         input: Eigenspectrum of the training inputs at train start.
-        hessian: Spectrum of the Hessian; the bound needs it.
+        hessian: Spectrum of the Hessian; null switches the bound off as well.
         fisher: Spectrum of the Fisher information.
-        bound: PAC-Bayes bound at every Hessian measurement.
+        bound: PAC-Bayes bound at every Hessian measurement; without ``hessian`` there is none.
         early_stopping: Stop on the plateau of the effective dimension; off by default.
         epsilon: Prior precision behind every effective dimension; null: p / ||w0||^2.
         objective: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
@@ -138,6 +148,15 @@ class SloppyMonitor(SloppyCallback):
         strict: bool = False,
     ) -> None:
         super().__init__()
+        _check_options(
+            {
+                "input": (input, InputOptions),
+                "hessian": (hessian, HessianOptions),
+                "fisher": (fisher, FisherOptions),
+                "bound": (bound, BoundOptions),
+                "early_stopping": (early_stopping, StoppingOptions),
+            }
+        )
         curvature: dict[str, Any] = {
             "epsilon": epsilon,
             "objective": objective,
@@ -152,7 +171,7 @@ class SloppyMonitor(SloppyCallback):
             self._parts["hessian"] = HessianSpectrum(**asdict(hessian), **curvature)
         if fisher is not None:
             self._parts["fisher"] = FisherSpectrum(**asdict(fisher), **curvature)
-        if bound is not None:
+        if bound is not None and hessian is not None:
             self._parts["bound"] = PACBayesBound(**asdict(bound), seed=seed, strict=strict)
         if early_stopping is not None:
             self._parts["early_stopping"] = EffectiveDimensionEarlyStopping(**asdict(early_stopping))

@@ -131,9 +131,9 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         if not choice.classification:
             certificate = self._missing(
                 source,
-                f"The bound speaks of classification errors, but the objective ({choice.source}) is no classification "
-                "of (N, C) scores by (N,) class indices; leave PACBayesBound out, or pass objective= to "
-                "HessianSpectrum.",
+                f"The bound is for classification with (N, C) scores and (N,) class indices, and the objective "
+                f"({choice.source}) is not known to be one; leave the bound out (bound=None in SloppyMonitor), or, if "
+                "it is one, pass its loss as objective=.",
             )
             return self._measurement(trainer, choice, step, certificate, {})
         if self._data_reasons is None:
@@ -170,7 +170,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         estimates: dict[str, Estimate],
     ) -> Measurement:
         for reason in certificate.reasons:
-            self.warn_once(f"No PAC-Bayes bound from step {step} on: {reason}", key=reason[:40])
+            self.warn_once(f"No PAC-Bayes bound from step {step} on: {reason}", trainer=trainer, key=reason[:40])
         return Measurement(
             step=step,
             epoch=trainer.current_epoch,

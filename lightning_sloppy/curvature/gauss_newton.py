@@ -7,13 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sloppy.curvature.double_backward import counted_graph, free_bytes
-from lightning_sloppy.curvature.hessian import GRAPH_SHARE, Method
+from lightning_sloppy.curvature.kept_graph import KeptGraphOperator, Method
 from lightning_sloppy.curvature.parameters import ParameterLayout, grad
 from lightning_sloppy.errors import ConfigurationError, UnsupportedError
-from lightning_sloppy.evaluation.batches import Batch, private, sample_count
+from lightning_sloppy.evaluation.batches import Batch, private
 from lightning_sloppy.evaluation.objective import Objective, checked_scalar
-from lightning_sloppy.linalg.operator import SymmetricOperator
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class _Linearised:
     logit_gradient: Tensor | None
 
 
-class GaussNewtonOperator(SymmetricOperator):
+class GaussNewtonOperator(KeptGraphOperator[_Linearised]):
     """``G v`` with ``G = (1/N) sum_i J_i^T [grad^2_f loss_i] J_i`` (Schraudolph 2002).
 
     For cross-entropy it equals the exact Fisher information. ``J v`` is the derivative of ``J^T u`` in u, so that
@@ -38,6 +36,10 @@ class GaussNewtonOperator(SymmetricOperator):
         layout: Trainable parameters.
         batches: Prepared batches.
         method: "auto" keeps the graphs when they fit.
+
+    Raises:
+        UnsupportedError: When outputs and loss are not known apart.
+        ConfigurationError: When the outputs are not a single tensor.
     """
 
     def __init__(
@@ -48,29 +50,9 @@ class GaussNewtonOperator(SymmetricOperator):
                 "The Gauss-Newton matrix needs outputs and loss apart, but the loss is only known as a whole "
                 "training step; pass objective=, the mean-reduced loss of (outputs, targets)."
             )
-        super().__init__(layout.dim, dtype=objective.dtype, device=objective.device)
-        self._objective = objective
-        self._layout = layout
-        self._batches = batches
-        self._leaves = layout.leaves(objective.module, objective.dtype)
-        total = sum(sample_count(batch) for batch in batches)
-        self._shares = [sample_count(batch) / total for batch in batches]
-        self._kept: list[_Linearised] = []
-        self.method: str = "recomputed"
-        if method != "recomputed":
-            self._keep(forced=method == "kept graph")
+        super().__init__(objective, layout, batches, method=method)
 
-    def _keep(self, *, forced: bool) -> None:
-        kept: list[_Linearised] = []
-        for index in range(len(self._batches)):
-            with counted_graph() as graph_bytes:
-                kept.append(self._linearise(index))
-            needed = graph_bytes[0] * len(self._batches)
-            if index == 0 and not forced and needed > GRAPH_SHARE * free_bytes(self.device):
-                return
-        self._kept, self.method = kept, "kept graph"
-
-    def _linearise(self, index: int) -> _Linearised:
+    def _build(self, index: int) -> _Linearised:
         inputs, targets = private(self._batches[index])
         outputs = self._objective.outputs(self._leaves, inputs)
         if not isinstance(outputs, Tensor):
@@ -86,22 +68,15 @@ class GaussNewtonOperator(SymmetricOperator):
         (logit_gradient,) = grad([loss], [logits], create_graph=True)
         return _Linearised(outputs, direction, pulled_back, logits, logit_gradient)
 
-    def _apply(self, vector: Tensor) -> Tensor:
-        result = torch.zeros_like(vector)
-        pieces = self._layout.unflatten(vector)
-        leaves = list(self._leaves.values())
-        for index in range(len(self._batches)):
-            batch = self._kept[index] if self._kept else self._linearise(index)
-            if batch.logit_gradient is None:
-                continue
-            used = [(g, v) for g, v in zip(batch.pulled_back, pieces, strict=True) if g is not None]
-            (pushed,) = grad([g for g, _ in used], [batch.direction], [v for _, v in used], retain_graph=True)
-            if pushed is None:
-                continue
-            (weighted,) = grad([batch.logit_gradient], [batch.logits], [pushed], retain_graph=True)
-            if weighted is None:
-                continue
-            product = grad([batch.outputs], leaves, [weighted], retain_graph=True)
-            if any(part is not None for part in product):
-                result += self._layout.flatten(product)
-        return result
+    def _multiply(self, graph: _Linearised, pieces: list[Tensor]) -> list[Tensor | None]:
+        nothing: list[Tensor | None] = [None] * len(pieces)
+        if graph.logit_gradient is None:
+            return nothing  # a loss that is linear in the outputs
+        used = [(g, v) for g, v in zip(graph.pulled_back, pieces, strict=True) if g is not None]
+        (pushed,) = grad([g for g, _ in used], [graph.direction], [v for _, v in used], retain_graph=True)
+        if pushed is None:
+            return nothing
+        (weighted,) = grad([graph.logit_gradient], [graph.logits], [pushed], retain_graph=True)
+        if weighted is None:
+            return nothing
+        return grad([graph.outputs], list(self._leaves.values()), [weighted], retain_graph=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,19 +158,22 @@ def _per_sample(
         # A forward that squeezes its outputs drops the dimension of the single sample.
         return (outputs.reshape(direction.shape) * direction).sum()
 
-    try:
-        transformed = vmap(func_grad(scalar), in_dims=(None, 0, 0), chunk_size=VMAP_CHUNK)
-        blocks = [
-            [_rows(transformed(wanted, private(batch)[0], direction), names) for direction in directions]
-            for batch, directions in zip(batches, pulled, strict=True)
-        ]
-        method = "vmap"
-    except Exception:  # vmap refuses in many ways; the loop meets again what is the module's own error
-        blocks = [
-            [_looped(objective, leaves, names, batch, direction) for direction in directions]
-            for batch, directions in zip(batches, pulled, strict=True)
-        ]
-        method = "loop"
+    with warnings.catch_warnings():
+        # Where vmap has no batching rule torch falls back to a loop and asks the reader to file an issue.
+        warnings.filterwarnings("ignore", message=".*performance drop.*")
+        try:
+            transformed = vmap(func_grad(scalar), in_dims=(None, 0, 0), chunk_size=VMAP_CHUNK)
+            blocks = [
+                [_rows(transformed(wanted, private(batch)[0], direction), names) for direction in directions]
+                for batch, directions in zip(batches, pulled, strict=True)
+            ]
+            method = "vmap"
+        except Exception:  # vmap refuses in many ways; the loop meets again what is the module's own error
+            blocks = [
+                [_looped(objective, leaves, names, batch, direction) for direction in directions]
+                for batch, directions in zip(batches, pulled, strict=True)
+            ]
+            method = "loop"
     copies = len(blocks[0])
     return torch.cat([torch.cat([block[copy] for block in blocks]) for copy in range(copies)]), method
 

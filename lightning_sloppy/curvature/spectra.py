@@ -16,7 +16,8 @@ from lightning_sloppy.curvature.cotangents import Kind
 from lightning_sloppy.curvature.double_backward import double_backward, free_bytes
 from lightning_sloppy.curvature.gauss_newton import GaussNewtonOperator
 from lightning_sloppy.curvature.gram import fisher_gram
-from lightning_sloppy.curvature.hessian import HessianOperator, Method
+from lightning_sloppy.curvature.hessian import HessianOperator
+from lightning_sloppy.curvature.kept_graph import Method
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.evaluation.batches import Batch, sample_count
 from lightning_sloppy.evaluation.objective import Objective
@@ -62,6 +63,8 @@ def hessian_of(
         with double_backward(objective.module):
             operator = HessianOperator(objective, layout, batches, method=method)
             operator.on_product = on_product
+            with torch.no_grad():
+                loss = float(objective.mean_loss(layout.leaves(objective.module, objective.dtype), batches))
             pairs = top_eigenpairs(
                 operator, k, rng=rng, tol=tol, max_products=max_products, verify_multiplicity=verify_multiplicity
             )
@@ -90,7 +93,7 @@ def hessian_of(
         truncated=len(pairs.values) < layout.dim,
         cost=_cost(operator, start, operator.method),
         status=pairs.status,
-        detail={"loss": operator.loss, "tolerance": pairs.tolerance},
+        detail={"loss": loss, "tolerance": pairs.tolerance},
     )
 
 

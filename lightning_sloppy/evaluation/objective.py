@@ -42,6 +42,7 @@ class Objective:
     def __init__(
         self, module: nn.Module, loss_fn: Loss | None, *, step_module: nn.Module | None = None, seed: int | None = None
     ) -> None:
+        checked_loss(loss_fn)
         parameters = [p for p in module.parameters() if p.requires_grad]
         if not parameters:
             raise ConfigurationError(
@@ -112,6 +113,19 @@ class Objective:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
 
+def checked_loss(loss_fn: object) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        ConfigurationError: For a name instead of a function.
+    """
+    if loss_fn is not None and not callable(loss_fn):
+        raise ConfigurationError(
+            f"The loss must be a function of (outputs, targets), but {loss_fn!r} was given; pass for instance "
+            "torch.nn.functional.cross_entropy."
+        )
+
+
 def checked_scalar(value: Any) -> Tensor:
     """Return the loss if it is a scalar tensor of floating point.
 
@@ -127,6 +141,36 @@ def checked_scalar(value: Any) -> Tensor:
             f"The loss must be a scalar, but its shape is {tuple(value.shape)}; use reduction='mean'."
         )
     return value.reshape(())
+
+
+def refuse_sum(objective: Objective, batch: Batch) -> None:
+    """Refuse a loss that adds up its samples instead of averaging: every number would be wrong by their count.
+
+    The loss of a batch is compared with those of its halves; a sum equals their sum, a mean lies between them.
+
+    Raises:
+        ConfigurationError: When the loss is a sum.
+    """
+    count = sample_count(batch)
+    leaves = [leaf for leaf in tensors_of(batch) if leaf.ndim > 0]
+    if objective.loss_fn is None or count < 2 or any(len(leaf) != count for leaf in leaves):
+        return
+    halves = [_part(batch, slice(0, count // 2)), _part(batch, slice(count // 2, count))]
+    table = {name: p.detach().to(objective.dtype, copy=True) for name, p in objective.module.named_parameters()}
+    with torch.no_grad():
+        whole, first, second = (float(objective.loss(table, part)) for part in (batch, *halves))
+    tolerance = 1e-4 * abs(whole)
+    if abs(whole - first - second) <= tolerance < abs(whole - (first + second) / 2):
+        raise ConfigurationError(
+            f"The loss adds up its samples ({whole:.6g} on {count}, {first:.6g} and {second:.6g} on the halves), but "
+            "a mean is needed; use reduction='mean'."
+        )
+
+
+def _part(batch: Batch, rows: slice) -> Batch:
+    return pytree.tree_map(  # type: ignore[no-any-return]
+        lambda leaf: leaf[rows] if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch
+    )
 
 
 def default_loss(outputs: Any, targets: Any) -> Loss | None:

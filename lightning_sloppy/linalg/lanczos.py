@@ -110,7 +110,7 @@ class Lanczos:
         """A vector orthogonalised twice against all rows, of unit norm."""
         for _ in range(2):
             vector, _ = self._project_out(vector, 0, rows)
-        return vector / torch.linalg.vector_norm(vector)
+        return vector.div(torch.linalg.vector_norm(vector))
 
     def _project_out(self, vector: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
         """One pass of block classical Gram-Schmidt against some rows; returns the vector and its coefficients."""

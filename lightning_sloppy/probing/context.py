@@ -143,8 +143,8 @@ class FitContext:
 
     @property
     def share(self) -> float:
-        """Seconds measuring over seconds training."""
-        return self.measuring_seconds / self.training_seconds
+        """Share of the time since the fit started that went into measuring, in [0, 1]."""
+        return self.measuring_seconds / (self.measuring_seconds + self.training_seconds)
 
 
 def notice_earlier_fits(module: LightningModule) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, as_pair, private, sample_count
-from lightning_sloppy.evaluation.objective import Loss, Objective, checked_scalar, default_loss
+from lightning_sloppy.evaluation.objective import Loss, Objective, checked_scalar, default_loss, refuse_sum
 from lightning_sloppy.evaluation.preserve import Mode
 from lightning_sloppy.probing.guard import measuring
 
@@ -31,7 +31,10 @@ AGREEMENT = 1e-4
 Modes = Sequence[tuple[nn.Module, bool]]
 """Submodules with their training flags."""
 
-ASK = "pass objective=, the mean-reduced loss of (outputs, targets); in YAML as a dotted path"
+ASK = (
+    "pass objective=, the mean-reduced loss of (outputs, targets), for instance "
+    "objective=torch.nn.functional.cross_entropy (in YAML the dotted path)"
+)
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,10 @@ def choose_objective(
 ) -> ObjectiveChoice:
     """Find the loss of a fit and check it on one batch.
 
-    Order: ``objective=``; the module's ``loss_fn`` or ``criterion``; cross-entropy for integer targets; mean squared
-    error for float targets of the outputs' shape. A loss that was not given as ``objective=`` must reproduce
-    ``training_step`` in train mode with the same random stream; when it does not, the whole ``training_step`` is used.
+    Order: ``objective=``; the module's ``loss_fn`` or ``criterion``, or its only ``torch.nn`` loss; cross-entropy for
+    integer targets; mean squared error for float targets of the outputs' shape. A loss that was not given as
+    ``objective=`` must reproduce ``training_step`` in train mode with the same random stream; when it does not, the
+    whole ``training_step`` is used.
 
     Args:
         module: The module of the fit.
@@ -90,6 +94,7 @@ def choose_objective(
     trial = _Trial(module, as_pair(batch), modes)
     if override is not None:
         choice = _choice(module, override, "objective=", trial.outputs(), batch[1])
+        trial.refuse_sum(choice.objective)
         value = trial.loss(choice.objective, "eval")
         if not math.isfinite(value):
             raise ConfigurationError(
@@ -103,16 +108,19 @@ def choose_objective(
         )
     step = Objective(module, None, step_module=TrainingStep(module))
     theirs = trial.loss(step, "train")
-    found = "the module has no forward that takes the inputs, no loss_fn, or its outputs and targets fit no usual loss"
+    found = "the module has no forward that takes the inputs"
     with suppress(Exception):  # whatever a wrong guess raises, the step decides
         outputs = trial.outputs()
+        found = f"no loss was found, and none is usual for outputs {_shape(outputs)} and targets {_shape(batch[1])}"
         guess, source = _guess(module, outputs, batch[1])
         if guess is not None:
             choice = _choice(module, guess, source, outputs, batch[1])
             mine = trial.loss(choice.objective, "train")
             if math.isfinite(theirs) and abs(mine - theirs) <= AGREEMENT * max(abs(mine), abs(theirs)) + 1e-6:
                 return choice
-            found = f"{source} gives {mine:.6g}, but training_step {theirs:.6g}"
+            found = (
+                f"{source} gives {mine:.6g}, but training_step {theirs:.6g} (a penalty, or augmentation in the step?)"
+            )
     if not math.isfinite(theirs):
         raise ConfigurationError(f"The loss of training_step is {theirs}, not finite; look at the inputs and the loss.")
     return ObjectiveChoice(
@@ -122,6 +130,10 @@ def choose_objective(
         note=f"On one batch {found}; the Hessian is that of training_step. For the Gauss-Newton part, Fisher and the "
         f"bound {ASK}.",
     )
+
+
+def _shape(value: Any) -> str:
+    return f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
 
 
 class _Trial:
@@ -140,6 +152,11 @@ class _Trial:
         with measuring(self._module), torch.no_grad():
             return self._forward.outputs(self._table, private(self._batch)[0])
 
+    def refuse_sum(self, objective: Objective) -> None:
+        """Raise when the loss adds up its samples."""
+        with measuring(self._module):
+            refuse_sum(objective, self._batch)
+
     def loss(self, objective: Objective, mode: Mode) -> float:
         """The loss of the batch, always from the same random stream."""
         with measuring(self._module, mode), torch.no_grad():
@@ -155,6 +172,9 @@ def _guess(module: LightningModule, outputs: Any, targets: Any) -> tuple[Loss | 
         candidate = getattr(module, name, None)
         if callable(candidate):
             return candidate, f"the module's {name}"
+    children = [child for child in module.children() if isinstance(child, nn.modules.loss._Loss)]
+    if len(children) == 1:
+        return children[0], f"the module's {type(children[0]).__name__}"
     loss = default_loss(outputs, targets)
     if loss is None:
         return None, ""

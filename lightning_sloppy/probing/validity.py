@@ -73,11 +73,11 @@ def module_reasons(context: FitContext, prior_mean: Tensor | None) -> list[str]:
         )
     if context.layout != ParameterLayout.of(context.module):
         reasons.append("The set of trainable parameters changed during the fit; keep it fixed from the start.")
-    names = batch_statistics(context.module)
+    names = batch_statistics(context)
     if names:
         reasons.append(
-            f"{len(names)} layers keep batch statistics of the training data (first: {names[0]}), which the prior does "
-            "not cover; use GroupNorm or LayerNorm."
+            f"Batch statistics of the training data are kept by {len(names)} of the layers (first: {names[0]}), and "
+            "the prior does not cover them; use GroupNorm or LayerNorm, or keep them in eval mode from the start."
         )
     moved = changed_buffers(context.module, context.start_buffers)
     moved = [name for name in moved if name.rpartition(".")[0] not in set(names)]
@@ -95,12 +95,15 @@ def module_reasons(context: FitContext, prior_mean: Tensor | None) -> list[str]:
     return reasons
 
 
-def batch_statistics(module: nn.Module) -> list[str]:
-    """Names of layers that keep statistics of the training data in buffers."""
+def batch_statistics(context: FitContext) -> list[str]:
+    """Names of layers that keep statistics of the training data in buffers; in eval mode at the start they do not."""
+    training = {id(child) for child, flag in context.modes if flag}
     return [
         name
-        for name, child in module.named_modules()
-        if getattr(child, "track_running_stats", False) and getattr(child, "running_mean", None) is not None
+        for name, child in context.module.named_modules()
+        if getattr(child, "track_running_stats", False)
+        and getattr(child, "running_mean", None) is not None
+        and id(child) in training
     ]
 
 

@@ -143,5 +143,5 @@ COST = {
     "peak_bytes_hessian": "Device memory above the start that one Hessian measurement needed (where it is counted).",
     "peak_bytes_fisher": "Device memory above the start that one Fisher measurement needed (where it is counted).",
     "peak_bytes_bound": "Device memory above the start that one evaluation of the bound needed (where it is counted).",
-    "share": "Measuring seconds over training seconds so far. Above 0.2, measure less often.",
+    "share": "Share of the fit's time so far that went into measuring, 0 to 1. Above 0.2, measure less often.",
 }

@@ -81,7 +81,7 @@ _CHARTS: Mapping[str, Mapping[str, tuple[str, str, tuple[str, ...]]]] = {
             "cost",
             ("seconds_input", "seconds_hessian", "seconds_fisher", "seconds_bound"),
         ),
-        "Share of the training time": ("Multiline", "cost", ("share",)),
+        "Share of the time": ("Multiline", "cost", ("share",)),
     },
 }
 
@@ -89,7 +89,7 @@ _CHARTS: Mapping[str, Mapping[str, tuple[str, str, tuple[str, ...]]]] = {
 def layout() -> Layout:
     """Return the layout in the form of ``SummaryWriter.add_custom_scalars``: category -> chart -> [kind, tags].
 
-    >>> layout()["Sloppy: cost"]["Share of the training time"]
+    >>> layout()["Sloppy: cost"]["Share of the time"]
     ['Multiline', ['sloppy_cost/share$']]
     """
     return {

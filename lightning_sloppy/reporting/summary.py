@@ -57,6 +57,10 @@ def _input(events: Sequence[Measurement]) -> list[str]:
     if dimension is not None:
         of = "" if features is None else f" of {number(features)} features"
         sentences.append(f"Effective dimension of the inputs (participation ratio): {number(dimension)}{of}.")
+    resolved = _value(event, "resolved")
+    samples = _value(event, "num_samples")
+    if resolved is not None and features is not None and samples is not None and resolved < min(features, samples - 1):
+        sentences.append(f"{number(features - resolved)} directions are exact combinations of the others.")
     constant = _value(event, "constant_columns")
     if constant:
         sentences.append(f"{number(constant)} constant columns were left out.")
@@ -150,7 +154,7 @@ def _dimension(event: Measurement, name: str) -> list[str]:
     if not _usable(estimate):
         return [f"{name}: missing. {estimate.status.value}"]
     z, parameters = _value(event, "z"), _value(event, "num_parameters")
-    at = "" if z is None else f" at z = {number(z)}"
+    at = "" if z is None else f" at curvature scale z = {number(z)}"
     of = "" if parameters is None else f" of {number(parameters)} parameters"
     return [f"{name}{at}: {_with_error(estimate)}{of}."]
 
@@ -225,9 +229,11 @@ def _value(event: Measurement, quantity: str) -> float | None:
 def _with_error(estimate: Estimate) -> str:
     bound = "at least " if estimate.lower_bound else ""
     error = estimate.total_error
-    return f"{bound}{number(estimate.value)}" + (
-        f" +- {number(error, digits=2)}" if error > 0 and math.isfinite(error) else ""
-    )
+    if not (error > 0 and math.isfinite(error)):
+        return f"{bound}{number(estimate.value)}"
+    # The value to the digits of its error, and that to two: the rest is noise.
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{bound}{estimate.value:,.{decimals}f} +- {error:,.{decimals}f}"
 
 
 def number(value: float, *, digits: int = 4) -> str:

@@ -219,6 +219,10 @@ def test_a_resumed_run_keeps_scale_prior_and_counters(tmp_path):
     ("make", "words"),
     [
         (lambda: HessianSpectrum(k=0), "k >= 1"),
+        (lambda: HessianSpectrum(k=2.5), "whole number"),
+        (lambda: HessianSpectrum(objective="cross_entropy"), "torch.nn.functional.cross_entropy"),
+        (lambda: SloppyMonitor(hessian={"k": 3}), r"hessian=lightning_sloppy.HessianOptions\(...\)"),
+        (lambda: SloppyMonitor(early_stopping=True), "StoppingOptions"),
         (lambda: HessianSpectrum(probes=1), "at least 2"),
         (lambda: HessianSpectrum(tol=2.0), "tol between 0 and 1"),
         (lambda: HessianSpectrum(epsilon=-1.0), "positive"),
@@ -245,7 +249,7 @@ def test_bad_arguments_are_refused_at_once(make, words):
     [
         ([PACBayesBound()], r"add HessianSpectrum\(\)"),
         ([EffectiveDimensionEarlyStopping()], r"add FisherSpectrum\(\)"),
-        ([SloppyMonitor(hessian=None)], r"add HessianSpectrum\(\)"),
+        ([FisherSpectrum(), SloppyMonitor()], "2 callbacks measure 'fisher'"),
     ],
 )
 def test_missing_company_is_said_at_setup(tmp_path, listed, words):
@@ -338,3 +342,17 @@ def test_regression_needs_no_configuration(tmp_path):
     trainer(tmp_path, callbacks=[watcher]).fit(Regressor(), DataLoader(data, 8))
     assert watcher.latest["hessian"].status is Status.EXACT
     assert watcher.latest["fisher"].estimates["effective_dimension"].value > 0
+
+
+def test_the_share_of_the_time_is_logged_once_a_round(tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="run")
+    trainer(tmp_path, callbacks=[monitor()], logger=logger, max_epochs=3).fit(Classifier(), loader())
+    shares = events(logger.log_dir).Scalars("sloppy_cost/share")
+    assert [event.step for event in shares] == [2, 5, 8]
+    assert all(0 < event.value < 1 for event in shares)
+
+
+def test_a_monitor_without_hessian_has_no_bound(tmp_path):
+    watcher = SloppyMonitor(hessian=None, fisher=FisherOptions(num_samples=16), strict=True)
+    trainer(tmp_path, callbacks=[watcher], max_epochs=1).fit(Classifier(), loader())
+    assert set(watcher.measurements) == {"input", "fisher"}

@@ -74,7 +74,7 @@ def no_bound(bound, words):
 @pytest.mark.filterwarnings("ignore:No PAC-Bayes bound.*")
 def test_batch_statistics_forbid_a_bound_but_not_its_parts(tmp_path):
     bound = fit(tmp_path, Classifier(batch_norm=True))
-    certificate = no_bound(bound, "batch statistics")
+    certificate = no_bound(bound, "Batch statistics")
     assert math.isfinite(certificate.log_ratio)
     assert "gibbs_error" in bound.measurements[-1].estimates
 
@@ -228,3 +228,17 @@ def test_a_resume_on_another_split_loses_the_hold_out_bound(tmp_path):
         host.fit(Classifier(), loader(data), held_out, ckpt_path=tmp_path / "run.ckpt", weights_only=True)
         assert ("hold_out" in again.measurements[-1].estimates) == kept
         assert again.measurements[-1].certificate.valid
+
+
+@pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training.*")
+def test_batch_norm_that_does_not_train_is_allowed(tmp_path):
+    class Frozen(Classifier):
+        def __init__(self):
+            super().__init__(batch_norm=True)
+            self.net[1].eval()
+
+        def on_train_epoch_start(self):
+            self.net[1].eval()
+
+    bound = fit(tmp_path, Frozen())
+    assert all(m.certificate.valid for m in bound.measurements)

@@ -140,3 +140,25 @@ def test_a_lone_batch_smaller_than_the_probe_is_enough(tmp_path):
     fisher = FisherSpectrum(num_samples=1000, strict=True)
     trainer(tmp_path, callbacks=[fisher], max_epochs=1).fit(Classifier(), DataLoader(blobs(10), 4))
     assert fisher.latest.num_samples == 10
+
+
+def test_a_loss_that_sums_its_samples_is_refused():
+    with pytest.raises(ConfigurationError, match="reduction='mean'"):
+        choose_objective(Classifier(), batch(), nn.CrossEntropyLoss(reduction="sum"))
+    from lightning_sloppy import fisher_spectrum
+
+    with pytest.raises(ConfigurationError, match="reduction='mean'"):
+        fisher_spectrum(Classifier(), [batch()], nn.CrossEntropyLoss(reduction="sum"))
+
+
+def test_the_only_loss_child_is_found_whatever_its_name():
+    class Named(Classifier):
+        def __init__(self):
+            super().__init__()
+            del self.loss_fn
+            self.crit = nn.CrossEntropyLoss(label_smoothing=0.1)
+
+        def training_step(self, batch, batch_idx):
+            return self.crit(self(batch[0]), batch[1])
+
+    assert choose_objective(Named(), batch(), None).source == "the module's CrossEntropyLoss"

@@ -23,8 +23,8 @@ from lightning_sloppy.probing.samples import SampleSource, probe_indices
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-MEASURING_BATCH = 512
-"""Least size of a probe batch: small training batches would make a product slow."""
+MEASURING_BATCH = 1_024
+"""Least size of a probe batch: on a CPU a product on one batch of 1,024 takes three quarters of one on four of 256."""
 
 _contexts: WeakKeyDictionary[Any, FitContext] = WeakKeyDictionary()
 _fitted: WeakSet[Any] = WeakSet()

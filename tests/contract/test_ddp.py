@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
-import torch
-from lightning.pytorch import seed_everything
-from tiny import Classifier, blobs, trainer
-from torch.utils.data import DataLoader
-
-from lightning_sloppy import FisherOptions, HessianOptions, SloppyMonitor, StoppingOptions
+import two_ranks
 
 
-def run(tmp_path, **options):
-    seed_everything(5, verbose=False)
-    watcher = SloppyMonitor(
-        hessian=HessianOptions(k=2, num_samples=32),
-        fisher=FisherOptions(num_samples=32),
-        early_stopping=StoppingOptions(patience=1, rel_tol=0.9, warmup=0),
-        strict=True,
-    )
-    host = trainer(tmp_path, callbacks=[watcher], max_epochs=3, **options)
-    host.fit(Classifier(lr=0.0), DataLoader(blobs(40), 8))
-    return host
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
-@pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*", "ignore:.*torch.distributed.*")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
 def test_two_processes_agree_with_one(tmp_path):
-    alone = run(tmp_path / "one")
-    together = run(tmp_path / "two", strategy="ddp_spawn", devices=2)
-    tags = [tag for tag in alone.callback_metrics if tag.startswith("sloppy_") and "cost" not in tag]
+    script = Path(two_ranks.__file__)
+    paths = [str(script.parent), str(script.parents[2]), os.environ.get("PYTHONPATH", "")]
+    common = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "OMP_NUM_THREADS": "1",
+    }
+    targets = [tmp_path / f"rank{rank}.json" for rank in range(2)]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(target)],
+            env={**common, "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, target in enumerate(targets)
+    ]
+    try:
+        said = [rank.communicate(timeout=120)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
+    alone = two_ranks.fit(tmp_path / "alone")
+    tags = [tag for tag in alone if tag.startswith("sloppy_") and "cost" not in tag]
     assert len(tags) > 50
-    for tag in tags:
-        mine, theirs = alone.callback_metrics[tag], together.callback_metrics[tag]
-        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-6), tag
-    # Both stopped after the first epoch: one evaluation at the start, one at its end.
-    assert float(together.callback_metrics["sloppy_bound/evaluation"]) == 2
-    assert alone.current_epoch == 1
+    for found in (json.loads(target.read_text()) for target in targets):
+        for tag in tags:
+            assert found[tag] == pytest.approx(alone[tag], rel=1e-4, abs=1e-6), tag
+        assert found["epochs"] == alone["epochs"] == 1

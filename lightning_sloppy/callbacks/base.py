@@ -55,13 +55,13 @@ class MeasurementSubscriber(SloppyCallback):
 
     needs_eigenvectors: ClassVar[bool] = False
 
+    @abstractmethod
     def listens_to(self, callback: MeasuringCallback) -> bool:
         """Whether this callback wants to hear of ``callback``'s measurements."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_measurement(self, trainer: Trainer, pl_module: LightningModule, measurement: Measurement) -> None:
         """Called once after every measurement, when its numbers are already published."""
-        raise NotImplementedError
 
 
 class MeasuringCallback(SloppyCallback):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -28,7 +28,7 @@ else:
         """Accepted by both copies of Lightning; a type checker sees the first alone, for their types differ."""
 
 
-class SloppyCallback(Callback):
+class SloppyCallback(Callback, ABC):
     """A callback for the Trainers of both ``lightning`` and ``pytorch_lightning``, which share no classes."""
 
     @property

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds import certify, parts_only
+from lightning_sloppy.bounds import Evidence, certify
 from lightning_sloppy.bounds.statements import CONDITIONS, STATEMENTS
 from lightning_sloppy.callbacks.base import MeasurementSubscriber, MeasuringCallback, peers
 from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
@@ -205,23 +205,25 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         # The evaluation number seeds the draws: fresh ones each time, the same ones on every rank.
         number = max(self._evaluation, 1)
         draws = generator((self.seed + 1) * 1_000_003 + number if not reasons else self.seed)
-        trace = None if self._spectrum.trace is None else self._spectrum.trace.value
-        common: dict[str, Any] = {
-            "weights": weights,
-            "prior_mean": start.to(weights),
-            "eigenvalues": self._spectrum.eigenvalues[: vectors.shape[1]],
-            "eigenvectors": vectors,
-            "trace": trace,
-            "n": len(source),
-            "delta": self.delta,
-            "evaluation": number,
-            "risk": self._training,
-            "generator": draws,
-            "risk_samples": self.risk_samples,
-            "conditions": CONDITIONS,
-            "prior": STATEMENTS[self.prior],
-        }
-        return parts_only(**common, reasons=reasons) if reasons else certify(**common)
+        evidence = Evidence(
+            weights=weights,
+            prior_mean=start.to(weights),
+            eigenvalues=self._spectrum.eigenvalues[: vectors.shape[1]],
+            eigenvectors=vectors,
+            trace=None if self._spectrum.trace is None else self._spectrum.trace.value,
+            n=len(source),
+            risk=self._training,
+            risk_samples=self.risk_samples,
+        )
+        return certify(
+            evidence,
+            delta=self.delta,
+            evaluation=number,
+            generator=draws,
+            reasons=reasons,
+            conditions=CONDITIONS,
+            prior=STATEMENTS[self.prior],
+        )
 
     def _missing(self, source: SampleSource, *reasons: str) -> Certificate:
         """No bound and no parts."""

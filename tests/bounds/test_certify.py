@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds import certify, kl_inverse, parts_only
+from lightning_sloppy.bounds import Evidence, certify, kl_inverse
 from lightning_sloppy.bounds.drawing import draw_and_judge
 from lightning_sloppy.bounds.kl import log_xi
 from lightning_sloppy.bounds.mixture import PRIOR_GRID
 from lightning_sloppy.bounds.posterior import posterior_family
 from lightning_sloppy.bounds.selection import TAU_GRID, select_posterior
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.records import Certificate
 
 FEATURES, CLASSES, TRAIN, TEST = 5, 3, 2000, 40_000
 
@@ -90,6 +91,13 @@ def arguments(problem: Problem) -> dict[str, object]:
     }
 
 
+def certified(**given: object) -> Certificate:
+    """``certify`` with its evidence among the other arguments."""
+    names = {field.name for field in fields(Evidence)}
+    evidence = Evidence(**{name: value for name, value in given.items() if name in names})
+    return certify(evidence, **{name: value for name, value in given.items() if name not in names})
+
+
 def recorded(
     risk: Callable[[Tensor, Tensor], int],
 ) -> tuple[Callable[[Tensor, Tensor], int], list[tuple[Tensor, Tensor]]]:
@@ -108,7 +116,7 @@ def test_non_vacuous_and_above_the_true_error(
     problem: Problem, arguments: dict[str, object], seed: int, risk_samples: int
 ) -> None:
     risk, calls = recorded(problem.risk)
-    certificate = certify(
+    certificate = certified(
         **{**arguments, "risk": risk}, generator=torch.Generator().manual_seed(seed), risk_samples=risk_samples
     )
     pair = [flat for flat, _ in calls[-2:]]
@@ -121,7 +129,7 @@ def test_non_vacuous_and_above_the_true_error(
 
 
 def test_every_field_is_filled(arguments: dict[str, object]) -> None:
-    certificate = certify(
+    certificate = certified(
         **{**arguments, "evaluation": 2},
         generator=torch.Generator().manual_seed(0),
         risk_samples=801,
@@ -145,7 +153,7 @@ def test_every_field_is_filled(arguments: dict[str, object]) -> None:
 
 def test_what_chose_the_posterior_is_not_drawn_again(problem: Problem, arguments: dict[str, object]) -> None:
     risk, calls = recorded(problem.risk)
-    certify(**{**arguments, "risk": risk}, generator=torch.Generator().manual_seed(0))
+    certified(**{**arguments, "risk": risk}, generator=torch.Generator().manual_seed(0))
     steps = [(plus - minus).double() for (plus, _), (minus, _) in zip(calls[::2], calls[1::2], strict=True)]
     similar = [float(torch.cosine_similarity(step, steps[-1], dim=0)) for step in steps[:-1]]
     assert len(similar) > 8
@@ -154,7 +162,7 @@ def test_what_chose_the_posterior_is_not_drawn_again(problem: Problem, arguments
 
 def test_the_pair_sees_all_examples_when_they_are_few(problem: Problem, arguments: dict[str, object]) -> None:
     risk, calls = recorded(problem.risk)
-    certificate = certify(**{**arguments, "risk": risk}, generator=torch.Generator().manual_seed(0))
+    certificate = certified(**{**arguments, "risk": risk}, generator=torch.Generator().manual_seed(0))
     assert all(torch.equal(indices, torch.arange(TRAIN)) for _, indices in calls[-2:])
     assert certificate.risk_upper == certificate.empirical_risk
     assert certificate.delta_risk == 0.0
@@ -164,7 +172,7 @@ def test_subsamples_are_fresh_disjoint_in_themselves_and_shared_out(
     problem: Problem, arguments: dict[str, object]
 ) -> None:
     risk, calls = recorded(problem.risk)
-    certify(**{**arguments, "risk": risk}, generator=torch.Generator().manual_seed(0), risk_samples=800)
+    certified(**{**arguments, "risk": risk}, generator=torch.Generator().manual_seed(0), risk_samples=800)
     first, second = (indices for _, indices in calls[-2:])
     assert len(first.unique()) == len(second.unique()) == 400
     assert not torch.equal(first, second)
@@ -176,7 +184,7 @@ def test_subsamples_are_fresh_disjoint_in_themselves_and_shared_out(
 def test_same_generator_same_certificate_and_no_global_randomness(arguments: dict[str, object]) -> None:
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    first, second = (certify(**arguments, generator=torch.Generator().manual_seed(5)) for _ in range(2))
+    first, second = (certified(**arguments, generator=torch.Generator().manual_seed(5)) for _ in range(2))
     assert first == second
     assert torch.equal(state, torch.get_rng_state())
 
@@ -184,7 +192,7 @@ def test_same_generator_same_certificate_and_no_global_randomness(arguments: dic
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_random_labels_are_never_certified_below_chance(seed: int) -> None:
     noise = softmax_problem(random_labels=True)
-    certificate = certify(
+    certificate = certified(
         weights=noise.weights,
         prior_mean=torch.zeros_like(noise.weights),
         eigenvalues=noise.eigenvalues,
@@ -202,13 +210,13 @@ def test_random_labels_are_never_certified_below_chance(seed: int) -> None:
 def test_an_unknown_trace_and_no_eigenpairs_still_give_a_bound(problem: Problem, arguments: dict[str, object]) -> None:
     dim = problem.weights.numel()
     bare = {**arguments, "trace": None, "eigenvalues": torch.zeros(0), "eigenvectors": torch.zeros(dim, 0)}
-    certificate = certify(**bare, generator=torch.Generator().manual_seed(0))
+    certificate = certified(**bare, generator=torch.Generator().manual_seed(0))
     assert certificate.rank == 0
     assert certificate.value < 0.5
 
 
 def test_parts_without_a_bound(arguments: dict[str, object]) -> None:
-    certificate = parts_only(
+    certificate = certified(
         **arguments, generator=torch.Generator().manual_seed(0), reasons=("BatchNorm statistics are not in the prior.",)
     )
     assert not certificate.valid
@@ -216,11 +224,9 @@ def test_parts_without_a_bound(arguments: dict[str, object]) -> None:
     assert math.isnan(certificate.risk_upper)
     assert certificate.reasons == ("BatchNorm statistics are not in the prior.",)
     assert (certificate.delta_pac, certificate.delta_risk) == (0.0, 0.0)
-    with_bound = certify(**arguments, generator=torch.Generator().manual_seed(0))
+    with_bound = certified(**arguments, generator=torch.Generator().manual_seed(0))
     for name in ("empirical_risk", "log_ratio", "kl_displacement", "kl_covariance", "epsilon", "tau", "mean_scale"):
         assert getattr(certificate, name) == getattr(with_bound, name)
-    with pytest.raises(ConfigurationError, match="reason"):
-        parts_only(**arguments, generator=torch.Generator(), reasons=())
 
 
 @pytest.mark.parametrize(
@@ -239,7 +245,7 @@ def test_parts_without_a_bound(arguments: dict[str, object]) -> None:
 )
 def test_bad_input_is_told_what_to_do(arguments: dict[str, object], change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        certify(**{**arguments, **change}, generator=torch.Generator().manual_seed(0))
+        certified(**{**arguments, **change}, generator=torch.Generator().manual_seed(0))
 
 
 def test_the_search_keeps_its_budget_and_moves_on_from_its_first_look(problem: Problem) -> None:
@@ -271,14 +277,13 @@ def test_the_search_keeps_its_budget_and_moves_on_from_its_first_look(problem: P
 
 
 def test_one_example_is_bounded_by_one(problem: Problem, arguments: dict[str, object]) -> None:
-    certificate = certify(**{**arguments, "n": 1}, generator=torch.Generator().manual_seed(0))
+    certificate = certified(**{**arguments, "n": 1}, generator=torch.Generator().manual_seed(0))
     assert 0.0 < certificate.value <= 1.0
-    judged = draw_and_judge(
+    evidence = Evidence(
         **{name: value for name, value in arguments.items() if name not in ("delta", "evaluation", "n")},
         n=1,
-        delta_pac=0.03,
-        generator=torch.Generator().manual_seed(0),
         risk_samples=10,
         pilot_samples=10,
     )
+    judged = draw_and_judge(evidence, delta_pac=0.03, generator=torch.Generator().manual_seed(0))
     assert judged.exact

@@ -21,7 +21,7 @@ INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    fit the handwritten digits with every measurement (about two minutes, most of it the install)"
+	@echo "make demo    fit the handwritten digits with every measurement (about a minute, most of it the install)"
 	@echo "make test    run every check: ruff, mypy, pytest with doctests, README, configs and the built wheel"
 	@echo "make clean   remove $(VENV) and the caches; runs/ is kept"
 	@echo "PYTHON=python3.12 make ... chooses the interpreter of a new $(VENV) (3.10 or newer)"

@@ -37,8 +37,9 @@ class InputSpectrum(MeasuringCallback):
 
     Args:
         kind: The headline: "correlation" (constant columns left out and counted), "covariance" or "second_moment".
-        max_samples: Samples read at most, drawn at random from the training data: 50,000 place the eigenvalues of a
-            thousand features to a few percent.
+        max_samples: Samples read at most, drawn at random from the training data. Of n Gaussian samples a separated
+            eigenvalue has the relative standard error sqrt(2/n) (Anderson 1963): 0.6 % for 50,000. Close ones are
+            spread by sampling, by up to ``2 sqrt(d/n)`` either way (Marchenko and Pastur 1967).
         seed: Of that draw.
         strict: Raise errors of the measurement instead of warning.
 

@@ -16,7 +16,7 @@ from lightning_sloppy.curvature.cotangents import Kind, cotangents
 from lightning_sloppy.curvature.layer_capture import candidates, capture_batch
 from lightning_sloppy.curvature.parameters import ParameterLayout, grad
 from lightning_sloppy.errors import ConfigurationError, UnsupportedError
-from lightning_sloppy.evaluation.batches import Batch, private, sample_count
+from lightning_sloppy.evaluation.batches import Batch, private, rows_of, sample_count
 from lightning_sloppy.evaluation.objective import Objective
 
 ROW_LIMIT = 8_192
@@ -196,7 +196,7 @@ def _looped(
     rows = []
     for index in range(len(direction)):
         if whole is None:
-            outputs = objective.outputs(leaves, _single(inputs, index))
+            outputs = objective.outputs(leaves, rows_of(inputs, slice(index, index + 1)))
             one = direction[index]
         else:
             outputs = whole
@@ -206,8 +206,3 @@ def _looped(
         filled = [torch.zeros_like(s) if g is None else g for g, s in zip(parts, sources, strict=True)]
         rows.append(torch.cat([part.reshape(-1) for part in filled]))
     return torch.stack(rows)
-
-
-def _single(inputs: Any, index: int) -> Any:
-    """One sample of a nest of batched tensors, its first dimension kept."""
-    return pytree.tree_map(lambda leaf: leaf[index : index + 1] if isinstance(leaf, Tensor) else leaf, inputs)

@@ -65,6 +65,11 @@ def private(batch: Batch) -> Batch:
     return inputs, targets
 
 
+def rows_of(nest: Any, rows: slice | Tensor) -> Any:
+    """These samples of a nest of batched tensors; the first dimension stays."""
+    return pytree.tree_map(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) and leaf.ndim > 0 else leaf, nest)
+
+
 def collected(batches: Iterable[Any]) -> list[Batch]:
     """Hold all batches of a re-iterable, checked; a batch without samples has no mean loss and is left out.
 

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch, private, sample_count, to_device
+from lightning_sloppy.evaluation.batches import Batch, private, rows_of, sample_count, to_device
 
 Loss = Callable[[Any, Any], Tensor]
 """``loss_fn(outputs, targets)``, mean-reduced, a scalar."""
@@ -155,7 +155,7 @@ def refuse_sum(objective: Objective, batch: Batch) -> None:
     leaves = [leaf for leaf in tensors_of(batch) if leaf.ndim > 0]
     if objective.loss_fn is None or count < 2 or any(len(leaf) != count for leaf in leaves):
         return
-    halves = [_part(batch, slice(0, count // 2)), _part(batch, slice(count // 2, count))]
+    halves = [rows_of(batch, slice(0, count // 2)), rows_of(batch, slice(count // 2, count))]
     table = {name: p.detach().to(objective.dtype, copy=True) for name, p in objective.module.named_parameters()}
     with torch.no_grad():
         whole, first, second = (float(objective.loss(table, part)) for part in (batch, *halves))
@@ -165,12 +165,6 @@ def refuse_sum(objective: Objective, batch: Batch) -> None:
             f"The loss adds up its samples ({whole:.6g} on {count}, {first:.6g} and {second:.6g} on the halves), but "
             "a mean is needed; use reduction='mean'."
         )
-
-
-def _part(batch: Batch, rows: slice) -> Batch:
-    return pytree.tree_map(  # type: ignore[no-any-return]
-        lambda leaf: leaf[rows] if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch
-    )
 
 
 def default_loss(outputs: Any, targets: Any) -> Loss | None:

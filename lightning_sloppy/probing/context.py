@@ -16,7 +16,6 @@ from lightning_sloppy.evaluation.batches import Batch, as_pair
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.digests import SampleDigests, sample_digests
-from lightning_sloppy.probing.guard import measuring
 from lightning_sloppy.probing.objective import ObjectiveChoice, choose_objective
 from lightning_sloppy.probing.samples import SampleSource, probe_indices
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 MEASURING_BATCH = 1_024
-"""Least size of a probe batch: on a CPU a product on one batch of 1,024 takes three quarters of one on four of 256."""
+"""Least size of a probe batch: the size of the default probe, for a product on one large batch is the fastest."""
 
 _contexts: WeakKeyDictionary[Any, FitContext] = WeakKeyDictionary()
 _fitted: WeakSet[Any] = WeakSet()
@@ -99,12 +98,15 @@ class FitContext:
         return self._probes[key]
 
     def read(self, trainer: Trainer, source: SampleSource, indices: Tensor, size: int) -> list[Batch]:
-        """Batches of these samples on the device; all random streams stay where they are."""
-        with measuring(self.module), source.untouched():
+        """Batches of these samples on the device; generators of the data set itself stay where they are.
+
+        The global random streams and the module are the business of the guard around every measurement.
+        """
+        with source.untouched():
             return self.read_once(trainer, source, indices, size)
 
     def read_once(self, trainer: Trainer, source: SampleSource, indices: Tensor, size: int) -> list[Batch]:
-        """The same without any guard: two calls in a row may differ where reading is random."""
+        """The same without restoring: two calls in a row may differ where reading is random."""
         return [
             as_pair(trainer_internals.as_training_sees_it(trainer, self.module, batch))
             for batch in source.chunks(indices, size)
@@ -126,9 +128,7 @@ class FitContext:
     def training_digests(self, trainer: Trainer) -> SampleDigests:
         """What the training samples are, byte for byte; read once."""
         if self._digests is None:
-            source = self.source(trainer)
-            with measuring(self.module), source.untouched():
-                self._digests = sample_digests(source)
+            self._digests = sample_digests(self.source(trainer))
         return self._digests
 
     def prior_precision(self) -> float | None:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from lightning_sloppy.evaluation.batches import Batch, private
+from lightning_sloppy.evaluation.batches import Batch, private, rows_of
 from lightning_sloppy.evaluation.objective import Objective, tensors_of
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.samples import READ_CHUNK, SampleSource
@@ -47,7 +46,7 @@ class ErrorCounter:
         """Mistakes of the network with these flat weights, shape (p,)."""
         table = self._context.layout.table(weights.to(self._objective.device, self._objective.dtype))
         wrong = torch.zeros((), dtype=torch.long, device=self._objective.device)
-        with torch.no_grad():
+        with torch.no_grad(), self._source.untouched():
             for batch in self._batches(indices):
                 inputs, targets = private(batch)
                 outputs = self._objective.outputs(table, inputs)
@@ -59,7 +58,7 @@ class ErrorCounter:
         if self._held is None:
             # One batch at a time: a whole set of images would not fit.
             for part in torch.split(indices, self._source.batch_size):
-                read = self._context.read(self._trainer, self._source, part, len(part))
+                read = self._context.read_once(self._trainer, self._source, part, len(part))
                 yield from self._objective.prepare(read)
         elif len(indices) == len(self._source):
             yield from self._held
@@ -67,10 +66,4 @@ class ErrorCounter:
             # Chunks were read in order, so the sample i lies in chunk i // READ_CHUNK.
             for number in torch.unique(indices // READ_CHUNK).tolist():
                 inside = indices[indices // READ_CHUNK == number] - number * READ_CHUNK
-                yield _rows(self._held[number], inside)
-
-
-def _rows(batch: Batch, rows: Tensor) -> Batch:
-    return pytree.tree_map(  # type: ignore[no-any-return]
-        lambda leaf: leaf[rows.to(leaf.device)] if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch
-    )
+                yield rows_of(self._held[number], inside)

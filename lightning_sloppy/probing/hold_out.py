@@ -12,7 +12,6 @@ from lightning_sloppy.probing import trainer_internals, validity
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.digests import sample_digests
 from lightning_sloppy.probing.error_counts import ErrorCounter
-from lightning_sloppy.probing.guard import measuring
 from lightning_sloppy.probing.samples import SampleSource, probe_indices
 from lightning_sloppy.records import Certificate
 
@@ -92,9 +91,7 @@ class HoldOut:
         if not context.fresh and self._trained_on != training.fingerprint:
             return "No hold-out bound: the weights were trained before on samples that are not known here."
         self._trained_on = training.fingerprint
-        with measuring(context.module), source.untouched():
-            held = sample_digests(source)
-        shared = len(training.distinct & held.distinct)
+        shared = len(training.distinct & sample_digests(source).distinct)
         if shared:
             return f"No hold-out bound: {shared:,} validation samples are training samples as well."
         return ""

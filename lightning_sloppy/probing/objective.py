@@ -91,7 +91,8 @@ def choose_objective(
         ConfigurationError: When nothing fits, the loss is not finite, or manual optimisation forbids the comparison.
     """
     modes = [(child, child.training) for child in module.modules()] if modes is None else modes
-    trial = _Trial(module, as_pair(batch), modes)
+    step = Objective(module, None, step_module=TrainingStep(module))
+    trial = _Trial(module, step, as_pair(batch), modes)
     if override is not None:
         choice = _choice(module, override, "objective=", trial.outputs(), batch[1])
         trial.refuse_sum(choice.objective)
@@ -106,7 +107,6 @@ def choose_objective(
             "Under manual optimisation training_step also steps the optimiser, so the loss cannot be compared with it; "
             f"{ASK}."
         )
-    step = Objective(module, None, step_module=TrainingStep(module))
     theirs = trial.loss(step, "train")
     found = "the module has no forward that takes the inputs"
     with suppress(Exception):  # whatever a wrong guess raises, the step decides
@@ -139,18 +139,17 @@ def _shape(value: Any) -> str:
 class _Trial:
     """One batch, evaluated on copies of the parameters."""
 
-    def __init__(self, module: LightningModule, batch: Batch, modes: Modes) -> None:
+    def __init__(self, module: LightningModule, step: Objective, batch: Batch, modes: Modes) -> None:
         self._module = module
         self._modes = modes
-        # The loss is not used: this objective gives outputs only.
-        self._forward = Objective(module, nn.functional.cross_entropy)
-        self._table = ParameterLayout.of(module).leaves(module, self._forward.dtype)
-        self._batch = self._forward.prepare([batch])[0]
+        self._step = step
+        self._table = ParameterLayout.of(module).leaves(module, step.dtype)
+        self._batch = step.prepare([batch])[0]
 
     def outputs(self) -> Any:
         """What ``forward`` gives in eval mode."""
         with measuring(self._module), torch.no_grad():
-            return self._forward.outputs(self._table, private(self._batch)[0])
+            return self._step.outputs(self._table, private(self._batch)[0])
 
     def refuse_sum(self, objective: Objective) -> None:
         """Raise when the loss adds up its samples."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.evaluation.objective import tensors_of
+from lightning_sloppy.evaluation.preserve import random_streams
 from lightning_sloppy.probing.context import FitContext
-from lightning_sloppy.probing.guard import measuring
 from lightning_sloppy.probing.samples import SampleSource, probe_indices
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def data_reasons(trainer: Trainer, context: FitContext, source: SampleSource) ->
 def reads_differ(trainer: Trainer, context: FitContext, source: SampleSource) -> bool:
     """Whether a sample read twice, under different random streams, comes out differently."""
     indices = probe_indices(len(source), TWICE, seed=1)
-    with measuring(context.module), source.untouched():
+    with random_streams(), source.untouched():
         first = [t.clone() for t in tensors_of(context.read_once(trainer, source, indices, TWICE)[0])]
         torch.manual_seed(12_345)
         np.random.seed(12_345)  # noqa: NPY002 - transforms of users draw from the global streams

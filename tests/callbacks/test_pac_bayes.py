@@ -57,8 +57,10 @@ def test_the_same_seed_gives_the_same_certificates_and_fresh_draws_each_time(tmp
     runs = []
     for _ in range(2):
         torch.manual_seed(3)
-        runs.append([m.certificate for m in fit(tmp_path).measurements])
+        # Weights that stand still: whatever differs between evaluations comes from the draws.
+        runs.append([m.certificate for m in fit(tmp_path, Classifier(lr=0.0)).measurements])
     assert runs[0] == runs[1]
+    assert len({certificate.empirical_risk for certificate in runs[0]}) > 1
 
 
 def why_there_is_none(bound):
@@ -242,3 +244,15 @@ def test_batch_norm_that_does_not_train_is_allowed(tmp_path):
 
     bound = fit(tmp_path, Frozen())
     assert all(m.certificate.valid for m in bound.measurements)
+
+
+def test_data_too_large_to_hold_give_the_same_certificates(tmp_path, monkeypatch):
+    from lightning_sloppy.probing import error_counts
+
+    runs = []
+    for held in (error_counts.CACHE_BYTES, 0):
+        monkeypatch.setattr(error_counts, "CACHE_BYTES", held)
+        torch.manual_seed(3)
+        runs.append([m.certificate for m in fit(tmp_path, bound=PACBayesBound(risk_samples=100)).measurements])
+    assert all(certificate.valid for certificate in runs[0])
+    assert runs[0] == runs[1]

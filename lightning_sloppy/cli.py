@@ -65,6 +65,16 @@ def main(args: Sequence[str] | None = None) -> None:
                 seed_everything_default=0,  # a run can be repeated even when its configuration names no seed
                 parser_kwargs={"prog": "lightning-sloppy", "description": DESCRIPTION},
             )
-        except SloppyError as error:
-            # One sentence that says what to do is worth more than a traceback above it.
-            sys.exit(f"error: {error}")
+        except (SloppyError, ValueError) as error:
+            # One sentence that says what to do is worth more than a traceback above it. The parser buries an error of
+            # ours among those of all types that an argument might have had, and names it as the cause.
+            ours = _our_cause(error)
+            if ours is None:
+                raise
+            sys.exit(f"error: {ours}")
+
+
+def _our_cause(error: BaseException | None) -> SloppyError | None:
+    while error is not None and not isinstance(error, SloppyError):
+        error = error.__cause__
+    return error

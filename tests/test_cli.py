@@ -131,6 +131,22 @@ def test_missing_jsonargparse_names_the_extra(monkeypatch):
         main(["--help"])
 
 
+@pytest.mark.parametrize(
+    ("option", "words"), [("hessian.k=0", "pass k >= 1"), ("bound.delta=3", "between 0 and 1"), ("seed=x", None)]
+)
+def test_a_wrong_option_of_a_callback_is_one_sentence(tmp_path, monkeypatch, capsys, option, words):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["fit", "--model=MLPClassifier", "--data=DigitsDataModule", "--trainer.max_epochs=1"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--trainer.callbacks=SloppyMonitor", f"--trainer.callbacks.{option}"])
+    if words is None:  # not a number: the parser's own business
+        assert stopped.value.code == 2
+    else:
+        assert str(stopped.value).startswith("error: ")
+        assert words in str(stopped.value)
+        assert "\n" not in str(stopped.value)
+
+
 def test_an_error_of_ours_is_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:

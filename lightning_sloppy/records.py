@@ -189,6 +189,7 @@ class Certificate:
         valid: Whether every blocking condition holds.
         reasons: Why there is no bound: sentences, empty when valid.
         conditions: The statements under which the bound holds, among them the user's own.
+        remarks: Facts about this evaluation worth knowing, which are no conditions.
         n: Training samples the bound divides by (hold-out samples for "hold_out").
         empirical_risk: Error rate of the certified predictor on the samples looked at.
         risk_upper: The same after paying for the subsample.
@@ -216,6 +217,7 @@ class Certificate:
     delta: float
     reasons: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     empirical_risk: float = float("nan")
     risk_upper: float = float("nan")
     risk_samples: int = 0

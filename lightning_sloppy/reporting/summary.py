@@ -104,7 +104,7 @@ def _bound(events: Sequence[Measurement]) -> list[str]:
         paragraphs += [f"- {condition}" for condition in certificate.conditions]
         if certificate.prior:
             paragraphs.append(f"- The user's statement about the prior: {certificate.prior}")
-        paragraphs += _lowest(events, certificate)
+        paragraphs += [*certificate.remarks, *_lowest(events, certificate)]
     elif certificate is not None:
         paragraphs += [f"- {reason}" for reason in certificate.reasons]
     hold_out, error = _value(event, "hold_out"), _value(event, "hold_out_error")

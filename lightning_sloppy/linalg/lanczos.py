@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -46,7 +48,7 @@ class Lanczos:
         self._limit = operator.dim - (0 if locked is None else locked.shape[0])
         rows = min(capacity, self._limit) + 1
         self._basis = torch.empty(rows, operator.dim, dtype=operator.dtype, device=operator.device)
-        self._scalar_dtype = torch.float32 if operator.device.type == "mps" else torch.float64
+        self._fresh: list[Tensor] = []
         self.diagonal = torch.empty(0, dtype=torch.float64)
         self.offdiagonal = torch.empty(0, dtype=torch.float64)
         self.steps = 0
@@ -69,23 +71,37 @@ class Lanczos:
         Raises:
             NonFiniteProductError: When a product held NaN or infinity.
         """
-        steps = min(steps, self._limit - self.steps)
-        if steps <= 0:
-            return
-        self._reserve(self.steps + steps + 1)
-        scalars = torch.empty(2, steps, dtype=self._scalar_dtype, device=self.operator.device)
-        for offset in range(steps):
-            j = self.steps + offset
-            image = self.operator.matvec(self._basis[j])
-            # In exact arithmetic the last two vectors are all there is to remove; the pass over the whole basis then
-            # is the second one, and the memory traffic half of that of two whole passes.
-            residual, near = self._project_out(image, max(j - 1, 0), j + 1)
-            residual, whole = self._project_out(residual, 0, j + 1)
-            beta = torch.linalg.vector_norm(residual)
-            scalars[0, offset] = near[-1] + whole[j]
-            scalars[1, offset] = beta
-            torch.div(residual, beta.clamp_min(torch.finfo(residual.dtype).tiny), out=self._basis[j + 1])
-        self._accept(scalars.to("cpu", torch.float64))
+        advance_together([self], steps)
+
+    def begin(self, steps: int) -> int:
+        """Make room for up to ``steps`` more steps; returns how many are left to take."""
+        steps = max(min(steps, self._limit - self.steps), 0)
+        if steps:
+            self._reserve(self.steps + steps + 1)
+        self._fresh = []
+        return steps
+
+    def current(self) -> Tensor:
+        """The basis vector whose product the next step needs."""
+        return self._basis[self.steps + len(self._fresh)]
+
+    def absorb(self, image: Tensor) -> None:
+        """Take one step with the product of :meth:`current`; nothing is read back from the device."""
+        j = self.steps + len(self._fresh)
+        # In exact arithmetic the last two vectors are all there is to remove; the pass over the whole basis then
+        # is the second one, and the memory traffic half of that of two whole passes.
+        residual, near = self._project_out(image, max(j - 1, 0), j + 1)
+        residual, whole = self._project_out(residual, 0, j + 1)
+        beta = torch.linalg.vector_norm(residual)
+        self._fresh.append(torch.stack([near[-1] + whole[j], beta]))
+        torch.div(residual, beta.clamp_min(torch.finfo(residual.dtype).tiny), out=self._basis[j + 1])
+
+    def settle(self) -> None:
+        """Look once at the steps since :meth:`begin`, for breakdowns and non-finite values."""
+        if self._fresh:
+            scalars = torch.stack(self._fresh, dim=1).to("cpu", torch.float64)
+            self._fresh = []
+            self._accept(scalars)
 
     def _accept(self, scalars: Tensor) -> None:
         """Append the new entries of T; cut at a breakdown and restart behind it."""
@@ -132,6 +148,25 @@ class Lanczos:
     def tridiagonal(self) -> Tensor:
         """T in CPU float64, shape (m, m)."""
         return tridiagonal(self.diagonal, self.offdiagonal)
+
+
+def advance_together(processes: Sequence[Lanczos], steps: int) -> None:
+    """Advance several processes of one operator in lockstep: one ``matmat`` for each step of them all.
+
+    Raises:
+        NonFiniteProductError: When a product held NaN or infinity.
+    """
+    left = [process.begin(steps) for process in processes]
+    for step in range(max(left, default=0)):
+        active = [process for process, count in zip(processes, left, strict=True) if count > step]
+        if len(active) == 1:
+            active[0].absorb(active[0].operator.matvec(active[0].current()))
+            continue
+        images = active[0].operator.matmat(torch.stack([process.current() for process in active], dim=1))
+        for process, image in zip(active, images.unbind(1), strict=True):
+            process.absorb(image)
+    for process in processes:
+        process.settle()
 
 
 def tridiagonal(diagonal: Tensor, offdiagonal: Tensor) -> Tensor:

@@ -103,6 +103,7 @@ class Spectrum:
     Attributes:
         eigenvalues: CPU float64, descending by signed value.
         residuals: ``||A u - lambda u||`` for each eigenvalue, same shape; zeros where the matrix was formed.
+        converged: Whether the residual of each eigenvalue met the tolerance, (k,), bool; None where all are exact.
         eigenvectors: (p, k), columns in the order of the eigenvalues; None unless asked for.
         largest: Algebraically largest eigenvalue as far as it was computed.
         smallest: Algebraically smallest eigenvalue as far as it was computed.
@@ -119,6 +120,7 @@ class Spectrum:
         cost: Products, seconds, memory.
         status: How the computation ended.
         half_eigenvalues: Eigenvalues of the same matrix from the first half of the samples, or None.
+        layers: The same for the diagonal block of each layer's parameters, by its name; empty unless asked for.
         detail: Facts in words worth keeping, for instance how many constant columns were left out.
     """
 
@@ -140,6 +142,8 @@ class Spectrum:
     truncated: bool = False
     cost: Cost = field(default_factory=Cost)
     half_eigenvalues: Tensor | None = None
+    converged: Tensor | None = None
+    layers: Mapping[str, Spectrum] = field(default_factory=dict)
     detail: Mapping[str, str | int | float] = field(default_factory=dict)
 
 

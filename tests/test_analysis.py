@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from cases import Case, case, dense_gauss_newton, dense_hessian, gradients
 from torch import Tensor, nn
 
-from lightning_sloppy.analysis import fisher_spectrum, gauss_newton_of, hessian_spectrum, input_spectrum
+from lightning_sloppy.analysis import Quadrature, fisher_spectrum, gauss_newton_of, hessian_spectrum, input_spectrum
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.preserve import preserved
 from lightning_sloppy.linalg.vectors import generator, rademacher
@@ -206,8 +206,7 @@ def gauss_newton(this: Case, steps: int = 40) -> Spectrum:
         return gauss_newton_of(
             objective,
             objective.prepare(this.batches),
-            probe_vectors=rademacher(this.dim, 4, generator(1)),
-            steps=steps,
+            quadrature=Quadrature(rademacher(this.dim, 4, generator(1)), steps),
             rng=generator(0),
         )
 

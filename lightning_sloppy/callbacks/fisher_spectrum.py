@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from lightning_sloppy.analysis import fisher_of
+from lightning_sloppy.analysis import Fisher, Solve, fisher_of
 from lightning_sloppy.callbacks.scale import Scale, ScaledCallback
 from lightning_sloppy.curvature.cotangents import checked_kind
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import sample_count
-from lightning_sloppy.evaluation.objective import Loss, checked_loss
+from lightning_sloppy.evaluation.loss_checks import checked_loss
+from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.measures import effective_dimension as dimension
 from lightning_sloppy.measures.sloppiness import effective_rank, participation_ratio
@@ -75,7 +76,13 @@ class FisherSpectrum(ScaledCallback):
         batches = choice.objective.prepare(context.probe(trainer, self.num_samples, self.seed))
         scale, sentence = self.scale(trainer, context)
         with progress(trainer, f"Fisher: measuring on {sum(sample_count(batch) for batch in batches):,} samples"):
-            spectrum = fisher_of(choice.objective, batches, kind=self.kind, rng=generator(self.seed))
+            spectrum = fisher_of(
+                choice.objective,
+                batches,
+                fisher=Fisher(self.kind, seed=self.seed),
+                solve=Solve(k=10),
+                rng=generator(self.seed),
+            )
         if spectrum.status is Status.NON_FINITE:
             self.warn_once(f"Fisher at step {step}: {spectrum.status.value}", trainer=trainer)
         return Measurement(

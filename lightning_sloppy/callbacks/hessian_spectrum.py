@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lightning_sloppy.analysis import checked_counts, gauss_newton_of, hessian_of
+from lightning_sloppy.analysis import Quadrature, Solve, checked_counts, gauss_newton_of, hessian_of
 from lightning_sloppy.callbacks.scale import Scale, ScaledCallback
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, sample_count
-from lightning_sloppy.evaluation.objective import Loss, checked_loss
+from lightning_sloppy.evaluation.loss_checks import checked_loss
+from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.measures import effective_dimension as dimension
 from lightning_sloppy.probing.context import FitContext
@@ -106,11 +107,12 @@ class HessianSpectrum(ScaledCallback):
             hessian = hessian_of(
                 choice.objective,
                 batches,
-                k=self.k,
-                probe_vectors=self._vectors,
-                steps=1,
-                tol=self.tol,
-                eigenvectors=any(listener.needs_eigenvectors for listener in self.subscribers(trainer)),
+                quadrature=Quadrature(self._vectors, steps=1),
+                solve=Solve(
+                    self.k,
+                    tol=self.tol,
+                    eigenvectors=any(listener.needs_eigenvectors for listener in self.subscribers(trainer)),
+                ),
                 rng=generator(self.seed),
                 on_product=bar.advance,
             )
@@ -143,13 +145,15 @@ class HessianSpectrum(ScaledCallback):
         return gauss_newton_of(
             choice.objective,
             batches,
-            probe_vectors=self._vectors,
-            steps=self.steps,
-            rng=generator(self.seed),
-            enough=lambda diagonal, off: (
-                dimension.density_is_resolved(diagonal, off, scales, STOP_AT)
-                and dimension.count_is_resolved(diagonal, off, scale.z, dim)
+            quadrature=Quadrature(
+                self._vectors,
+                self.steps,
+                lambda diagonal, off: (
+                    dimension.density_is_resolved(diagonal, off, scales, STOP_AT)
+                    and dimension.count_is_resolved(diagonal, off, scale.z, dim)
+                ),
             ),
+            rng=generator(self.seed),
             on_product=tick,
         )
 

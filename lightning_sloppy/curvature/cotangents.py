@@ -1,22 +1,64 @@
 """What the per-sample gradients are pulled back from: the three kinds of Fisher information.
 
-The model is ``p(y | f)`` proportional to ``exp(-loss(f, y))`` for outputs f. Each kind is a set of R cotangents c_r
-in the outputs of a sample, and the matrix is ``F = (1/N) sum_i sum_r (J_i^T c_ir)(J_i^T c_ir)^T``.
+The model is ``p(y | f)`` proportional to ``exp(-loss(f, y))`` for outputs f. Each kind is a set of R cotangents c_ir in
+the outputs of a sample, and ``F = (1/W) sum_i sum_r (J_i^T c_ir)(J_i^T c_ir)^T`` with W the weight of the whole probe:
+its sample count, or its count of valid tokens. The weight w_i of a sample is inside its cotangents.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.objective import Loss, checked_scalar
+from lightning_sloppy.evaluation.batches import Batch, private, sample_count
+from lightning_sloppy.evaluation.nests import tensors_of
+from lightning_sloppy.evaluation.objective import Objective
+from lightning_sloppy.evaluation.weights import KnownLoss, Likelihood, known_loss, term_weights
+from lightning_sloppy.linalg.vectors import generator
 
 Kind = Literal["empirical", "sampled", "exact"]
 KINDS: tuple[Kind, ...] = ("empirical", "sampled", "exact")
+
+NULL_DIRECTION = 1e-13
+"""Share of the largest eigenvalue of a loss's Hessian in the outputs below which a direction counts as none."""
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """Which Fisher information.
+
+    Attributes:
+        kind: "empirical", "sampled" or "exact".
+        labels: Targets drawn for each sample (sampled kind).
+        likelihood: The model behind the loss (sampled kind); None knows the losses of torch.
+        seed: Of the drawn targets. Every sample has a random stream of its own, so that the matrix does not depend on
+            how the probe is cut into batches.
+    """
+
+    kind: Kind = "empirical"
+    labels: int = 1
+    likelihood: Likelihood | None = None
+    seed: int = 0
+
+
+def checked_fisher(kind: str, labels: int = 1, likelihood: str | None = None, seed: int = 0) -> Fisher:
+    """Check the choice.
+
+    Raises:
+        ConfigurationError: For an unknown kind or likelihood, or no label.
+    """
+    if labels < 1:
+        raise ConfigurationError(f"labels={labels} targets were asked for each sample; pass at least 1.")
+    if likelihood not in (None, "categorical", "bernoulli", "gaussian"):
+        raise ConfigurationError(
+            f"likelihood={likelihood!r} is unknown; choose 'categorical', 'bernoulli', 'gaussian', or None."
+        )
+    return Fisher(checked_kind(kind), labels, likelihood, seed)  # type: ignore[arg-type]
 
 
 def checked_kind(kind: str) -> Kind:
@@ -31,83 +73,130 @@ def checked_kind(kind: str) -> Kind:
     raise ConfigurationError(f"kind={kind!r} is no Fisher information; choose one of {', '.join(KINDS)}.")
 
 
-def cotangents(kind: Kind, loss_fn: Loss, outputs: Tensor, targets: Any, rng: torch.Generator) -> Tensor:
-    """Cotangents of a batch, shape (R, N, ...): the outputs' shape behind the number of cotangents.
+def pulled_cotangents(
+    objective: Objective, parameters: dict[str, Tensor], batches: list[Batch], fisher: Fisher
+) -> list[Tensor]:
+    """Cotangents of every batch at these parameters, (R, n, D) each, with the same R.
+
+    Raises:
+        ConfigurationError: When the outputs have no row for each sample.
+    """
+    pulled, first = [], 0
+    for batch in batches:
+        with torch.no_grad():
+            outputs = objective.outputs(parameters, private(batch)[0])
+        with torch.enable_grad():
+            objective.examine(outputs, batch)
+        rows = objective.rows(outputs, sample_count(batch)).detach()
+        pulled.append(cotangents(objective, fisher, rows, outputs, batch, first))
+        first += sample_count(batch)
+    # Sequences may be shorter in one batch than in another: cotangents of zero add nothing.
+    most = max(len(directions) for directions in pulled)
+    pulled = [torch.cat([d.new_zeros(most - len(d), *d.shape[1:]), d]) for d in pulled]
+    if fisher.kind == "exact":
+        # Cross-entropy does not change when all scores of a sample do: one direction of each sample is none at all.
+        used = torch.stack([(d.abs() > 0).flatten(1).any(1) for d in pulled]).any(0)
+        used[-1] = True
+        pulled = [directions[used] for directions in pulled]
+    return pulled
+
+
+def cotangents(
+    objective: Objective, fisher: Fisher, rows: Tensor, outputs: Any, batch: Batch, first: int = 0
+) -> Tensor:
+    """Cotangents of a batch, shape (R, n, D).
 
     * "empirical": R = 1, the gradient of each sample's loss at its own target.
-    * "sampled": R = 1, the same at a target drawn from the model (Kunstner, Hennig and Balles 2019), times the square
-      root of the number of terms the loss of one sample is a mean of, so that its expectation is the exact kind.
-    * "exact": R = C, the columns of a factor S_i with ``S_i S_i^T`` the Hessian of the loss in the outputs, so that
-      F is the Gauss-Newton matrix; directions of negative curvature (non-convex losses) are dropped.
+    * "sampled": R = labels, the same at targets drawn from the model (Kunstner, Hennig and Balles 2019), each term of
+      a sample by the root of its weight, so that the expectation is the exact kind.
+    * "exact": R = D, the columns of a factor S_i with ``S_i S_i^T`` the Hessian of the loss in the outputs, by
+      ascending size; directions of negative curvature (non-convex losses) are dropped.
 
     Args:
-        kind: Which.
-        loss_fn: Mean-reduced loss of outputs and targets.
-        outputs: (N, ...), detached.
-        targets: Targets of the batch.
-        rng: Draws the sampled targets.
+        objective: Module and loss.
+        fisher: Which.
+        rows: (n, D), detached outputs that the loss uses.
+        outputs: The whole of them, as ``forward`` gave it.
+        batch: The batch.
+        first: Number of its first sample in the probe.
     """
-    if not bool(torch.isfinite(outputs).all()):
+    weights = objective.sample_weights(batch).to(rows.device, rows.dtype)
+    if not bool(torch.isfinite(rows).all()):
         # Nothing can be drawn or factorised; NaN travels on and ends as Status.NON_FINITE.
-        width = outputs.shape[1:].numel() if kind == "exact" else 1
-        return torch.full_like(outputs, torch.nan).expand(width, *outputs.shape)
-    if kind == "exact":
-        return _hessian_factors(loss_fn, outputs, targets)
-    terms = 1
-    if kind == "sampled":
-        targets, terms = _drawn_targets(loss_fn, outputs, rng)
-    gradient, _ = _loss_gradient(loss_fn, outputs, targets, create_graph=False)
-    return gradient.unsqueeze(0) * math.sqrt(terms)
+        return torch.full_like(rows, torch.nan).unsqueeze(0)
+    if not bool((weights > 0).any()):
+        return torch.zeros_like(rows).unsqueeze(0)
+    if fisher.kind == "sampled":
+        return _sampled(objective, fisher, rows, outputs, batch, first)
+    with torch.enable_grad():
+        leaf = rows.detach().requires_grad_()
+        loss = objective.loss_of_rows(leaf, outputs, batch[1]) * weights.sum()
+        if fisher.kind == "exact":
+            return _hessian_factors(loss, leaf, objective)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+    return (gradient / weights.sqrt().clamp_min(torch.finfo(rows.dtype).tiny).unsqueeze(1)).unsqueeze(0)
 
 
-def _loss_gradient(loss_fn: Loss, outputs: Tensor, targets: Any, *, create_graph: bool) -> tuple[Tensor, Tensor]:
-    """Gradient of every sample's own loss in its outputs: N times that of the batch's mean; and the leaf."""
-    leaf = outputs.detach().requires_grad_()
-    loss = checked_scalar(loss_fn(leaf, targets)) * len(outputs)
-    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=create_graph)
-    return gradient, leaf
-
-
-def _hessian_factors(loss_fn: Loss, outputs: Tensor, targets: Any) -> Tensor:
-    gradient, leaf = _loss_gradient(loss_fn, outputs, targets, create_graph=True)
-    shape = outputs.shape
-    width = shape[1:].numel()
+def _hessian_factors(loss: Tensor, leaf: Tensor, objective: Objective) -> Tensor:
+    if type(objective.loss_fn).__name__ == "NLLLoss" or getattr(objective.loss_fn, "__name__", "") == "nll_loss":
+        raise ConfigurationError(
+            "The Hessian of the negative log-likelihood in log-probabilities is zero, so its exact Fisher information "
+            "is no matrix of the model; let forward return scores and use cross_entropy."
+        )
+    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    count, width = leaf.shape
     if not gradient.requires_grad:
-        return torch.zeros(width, *shape, dtype=outputs.dtype, device=outputs.device)
+        return torch.zeros(width, count, width, dtype=leaf.dtype, device=leaf.device)
     columns = []
     for index in range(width):
-        unit = torch.zeros(shape[0], width, dtype=outputs.dtype, device=outputs.device)
+        unit = torch.zeros_like(leaf)
         unit[:, index] = 1
-        (column,) = torch.autograd.grad(gradient, leaf, unit.view(shape), retain_graph=True)
-        columns.append(column.reshape(shape[0], width))
-    hessians = torch.stack(columns, dim=2).to(torch.float64)
+        columns.append(torch.autograd.grad(gradient, leaf, unit, retain_graph=True)[0])
+    wide = torch.float32 if leaf.device.type == "mps" else torch.float64
+    hessians = torch.stack(columns, dim=2).to(wide)
     if not bool(torch.isfinite(hessians).all()):
-        return torch.full_like(outputs, torch.nan).expand(width, *shape)
+        return torch.full((width, count, width), torch.nan, dtype=leaf.dtype, device=leaf.device)
     values, vectors = torch.linalg.eigh((hessians + hessians.transpose(1, 2)) / 2)
-    factors = vectors * values.clamp_min(0).sqrt().unsqueeze(1)
-    stacked: Tensor = factors.permute(2, 0, 1).reshape(width, *shape)
-    return stacked.to(outputs.dtype)
+    rounding = max(NULL_DIRECTION, float(torch.finfo(leaf.dtype).eps)) * values[:, -1:].clamp_min(0)
+    values = values.where(values > rounding, torch.zeros_like(values))
+    factors: Tensor = (vectors * values.sqrt().unsqueeze(1)).permute(2, 0, 1)
+    return factors.to(leaf.dtype)
 
 
-def _drawn_targets(loss_fn: Loss, outputs: Tensor, rng: torch.Generator) -> tuple[Tensor, int]:
-    """One target for each sample from the model that the loss stands for, and the terms of a sample's mean loss.
+def _sampled(objective: Objective, fisher: Fisher, rows: Tensor, outputs: Any, batch: Batch, first: int) -> Tensor:
+    """Gradients at targets drawn from the model that the loss stands for, in closed form."""
+    known = known_loss(objective.loss_fn)
+    shapes = [t.shape for t in tensors_of(outputs) if t.numel() == rows.numel() and t.shape[:1] == rows.shape[:1]]
+    if fisher.likelihood is not None and known is None:
+        known = KnownLoss(fisher.likelihood)
+    if known is None or not shapes:
+        raise ConfigurationError(
+            f"kind='sampled' draws targets from the model, but the model behind {objective.loss_fn!r} is unknown; pass "
+            "likelihood='categorical', 'bernoulli' or 'gaussian' (one output tensor), or kind='empirical' or 'exact'."
+        )
+    scores = rows.to("cpu", torch.float64).reshape(shapes[0])
+    targets = batch[1].to("cpu") if isinstance(batch[1], Tensor) else batch[1]
+    weights = term_weights(known, scores, targets)
+    if known_loss(objective.loss_fn) is None:
+        own = objective.sample_weights(batch) / weights.reshape(len(rows), -1).sum(1)
+        weights = weights * own.reshape(-1, *[1] * (weights.ndim - 1))
+    draws = torch.stack([_noise(known, fisher, first + i, scores.shape) for i in range(len(rows))], dim=1)
+    if known.likelihood == "categorical":
+        chances = scores.softmax(1).movedim(1, -1)
+        picked = (chances.cumsum(-1) < draws.unsqueeze(-1) * chances.sum(-1, keepdim=True)).sum(-1)
+        ones = torch.nn.functional.one_hot(picked.clamp_max(scores.shape[1] - 1), scores.shape[1])
+        found = ((chances - ones) * weights.sqrt().unsqueeze(-1)).movedim(-1, 2)
+    elif known.likelihood == "bernoulli":
+        found = (scores.sigmoid() - (draws < scores.sigmoid()).double()) * weights.sqrt()
+    else:
+        # exp(-(f - y)^2) is a Gaussian of variance 1/2, and the gradient of the loss at a draw is 2 (f - y).
+        found = draws * (2 * weights).sqrt()
+    return (found.reshape(fisher.labels, *rows.shape) / math.sqrt(fisher.labels)).to(rows.device, rows.dtype)
 
-    A mean of T independent terms has the curvature of one term over T, but a squared gradient of one over T^2.
-    """
-    host = outputs.detach().to("cpu", torch.float64)
-    if loss_fn is nn.functional.cross_entropy or isinstance(loss_fn, nn.CrossEntropyLoss):
-        classes = host.movedim(1, -1).softmax(-1)
-        draws: Tensor = torch.multinomial(classes.reshape(-1, classes.shape[-1]), 1, generator=rng)
-        drawn: Tensor = draws.reshape(classes.shape[:-1])
-        return drawn.to(outputs.device), host.shape[2:].numel()
-    if loss_fn is nn.functional.binary_cross_entropy_with_logits or isinstance(loss_fn, nn.BCEWithLogitsLoss):
-        flips: Tensor = torch.bernoulli(host.sigmoid(), generator=rng)
-        return flips.to(outputs.device, outputs.dtype), host.shape[1:].numel()
-    if loss_fn is nn.functional.mse_loss or isinstance(loss_fn, nn.MSELoss):
-        # exp(-(f - y)^2) is a Gaussian of variance 1/2.
-        noise = torch.randn(host.shape, generator=rng, dtype=torch.float64) / 2**0.5
-        return (host + noise).to(outputs.device, outputs.dtype), host.shape[1:].numel()
-    raise ConfigurationError(
-        f"kind='sampled' draws targets from the model, but the model behind {loss_fn!r} is unknown; use cross-entropy, "
-        "binary cross-entropy with logits or mean squared error, or kind='empirical' or 'exact'."
-    )
+
+def _noise(known: KnownLoss, fisher: Fisher, sample: int, shape: torch.Size) -> Tensor:
+    """Uniform (normal for the Gaussian) numbers of one sample, (labels, terms...), float64."""
+    rng = generator(fisher.seed * 1_000_003 + sample)
+    terms = shape[2:] if known.likelihood == "categorical" else shape[1:]
+    draw = torch.randn if known.likelihood == "gaussian" else torch.rand
+    return draw(fisher.labels, *terms, generator=rng, dtype=torch.float64)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import checkpoint as checkpointing
 
+from lightning_sloppy.curvature.parameters import grad
 from lightning_sloppy.errors import UnsupportedError
+from lightning_sloppy.evaluation.nests import map_tensors, tensors_of
 
 
 @contextmanager
 def double_backward(module: nn.Module) -> Iterator[None]:
     """Run forwards so that second derivatives exist.
 
-    Attention uses the math kernel, recurrent layers leave cuDNN, compiled modules run eagerly: the fused kernels of
-    all three lack a second derivative.
+    Attention uses the math kernel, recurrent layers leave cuDNN, compiled modules run eagerly, activation
+    checkpointing does without re-entry: none of the four has a second derivative as it is.
 
     Raises:
         UnsupportedError: When a double backward was still refused; the message names the operation.
@@ -25,18 +29,24 @@ def double_backward(module: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_without_reentry())
         if any(isinstance(child, nn.RNNBase) for child in module.modules()):
             stack.enter_context(_without_cudnn())
         try:
             yield
         except RuntimeError as error:
-            text = str(error)
-            if ("derivative for" in text and "not implemented" in text) or "double backward" in text:
+            if _is_refusal(error):
                 raise UnsupportedError(
                     f"The Hessian needs second derivatives, but an operation of {type(module).__name__} has none "
-                    f"({text.splitlines()[0]}); use FisherSpectrum, which needs first derivatives only, or replace it."
+                    f"({str(error).splitlines()[0]}); use method='central differences', or a Fisher spectrum, which "
+                    "needs first derivatives only."
                 ) from error
             raise
+
+
+def _is_refusal(error: RuntimeError) -> bool:
+    text = str(error)
+    return ("derivative for" in text and "not implemented" in text) or "double backward" in text
 
 
 @contextmanager
@@ -50,32 +60,69 @@ def _without_cudnn() -> Iterator[None]:
         torch.backends.cudnn.enabled = enabled
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory free on the device; 2 GiB where the system does not tell."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo", encoding="ascii") as table:
-            for line in table:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 2 * 1024**3
+class _NoReentry:
+    """Stands in for the function behind ``checkpoint(use_reentrant=True)``."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *arguments: Any) -> Any:
+        return checkpointing.checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=preserve)
 
 
 @contextmanager
-def counted_graph() -> Iterator[list[int]]:
-    """Count the bytes that the graph built inside will keep; the list holds one number afterwards."""
-    seen: dict[int, int] = {}
+def _without_reentry() -> Iterator[None]:
+    """Re-entrant checkpointing refuses :func:`torch.autograd.grad`; the other kind gives the same numbers."""
+    function = checkpointing.CheckpointFunction
+    checkpointing.CheckpointFunction = _NoReentry  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        checkpointing.CheckpointFunction = function  # type: ignore[misc]
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
-        # Not the tensor itself: a node that saves its own output would then keep itself alive for ever.
-        return tensor.detach()
 
-    total: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield total
-    total.append(sum(seen.values()))
+def refusing_layers(module: nn.Module, forward: Callable[[], Any]) -> list[str]:
+    """Names of the layers whose own operations have no double backward.
+
+    Every layer without children is differentiated twice on the inputs that it gets in one forward.
+
+    Args:
+        module: The module.
+        forward: Runs it on one batch.
+    """
+    seen: dict[str, tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = {}
+    handles = []
+    for name, child in module.named_modules():
+        if not any(child.children()):
+
+            def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
+                seen.setdefault(name, (layer, map_tensors(torch.clone, args), map_tensors(torch.clone, kwargs)))
+
+            handles.append(child.register_forward_pre_hook(note, with_kwargs=True))
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [name for name, call in seen.items() if not _twice_differentiable(*call)]
+
+
+def _twice_differentiable(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    sources: list[Tensor] = []
+
+    def leaf(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        sources.append(tensor.detach().requires_grad_())
+        return sources[-1]
+
+    own = {name: leaf(p) for name, p in layer.named_parameters()}
+    arguments, keywords = map_tensors(leaf, args), map_tensors(leaf, kwargs)
+    try:
+        with torch.enable_grad():
+            result = torch.func.functional_call(layer, own, arguments, keywords)
+            outputs = [tensor for tensor in tensors_of(result) if tensor.requires_grad]
+            first = grad([sum((t.square().sum() for t in outputs), torch.zeros(()))], sources, create_graph=True)
+            grad([g.square().sum() for g in first if g is not None], sources)
+    except RuntimeError as error:
+        return not _is_refusal(error)
+    return True

@@ -2,81 +2,96 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_sloppy.curvature.kept_graph import KeptGraphOperator, Method
+from lightning_sloppy.curvature.kept_graph import KeptGraphOperator, Method, need_outputs
 from lightning_sloppy.curvature.parameters import ParameterLayout, grad
-from lightning_sloppy.errors import ConfigurationError, UnsupportedError
-from lightning_sloppy.evaluation.batches import Batch, private
-from lightning_sloppy.evaluation.objective import Objective, checked_scalar
+from lightning_sloppy.evaluation.batches import Batch, private, sample_count
+from lightning_sloppy.evaluation.objective import Objective
 
 
 @dataclass(frozen=True)
-class _Linearised:
-    """One batch: outputs f(w), ``J^T u`` as a function of u, the gradient of the loss in f as a function of f."""
+class Linearised:
+    """One batch: outputs f(w) as rows, and ``J^T u`` as a function of u.
 
-    outputs: Tensor
+    Attributes:
+        rows: (n, D), with the graph to the parameters.
+        direction: u, (n, D), zeros that require gradients.
+        pulled_back: ``J^T u`` for each parameter, with the graph to u; None where a parameter is not used.
+        index: Number of the batch.
+        outputs: What ``forward`` gave, detached.
+    """
+
+    rows: Tensor
     direction: Tensor
     pulled_back: list[Tensor | None]
-    logits: Tensor
-    logit_gradient: Tensor | None
+    index: int
+    curvature: tuple[Tensor, Tensor | None]
 
 
-class GaussNewtonOperator(KeptGraphOperator[_Linearised]):
-    """``G v`` with ``G = (1/N) sum_i J_i^T [grad^2_f loss_i] J_i`` (Schraudolph 2002).
+class OutputCurvatureOperator(KeptGraphOperator[Linearised]):
+    """``J^T B J v`` with any symmetric matrix B between outputs; ``J v`` is the derivative of ``J^T u`` in u.
 
-    For cross-entropy it equals the exact Fisher information. ``J v`` is the derivative of ``J^T u`` in u, so that
-    all graphs are built once and kept: a product is then two backwards through them.
+    All graphs are built once and kept: a product is then two backwards through them.
 
     Args:
-        objective: Module and loss, outputs a single tensor.
-        layout: Trainable parameters.
+        objective: Module and loss, outputs and loss apart.
+        layout: Chosen parameters.
         batches: Prepared batches.
         method: "auto" keeps the graphs when they fit.
 
     Raises:
         UnsupportedError: When outputs and loss are not known apart.
-        ConfigurationError: When the outputs are not a single tensor.
+        ConfigurationError: When the outputs have no row for each sample.
     """
 
     def __init__(
         self, objective: Objective, layout: ParameterLayout, batches: list[Batch], *, method: Method = "auto"
     ) -> None:
-        if not objective.has_outputs:
-            raise UnsupportedError(
-                "The Gauss-Newton matrix needs outputs and loss apart, but the loss is only known as a whole "
-                "training step; pass objective=, the mean-reduced loss of (outputs, targets)."
-            )
+        need_outputs(objective)
         super().__init__(objective, layout, batches, method=method)
 
-    def _build(self, index: int) -> _Linearised:
-        inputs, targets = private(self._batches[index])
-        outputs = self._objective.outputs(self._leaves, inputs)
-        if not isinstance(outputs, Tensor):
-            raise ConfigurationError(
-                f"The module must return one tensor, but it returned a {type(outputs).__name__}; "
-                "wrap it so that forward gives the outputs alone."
-            )
-        direction = torch.zeros_like(outputs, requires_grad=True)
-        pulled_back = grad([outputs], list(self._leaves.values()), [direction], create_graph=True)
-        logits = outputs.detach().requires_grad_()
-        assert self._objective.loss_fn is not None
-        loss = checked_scalar(self._objective.loss_fn(logits, targets)) * self._shares[index]
-        (logit_gradient,) = grad([loss], [logits], create_graph=True)
-        return _Linearised(outputs, direction, pulled_back, logits, logit_gradient)
+    def _build(self, index: int) -> Linearised:
+        batch = self._batches[index]
+        count = sample_count(batch)
+        outputs = self._objective.outputs(self._leaves, private(batch)[0])
+        self._objective.examine(outputs, batch)
+        rows = self._objective.rows(outputs, count)
+        direction = torch.zeros_like(rows, requires_grad=True)
+        pulled_back = grad([rows], self._sources, [direction], create_graph=True)
+        self._seen.update(i for i, piece in enumerate(pulled_back) if piece is not None)
+        return Linearised(rows, direction, pulled_back, index, self._output_curvature(rows.detach(), outputs, index))
 
-    def _multiply(self, graph: _Linearised, pieces: list[Tensor]) -> list[Tensor | None]:
+    def _output_curvature(self, rows: Tensor, outputs: object, index: int) -> tuple[Tensor, Tensor | None]:
+        """What :meth:`_weigh` needs of the loss at these outputs."""
+        logits = rows.requires_grad_()
+        loss = self._objective.loss_of_rows(logits, outputs, self._batches[index][1]) * self._shares[index]
+        (gradient,) = grad([loss], [logits], create_graph=True)
+        return logits, gradient
+
+    def _weigh(self, graph: Linearised, pushed: Tensor) -> Tensor | None:
+        """``B u`` for u of shape (n, D); None stands for zeros."""
+        logits, gradient = graph.curvature
+        if gradient is None:
+            return None  # a loss that is linear in the outputs
+        return grad([gradient], [logits], [pushed], retain_graph=True)[0]
+
+    def _multiply(self, graph: Linearised, pieces: Sequence[Tensor], where: Sequence[int]) -> list[Tensor | None]:
         nothing: list[Tensor | None] = [None] * len(pieces)
-        if graph.logit_gradient is None:
-            return nothing  # a loss that is linear in the outputs
-        used = [(g, v) for g, v in zip(graph.pulled_back, pieces, strict=True) if g is not None]
+        used = [(g, v) for i, v in zip(where, pieces, strict=True) if (g := graph.pulled_back[i]) is not None]
         (pushed,) = grad([g for g, _ in used], [graph.direction], [v for _, v in used], retain_graph=True)
-        if pushed is None:
-            return nothing
-        (weighted,) = grad([graph.logit_gradient], [graph.logits], [pushed], retain_graph=True)
+        weighted = None if pushed is None else self._weigh(graph, pushed)
         if weighted is None:
             return nothing
-        return grad([graph.outputs], list(self._leaves.values()), [weighted], retain_graph=True)
+        return grad([graph.rows], [self._sources[i] for i in where], [weighted], retain_graph=True)
+
+
+class GaussNewtonOperator(OutputCurvatureOperator):
+    """``G v`` with ``G = (1/W) sum_i w_i J_i^T [grad^2_f loss_i] J_i`` (Schraudolph 2002).
+
+    For cross-entropy it equals the exact Fisher information.
+    """

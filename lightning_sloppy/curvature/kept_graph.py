@@ -1,40 +1,45 @@
-"""What Hessian and Gauss-Newton products share: one graph for each batch, kept when it fits."""
+"""What Hessian and Gauss-Newton products share: a graph for each batch, kept when it fits, else built for each pass."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Generic, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from lightning_sloppy.curvature.double_backward import counted_graph, free_bytes
+from lightning_sloppy.curvature.batches import divided, divisible
+from lightning_sloppy.curvature.memory import counted_graph, free_bytes
 from lightning_sloppy.curvature.parameters import ParameterLayout
+from lightning_sloppy.errors import UnsupportedError
 from lightning_sloppy.evaluation.batches import Batch, sample_count
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.linalg.operator import SymmetricOperator
 
-Method = Literal["auto", "kept graph", "recomputed"]
+Method = Literal["auto", "kept graph", "recomputed", "central differences"]
 Graph = TypeVar("Graph")
 
 GRAPH_SHARE = 0.25
-"""Share of the free memory that kept graphs may take: training needs the rest at its next step."""
+"""Share of the free memory that graphs may take: training needs the rest at its next step."""
 
 
 class KeptGraphOperator(SymmetricOperator, Generic[Graph]):
     """Products as a sum over batches, each through a graph that is built once, or anew when the graphs do not fit.
 
-    Batches are weighted by their sample counts, so the matrix is that of the mean loss whatever the batch sizes. A
-    product on kept graphs costs about half of one from scratch.
+    Batches are weighted as the loss weighs their samples, so the matrix is that of the mean loss over the whole probe
+    whatever the batch sizes. A product on kept graphs costs about half of one from scratch; several vectors share one
+    pass (:meth:`matmat`). A batch whose own graph does not fit is divided into micro-batches.
 
     Args:
         objective: Module and loss.
-        layout: Trainable parameters.
+        layout: Chosen parameters.
         batches: Prepared batches.
         method: "auto" decides by the memory that the first batch's graph takes.
 
     Attributes:
-        method: How it was decided, "kept graph" or "recomputed".
+        method: How it was decided, "kept graph" or "recomputed", with the size of the micro-batches if there are any.
+        unused: Names of the parameters that the loss does not use: their rows are zero. Known after a pass.
     """
 
     def __init__(
@@ -42,41 +47,145 @@ class KeptGraphOperator(SymmetricOperator, Generic[Graph]):
     ) -> None:
         super().__init__(layout.dim, dtype=objective.dtype, device=objective.device)
         self._objective = objective
-        self._layout = layout
-        self._batches = batches
+        self.layout = layout
         self._leaves = layout.leaves(objective.module, objective.dtype)
-        total = sum(sample_count(batch) for batch in batches)
-        self._shares = [sample_count(batch) / total for batch in batches]
+        self._sources = list(self._leaves.values())
+        self._seen: set[int] = set()
+        self._take(batches)
         self._kept: list[Graph] = []
-        self.method: str = "recomputed"
-        if method != "recomputed":
-            self._keep(forced=method == "kept graph")
+        self.method = "recomputed"
+        self._plan(method)
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Names of the parameters without a gradient."""
+        return tuple(name for index, name in enumerate(self.layout.names) if index not in self._seen)
 
     @abstractmethod
     def _build(self, index: int) -> Graph:
-        """The graph of one batch, with the batch's share of the mean loss in it."""
+        """The graph of one batch, with the batch's share of the mean loss in it; notes the used parameters."""
 
     @abstractmethod
-    def _multiply(self, graph: Graph, pieces: list[Tensor]) -> list[Tensor | None]:
-        """One batch's part of the product with a vector in the shapes of the parameters; the graph stays."""
+    def _multiply(self, graph: Graph, pieces: Sequence[Tensor], where: Sequence[int]) -> list[Tensor | None]:
+        """One batch's part of the product, rows and columns of the parameters ``where``; the graph stays."""
 
-    def _keep(self, *, forced: bool) -> None:
-        """Build all graphs, or none when the first one says that they will not fit."""
+    def _take(self, batches: list[Batch], shares: list[float] | None = None) -> None:
+        shares = self._objective.shares(batches) if shares is None else shares
+        held = [(batch, share) for batch, share in zip(batches, shares, strict=True) if share > 0]
+        self._batches = [batch for batch, _ in held]
+        self._shares = [share for _, share in held]
+
+    def _plan(self, method: Method) -> None:
+        """Keep all graphs, or none when the first one says that they will not fit."""
+        budget = float("inf") if method == "kept graph" else GRAPH_SHARE * free_bytes(self.device)
         kept: list[Graph] = []
-        for index in range(len(self._batches)):
-            with counted_graph() as graph_bytes:
-                kept.append(self._build(index))
-            needed = graph_bytes[0] * len(self._batches)
-            if index == 0 and not forced and needed > GRAPH_SHARE * free_bytes(self.device):
-                return
+        try:
+            for index in range(len(self._batches)):
+                with counted_graph() as graph_bytes:
+                    kept.append(self._build(index))
+                if index == 0 and (method == "recomputed" or graph_bytes[0] * len(self._batches) > budget):
+                    if graph_bytes[0] > budget:
+                        self._divide(int(-(-graph_bytes[0] // budget)))
+                    return
+        except torch.OutOfMemoryError:
+            if method == "kept graph":
+                raise
+            kept.clear()
+            self._divide(2)
+            return
         self._kept, self.method = kept, "kept graph"
 
+    def _divide(self, parts: int) -> bool:
+        """Cut every batch into so many micro-batches; the matrix stays the same. False when it cannot be done."""
+        size = max(max(sample_count(batch) for batch in self._batches) // parts, 1)
+        if not divisible(self._objective, self._leaves, self._batches, size):
+            return False
+        # Every rank divides when it must: the shares of the pieces are known without the others.
+        pieces: list[Batch] = []
+        shares: list[float] = []
+        for batch, share in zip(self._batches, self._shares, strict=True):
+            mine = divided([batch], size)
+            weights = [self._objective.batch_weight(piece) for piece in mine]
+            pieces += mine
+            shares += [share * weight / sum(weights) for weight in weights]
+        self._take(pieces, shares)
+        self.method = f"recomputed, micro-batches of {size}"
+        return True
+
     def _apply(self, vector: Tensor) -> Tensor:
-        result = torch.zeros_like(vector)
-        pieces = self._layout.unflatten(vector)
+        return self._apply_several(vector.unsqueeze(1)).squeeze(1)
+
+    def _apply_several(self, vectors: Tensor) -> Tensor:
+        return self.block_product(vectors, range(len(self.layout.names)))
+
+    def block_product(self, vectors: Tensor, where: Sequence[int]) -> Tensor:
+        """Product of the block of the parameters ``where`` with (p_block, c) vectors, in one pass over the batches."""
+        while True:
+            try:
+                product = self._objective.swapped(self._leaves, lambda: self._block_product(vectors, where))
+                return self._objective.add_up(product)
+            except torch.OutOfMemoryError:  # noqa: PERF203 - a second try is the point
+                largest = max(sample_count(batch) for batch in self._batches)
+                if self._kept or largest == 1 or not self._divide(2):
+                    raise
+
+    def _block_product(self, vectors: Tensor, where: Sequence[int]) -> Tensor:
+        part = self.layout.part(where)
+        columns = vectors.unbind(1)
+        results = [torch.zeros_like(column) for column in columns]
         for index in range(len(self._batches)):
             graph = self._kept[index] if self._kept else self._build(index)
-            product = self._multiply(graph, pieces)
-            if any(part is not None for part in product):
-                result += self._layout.flatten(product)
-        return result
+            for column, result in zip(columns, results, strict=True):
+                product = self._multiply(graph, part.unflatten(column), where)
+                if any(piece is not None for piece in product):
+                    result += part.flatten(product)
+        return results[0].unsqueeze(1) if len(results) == 1 else torch.stack(results, dim=1)
+
+
+class Blocked(Protocol):
+    """A matrix over the parameters of a layout whose diagonal blocks can be multiplied with."""
+
+    layout: ParameterLayout
+    dtype: torch.dtype
+    device: torch.device
+    rounding: float
+
+    def block_product(self, vectors: Tensor, where: Sequence[int]) -> Tensor:
+        """Product of the block of the parameters ``where`` with (p_block, c) vectors."""
+        ...
+
+
+class LayerBlock(SymmetricOperator):
+    """A diagonal block of a matrix: the rows and columns of the parameters of one layer.
+
+    It shares the graphs of the whole matrix; a product goes back through the layers behind this one only.
+
+    Args:
+        whole: Products with the whole matrix.
+        where: Indices of the layer's parameters in the layout.
+    """
+
+    def __init__(self, whole: Blocked, where: Sequence[int]) -> None:
+        super().__init__(whole.layout.part(where).dim, dtype=whole.dtype, device=whole.device)
+        self.rounding = whole.rounding
+        self._whole = whole
+        self._where = where
+
+    def _apply(self, vector: Tensor) -> Tensor:
+        return self._apply_several(vector.unsqueeze(1)).squeeze(1)
+
+    def _apply_several(self, vectors: Tensor) -> Tensor:
+        return self._whole.block_product(vectors, self._where)
+
+
+def need_outputs(objective: Objective) -> None:
+    """Refuse an objective that is only known as a whole training step.
+
+    Raises:
+        UnsupportedError: When outputs and loss are not known apart.
+    """
+    if not objective.has_outputs:
+        raise UnsupportedError(
+            "The Gauss-Newton and Fisher matrices need outputs and loss apart, but the loss is only known as a whole "
+            "training step; pass objective=, the mean-reduced loss of (outputs, targets), as a dotted path in YAML."
+        )

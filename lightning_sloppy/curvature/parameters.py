@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
+from lightning_sloppy.errors import ConfigurationError
+
+Patterns = str | Sequence[str] | None
+"""Shell-style patterns of parameter names (``fnmatch``), or None for all that require gradients."""
+
 
 @dataclass(frozen=True)
 class ParameterLayout:
-    """Names and shapes of the trainable parameters; tied weights are counted once.
+    """Names and shapes of the chosen trainable parameters; tied weights are counted once.
 
     Attributes:
         names: Names as in ``module.named_parameters()``.
@@ -22,10 +28,33 @@ class ParameterLayout:
     shapes: tuple[torch.Size, ...]
 
     @classmethod
-    def of(cls, module: nn.Module) -> ParameterLayout:
-        """The layout of the parameters of ``module`` that require gradients."""
-        pairs = [(name, p.shape) for name, p in module.named_parameters() if p.requires_grad]
-        return cls(tuple(name for name, _ in pairs), tuple(shape for _, shape in pairs))
+    def of(cls, module: nn.Module, patterns: Patterns = None) -> ParameterLayout:
+        """The layout of the parameters of ``module`` that require gradients and match one of the patterns.
+
+        A tied parameter matches by any of its names. What :func:`torch.compile` puts before names is left out.
+
+        Raises:
+            ConfigurationError: When a pattern matches no trainable parameter.
+
+        >>> ParameterLayout.of(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), "1.*").dim
+        4
+        """
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        if patterns is not None:
+            chosen = _matching(module, (patterns,) if isinstance(patterns, str) else tuple(patterns))
+            trained = {name: p for name, p in trained.items() if id(p) in chosen}
+        return cls(tuple(trained), tuple(p.shape for p in trained.values()))
+
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        """Indices of the parameters of each layer: of each module that owns some, by its name ("" for the module)."""
+        found: dict[str, list[int]] = {}
+        for index, name in enumerate(self.names):
+            found.setdefault(_plain(name.rpartition(".")[0]), []).append(index)
+        return {name: tuple(indices) for name, indices in found.items()}
+
+    def part(self, indices: Sequence[int]) -> ParameterLayout:
+        """The layout of some of the parameters."""
+        return ParameterLayout(tuple(self.names[i] for i in indices), tuple(self.shapes[i] for i in indices))
 
     @property
     def dim(self) -> int:
@@ -61,6 +90,26 @@ class ParameterLayout:
         """The current parameters as one detached vector, a copy of shape (p,)."""
         table = dict(module.named_parameters())
         return torch.cat([table[name].detach().reshape(-1) for name in self.names])
+
+
+def _plain(name: str) -> str:
+    return name.replace("_orig_mod.", "").removesuffix("_orig_mod")
+
+
+def _matching(module: nn.Module, patterns: tuple[str, ...]) -> set[int]:
+    """Identities of the trainable parameters with a name that matches."""
+    names = [(_plain(n), id(p)) for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad]
+    found: set[int] = set()
+    for pattern in patterns:
+        hits = {identity for name, identity in names if fnmatchcase(name, pattern)}
+        if not hits:
+            known = ", ".join(name for name, _ in names[:5]) + (", ..." if len(names) > 5 else "")
+            raise ConfigurationError(
+                f"parameters={pattern!r} matches no trainable parameter of {type(module).__name__}; its names are "
+                f"{known or 'none'}: pass a pattern such as 'layer4.*'."
+            )
+        found |= hits
+    return found
 
 
 def grad(

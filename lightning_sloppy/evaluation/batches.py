@@ -1,4 +1,4 @@
-"""Batches: pairs of inputs and targets, moved, counted and cast."""
+"""Batches: inputs and targets, moved, counted and cast."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.nests import map_tensors, tensors_of
 
 Batch = tuple[Any, Any]
 """Inputs and targets: tensors, or nests of tensors that the module and the loss accept."""
@@ -18,15 +18,16 @@ Batch = tuple[Any, Any]
 def as_pair(batch: Any) -> Batch:
     """Return ``(inputs, targets)``.
 
-    Raises:
-        ConfigurationError: When the batch is not a pair.
+    A batch that is no pair (a mapping, a dataclass, a longer tuple) is both: the module and the loss get all of it.
     """
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
-    kind = f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
-    raise ConfigurationError(
-        f"Batches must be pairs (inputs, targets), but the data give {kind}; let the dataset or collate_fn give pairs."
-    )
+    return batch, batch
+
+
+def is_whole(batch: Batch) -> bool:
+    """Whether the batch is no pair: inputs and targets are the same object."""
+    return batch[0] is batch[1]
 
 
 def sample_count(batch: Batch) -> int:
@@ -35,8 +36,8 @@ def sample_count(batch: Batch) -> int:
     Raises:
         ConfigurationError: When there is no tensor with a first dimension.
     """
-    for leaf in pytree.tree_leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.ndim > 0:
+    for leaf in tensors_of(batch):
+        if leaf.ndim > 0:
             return int(leaf.shape[0])
     raise ConfigurationError("A batch holds no tensor with a first dimension; give (inputs, targets) as tensors.")
 
@@ -44,13 +45,14 @@ def sample_count(batch: Batch) -> int:
 def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
     """Move every tensor; cast those of floating point to ``dtype`` (products are at least float32)."""
 
-    def move(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
+    def move(leaf: Tensor) -> Tensor:
         leaf = leaf.detach()
         return leaf.to(device, dtype) if leaf.is_floating_point() else leaf.to(device)
 
-    return pytree.tree_map(move, batch)  # type: ignore[no-any-return]
+    if is_whole(batch):
+        moved = map_tensors(move, batch[0])
+        return moved, moved
+    return map_tensors(move, batch)
 
 
 def private(batch: Batch) -> Batch:
@@ -58,23 +60,23 @@ def private(batch: Batch) -> Batch:
 
     Tensors made in inference mode are cloned among the targets too, for autograd cannot save them.
     """
-    inputs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch[0])
-    targets = pytree.tree_map(
-        lambda leaf: leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf, batch[1]
-    )
-    return inputs, targets
+    inputs = map_tensors(torch.clone, batch[0])
+    if is_whole(batch):
+        # A loss that reads the inputs reads those of the data, whatever the forward made of its own.
+        return inputs, batch[1]
+    return inputs, map_tensors(lambda leaf: leaf.clone() if leaf.is_inference() else leaf, batch[1])
 
 
 def rows_of(nest: Any, rows: slice | Tensor) -> Any:
     """These samples of a nest of batched tensors; the first dimension stays."""
-    return pytree.tree_map(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) and leaf.ndim > 0 else leaf, nest)
+    return map_tensors(lambda leaf: leaf[rows] if leaf.ndim > 0 else leaf, nest)
 
 
 def collected(batches: Iterable[Any]) -> list[Batch]:
     """Hold all batches of a re-iterable, checked; a batch without samples has no mean loss and is left out.
 
     Raises:
-        ConfigurationError: For a generator (it can be read once only), no batch, or a batch that is not a pair.
+        ConfigurationError: For a generator (it can be read once only), or no batch.
     """
     if isinstance(batches, Iterator):
         raise ConfigurationError(

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import reduce
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils import _pytree as pytree
 
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch, private, rows_of, sample_count, to_device
+from lightning_sloppy.evaluation.batches import Batch, is_whole, private, sample_count, to_device
+from lightning_sloppy.evaluation.loss_checks import checked_loss, checked_scalar
+from lightning_sloppy.evaluation.nests import tensors_of, with_tensors
+from lightning_sloppy.evaluation.weights import SampleWeights, sample_weights
+
+Result = TypeVar("Result")
 
 Loss = Callable[[Any, Any], Tensor]
 """``loss_fn(outputs, targets)``, mean-reduced, a scalar."""
-
-Step = Callable[[Batch], Tensor]
-"""A whole step: batch to scalar loss, run with the module's own parameters replaced."""
 
 
 class Objective:
@@ -27,12 +29,17 @@ class Objective:
     The module's own parameters are never touched: :func:`torch.func.functional_call` puts detached ones in their
     place, so hooks, ``.grad`` and data-parallel reducers see nothing.
 
+    Inputs that are a mapping are passed by keyword when ``forward`` has two or more parameters and all keys are names
+    of them, as tokenisers give them; else as one argument.
+
     Args:
         module: Any module; its ``forward`` takes the inputs of a batch.
         loss_fn: Mean-reduced loss of outputs and targets.
         step_module: Instead of outputs and loss: a module whose ``forward`` maps a batch to the loss and which holds
             ``module`` as its child ``inner``. Then there are no outputs, hence no Gauss-Newton or Fisher matrix.
         seed: Set before every forward, so that dropout in train mode is the same function each time.
+        weights: How much each sample weighs in the loss's mean; None knows the losses of torch.
+        add_up: Adds a tensor up over all ranks; then the probe is the union of every rank's batches.
 
     Attributes:
         dtype: Data type of the products: the widest of the parameters', at least float32.
@@ -40,7 +47,14 @@ class Objective:
     """
 
     def __init__(
-        self, module: nn.Module, loss_fn: Loss | None, *, step_module: nn.Module | None = None, seed: int | None = None
+        self,
+        module: nn.Module,
+        loss_fn: Loss | None,
+        *,
+        step_module: nn.Module | None = None,
+        seed: int | None = None,
+        weights: SampleWeights | None = None,
+        add_up: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         checked_loss(loss_fn)
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -53,6 +67,10 @@ class Objective:
         self.loss_fn = loss_fn
         self._step_module = step_module
         self._seed = seed
+        self._weights = weights
+        self.add_up: Callable[[Tensor], Tensor] = add_up or (lambda tensor: tensor)
+        self._keywords = _keywords_of(module)
+        self._used: tuple[int, ...] | None = None
         self.device = parameters[0].device
         self.dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
 
@@ -68,7 +86,19 @@ class Objective:
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
         """``forward(inputs)`` with these parameters in place of the module's own."""
         self._reseed()
-        return functional_call(self.module, self._table(parameters, self.module), (inputs,))
+        table = self._table(parameters, self.module)
+        if isinstance(inputs, Mapping) and len(self._keywords) > 1 and self._keywords.issuperset(inputs):
+            return functional_call(self.module, table, (), dict(inputs))
+        return functional_call(self.module, table, (inputs,))
+
+    def swapped(self, parameters: Mapping[str, Tensor], function: Callable[[], Result]) -> Result:
+        """Run a function with these parameters in place of the module's own all the time, also in its backwards.
+
+        Activation checkpointing runs parts of the forward again during the backward, when they must not have changed.
+        """
+        table = {f"inner.{name}": value for name, value in self._table(parameters, self.module).items()}
+        result: Result = functional_call(_Inside(self.module), table, (function,))
+        return result
 
     def _reseed(self) -> None:
         if self._seed is not None:
@@ -80,23 +110,90 @@ class Objective:
         Raises:
             ConfigurationError: When the loss is not a scalar.
         """
-        batch = private(batch)
+        inputs, targets = private(batch)
         if self.loss_fn is None:
             assert self._step_module is not None
             self._reseed()
             table = self._table({f"inner.{k}": v for k, v in parameters.items()}, self._step_module)
-            value = functional_call(self._step_module, table, (batch,))
+            given = inputs if is_whole(batch) else (inputs, targets)
+            value = functional_call(self._step_module, table, (given,))
         else:
-            value = self.loss_fn(self.outputs(parameters, batch[0]), batch[1])
+            value = self.loss_fn(self.outputs(parameters, inputs), targets)
         return checked_scalar(value)
 
+    def sample_weights(self, batch: Batch) -> Tensor:
+        """Weight of each sample in the mean over the whole probe, (n,), float64 on the CPU: 1, or its valid tokens."""
+        return sample_weights(self.loss_fn, batch, self._weights)
+
+    def batch_weight(self, batch: Batch) -> float:
+        """Weight of a batch in the mean over the whole probe."""
+        return float(self.sample_weights(batch).sum())
+
+    def shares(self, batches: list[Batch]) -> list[float]:
+        """What part of the mean over the whole probe each batch is; batches of all ranks add up to one."""
+        weights = torch.tensor([self.batch_weight(batch) for batch in batches], dtype=torch.float64)
+        total: float = self.add_up(weights.sum().to(self.device, self.dtype)).item()
+        return [float(weight) / total for weight in weights] if total > 0 else [0.0] * len(batches)
+
     def mean_loss(self, parameters: Mapping[str, Tensor], batches: list[Batch]) -> Tensor:
-        """Loss averaged over all samples: every batch weighted by its count, whatever the batch sizes."""
-        total = sum(sample_count(batch) for batch in batches)
+        """Loss averaged over the whole probe: every batch by its weight, whatever the batch sizes."""
         value = torch.zeros((), dtype=self.dtype, device=self.device)
-        for batch in batches:
-            value = value + self.loss(parameters, batch) * (sample_count(batch) / total)
-        return value
+        for batch, share in zip(batches, self.shares(batches), strict=True):
+            if share > 0:  # a batch without valid targets has a mean of nothing over nothing
+                value = value + self.loss(parameters, batch) * share
+        return self.add_up(value)
+
+    def examine(self, outputs: Any, batch: Batch) -> None:
+        """Find out which of several output tensors the loss uses; the others are constants to every matrix.
+
+        Args:
+            outputs: What ``forward`` gave for the batch.
+            batch: The batch.
+
+        Raises:
+            ConfigurationError: When the loss uses no tensor with a row for each sample.
+        """
+        assert self.loss_fn is not None
+        found = tensors_of(outputs)
+        count = sample_count(batch)
+        rows = [i for i, t in enumerate(found) if t.is_floating_point() and t.shape[:1] == (count,)]
+        leaves = {i: found[i].detach().requires_grad_() for i in rows}
+        used: tuple[int, ...] = ()
+        if rows:
+            replaced = with_tensors(outputs, [leaves.get(i, t.detach()) for i, t in enumerate(found)])
+            value = checked_scalar(self.loss_fn(replaced, batch[1]))
+            if isinstance(outputs, Tensor):
+                used = (0,)
+            elif value.requires_grad:
+                parts = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+                used = tuple(i for i, part in zip(rows, parts, strict=True) if part is not None)
+        if not used:
+            shapes = ", ".join(str(tuple(t.shape)) for t in found) or f"a {type(outputs).__name__}"
+            raise ConfigurationError(
+                "The Gauss-Newton and Fisher matrices need an output tensor with a row for each of the "
+                f"{count} samples that the loss uses, but forward gave {shapes}; wrap the module so that it does, and "
+                "compute the loss from it."
+            )
+        self._used = used
+
+    def rows(self, outputs: Any, count: int) -> Tensor:
+        """The outputs that the loss uses, one row for each sample, (n, D)."""
+        found = tensors_of(outputs)
+        used = range(len(found)) if self._used is None else self._used
+        # A forward that squeezes its outputs drops the dimension of a single sample.
+        return torch.cat([found[i].reshape(count, -1) for i in used], dim=1)
+
+    def loss_of_rows(self, rows: Tensor, outputs: Any, targets: Any) -> Tensor:
+        """The batch's mean loss with these rows in place of the outputs that it uses; the others are constants."""
+        assert self.loss_fn is not None
+        found = [tensor.detach() for tensor in tensors_of(outputs)]
+        used = range(len(found)) if self._used is None else self._used
+        start = 0
+        for index in used:
+            width = found[index].numel() // max(len(rows), 1)
+            found[index] = rows[:, start : start + width].reshape(found[index].shape)
+            start += width
+        return checked_scalar(self.loss_fn(with_tensors(outputs, found), targets))
 
     def _table(self, parameters: Mapping[str, Tensor], owner: nn.Module) -> dict[str, Tensor]:
         """Parameters given, plus the frozen ones and buffers in the data type of the products."""
@@ -113,76 +210,22 @@ class Objective:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
 
-def checked_loss(loss_fn: object) -> None:
-    """Refuse what cannot be called.
+class _Inside(nn.Module):
+    """Holds a module while a function runs."""
 
-    Raises:
-        ConfigurationError: For a name instead of a function.
-    """
-    if loss_fn is not None and not callable(loss_fn):
-        raise ConfigurationError(
-            f"The loss must be a function of (outputs, targets), but {loss_fn!r} was given; pass for instance "
-            "torch.nn.functional.cross_entropy."
-        )
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, function: Callable[[], Any]) -> Any:
+        return function()
 
 
-def checked_scalar(value: Any) -> Tensor:
-    """Return the loss if it is a scalar tensor of floating point.
-
-    Raises:
-        ConfigurationError: Otherwise.
-    """
-    if not isinstance(value, Tensor):
-        raise ConfigurationError(
-            f"The loss must be a scalar tensor, but a {type(value).__name__} came; return the mean."
-        )
-    if value.numel() != 1:
-        raise ConfigurationError(
-            f"The loss must be a scalar, but its shape is {tuple(value.shape)}; use reduction='mean'."
-        )
-    return value.reshape(())
-
-
-def refuse_sum(objective: Objective, batch: Batch) -> None:
-    """Refuse a loss that adds up its samples instead of averaging: every number would be wrong by their count.
-
-    The loss of a batch is compared with those of its halves; a sum equals their sum, a mean lies between them.
-
-    Raises:
-        ConfigurationError: When the loss is a sum.
-    """
-    count = sample_count(batch)
-    leaves = [leaf for leaf in tensors_of(batch) if leaf.ndim > 0]
-    if objective.loss_fn is None or count < 2 or any(len(leaf) != count for leaf in leaves):
-        return
-    halves = [rows_of(batch, slice(0, count // 2)), rows_of(batch, slice(count // 2, count))]
-    table = {name: p.detach().to(objective.dtype, copy=True) for name, p in objective.module.named_parameters()}
-    with torch.no_grad():
-        whole, first, second = (float(objective.loss(table, part)) for part in (batch, *halves))
-    tolerance = 1e-4 * abs(whole)
-    if abs(whole - first - second) <= tolerance < abs(whole - (first + second) / 2):
-        raise ConfigurationError(
-            f"The loss adds up its samples ({whole:.6g} on {count}, {first:.6g} and {second:.6g} on the halves), but "
-            "a mean is needed; use reduction='mean'."
-        )
-
-
-def default_loss(outputs: Any, targets: Any) -> Loss | None:
-    """The loss that such outputs and targets are usually trained with, or None when nothing fits.
-
-    Cross-entropy for integer targets and outputs with a class dimension, mean squared error for float targets of
-    the outputs' own shape. A guess: callers compare it with what the training really minimises.
-    """
-    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
-        return None
-    integer = not targets.is_floating_point() and not targets.is_complex()
-    if integer and outputs.ndim >= 2 and targets.shape == outputs.shape[:1] + outputs.shape[2:]:
-        return nn.functional.cross_entropy
-    if targets.is_floating_point() and targets.shape == outputs.shape:
-        return nn.functional.mse_loss
-    return None
-
-
-def tensors_of(nest: Any) -> list[Tensor]:
-    """All tensors of a nest of containers."""
-    return [leaf for leaf in pytree.tree_leaves(nest) if isinstance(leaf, Tensor)]
+def _keywords_of(module: nn.Module) -> frozenset[str]:
+    """Names by which ``forward`` takes its arguments."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return frozenset()
+    return frozenset(parameter.name for parameter in parameters if parameter.kind in named)

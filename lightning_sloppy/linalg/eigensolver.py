@@ -1,4 +1,4 @@
-"""The k eigenpairs of largest magnitude, with residuals, counted products and a verdict."""
+"""The k wanted eigenpairs of a symmetric operator, with residuals, counted products and a verdict."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lightning_sloppy.linalg.basis import Storage, item_bytes, rows_that_fit
 from lightning_sloppy.linalg.lanczos import Lanczos, NonFiniteProductError
 from lightning_sloppy.linalg.operator import SymmetricOperator
 from lightning_sloppy.linalg.vectors import unit_gaussian
+from lightning_sloppy.linalg.wanted import Which, chosen, sides, urgency
 from lightning_sloppy.records import Status
 
 DENSE_LIMIT = 256
@@ -25,25 +27,54 @@ class Eigenpairs:
 
     Attributes:
         values: (k,), CPU float64, descending by signed value.
-        vectors: (p, k), orthonormal columns on the operator's device, in the order of the values.
+        vectors: (p, k), orthonormal columns on the operator's device, in the order of the values; None unless asked.
         residuals: (k,), upper estimates of ``||A u - lambda u||``.
+        converged: (k,), whether each residual is within the tolerance.
         largest: Algebraically largest value seen, and its residual.
         smallest: Algebraically smallest value seen, and its residual.
         spectrum: All eigenvalues, descending, when the whole matrix was formed, else None.
         tolerance: The absolute residual that was asked for.
         status: EXACT, CONVERGED, NOT_CONVERGED.
         method: "dense" or "lanczos".
+        basis_bytes: Most memory that a basis took.
+        restarts: Thick restarts.
     """
 
     values: Tensor
-    vectors: Tensor
+    vectors: Tensor | None
     residuals: Tensor
+    converged: Tensor
     largest: tuple[float, float]
     smallest: tuple[float, float]
     spectrum: Tensor | None
     tolerance: float
     status: Status
     method: str
+    basis_bytes: int = 0
+    restarts: int = 0
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search is after, and what it may cost.
+
+    Attributes:
+        k: Wanted pairs.
+        which: Which.
+        tolerance: Relative residual.
+        budget: Count of the operator's products at which to stop.
+        rng: Of the starting vectors.
+        memory: Bytes for the basis, or None.
+        storage: Where the basis is kept.
+    """
+
+    k: int
+    which: Which
+    tolerance: float
+    budget: int
+    rng: torch.Generator
+    memory: int | None
+    storage: Storage
 
 
 def default_tolerance(dtype: torch.dtype) -> float:
@@ -56,51 +87,70 @@ def top_eigenpairs(
     k: int,
     *,
     rng: torch.Generator,
+    which: Which = "magnitude",
     tol: float | None = None,
     max_products: int | None = None,
     verify_multiplicity: bool | None = None,
+    eigenvectors: bool = False,
+    basis_memory: int | None = None,
+    basis: Storage = "device",
+    start: Tensor | None = None,
 ) -> Eigenpairs:
-    """Compute the ``min(k, p)`` eigenpairs of largest magnitude.
+    """Compute the ``min(k, p)`` wanted eigenpairs.
 
     For p <= 256 the matrix is formed and diagonalised. Above, Lanczos from one random vector until every wanted
-    Ritz pair has a residual below ``tol`` times the largest magnitude. One starting vector sees one copy of a
-    repeated eigenvalue; ``verify_multiplicity`` searches the complement of what was found until nothing larger is
-    left there.
+    Ritz pair has a residual below ``tol`` times the largest magnitude; beyond ``basis_memory`` it restarts thickly (Wu
+    and Simon 2000). One starting vector sees one copy of a repeated eigenvalue; ``verify_multiplicity`` searches the
+    complement of what was found until nothing that is wanted more is left there.
 
     Args:
         operator: The matrix.
         k: Wanted pairs, at least 1.
         rng: CPU generator of the starting vectors.
+        which: "magnitude", "largest", "smallest", or "both" ends (the larger half of k from the top).
         tol: Relative residual; None for the default of the data type.
         max_products: Bound on the cost; None for ``20 k + 200``. The first k Ritz pairs are found even beyond it.
         verify_multiplicity: None verifies up to p = 2,000.
+        eigenvectors: Form the vectors, (p, k).
+        basis_memory: Bytes for the basis, at least those of k + 10 vectors. Without restarts it takes
+            ``(m + 1) p`` numbers, while it grows that and the old rows.
+        basis: "device", "host", or "half" (bfloat16). Rows rounded to three digits span a slightly wrong space: then
+            the pairs come from k further products in full precision and are judged by their true residuals, which stay
+            near 1e-2 of the largest magnitude; the eigenvalues themselves are good to the square of that.
+        start: First vector, (p,), for instance a combination of earlier eigenvectors; None for a random one.
 
     Raises:
         NonFiniteProductError: When a product held NaN or infinity.
+        BasisMemoryError: When k + 10 vectors do not fit.
     """
     tol = default_tolerance(operator.dtype) if tol is None else tol
     k = min(k, operator.dim)
     if operator.dim <= DENSE_LIMIT:
-        return _dense(operator, k, tol)
+        return _dense(operator, k, which, tol, eigenvectors)
     budget = operator.products + (20 * k + 200 if max_products is None else max_products)
-    found = _search(operator, k, tol, rng, budget, locked=None)
+    search = Search(k, which, tol, budget, rng, basis_memory, basis)
     verify = operator.dim <= VERIFY_LIMIT if verify_multiplicity is None else verify_multiplicity
+    found = _search(operator, search, start=start, vectors=eigenvectors or verify or basis == "half")
+    if basis == "half":
+        found = _rayleigh_ritz(operator, found)
     if verify and found.status is Status.CONVERGED:
-        found = _with_hidden_copies(operator, found, k, rng, budget)
-    return found
+        for side, count in sides(which, k):
+            found = _with_hidden_copies(operator, found, replace(search, k=count, which=side), search)
+    return found if eigenvectors else replace(found, vectors=None)
 
 
-def _dense(operator: SymmetricOperator, k: int, tol: float) -> Eigenpairs:
+def _dense(operator: SymmetricOperator, k: int, which: Which, tol: float, eigenvectors: bool) -> Eigenpairs:
     matrix = operator.dense()
     if not bool(torch.isfinite(matrix).all()):
         raise NonFiniteProductError("a matrix-vector product held NaN or infinity")
     values, vectors = torch.linalg.eigh(matrix)
     values, vectors = values.flip(0), vectors.flip(1)
-    keep = _by_magnitude(values, k)
+    keep = chosen(values, k, which)
     return Eigenpairs(
         values=values[keep],
-        vectors=vectors[:, keep].to(operator.device, operator.dtype),
+        vectors=vectors[:, keep].to(operator.device, operator.dtype) if eigenvectors else None,
         residuals=torch.zeros(k, dtype=torch.float64),
+        converged=torch.ones(k, dtype=torch.bool),
         largest=(float(values[0]), 0.0),
         smallest=(float(values[-1]), 0.0),
         spectrum=values,
@@ -110,115 +160,150 @@ def _dense(operator: SymmetricOperator, k: int, tol: float) -> Eigenpairs:
     )
 
 
-def _by_magnitude(values: Tensor, k: int) -> Tensor:
-    """Indices of the k values of largest magnitude, ordered by descending signed value."""
-    chosen = values.abs().argsort(descending=True, stable=True)[:k]
-    return chosen[values[chosen].argsort(descending=True, stable=True)]
-
-
 def _search(
     operator: SymmetricOperator,
-    k: int,
-    tol: float,
-    rng: torch.Generator,
-    budget: int,
+    search: Search,
     *,
-    locked: Tensor | None,
-    threshold: float = 0.0,
+    vectors: bool,
+    start: Tensor | None = None,
+    locked: Tensor | None = None,
+    threshold: float | None = None,
     tolerance: float | None = None,
 ) -> Eigenpairs:
     """Lanczos until the wanted Ritz pairs meet the tolerance.
 
-    Without ``threshold`` the wanted pairs are the k of largest magnitude; with it, those of the k whose magnitude
-    exceeds it, and at least the first: it decides whether anything above the threshold is left.
+    With ``threshold`` (a search behind locked vectors) the wanted pairs are those of the k whose urgency exceeds it,
+    and at least the first: it decides whether anything more wanted is left.
     """
-    process = Lanczos(operator, unit_gaussian(operator.dim, rng), rng=rng, locked=locked, capacity=2 * k + 32)
-    limit = operator.dim - (0 if locked is None else locked.shape[0])
-    k = min(k, limit)
+    hidden = 0 if locked is None else len(locked)
+    rows = rows_that_fit(
+        operator.dim, search.k, item_bytes(operator.dtype, search.storage), search.memory, locked=hidden
+    )
+    first = unit_gaussian(operator.dim, search.rng) if start is None else start
+    process = Lanczos(
+        operator,
+        first,
+        rng=search.rng,
+        locked=locked,
+        capacity=2 * search.k + 32,
+        most=rows,
+        storage=search.storage,
+    )
+    k = min(search.k, operator.dim - hidden)
     # On an accelerator a look at the residuals waits for the device, so there are fewer looks.
     pace = 1 if operator.device.type == "cpu" else 4
-    process.advance(k if threshold == 0.0 else 2)
+    restarts = 0
+    process.advance(k if threshold is None else 2)
     while True:
-        values, weights = torch.linalg.eigh(process.tridiagonal())
-        residuals = _ritz_residuals(weights, process.offdiagonal)
-        keep = _by_magnitude(values, k)
-        absolute = tol * float(values.abs().max()) if tolerance is None else tolerance
-        first = values[keep].abs().argmax()
-        wanted = values[keep].abs() > threshold
-        wanted[first] = True
-        enough = len(values) >= k or process.exhausted or threshold > 0.0
+        values, weights = torch.linalg.eigh(process.projected())
+        # ||A u - theta u|| = beta_m |s_m| for every Ritz pair (Parlett 1980, section 13.2).
+        residuals = float(process.offdiagonal[-1]) * weights[-1].abs()
+        keep = chosen(values, k, search.which)
+        absolute = search.tolerance * float(values.abs().max()) if tolerance is None else tolerance
+        urgent = urgency(values, search.which)[keep]
+        wanted = torch.ones_like(urgent, dtype=torch.bool) if threshold is None else urgent > threshold
+        wanted[urgent.argmax()] = True
+        enough = len(values) >= k or process.exhausted or threshold is not None
         if enough and bool((residuals[keep][wanted] <= absolute).all()):
             status = Status.CONVERGED
             break
-        if process.exhausted or (enough and operator.products >= budget):
+        if process.exhausted or (enough and operator.products >= search.budget):
             status = Status.CONVERGED if process.exhausted else Status.NOT_CONVERGED
             break
-        process.advance(max(1, min(pace, budget - operator.products)))
-    rotation = weights[:, keep].to(operator.device, operator.dtype)
+        if process.full:
+            # Half of the room beyond the wanted pairs goes to the next best ones, half to new directions.
+            kept = chosen(values, k + (process.steps - k) // 2, search.which)
+            process.restart(values[kept], weights[:, kept])
+            restarts += 1
+        process.advance(max(1, min(pace, search.budget - operator.products)))
     return Eigenpairs(
         values=values[keep],
-        vectors=process.basis.T @ rotation,
+        vectors=process.combined(weights[:, keep]) if vectors else None,
         residuals=residuals[keep],
+        converged=residuals[keep] <= absolute,
         largest=(float(values[-1]), float(residuals[-1])),
         smallest=(float(values[0]), float(residuals[0])),
         spectrum=None,
         tolerance=absolute,
         status=status,
         method="lanczos",
+        basis_bytes=process.peak_bytes,
+        restarts=restarts,
     )
 
 
-def _ritz_residuals(weights: Tensor, offdiagonal: Tensor) -> Tensor:
-    """``||A u - theta u|| = beta_m |s_m|`` for every Ritz pair (Parlett 1980, section 13.2)."""
-    return float(offdiagonal[-1]) * weights[-1].abs()
+def _rayleigh_ritz(operator: SymmetricOperator, found: Eigenpairs) -> Eigenpairs:
+    """Pairs of the space that the found vectors span, in full precision, with true residuals: k products."""
+    assert found.vectors is not None
+    space = torch.linalg.qr(found.vectors).Q
+    images = operator.matmat(space)
+    inner = (space.T @ images).to("cpu", torch.float64)
+    values, rotation = torch.linalg.eigh((inner + inner.T) / 2)
+    values, rotation = values.flip(0), rotation.flip(1)
+    turned = rotation.to(space.device, space.dtype)
+    vectors = space @ turned
+    gaps = images @ turned - vectors * values.to(space.device, space.dtype)
+    residuals = torch.linalg.vector_norm(gaps, dim=0).to("cpu", torch.float64)
+    converged = residuals <= found.tolerance
+    met = found.status is Status.CONVERGED and bool(converged.all())
+    return replace(
+        found,
+        values=values,
+        vectors=vectors,
+        residuals=residuals,
+        converged=converged,
+        largest=max(found.largest, (float(values[0]), float(residuals[0]))),
+        smallest=min(found.smallest, (float(values[-1]), float(residuals[-1]))),
+        status=Status.CONVERGED if met else Status.NOT_CONVERGED,
+    )
 
 
-def _with_hidden_copies(
-    operator: SymmetricOperator, found: Eigenpairs, k: int, rng: torch.Generator, budget: int
-) -> Eigenpairs:
-    """Search the complement of the found vectors until nothing larger than the smallest kept value is left."""
+def _with_hidden_copies(operator: SymmetricOperator, found: Eigenpairs, side: Search, whole: Search) -> Eigenpairs:
+    """Search the complement of the found vectors until nothing more wanted than the last kept value is left."""
     while True:
-        threshold = float(found.values.abs().min()) + found.tolerance
+        assert found.vectors is not None
+        mine = chosen(found.values, side.k, side.which)
+        threshold = float(urgency(found.values, side.which)[mine].min()) + found.tolerance
         if operator.dim <= found.vectors.shape[1]:
-            break
-        if operator.products >= budget:
+            return found
+        if operator.products >= side.budget:
             return replace(found, status=Status.NOT_CONVERGED)
         extra = _search(
             operator,
-            k,
-            0.0,
-            rng,
-            budget,
+            replace(side, tolerance=0.0),
+            vectors=True,
             locked=found.vectors.T.contiguous(),
             threshold=threshold,
             tolerance=found.tolerance,
         )
+        fresh = (urgency(extra.values, side.which) > threshold) & (extra.residuals <= found.tolerance)
         if extra.status is not Status.CONVERGED:
-            return _merge(found, extra, k, threshold, Status.NOT_CONVERGED)
-        if float(extra.values.abs().max()) <= threshold:
-            break
-        found = _merge(found, extra, k, threshold, Status.CONVERGED)
-    return found
+            return _merged(found, extra, fresh, whole, Status.NOT_CONVERGED)
+        if not bool((urgency(extra.values, side.which) > threshold).any()):
+            return found
+        found = _merged(found, extra, fresh, whole, Status.CONVERGED)
 
 
-def _merge(found: Eigenpairs, extra: Eigenpairs, k: int, threshold: float, status: Status) -> Eigenpairs:
-    """Unite two sets of pairs and keep the k of largest magnitude."""
-    fresh = (extra.values.abs() > threshold) & (extra.residuals <= found.tolerance)
+def _merged(found: Eigenpairs, extra: Eigenpairs, fresh: Tensor, whole: Search, status: Status) -> Eigenpairs:
+    """Unite two sets of pairs and keep the wanted ones."""
+    assert found.vectors is not None
+    assert extra.vectors is not None
     values = torch.cat([found.values, extra.values[fresh]])
     vectors = torch.cat([found.vectors, extra.vectors[:, fresh.to(extra.vectors.device)]], dim=1)
     # A pair (u, lambda) of the complement is one of P A P. What A u has along the locked vectors V is
     # V^T A u = R^T u with the residuals R of V, and ||R||_2 <= ||R||_F.
     lost = torch.linalg.vector_norm(found.residuals)
     residuals = torch.cat([found.residuals, torch.hypot(extra.residuals[fresh], lost)])
-    keep = _by_magnitude(values, k)
-    return Eigenpairs(
+    keep = chosen(values, whole.k, whole.which)
+    return replace(
+        found,
         values=values[keep],
         vectors=vectors[:, keep.to(vectors.device)],
         residuals=residuals[keep],
+        converged=residuals[keep] <= found.tolerance,
         largest=max(found.largest, (float(values.max()), float(residuals[values.argmax()]))),
         smallest=min(found.smallest, (float(values.min()), float(residuals[values.argmin()]))),
-        spectrum=None,
-        tolerance=found.tolerance,
         status=status,
-        method=found.method,
+        basis_bytes=max(found.basis_bytes, extra.basis_bytes),
+        restarts=found.restarts + extra.restarts,
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_sloppy.linalg.basis import Basis, Storage
 from lightning_sloppy.linalg.operator import SymmetricOperator
 from lightning_sloppy.linalg.vectors import unit_gaussian
 
@@ -31,6 +32,8 @@ class Lanczos:
         rng: CPU generator for the vectors after a breakdown.
         locked: Orthonormal rows, shape (l, p), that the basis is kept orthogonal to.
         capacity: Rows reserved at first; the basis grows by half when it is full.
+        most: Rows that the memory allows; None for all there could be.
+        storage: Where the basis is kept.
     """
 
     def __init__(
@@ -41,24 +44,39 @@ class Lanczos:
         rng: torch.Generator,
         locked: Tensor | None = None,
         capacity: int = 48,
+        most: int | None = None,
+        storage: Storage = "device",
     ) -> None:
         self.operator = operator
         self._rng = rng
         self._locked = locked
         self._limit = operator.dim - (0 if locked is None else locked.shape[0])
-        rows = min(capacity, self._limit) + 1
-        self._basis = torch.empty(rows, operator.dim, dtype=operator.dtype, device=operator.device)
+        self._most = self._limit + 1 if most is None else min(most, self._limit + 1)
+        self._rows = Basis(
+            min(capacity + 1, self._most), operator.dim, dtype=operator.dtype, device=operator.device, storage=storage
+        )
         self._fresh: list[Tensor] = []
+        self._kept_values = torch.empty(0, dtype=torch.float64)
+        self._coupling = torch.empty(0, dtype=torch.float64)
         self.diagonal = torch.empty(0, dtype=torch.float64)
         self.offdiagonal = torch.empty(0, dtype=torch.float64)
         self.steps = 0
-        first = start.to(operator.device, operator.dtype)
-        self._basis[0] = self._orthonormal(first, 0)
+        self._rows.put(0, self._orthonormal(start.to(operator.device, operator.dtype), 0))
 
     @property
     def basis(self) -> Tensor:
         """The orthonormal rows that T belongs to, shape (m, p)."""
-        return self._basis[: self.steps]
+        return self._rows.rows(self.steps)
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for another step, now or by growing: time for :meth:`restart`."""
+        return not self.exhausted and self.steps + 2 > self._room(self.steps + 2)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most memory that the basis took."""
+        return self._rows.peak_bytes
 
     @property
     def exhausted(self) -> bool:
@@ -77,24 +95,28 @@ class Lanczos:
         """Make room for up to ``steps`` more steps; returns how many are left to take."""
         steps = max(min(steps, self._limit - self.steps), 0)
         if steps:
-            self._reserve(self.steps + steps + 1)
+            room = self._room(self.steps + steps + 1)
+            if room > len(self._rows):
+                self._rows.grow(room, self.steps + 1)
+            steps = max(min(steps, room - self.steps - 1), 0)
         self._fresh = []
         return steps
 
     def current(self) -> Tensor:
         """The basis vector whose product the next step needs."""
-        return self._basis[self.steps + len(self._fresh)]
+        return self._rows[self.steps + len(self._fresh)]
 
     def absorb(self, image: Tensor) -> None:
         """Take one step with the product of :meth:`current`; nothing is read back from the device."""
         j = self.steps + len(self._fresh)
         # In exact arithmetic the last two vectors are all there is to remove; the pass over the whole basis then
         # is the second one, and the memory traffic half of that of two whole passes.
-        residual, near = self._project_out(image, max(j - 1, 0), j + 1)
+        # Behind a restart all kept vectors are predecessors.
+        residual, near = self._project_out(image, 0 if j == len(self._kept_values) else max(j - 1, 0), j + 1)
         residual, whole = self._project_out(residual, 0, j + 1)
         beta = torch.linalg.vector_norm(residual)
         self._fresh.append(torch.stack([near[-1] + whole[j], beta]))
-        torch.div(residual, beta.clamp_min(torch.finfo(residual.dtype).tiny), out=self._basis[j + 1])
+        self._rows.put_normalised(j + 1, residual, beta)
 
     def settle(self) -> None:
         """Look once at the steps since :meth:`begin`, for breakdowns and non-finite values."""
@@ -109,18 +131,42 @@ class Lanczos:
             raise NonFiniteProductError("a matrix-vector product held NaN or infinity")
         diagonal = torch.cat([self.diagonal, scalars[0]])
         offdiagonal = torch.cat([self.offdiagonal, scalars[1]])
-        scale = max(float(diagonal.abs().max()), float(offdiagonal.max()))
+        known = torch.cat([diagonal.abs(), offdiagonal, self._kept_values.abs()])
         # A residual this small is rounding of the product: it carries no direction any more.
-        noise = 32 * torch.finfo(self.operator.dtype).eps * scale
-        fresh = offdiagonal[self.steps :] <= noise
-        broken = int(fresh.nonzero()[0]) + self.steps if bool(fresh.any()) else None
-        self.steps = len(diagonal) if broken is None else broken + 1
-        self.diagonal, self.offdiagonal = diagonal[: self.steps], offdiagonal[: self.steps].clone()
+        noise = 32 * torch.finfo(self.operator.dtype).eps * float(known.max())
+        old, kept = len(self.diagonal), len(self._kept_values)
+        fresh = offdiagonal[old:] <= noise
+        broken = int(fresh.nonzero()[0]) + old if bool(fresh.any()) else None
+        tail = len(diagonal) if broken is None else broken + 1
+        self.steps = kept + tail
+        self.diagonal, self.offdiagonal = diagonal[:tail], offdiagonal[:tail].clone()
         if broken is not None or self.exhausted:
             self.offdiagonal[-1] = 0.0
         if broken is not None and not self.exhausted:
             vector = unit_gaussian(self.operator.dim, self._rng).to(self.operator.device, self.operator.dtype)
-            self._basis[self.steps] = self._orthonormal(vector, self.steps)
+            self._rows.put(self.steps, self._orthonormal(vector, self.steps))
+
+    def restart(self, values: Tensor, rotation: Tensor) -> None:
+        """Go on from some Ritz vectors and the last residual (thick restart: Wu and Simon 2000).
+
+        T becomes the diagonal of the Ritz values, bordered by what each of them has along the residual, and the
+        tridiagonal of the steps to come.
+
+        Args:
+            values: (l,), Ritz values to keep.
+            rotation: (m, l), float64, their coordinates in the basis.
+        """
+        last = self._rows[self.steps]
+        self._rows.rotate(rotation)
+        self._coupling = float(self.offdiagonal[-1]) * rotation[-1]
+        self._kept_values = values.clone()
+        self.steps = len(values)
+        self.diagonal = self.offdiagonal = torch.empty(0, dtype=torch.float64)
+        self._rows.put(self.steps, self._orthonormal(last, self.steps))
+
+    def combined(self, rotation: Tensor) -> Tensor:
+        """Vectors with these coordinates in the basis, (p, l)."""
+        return self._rows.combined(rotation)
 
     def _orthonormal(self, vector: Tensor, rows: int) -> Tensor:
         """A vector orthogonalised twice against all rows, of unit norm."""
@@ -132,22 +178,25 @@ class Lanczos:
         """One pass of block classical Gram-Schmidt against some rows; returns the vector and its coefficients."""
         if self._locked is not None:
             vector = torch.addmv(vector, self._locked.T, self._locked @ vector, alpha=-1)
-        rows = self._basis[first:last]
-        coefficients = rows @ vector
-        return torch.addmv(vector, rows.T, coefficients, alpha=-1), coefficients
+        return self._rows.project_out(vector, first, last)
 
-    def _reserve(self, rows: int) -> None:
-        rows = min(rows, self._limit + 1)
-        if rows <= self._basis.shape[0]:
-            return
-        grown = min(max(rows, self._basis.shape[0] * 3 // 2), self._limit + 1)
-        basis = torch.empty(grown, self.operator.dim, dtype=self._basis.dtype, device=self._basis.device)
-        basis[: self.steps + 1] = self._basis[: self.steps + 1]
-        self._basis = basis
+    def _room(self, rows: int) -> int:
+        """Rows there can be room for: while the basis grows, old and new rows must fit beside each other."""
+        have = len(self._rows)
+        if rows <= have:
+            return have
+        grown = min(max(rows, have * 3 // 2), self._limit + 1)
+        return max(have, min(grown, self._most if self._most > self._limit else self._most - have))
 
-    def tridiagonal(self) -> Tensor:
-        """T in CPU float64, shape (m, m)."""
-        return tridiagonal(self.diagonal, self.offdiagonal)
+    def projected(self) -> Tensor:
+        """T in CPU float64, shape (m, m): the projection of A on the basis."""
+        kept = len(self._kept_values)
+        matrix = torch.zeros(self.steps, self.steps, dtype=torch.float64)
+        matrix[:kept, :kept] = torch.diag(self._kept_values)
+        if self.steps > kept:
+            matrix[kept:, kept:] = tridiagonal(self.diagonal, self.offdiagonal)
+            matrix[kept, :kept] = matrix[:kept, kept] = self._coupling
+        return matrix
 
 
 def advance_together(processes: Sequence[Lanczos], steps: int) -> None:

@@ -17,6 +17,12 @@ class SymmetricOperator(ABC):
         dim: Side p of the matrix.
         dtype: Data type of the vectors.
         device: Device of the vectors.
+
+    Attributes:
+        products: Products so far.
+        product_seconds: Wall-clock seconds inside them.
+        on_product: Called with the number of products just made.
+        rounding: Error of a product relative to the largest magnitude: 2.5e-7 was seen in float32, 8 eps is 9.5e-7.
     """
 
     def __init__(self, dim: int, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -26,6 +32,7 @@ class SymmetricOperator(ABC):
         self.products = 0
         self.product_seconds = 0.0
         self.on_product: Callable[[int], None] | None = None
+        self.rounding = 8 * torch.finfo(dtype).eps
 
     @abstractmethod
     def _apply(self, vector: Tensor) -> Tensor:
@@ -36,29 +43,30 @@ class SymmetricOperator(ABC):
 
         The seconds are those of the caller's thread: on an accelerator, where work is queued, they say little.
         """
-        start = time.perf_counter()
-        result = self._apply(vector)
-        self.product_seconds += time.perf_counter() - start
-        self.products += 1
-        if self.on_product is not None:
-            self.on_product(1)
-        return result
+        return self._counted(self._apply, vector, 1)
 
     def matmat(self, vectors: Tensor) -> Tensor:
-        """Return ``A @ vectors`` for vectors as columns, shape (p, c).
+        """Return ``A @ vectors`` for vectors as columns, shape (p, c), and count c products."""
+        return self._counted(self._apply_several, vectors, vectors.shape[1])
 
-        Column after column: on a CPU a batched double backward costs more for each vector, not less.
-        """
-        return torch.stack([self.matvec(column) for column in vectors.unbind(1)], dim=1)
+    def _apply_several(self, vectors: Tensor) -> Tensor:
+        """Column after column: on a CPU a batched double backward costs more for each vector, not less."""
+        return torch.stack([self._apply(column) for column in vectors.unbind(1)], dim=1)
+
+    def _counted(self, apply: Callable[[Tensor], Tensor], vectors: Tensor, count: int) -> Tensor:
+        start = time.perf_counter()
+        result = apply(vectors)
+        self.product_seconds += time.perf_counter() - start
+        self.products += count
+        if self.on_product is not None:
+            self.on_product(count)
+        return result
 
     def dense(self) -> Tensor:
         """The whole matrix in CPU float64, symmetrised: p products, for small p only."""
-        columns = []
-        for index in range(self.dim):
-            unit = torch.zeros(self.dim, dtype=self.dtype, device=self.device)
-            unit[index] = 1
-            columns.append(self.matvec(unit).to("cpu", torch.float64))
-        matrix = torch.stack(columns, dim=1)
+        units = torch.eye(self.dim, dtype=self.dtype, device=self.device)
+        parts = torch.split(units, 64, dim=1)
+        matrix = torch.cat([self.matmat(part).to("cpu", torch.float64) for part in parts], dim=1)
         return (matrix + matrix.T) / 2
 
 

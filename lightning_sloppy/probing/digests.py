@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lightning_sloppy.evaluation.objective import tensors_of
+from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.probing.samples import READ_CHUNK, SampleSource, probe_indices
 
 LOOKED_AT = 60_000

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.evaluation.batches import Batch, private, rows_of
-from lightning_sloppy.evaluation.objective import Objective, tensors_of
+from lightning_sloppy.evaluation.nests import tensors_of
+from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.samples import READ_CHUNK, SampleSource
 

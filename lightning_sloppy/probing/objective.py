@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, as_pair, private, sample_count
-from lightning_sloppy.evaluation.objective import Loss, Objective, checked_scalar, default_loss, refuse_sum
+from lightning_sloppy.evaluation.loss_checks import AGREEMENT, checked_mean, checked_scalar, default_loss
+from lightning_sloppy.evaluation.objective import Loss, Objective
 from lightning_sloppy.evaluation.preserve import Mode
 from lightning_sloppy.probing.guard import measuring
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 
 LOSS_ATTRIBUTES = ("loss_fn", "criterion")
 """Where modules keep their loss, by the conventions of Lightning's and torch's own examples."""
-
-AGREEMENT = 1e-4
-"""Relative difference of two evaluations of one loss in float32 that is rounding."""
 
 Modes = Sequence[tuple[nn.Module, bool]]
 """Submodules with their training flags."""
@@ -95,13 +93,13 @@ def choose_objective(
     trial = _Trial(module, step, as_pair(batch), modes)
     if override is not None:
         choice = _choice(module, override, "objective=", trial.outputs(), batch[1])
-        trial.refuse_sum(choice.objective)
+        note = trial.checked_mean(choice.objective)
         value = trial.loss(choice.objective, "eval")
         if not math.isfinite(value):
             raise ConfigurationError(
                 f"objective= is {value} on a batch of {sample_count(batch)}, not finite; look at inputs and loss."
             )
-        return choice
+        return replace(choice, note=note)
     if not module.automatic_optimization:
         raise ConfigurationError(
             "Under manual optimisation training_step also steps the optimiser, so the loss cannot be compared with it; "
@@ -151,10 +149,10 @@ class _Trial:
         with measuring(self._module), torch.no_grad():
             return self._step.outputs(self._table, private(self._batch)[0])
 
-    def refuse_sum(self, objective: Objective) -> None:
-        """Raise when the loss adds up its samples."""
+    def checked_mean(self, objective: Objective) -> str:
+        """Raise when the loss adds up its samples; a sentence when it is a mean with weights that are not known."""
         with measuring(self._module):
-            refuse_sum(objective, self._batch)
+            return checked_mean(objective, self._batch)
 
     def loss(self, objective: Objective, mode: Mode) -> float:
         """The loss of the batch, always from the same random stream."""

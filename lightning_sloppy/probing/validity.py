@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sloppy.curvature.parameters import ParameterLayout
-from lightning_sloppy.evaluation.objective import tensors_of
+from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.preserve import random_streams
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.samples import SampleSource, probe_indices

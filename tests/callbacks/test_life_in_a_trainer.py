@@ -298,7 +298,7 @@ def test_bad_data_make_a_sentence_and_a_gap_but_no_crash(tmp_path, dataset, word
     assert not any(tag.startswith("sloppy_input/") for tag in host.callback_metrics)
 
 
-def test_batches_that_are_no_pairs_are_named(tmp_path):
+def test_batches_that_are_no_pairs_are_measured_through_training_step(tmp_path):
     class Single(LightningModule):
         def __init__(self):
             super().__init__()
@@ -310,9 +310,14 @@ def test_batches_that_are_no_pairs_are_named(tmp_path):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    host = trainer(tmp_path, callbacks=[FisherSpectrum()], max_epochs=1)
-    with pytest.warns(UserWarning, match="pairs"):
-        host.fit(Single(), DataLoader(TensorDataset(torch.randn(32, 6)), 16))
+    inputs = torch.randn(32, 6)
+    hessian = HessianSpectrum(k=2)
+    host = trainer(tmp_path, callbacks=[hessian, FisherSpectrum()], max_epochs=1)
+    with pytest.warns(UserWarning, match="pass objective="):
+        host.fit(Single(), DataLoader(TensorDataset(inputs), 16))
+    # A linear map of mean square: 2/N X^T X, with a row of ones for the bias, over 6 outputs.
+    rows = torch.cat([inputs, torch.ones(32, 1)], dim=1)
+    assert hessian.latest.spectrum.largest == pytest.approx(2 / 32 / 6 * float(torch.linalg.matrix_norm(rows, 2)) ** 2)
 
 
 def test_a_model_without_trainable_parameters_is_named(tmp_path):

@@ -142,10 +142,11 @@ def test_lazy_layers_name_the_remedy(tmp_path):
 
 
 def test_large_parameters_are_refused_before_memory_is_taken(tmp_path, monkeypatch):
-    from lightning_sloppy.curvature import spectra
+    from lightning_sloppy.curvature import assembly
+    from lightning_sloppy.linalg import eigensolver
 
-    monkeypatch.setattr(spectra, "free_bytes", lambda device: 10_000)
-    monkeypatch.setattr(spectra, "DENSE_LIMIT", 10)
+    monkeypatch.setattr(assembly, "free_bytes", lambda device: 10_000)
+    monkeypatch.setattr(eigensolver, "DENSE_LIMIT", 10)
     hessian = HessianSpectrum(k=2, num_samples=24)
     with pytest.warns(UserWarning, match="Out of memory: the basis would not fit"):
         trainer(tmp_path, callbacks=[hessian], max_epochs=1).fit(Classifier(), loader())

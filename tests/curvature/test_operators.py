@@ -13,8 +13,8 @@ from lightning_sloppy.curvature.gauss_newton import GaussNewtonOperator
 from lightning_sloppy.curvature.hessian import HessianOperator
 from lightning_sloppy.curvature.kept_graph import Method
 from lightning_sloppy.curvature.parameters import ParameterLayout
-from lightning_sloppy.curvature.spectra import hessian_of
-from lightning_sloppy.errors import ConfigurationError, UnsupportedError
+from lightning_sloppy.curvature.spectra import Solve, hessian_of
+from lightning_sloppy.errors import UnsupportedError
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.linalg.operator import SymmetricOperator
 from lightning_sloppy.linalg.vectors import generator
@@ -103,7 +103,7 @@ def test_loss_is_the_weighted_mean() -> None:
     this = case("mlp")
     expected = sum(float(this.loss(this.module(x).detach(), y)) * len(y) / 7 for x, y in this.batches)
     objective, layout = Objective(this.module, this.loss), ParameterLayout.of(this.module)
-    spectrum = hessian_of(objective, this.batches, k=1, probe_vectors=None, steps=1, rng=generator(0))
+    spectrum = hessian_of(objective, this.batches, solve=Solve(k=1), rng=generator(0))
     assert spectrum.detail["loss"] == pytest.approx(expected, rel=1e-12)
     assert float(objective.mean_loss(layout.leaves(this.module, torch.float64), this.batches).detach()) == (
         pytest.approx(expected, rel=1e-12)
@@ -126,11 +126,11 @@ def test_graphs_that_would_not_fit_are_recomputed(monkeypatch: pytest.MonkeyPatc
         assert operator(build, this).method == "kept graph"
     monkeypatch.setattr("lightning_sloppy.curvature.kept_graph.free_bytes", lambda device: 100)
     for build in (HessianOperator, GaussNewtonOperator):
-        assert operator(build, this).method == "recomputed"
+        assert operator(build, this).method == "recomputed, micro-batches of 1"
         assert operator(build, this, "kept graph").method == "kept graph"
 
 
-def test_gauss_newton_needs_one_tensor_and_outputs_apart() -> None:
+def test_gauss_newton_takes_the_outputs_that_the_loss_uses_and_needs_them_apart() -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -142,7 +142,10 @@ def test_gauss_newton_needs_one_tensor_and_outputs_apart() -> None:
     batches = [(torch.ones(2, 4), torch.zeros(2, 3))]
     module = Pair()
     objective = Objective(module, lambda outputs, targets: F.mse_loss(outputs[0], targets))
-    with pytest.raises(ConfigurationError, match="must return one tensor, but it returned a tuple"):
-        GaussNewtonOperator(objective, ParameterLayout.of(module), batches)
+    alone = Objective(module.layer, F.mse_loss)
+    torch.testing.assert_close(
+        GaussNewtonOperator(objective, ParameterLayout.of(module), batches).dense(),
+        GaussNewtonOperator(alone, ParameterLayout.of(module.layer), batches).dense(),
+    )
     with pytest.raises(UnsupportedError, match="pass objective="):
         GaussNewtonOperator(Objective(module, None), ParameterLayout.of(module), batches)

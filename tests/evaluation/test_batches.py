@@ -23,18 +23,11 @@ def test_what_can_be_read_once_only_is_refused(make: Callable[[], Any]) -> None:
         collected(make())
 
 
-@pytest.mark.parametrize(
-    ("batch", "found"),
-    [
-        (torch.ones(3, 2), "a Tensor"),
-        ((torch.ones(3),), "a tuple of 1"),
-        ([1, 2, 3], "a list of 3"),
-        ({"x": torch.ones(3)}, "a dict"),
-    ],
-)
-def test_batches_that_are_no_pairs_are_described(batch: Any, found: str) -> None:
-    with pytest.raises(ConfigurationError, match=rf"pairs \(inputs, targets\), but the data give {found};"):
-        as_pair(batch)
+@pytest.mark.parametrize("batch", [torch.ones(3, 2), (torch.ones(3),), [1, 2, 3], {"x": torch.ones(3)}])
+def test_a_batch_that_is_no_pair_goes_whole_to_module_and_loss(batch: Any) -> None:
+    inputs, targets = as_pair(batch)
+    assert inputs is batch
+    assert targets is batch
 
 
 @pytest.mark.parametrize("batches", [[], [(torch.ones(0, 2), torch.zeros(0))]])

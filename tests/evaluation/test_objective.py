@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch
-from lightning_sloppy.evaluation.objective import Objective, checked_scalar, default_loss, tensors_of
+from lightning_sloppy.evaluation.loss_checks import checked_scalar, default_loss
+from lightning_sloppy.evaluation.nests import tensors_of
+from lightning_sloppy.evaluation.objective import Objective
 
 
 def leaves(objective: Objective) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ def assert_honest(found: Eigenpairs, matrix: Tensor, dtype: torch.dtype) -> None
 def test_top_pairs_of_prescribed_spectra(name: str, k: int, dtype: torch.dtype) -> None:
     matrix = MATRICES[name].to(dtype)
     operator = DenseOperator(matrix)
-    found = top_eigenpairs(operator, k, rng=generator(0))
+    found = top_eigenpairs(operator, k, eigenvectors=True, rng=generator(0))
     wanted = min(k, len(matrix))
     expected = dense_top(matrix, wanted)
     scale = float(torch.linalg.matrix_norm(matrix.double(), 2))
@@ -72,7 +72,7 @@ def test_top_pairs_of_prescribed_spectra(name: str, k: int, dtype: torch.dtype) 
 
 @pytest.mark.parametrize("k", [5, 9])
 def test_more_pairs_than_dimensions(k: int) -> None:
-    found = top_eigenpairs(DenseOperator(MATRICES["small"]), k, rng=generator(0))
+    found = top_eigenpairs(DenseOperator(MATRICES["small"]), k, eigenvectors=True, rng=generator(0))
     assert found.values.tolist() == pytest.approx([5.0, 4.0, 3.0, -1.0, -2.0])
     assert found.spectrum is not None
     assert (found.smallest[0], found.largest[0]) == pytest.approx((-2.0, 5.0))
@@ -80,7 +80,7 @@ def test_more_pairs_than_dimensions(k: int) -> None:
 
 def test_more_pairs_than_dimensions_without_forming_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_sloppy.linalg.eigensolver.DENSE_LIMIT", 0)
-    found = top_eigenpairs(DenseOperator(MATRICES["small"]), 9, rng=generator(0))
+    found = top_eigenpairs(DenseOperator(MATRICES["small"]), 9, eigenvectors=True, rng=generator(0))
     assert found.values.tolist() == pytest.approx([5.0, 4.0, 3.0, -1.0, -2.0])
     assert found.status is Status.CONVERGED
 
@@ -90,7 +90,7 @@ def test_more_pairs_than_dimensions_without_forming_the_matrix(monkeypatch: pyte
 def test_repeated_eigenvalues_are_found_with_their_multiplicity(k: int, dtype: torch.dtype) -> None:
     values = torch.cat([torch.tensor([5.0] * 4 + [-4.0] * 3 + [3.0] * 3), torch.linspace(0, 1, 290)])
     matrix = with_eigenvalues(values).to(dtype)
-    found = top_eigenpairs(DenseOperator(matrix), k, rng=generator(0))
+    found = top_eigenpairs(DenseOperator(matrix), k, eigenvectors=True, rng=generator(0))
     expected = dense_top(matrix, k)
     torch.testing.assert_close(found.values, expected, atol=5 * default_tolerance(dtype), rtol=0)
     assert found.status is Status.CONVERGED
@@ -101,8 +101,8 @@ def test_unverified_multiplicity_costs_less_and_sees_one_copy() -> None:
     values = torch.cat([torch.tensor([5.0, 5.0, 3.0]), torch.linspace(0, 1, 297)])
     matrix = with_eigenvalues(values)
     plain, verified = DenseOperator(matrix), DenseOperator(matrix)
-    single = top_eigenpairs(plain, 2, rng=generator(0), verify_multiplicity=False)
-    double = top_eigenpairs(verified, 2, rng=generator(0), verify_multiplicity=True)
+    single = top_eigenpairs(plain, 2, eigenvectors=True, rng=generator(0), verify_multiplicity=False)
+    double = top_eigenpairs(verified, 2, eigenvectors=True, rng=generator(0), verify_multiplicity=True)
     assert single.values.tolist() == pytest.approx([5.0, 3.0])
     assert double.values.tolist() == pytest.approx([5.0, 5.0])
     assert plain.products < verified.products
@@ -110,7 +110,7 @@ def test_unverified_multiplicity_costs_less_and_sees_one_copy() -> None:
 
 def test_a_hidden_copy_of_the_negative_end_is_reported_as_smallest() -> None:
     values = torch.cat([torch.tensor([-5.0, -5.0, 4.0]), torch.linspace(0, 1, 297)])
-    found = top_eigenpairs(DenseOperator(with_eigenvalues(values)), 3, rng=generator(0))
+    found = top_eigenpairs(DenseOperator(with_eigenvalues(values)), 3, eigenvectors=True, rng=generator(0))
     assert found.values.tolist() == pytest.approx([4.0, -5.0, -5.0])
     assert found.smallest[0] == pytest.approx(-5.0)
     assert found.largest[0] == pytest.approx(4.0)
@@ -120,7 +120,7 @@ def test_a_hidden_copy_of_the_negative_end_is_reported_as_smallest() -> None:
 def test_bounded_products_end_as_not_converged_with_all_the_pairs(budget: int) -> None:
     matrix = with_eigenvalues(torch.linspace(0, 1, 400))
     operator = DenseOperator(matrix)
-    found = top_eigenpairs(operator, 6, rng=generator(0), max_products=budget)
+    found = top_eigenpairs(operator, 6, eigenvectors=True, rng=generator(0), max_products=budget)
     assert found.status is Status.NOT_CONVERGED
     assert operator.products == max(budget, 6)
     assert len(found.values) == 6
@@ -131,9 +131,11 @@ def test_bounded_products_end_as_not_converged_with_all_the_pairs(budget: int) -
 def test_budget_that_ends_before_the_verification_is_not_called_converged() -> None:
     matrix = with_eigenvalues(torch.cat([torch.tensor([5.0, 5.0, 3.0]), torch.linspace(0, 1, 297)]))
     free = DenseOperator(matrix)
-    top_eigenpairs(free, 2, rng=generator(0), verify_multiplicity=False)
+    top_eigenpairs(free, 2, eigenvectors=True, rng=generator(0), verify_multiplicity=False)
     for spare in (0, 3):
-        found = top_eigenpairs(DenseOperator(matrix), 2, rng=generator(0), max_products=free.products + spare)
+        found = top_eigenpairs(
+            DenseOperator(matrix), 2, eigenvectors=True, rng=generator(0), max_products=free.products + spare
+        )
         assert found.status is Status.NOT_CONVERGED
 
 
@@ -141,11 +143,13 @@ def test_budget_that_ends_before_the_verification_is_not_called_converged() -> N
 def test_nan_in_a_product_is_an_error(size: int, after: int) -> None:
     operator = PoisonedOperator(with_eigenvalues(torch.linspace(1, 2, size)), after)
     with pytest.raises(NonFiniteProductError):
-        top_eigenpairs(operator, 5, rng=generator(0))
+        top_eigenpairs(operator, 5, eigenvectors=True, rng=generator(0))
 
 
 def test_same_seed_same_pairs() -> None:
-    first, second = (top_eigenpairs(DenseOperator(MATRICES["spiked"]), 4, rng=generator(5)) for _ in range(2))
+    first, second = (
+        top_eigenpairs(DenseOperator(MATRICES["spiked"]), 4, eigenvectors=True, rng=generator(5)) for _ in range(2)
+    )
     assert torch.equal(first.values, second.values)
     assert torch.equal(first.vectors, second.vectors)
 
@@ -155,5 +159,5 @@ def test_residuals_of_loose_solves_are_upper_bounds(seed: int) -> None:
     """Also those found by the second search, whose own residual misses what lies along the first."""
     values = torch.cat([torch.tensor([5.0, 5.0, 4.0, 4.0]), torch.linspace(0, 3.8, 296)])
     matrix = with_eigenvalues(values, seed)
-    found = top_eigenpairs(DenseOperator(matrix), 4, rng=generator(seed), tol=3e-2)
+    found = top_eigenpairs(DenseOperator(matrix), 4, eigenvectors=True, rng=generator(seed), tol=3e-2)
     assert_honest(found, matrix, torch.float64)

@@ -19,7 +19,7 @@ def assert_projection(process: Lanczos, matrix: Tensor, tolerance: float) -> Non
     basis = process.basis.double()
     eye = torch.eye(len(basis), dtype=torch.float64)
     torch.testing.assert_close(basis @ basis.T, eye, atol=tolerance, rtol=0)
-    torch.testing.assert_close(basis @ matrix.double() @ basis.T, process.tridiagonal(), atol=tolerance, rtol=0)
+    torch.testing.assert_close(basis @ matrix.double() @ basis.T, process.projected(), atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
@@ -30,7 +30,7 @@ def test_basis_is_orthonormal_and_t_is_the_projection(dtype: torch.dtype, tolera
     while not process.exhausted:
         process.advance(chunk)
         assert_projection(process, matrix, tolerance)
-    values = torch.linalg.eigvalsh(process.tridiagonal())
+    values = torch.linalg.eigvalsh(process.projected())
     torch.testing.assert_close(values, torch.linspace(1, 2, 13, dtype=torch.float64), atol=tolerance, rtol=0)
 
 
@@ -38,7 +38,7 @@ def test_last_entry_is_the_norm_of_the_residual() -> None:
     matrix = with_eigenvalues(torch.linspace(-1, 4, 60))
     process = started(matrix)
     process.advance(12)
-    residual = matrix @ process.basis.T - process.basis.T @ process.tridiagonal()
+    residual = matrix @ process.basis.T - process.basis.T @ process.projected()
     assert float(residual[:, :-1].abs().max()) < 1e-12
     norm = float(torch.linalg.vector_norm(residual[:, -1]))
     assert norm == pytest.approx(float(process.offdiagonal[-1]), rel=1e-10)
@@ -53,7 +53,7 @@ def test_breakdown_restarts_without_inventing_eigenvalues(dtype: torch.dtype, ch
         process.advance(chunk)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     assert_projection(process, matrix, tolerance)
-    values = torch.linalg.eigvalsh(process.tridiagonal())
+    values = torch.linalg.eigvalsh(process.projected())
     assert values[values.abs() > tolerance].tolist() == pytest.approx([-1.0, 2.0, 3.0], abs=tolerance)
     # The Krylov space of a matrix of rank three has four dimensions.
     assert int((process.offdiagonal == 0).nonzero()[0]) == 3
@@ -63,7 +63,7 @@ def test_zero_matrix_is_a_sequence_of_breakdowns() -> None:
     process = started(torch.zeros(9, 9, dtype=torch.float64))
     while not process.exhausted:
         process.advance(4)
-    assert float(process.tridiagonal().abs().max()) == 0.0
+    assert float(process.projected().abs().max()) == 0.0
     assert_projection(process, torch.zeros(9, 9), 1e-12)
 
 
@@ -76,7 +76,7 @@ def test_locked_directions_are_never_entered() -> None:
         process.advance(5)
     assert process.steps == 27
     assert float((process.basis @ locked.T).abs().max()) < 1e-12
-    values = torch.linalg.eigvalsh(process.tridiagonal())
+    values = torch.linalg.eigvalsh(process.projected())
     torch.testing.assert_close(values, torch.arange(1.0, 28.0, dtype=torch.float64), atol=1e-9, rtol=0)
 
 

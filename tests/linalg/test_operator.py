@@ -13,7 +13,7 @@ def test_products_are_counted_and_announced() -> None:
     operator.matvec(torch.ones(5, dtype=torch.float64))
     operator.matmat(torch.eye(5, 3, dtype=torch.float64))
     assert operator.products == 4
-    assert heard == [1, 1, 1, 1]
+    assert heard == [1, 3]
     assert operator.product_seconds > 0
 
 

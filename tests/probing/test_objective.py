@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_sloppy import ConfigurationError, FisherSpectrum, HessianSpectrum, Status, hessian_spectrum
-from lightning_sloppy.evaluation.objective import default_loss
+from lightning_sloppy.evaluation.loss_checks import default_loss
 from lightning_sloppy.probing.objective import choose_objective
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
@@ -84,15 +84,13 @@ def test_the_hessian_of_training_step_contains_the_penalty():
     torch.manual_seed(0)
     model = Penalised().double()
     inputs, targets = (t.double() if t.is_floating_point() else t for t in batch())
-    from lightning_sloppy.analysis import hessian_of
+    from lightning_sloppy.analysis import Solve, hessian_of
     from lightning_sloppy.linalg.vectors import generator
     from lightning_sloppy.probing.guard import measuring
 
     choice = choose_objective(model, (inputs, targets), None)
     with measuring(model):
-        mine = hessian_of(
-            choice.objective, [(inputs, targets)], k=200, probe_vectors=None, steps=1, rng=generator(0)
-        ).eigenvalues
+        mine = hessian_of(choice.objective, [(inputs, targets)], solve=Solve(k=200), rng=generator(0)).eigenvalues
     plain = hessian_spectrum(model, [(inputs, targets)], model.loss_fn, k=200).eigenvalues
     assert torch.allclose(mine, plain + 0.2)
 

@@ -33,8 +33,9 @@ class PoisonedOperator(DenseOperator):
 
     def __init__(self, matrix: Tensor, after: int) -> None:
         super().__init__(matrix)
-        self.after = after
+        self.left = after
 
     def _apply(self, vector: Tensor) -> Tensor:
         image = super()._apply(vector)
-        return image if self.products < self.after else image * torch.nan
+        self.left -= 1
+        return image if self.left >= 0 else image * torch.nan

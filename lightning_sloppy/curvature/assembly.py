@@ -1,0 +1,133 @@
+"""From eigenpairs and quadrature to a Spectrum: floors, traces, costs, blocks of layers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightning_sloppy.curvature.memory import free_bytes
+from lightning_sloppy.curvature.parameters import ParameterLayout
+from lightning_sloppy.evaluation.batches import Batch, sample_count
+from lightning_sloppy.evaluation.objective import Objective
+from lightning_sloppy.linalg.eigensolver import Eigenpairs
+from lightning_sloppy.linalg.operator import SymmetricOperator
+from lightning_sloppy.records import Cost, Density, Estimate, Spectrum, Status
+
+REPEATABLE = 100
+"""Two evaluations of one loss that differ by more than so many roundings are of two functions."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What every spectrum of one measurement has in common."""
+
+    matrix: str
+    objective: Objective
+    batches: list[Batch]
+    start: float = field(default_factory=time.perf_counter)
+
+    @property
+    def count(self) -> int:
+        """Probe samples N."""
+        count = sum(sample_count(batch) for batch in self.batches)
+        return round(self.objective.add_up(torch.tensor(float(count), device=self.objective.device)).item())
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.perf_counter() - self.start
+
+    def nothing(self, dim: int, status: Status, **detail: str | int | float) -> Spectrum:
+        """A spectrum without values."""
+        empty = torch.zeros(0, dtype=torch.float64)
+        nan = float("nan")
+        return Spectrum(
+            eigenvalues=empty,
+            residuals=empty,
+            largest=nan,
+            smallest=nan,
+            dim=dim,
+            num_samples=self.count,
+            matrix=self.matrix,
+            floor=nan,
+            truncated=True,
+            status=status,
+            detail=detail,
+        )
+
+    def pairs(
+        self, operator: SymmetricOperator, found: Eigenpairs, *, density: Density | None = None, method: str = ""
+    ) -> Spectrum:
+        """The spectrum of some pairs."""
+        largest = float(found.values.abs().max())
+        return Spectrum(
+            eigenvalues=found.values,
+            residuals=found.residuals,
+            converged=found.converged,
+            eigenvectors=found.vectors,
+            largest=found.largest[0],
+            largest_residual=found.largest[1],
+            smallest=found.smallest[0],
+            smallest_residual=found.smallest[1],
+            density=density,
+            dim=operator.dim,
+            num_samples=self.count,
+            trace=trace_of(found, density, operator.dim),
+            matrix=self.matrix,
+            floor=operator.rounding * largest,
+            truncated=len(found.values) < operator.dim,
+            cost=self.cost(operator, method),
+            status=found.status,
+            detail={"tolerance": found.tolerance, "basis_bytes": found.basis_bytes, "restarts": found.restarts},
+        )
+
+    def cost(self, operator: SymmetricOperator, method: str) -> Cost:
+        """Of the measurement so far."""
+        return Cost(
+            products=operator.products,
+            seconds=self.seconds,
+            product_seconds=operator.product_seconds,
+            method=method,
+        )
+
+    def losses(self, layout: ParameterLayout) -> tuple[float, str]:
+        """The mean loss, and a sentence when a second evaluation gives another one."""
+        leaves = layout.leaves(self.objective.module, self.objective.dtype)
+        with torch.no_grad():
+            loss, again = (float(self.objective.mean_loss(leaves, self.batches)) for _ in range(2))
+        rounding = REPEATABLE * torch.finfo(self.objective.dtype).eps
+        if abs(loss - again) > rounding * max(abs(loss), abs(again)):
+            return loss, (
+                f"The module is not deterministic: two evaluations of its loss gave {loss:.8g} and {again:.8g}, so "
+                "that no two products are of the same matrix; look for dropout or noise that is on in eval mode."
+            )
+        return loss, ""
+
+
+def trace_of(found: Eigenpairs | None, density: Density | None, dim: int) -> Estimate | None:
+    """Exact from the whole spectrum, else Hutchinson's estimate: the first entry of every T is ``v^T A v / p``."""
+    if found is not None and found.spectrum is not None:
+        return Estimate(float(found.spectrum.sum()))
+    if density is None:
+        return None
+    samples = torch.stack([diagonal[0] for diagonal in density.diagonals]) * dim
+    error = float(samples.std(unbiased=True)) / len(samples) ** 0.5
+    return Estimate(float(samples.mean()), standard_error=error, status=Status.CONVERGED)
+
+
+def descending(matrix: Tensor) -> Tensor:
+    """Eigenvalues of a symmetric matrix, CPU float64, descending."""
+    values: Tensor = torch.linalg.eigvalsh(matrix)
+    return values.flip(0).to("cpu", torch.float64)
+
+
+BASIS_SHARE = 0.25
+"""Share of the free memory that a Lanczos basis may take unless told otherwise: products and training need the rest."""
+
+
+def basis_memory(objective: Objective, wanted: int | None) -> int:
+    """Bytes for the Lanczos basis."""
+    return int(BASIS_SHARE * free_bytes(objective.device)) if wanted is None else wanted

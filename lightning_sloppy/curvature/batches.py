@@ -1,0 +1,48 @@
+"""Micro-batches: the same samples in smaller pieces, when that is the same mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_sloppy.evaluation.batches import Batch, is_whole, rows_of, sample_count
+from lightning_sloppy.evaluation.nests import tensors_of
+from lightning_sloppy.evaluation.objective import Objective
+
+AGREEMENT = 1e-4
+"""Relative difference of a mean loss in float32 that is rounding."""
+
+
+def divided(batches: list[Batch], size: int) -> list[Batch]:
+    """Every batch in pieces of at most ``size`` samples."""
+    pieces: list[Batch] = []
+    for batch in batches:
+        count = sample_count(batch)
+        for start in range(0, count, size):
+            rows = slice(start, min(start + size, count))
+            inputs = rows_of(batch[0], rows)
+            pieces.append((inputs, inputs if is_whole(batch) else rows_of(batch[1], rows)))
+    return pieces
+
+
+def divisible(objective: Objective, leaves: Mapping[str, Tensor], batches: list[Batch], size: int) -> bool:
+    """Whether the mean loss over pieces is that over the batches.
+
+    Not in train mode, where the random stream and the statistics of a batch belong to the batch; not when a tensor
+    of a batch has no row for each sample; not when the loss of the first batch says otherwise.
+    """
+    if any(child.training for child in objective.module.modules()):
+        return False
+    if any(leaf.shape[:1] != (sample_count(batch),) for batch in batches for leaf in tensors_of(batch)):
+        return False
+    detached = {name: leaf.detach() for name, leaf in leaves.items()}
+    parts = divided(batches[:1], size)
+    weights = [objective.batch_weight(part) for part in parts]
+    with torch.no_grad():
+        # No collective here: only this rank may be short of memory.
+        whole = float(objective.loss(detached, batches[0]))
+        losses = [float(objective.loss(detached, part)) for part, weight in zip(parts, weights, strict=True) if weight]
+    pieces = sum(w * x for w, x in zip(filter(None, weights), losses, strict=True)) / sum(weights)
+    return not abs(whole - pieces) > AGREEMENT * max(abs(whole), abs(pieces))

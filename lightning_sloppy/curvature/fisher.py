@@ -1,0 +1,50 @@
+"""Products with the Fisher information, for matrices too large for the Gram matrix of per-sample gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_sloppy.curvature.cotangents import Fisher, cotangents
+from lightning_sloppy.curvature.gauss_newton import Linearised, OutputCurvatureOperator
+from lightning_sloppy.curvature.kept_graph import Method
+from lightning_sloppy.curvature.parameters import ParameterLayout
+from lightning_sloppy.evaluation.batches import Batch, sample_count
+from lightning_sloppy.evaluation.objective import Objective
+
+
+class FisherOperator(OutputCurvatureOperator):
+    """``F v = (1/W) sum_ir (J_i^T c_ir)(J_i^T c_ir)^T v``: a Gauss-Newton matrix with ``B_i = sum_r c_ir c_ir^T``.
+
+    No per-sample gradient exists at any time. The exact kind is the Gauss-Newton matrix itself.
+
+    Args:
+        objective: Module and loss, outputs and loss apart.
+        layout: Chosen parameters.
+        batches: Prepared batches.
+        fisher: Which: empirical or sampled. Every sample has a random stream of its own, so that every product is of
+            the same matrix.
+        method: "auto" keeps the graphs when they fit.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        layout: ParameterLayout,
+        batches: list[Batch],
+        *,
+        fisher: Fisher,
+        method: Method = "auto",
+    ) -> None:
+        self._fisher = fisher
+        self._total = sum(objective.batch_weight(batch) for batch in batches)
+        super().__init__(objective, layout, batches, method=method)
+
+    def _output_curvature(self, rows: Tensor, outputs: object, index: int) -> tuple[Tensor, Tensor | None]:
+        first = sum(map(sample_count, self._batches[:index]))
+        return rows, cotangents(self._objective, self._fisher, rows, outputs, self._batches[index], first)
+
+    def _weigh(self, graph: Linearised, pushed: Tensor) -> Tensor | None:
+        directions = graph.curvature[1]
+        assert directions is not None
+        return torch.einsum("rnd,rn->nd", directions, torch.einsum("rnd,nd->rn", directions, pushed)) / self._total

@@ -1,0 +1,184 @@
+"""From a module with its loss to the spectrum of its Fisher information: by the Gram matrix, else by products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_sloppy.curvature.assembly import Frame, descending
+from lightning_sloppy.curvature.cotangents import Fisher, pulled_cotangents
+from lightning_sloppy.curvature.double_backward import double_backward
+from lightning_sloppy.curvature.gram import Gram, gram_of, pull_back_vectors
+from lightning_sloppy.curvature.kept_graph import need_outputs
+from lightning_sloppy.curvature.operators import Curvature
+from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns, grad
+from lightning_sloppy.curvature.spectra import Quadrature, Solve, spectrum_of
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.batches import Batch, private, sample_count
+from lightning_sloppy.evaluation.objective import Objective
+from lightning_sloppy.records import Cost, Estimate, Spectrum, Status
+
+FisherMethod = Literal["auto", "gram", "products"]
+
+ROW_LIMIT = 8_192
+"""Rows of the largest Gram matrix: its float64 eigenvalues take minutes on a CPU beyond."""
+
+FLOOR_ROUNDINGS = 8
+"""Roundings of the products below which an eigenvalue is noise: 2.5e-7 of the largest was seen in float32."""
+
+
+def fisher_of(
+    objective: Objective,
+    batches: list[Batch],
+    *,
+    fisher: Fisher,
+    solve: Solve,
+    rng: torch.Generator,
+    quadrature: Quadrature | None = None,
+    method: FisherMethod = "auto",
+    parameters: Patterns = None,
+    by_layer: bool = False,
+    on_product: Callable[[int], None] | None = None,
+) -> Spectrum:
+    """All eigenvalues of a Fisher matrix through its Gram matrix; beyond its limit the k largest by products.
+
+    The arguments are those of :func:`~lightning_sloppy.analysis.fisher_spectrum`.
+
+    Raises:
+        UnsupportedError: When outputs and loss are not known apart.
+        ConfigurationError: When ``method="gram"`` would have more than 8,192 rows.
+    """
+    need_outputs(objective)
+    layout = ParameterLayout.of(objective.module, parameters)
+    rows = _rows(objective, layout, batches, fisher)
+    if method == "gram" and rows > ROW_LIMIT:
+        raise ConfigurationError(
+            f"The Gram matrix would have {rows:,} rows, above {ROW_LIMIT:,}; use fewer samples, kind='empirical', or "
+            "method='products'."
+        )
+    if method == "products" or rows > ROW_LIMIT:
+        curvature = Curvature(f"fisher_{fisher.kind}", objective, layout, batches, fisher)
+        found = spectrum_of(
+            curvature, solve=solve, rng=rng, quadrature=quadrature, by_layer=by_layer, on_product=on_product
+        )
+        return replace(found, rank_bound=min(rows, layout.dim))
+    return _by_gram(objective, layout, batches, fisher, solve, by_layer, rows)
+
+
+def _rows(objective: Objective, layout: ParameterLayout, batches: list[Batch], fisher: Fisher) -> int:
+    """Rows of the Gram matrix: one for each sample and cotangent."""
+    count = sum(sample_count(batch) for batch in batches)
+    if fisher.kind != "exact":
+        return count * (fisher.labels if fisher.kind == "sampled" else 1)
+    leaves = {name: leaf.detach() for name, leaf in layout.leaves(objective.module, objective.dtype).items()}
+    with double_backward(objective.module), torch.no_grad():
+        outputs = objective.outputs(leaves, private(batches[0])[0])
+    objective.examine(outputs, batches[0])
+    return count * objective.rows(outputs, sample_count(batches[0])).shape[1]
+
+
+def _by_gram(
+    objective: Objective,
+    layout: ParameterLayout,
+    batches: list[Batch],
+    fisher: Fisher,
+    solve: Solve,
+    by_layer: bool,
+    rows: int,
+) -> Spectrum:
+    frame = Frame(f"fisher_{fisher.kind}", objective, batches)
+    leaves = {name: leaf.detach() for name, leaf in layout.leaves(objective.module, objective.dtype).items()}
+    vectors = None
+    # A fused attention kernel has no rule for vmap either, so the same context serves.
+    with double_backward(objective.module):
+        pulled = pulled_cotangents(objective, leaves, batches, fisher)
+        unused_names = _unused(objective, layout, batches)
+        gram = gram_of(objective, layout, pulled, batches, by_layer=by_layer)
+        if not bool(torch.isfinite(gram.matrix).all()):
+            return frame.nothing(layout.dim, Status.NON_FINITE)
+        weights = torch.cat([objective.sample_weights(batch) for batch in batches])
+        total = float(weights.sum())
+        if solve.eigenvectors:
+            values, inner = torch.linalg.eigh(gram.matrix / total)
+            values, inner = values.flip(0), inner.flip(1)[:, : min(solve.k, layout.dim)]
+            # u = J^T C v / sqrt(W lambda): of unit length, for v has it.
+            lengths = (values[: inner.shape[1]] * total).clamp_min(torch.finfo(values.dtype).tiny).sqrt()
+            vectors = pull_back_vectors(objective, layout, pulled, batches, inner / lengths)
+    found = _spectrum(frame, layout, gram.matrix, weights, rows, _method(gram))
+    layers = {
+        name: _spectrum(frame, layout.part(layout.layers()[name]), matrix, weights, rows, _method(gram))
+        for name, matrix in gram.layers.items()
+    }
+    unused = ", ".join(unused_names)
+    return replace(
+        found,
+        eigenvectors=vectors,
+        layers=layers,
+        detail={"unused": unused} if unused else {},
+        cost=replace(found.cost, seconds=frame.seconds),
+    )
+
+
+def _unused(objective: Objective, layout: ParameterLayout, batches: list[Batch]) -> list[str]:
+    """Names of the parameters that no output depends on, as far as the graph tells."""
+    left = dict(layout.leaves(objective.module, objective.dtype))
+    sources = dict(left)
+    for batch in batches:
+        rows = objective.rows(objective.outputs(sources, private(batch)[0]), sample_count(batch))
+        parts = grad([rows], list(left.values()), [torch.ones_like(rows)])
+        left = {name: leaf for (name, leaf), part in zip(left.items(), parts, strict=True) if part is None}
+        if not left:
+            break
+    return list(left)
+
+
+def _spectrum(
+    frame: Frame, layout: ParameterLayout, matrix: Tensor, weights: Tensor, rows: int, method: str
+) -> Spectrum:
+    """Of a Gram matrix that may have fewer rows than were asked for: those that are zero were left out of it."""
+    total, count = float(weights.sum()), len(weights)
+    values = _padded(descending(matrix / total), min(rows, layout.dim))
+    half = _half(matrix, weights)
+    largest = float(values[0])
+    return Spectrum(
+        eigenvalues=values,
+        residuals=torch.zeros_like(values),
+        largest=largest,
+        smallest=0.0 if len(values) < layout.dim else float(values[-1]),
+        dim=layout.dim,
+        rank_bound=min(len(matrix), layout.dim),
+        num_samples=len(weights),
+        trace=Estimate(float(matrix.diagonal().sum()) / total),
+        matrix=frame.matrix,
+        floor=FLOOR_ROUNDINGS * torch.finfo(frame.objective.dtype).eps * abs(largest),
+        truncated=False,
+        half_eigenvalues=None
+        if half is None
+        else _padded(descending(half), min(rows // count * (count // 2), layout.dim)),
+        cost=Cost(method=method),
+        status=Status.EXACT,
+    )
+
+
+def _padded(values: Tensor, count: int) -> Tensor:
+    return torch.cat([values[:count], values.new_zeros(max(count - len(values), 0))])
+
+
+def _half(matrix: Tensor, weights: Tensor) -> Tensor | None:
+    """The matrix of the first half of the samples, by their own weight; None when there is none."""
+    count = len(weights)
+    half = float(weights[: count // 2].sum())
+    if half == 0:
+        return None
+    rows = (torch.arange(len(matrix), device=matrix.device) % count) < count // 2
+    return matrix[rows][:, rows] / half
+
+
+def _method(gram: Gram) -> str:
+    """Which path served how many parameters, in words."""
+    paths = list(gram.paths.values())
+    return "gram (" + ", ".join(f"{paths.count(path)} by {path}" for path in dict.fromkeys(paths)) + ")"

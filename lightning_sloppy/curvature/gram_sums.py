@@ -1,0 +1,80 @@
+"""Where inner products of per-sample gradients are added up: one symmetric matrix, or one for each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+ROW_BLOCK = 256
+"""Rows multiplied at a time: below the diagonal only, which saves 3/8 of the operations at 1,000 rows."""
+
+COLUMN_BLOCK = 32_768
+"""Columns summed up in the data type of the gradients before they join the float64 total."""
+
+
+class GramSums:
+    """Gram matrices of the rows (sample i, cotangent r), at ``i R + r`` while they are built.
+
+    Only what lies on or below the diagonal is added; :meth:`matrices` completes it.
+
+    Args:
+        samples: N.
+        copies: R.
+        keys: Name of the matrix that each parameter adds to.
+        device: Where the gradients are.
+    """
+
+    def __init__(self, samples: int, copies: int, keys: Mapping[str, str], device: torch.device) -> None:
+        self.samples = samples
+        self.copies = copies
+        self._keys = keys
+        # Apple's devices have no float64.
+        self._home = torch.device("cpu") if device.type == "mps" else device
+        self._blocked = device.type == "cpu"
+        self._sums = {key: self._zeros() for key in dict.fromkeys(keys.values())}
+
+    def _zeros(self) -> Tensor:
+        size = self.samples * self.copies
+        return torch.zeros(size, size, dtype=torch.float64, device=self._home)
+
+    def add_rows(self, gradients: Mapping[str, Tensor]) -> None:
+        """Add the inner products of formed gradients: some columns, (N, R, ...), of each of some parameters."""
+        together: dict[str, list[Tensor]] = {}
+        for name, rows in gradients.items():
+            together.setdefault(self._keys[name], []).append(rows.reshape(self.samples * self.copies, -1))
+        for key, parts in together.items():
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            for columns in whole.split(COLUMN_BLOCK, dim=1):
+                self._add_products(self._sums[key], columns)
+
+    def _add_products(self, total: Tensor, rows: Tensor) -> None:
+        step = ROW_BLOCK if self._blocked else len(rows)
+        for start in range(0, len(rows), step):
+            stop = min(start + step, len(rows))
+            total[start:stop, :stop] += (rows[start:stop] @ rows[:stop].T).to(self._home)
+
+    def add_block(self, name: str, first: tuple[int, int], second: tuple[int, int], products: Tensor) -> None:
+        """Add products of the rows that start at sample and cotangent ``first`` with those from ``second`` on.
+
+        Args:
+            name: The parameter.
+            first: Sample and cotangent of the first row; not before ``second``.
+            second: Sample and cotangent of the first column.
+            products: (rows, columns).
+        """
+        row, column = (sample * self.copies + copy for sample, copy in (first, second))
+        height, width = products.shape
+        self._sums[self._keys[name]][row : row + height, column : column + width] += products.to(self._home)
+
+    def matrices(self) -> dict[str, Tensor]:
+        """The whole matrices (R N, R N), float64, with row ``r N + i``."""
+        return {key: self._completed(lower) for key, lower in self._sums.items()}
+
+    def _completed(self, lower: Tensor) -> Tensor:
+        whole = lower.tril() + lower.tril(-1).T
+        if self.copies == 1:
+            return whole
+        shape = (self.samples, self.copies, self.samples, self.copies)
+        return whole.view(shape).permute(1, 0, 3, 2).reshape(whole.shape)

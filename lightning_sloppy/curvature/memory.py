@@ -1,0 +1,39 @@
+"""How much memory is free, and how much a graph takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory free on the device; 2 GiB where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as table:
+            for line in table:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 2 * 1024**3
+
+
+@contextmanager
+def counted_graph() -> Iterator[list[int]]:
+    """Count the bytes that the graph built inside will keep; the list holds one number afterwards."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        # Not the tensor itself: a node that saves its own output would then keep itself alive for ever.
+        return tensor.detach()
+
+    total: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield total
+    total.append(sum(seen.values()))

@@ -1,0 +1,108 @@
+"""What a loss must be: callable, a scalar, a mean over samples; and the usual one for outputs and targets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.batches import Batch, rows_of, sample_count
+from lightning_sloppy.evaluation.nests import tensors_of
+
+if TYPE_CHECKING:
+    from lightning_sloppy.evaluation.objective import Objective
+
+AGREEMENT = 1e-4
+"""Relative difference of two evaluations of one loss in float32 that is rounding."""
+
+
+def checked_loss(loss_fn: object) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        ConfigurationError: For a name instead of a function.
+    """
+    if loss_fn is not None and not callable(loss_fn):
+        raise ConfigurationError(
+            f"The loss must be a function of (outputs, targets), but {loss_fn!r} was given; pass for instance "
+            "torch.nn.functional.cross_entropy."
+        )
+
+
+def checked_scalar(value: Any) -> Tensor:
+    """Return the loss if it is a scalar tensor of floating point.
+
+    Raises:
+        ConfigurationError: Otherwise.
+    """
+    if not isinstance(value, Tensor):
+        raise ConfigurationError(
+            f"The loss must be a scalar tensor, but a {type(value).__name__} came; return the mean."
+        )
+    if value.numel() != 1:
+        raise ConfigurationError(
+            f"The loss must be a scalar, but its shape is {tuple(value.shape)}; use reduction='mean'."
+        )
+    return value.reshape(())
+
+
+def checked_mean(objective: Objective, batch: Batch) -> str:
+    """Compare the loss of a batch with those of its halves: it must be a mean, and should be one over samples.
+
+    A loss that adds up its samples is refused, for every number would be wrong by their count. A mean with other
+    weights than the objective knows (over tokens, say, in a function of the user's own) is told.
+
+    Returns:
+        A sentence about weights that are not known; empty when all is well or nothing can be told.
+
+    Raises:
+        ConfigurationError: When the loss is a sum.
+    """
+    count = sample_count(batch)
+    leaves = [leaf for leaf in tensors_of(batch) if leaf.ndim > 0]
+    if objective.loss_fn is None or count < 2 or any(len(leaf) != count for leaf in leaves):
+        return ""
+    halves = (
+        [rows_of(part, slice(0, count // 2)) for part in batch],
+        [rows_of(part, slice(count // 2, count)) for part in batch],
+    )
+    parts: list[Batch] = [batch, (halves[0][0], halves[0][1]), (halves[1][0], halves[1][1])]
+    table = {name: p.detach().to(objective.dtype, copy=True) for name, p in objective.module.named_parameters()}
+    with torch.no_grad():
+        whole, first, second = (float(objective.loss(table, part)) for part in parts)
+    if not all(map(math.isfinite, (whole, first, second))):
+        return ""
+    tolerance = AGREEMENT * abs(whole)
+    if abs(whole - first - second) <= tolerance < abs(whole - (first + second) / 2):
+        raise ConfigurationError(
+            f"The loss adds up its samples ({whole:.6g} on {count}, {first:.6g} and {second:.6g} on the halves), but "
+            "a mean is needed; use reduction='mean'."
+        )
+    share = objective.batch_weight(parts[1]) / objective.batch_weight(batch)
+    expected = share * first + (1 - share) * second
+    if abs(whole - expected) > tolerance + AGREEMENT * abs(first - second) + 1e-7:
+        return (
+            f"The loss of a batch ({whole:.6g}) is not the mean over its samples ({expected:.6g}): batches are "
+            "weighted by their sample counts all the same; pass sample_weights= if it is a mean over tokens."
+        )
+    return ""
+
+
+def default_loss(outputs: Any, targets: Any) -> Callable[[Any, Any], Tensor] | None:
+    """The loss that such outputs and targets are usually trained with, or None when nothing fits.
+
+    Cross-entropy for integer targets and outputs with a class dimension, mean squared error for float targets of
+    the outputs' own shape. A guess: callers compare it with what the training really minimises.
+    """
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        return None
+    integer = not targets.is_floating_point() and not targets.is_complex()
+    if integer and outputs.ndim >= 2 and targets.shape == outputs.shape[:1] + outputs.shape[2:]:
+        return nn.functional.cross_entropy
+    if targets.is_floating_point() and targets.shape == outputs.shape:
+        return nn.functional.mse_loss
+    return None

@@ -38,20 +38,18 @@ class BasisMemoryError(ArithmeticError):
         self.fits = fits
 
 
-def rows_that_fit(dim: int, k: int, itemsize: int, memory: int | None, *, locked: int = 0) -> int | None:
-    """Rows of a basis within ``memory`` bytes, beside so many locked ones; None without a bound.
+def rows_that_fit(dim: int, k: int, itemsize: int, memory: int | None) -> int | None:
+    """Rows of a basis within ``memory`` bytes; None without a bound.
 
     Raises:
         BasisMemoryError: For fewer than k + 10, or than the space holds.
     """
     if memory is None:
         return None
-    rows = memory // max(dim * itemsize, 1) - locked
-    least = min(k + SPARE, dim - locked + 1)
+    rows = memory // max(dim * itemsize, 1)
+    least = min(k + SPARE, dim + 1)
     if rows < least:
-        raise BasisMemoryError(
-            needed=(least + locked) * dim * itemsize, available=memory, fits=max(rows + locked - SPARE, 0)
-        )
+        raise BasisMemoryError(needed=least * dim * itemsize, available=memory, fits=max(rows - SPARE, 0))
     return rows
 
 

@@ -113,7 +113,7 @@ def top_eigenpairs(
         verify_multiplicity: None verifies up to p = 2,000.
         eigenvectors: Form the vectors, (p, k).
         basis_memory: Bytes for the basis, at least those of k + 10 vectors. Without restarts it takes
-            ``(m + 1) p`` numbers, while it grows that and the old rows.
+            ``(m + 1) p`` numbers, while it grows that and the old rows; the k vectors of a verification come on top.
         basis: "device", "host", or "half" (bfloat16). Rows rounded to three digits span a slightly wrong space: then
             the pairs come from k further products in full precision and are judged by their true residuals, which stay
             near 1e-2 of the largest magnitude; the eigenvalues themselves are good to the square of that.
@@ -176,9 +176,7 @@ def _search(
     and at least the first: it decides whether anything more wanted is left.
     """
     hidden = 0 if locked is None else len(locked)
-    rows = rows_that_fit(
-        operator.dim, search.k, item_bytes(operator.dtype, search.storage), search.memory, locked=hidden
-    )
+    rows = rows_that_fit(operator.dim, search.k, item_bytes(operator.dtype, search.storage), search.memory)
     first = unit_gaussian(operator.dim, search.rng) if start is None else start
     process = Lanczos(
         operator,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_sloppy.curvature.cotangents import Fisher, Kind, checked_fisher
 from lightning_sloppy.curvature.fisher_spectra import FisherMethod, fisher_of
@@ -25,6 +25,9 @@ from lightning_sloppy.linalg.basis import Storage
 from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.linalg.wanted import Which
 from lightning_sloppy.records import Spectrum
+
+AUTO_PROBES = 4
+"""Probe vectors that "auto" starts with."""
 
 __all__ = [
     "Fisher",
@@ -47,7 +50,8 @@ def hessian_spectrum(
     k: int = 10,
     *,
     which: Which = "magnitude",
-    probes: int = 0,
+    probes: int | Literal["auto"] = 0,
+    rel_error: float = 0.05,
     steps: int = 64,
     parameters: Patterns = None,
     by_layer: bool = False,
@@ -72,7 +76,9 @@ def hessian_spectrum(
         loss_fn: Mean-reduced ``loss_fn(outputs, targets)``.
         k: Wanted pairs; ``min(k, p)`` are returned.
         which: "magnitude", "largest", "smallest", or "both" ends (the larger half of k from the top).
-        probes: Rademacher probe vectors for trace and density, 0 or at least 2 (one has no standard error).
+        probes: Rademacher probe vectors for trace and density, beside the converged pairs: 0, at least 2 (one has no
+            standard error), or "auto": four, and more until the trace is known to ``rel_error``, at most 64.
+        rel_error: Standard error of the trace relative to it that "auto" is after.
         steps: Depth of the quadrature, one product for each probe vector and step. When it is too
             little for a quantity, its estimate says UNRESOLVED.
         parameters: Shell-style patterns of parameter names: the block of those parameters. None: all.
@@ -113,6 +119,8 @@ def hessian_spectrum(
     checked_counts(k, probes)
     _check_choices(mode, which, method, basis)
     _check_solver(steps, tol, max_products, basis_memory)
+    if not rel_error > 0:
+        raise ConfigurationError(f"rel_error={rel_error} can never be reached; pass a positive number such as 0.05.")
     if over_ranks:
         need_ranks()
     objective = Objective(
@@ -131,7 +139,7 @@ def hessian_spectrum(
             objective,
             held,
             solve=Solve(k, which, tol, max_products, verify_multiplicity, eigenvectors, basis_memory, basis),
-            quadrature=_quadrature(module, parameters, probes, steps, seed),
+            quadrature=_quadrature(module, parameters, probes, steps, seed, rel_error),
             method=method,
             parameters=parameters,
             by_layer=by_layer,
@@ -224,7 +232,7 @@ def fisher_spectrum(
         return replace(found, detail={**found.detail, "weights": note}) if note else found
 
 
-def checked_counts(k: int, probes: int) -> None:
+def checked_counts(k: int, probes: int | str) -> None:
     """Check numbers of pairs and probe vectors.
 
     Raises:
@@ -234,9 +242,10 @@ def checked_counts(k: int, probes: int) -> None:
         raise ConfigurationError(
             f"k={k} eigenpairs were asked for, but at least 1 is needed; pass k >= 1, a whole number."
         )
-    if probes < 0 or probes == 1:
+    if probes != "auto" and (not isinstance(probes, int) or probes < 0 or probes == 1):
         raise ConfigurationError(
-            f"probes={probes} probe vectors were asked for, but one has no standard error; pass 0, or at least 2."
+            f"probes={probes} probe vectors were asked for, but one has no standard error; pass 0, at least 2, "
+            "or 'auto'."
         )
 
 
@@ -266,6 +275,21 @@ def _check_solver(steps: int, tol: float | None, max_products: int | None, basis
         raise ConfigurationError(f"basis_memory={basis_memory} bytes hold no vector; pass a number of bytes, or None.")
 
 
-def _quadrature(module: nn.Module, parameters: Patterns, probes: int, steps: int, seed: int) -> Quadrature | None:
+def _quadrature(
+    module: nn.Module,
+    parameters: Patterns,
+    probes: int | Literal["auto"],
+    steps: int,
+    seed: int,
+    rel_error: float = 0.05,
+) -> Quadrature | None:
+    if probes == 0:
+        return None
     dim = ParameterLayout.of(module, parameters).dim
-    return Quadrature(rademacher(dim, probes, generator(seed + 1)), steps) if probes else None
+
+    def vectors(count: int) -> Tensor:
+        return rademacher(dim, count, generator(seed + 1))
+
+    if probes == "auto":
+        return Quadrature(vectors(AUTO_PROBES), steps, more=vectors, rel_error=rel_error)
+    return Quadrature(vectors(probes), steps)

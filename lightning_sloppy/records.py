@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from torch import Tensor
+from torch import Tensor, float64, zeros
 
 
 class Status(Enum):
@@ -85,8 +85,11 @@ class Density:
         offdiagonals: For each probe vector the off-diagonal, shape (m,): the last entry is the norm of the
             residual, zero where the Krylov space was exhausted and the quadrature is exact.
         nodes: Gauss nodes of all probe vectors, shape (vectors, m), padded with zeros.
-        weights: Gauss weights, same shape, padded with zeros; every row sums to ``dim``.
+        weights: Gauss weights, same shape, padded with zeros; every row sums to its mass.
         positive_semidefinite: Whether the matrix is so by construction, which makes Gauss-Radau brackets valid.
+        masses: Squared norm of each probe vector, (vectors,): ``dim``, or what is left of it beside ``known``.
+        known: Eigenvalues that the probe vectors were kept orthogonal to, counted exactly, (l,).
+        known_residuals: Their residuals, (l,): what they and the rest still have in common.
     """
 
     diagonals: tuple[Tensor, ...]
@@ -94,6 +97,9 @@ class Density:
     nodes: Tensor
     weights: Tensor
     positive_semidefinite: bool
+    masses: Tensor
+    known: Tensor = field(default_factory=lambda: zeros(0, dtype=float64))
+    known_residuals: Tensor = field(default_factory=lambda: zeros(0, dtype=float64))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from lightning_sloppy.analysis import Quadrature, fisher_spectrum, gauss_newton_
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.preserve import preserved
 from lightning_sloppy.linalg.vectors import generator, rademacher
-from lightning_sloppy.measures.effective_dimension import effective_dimension, eigenvalue_count, negative_mass
+from lightning_sloppy.measures.effective_dimension import effective_dimension, eigenvalue_count
+from lightning_sloppy.measures.functionals import negative_mass
 from lightning_sloppy.records import Spectrum, Status
 
 

@@ -14,6 +14,7 @@ from lightning_sloppy.evaluation.batches import Batch, sample_count
 from lightning_sloppy.evaluation.loss_checks import checked_loss
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.linalg.vectors import generator, rademacher
+from lightning_sloppy.measures import brackets
 from lightning_sloppy.measures import effective_dimension as dimension
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.objective import ObjectiveChoice
@@ -149,8 +150,8 @@ class HessianSpectrum(ScaledCallback):
                 self._vectors,
                 self.steps,
                 lambda diagonal, off: (
-                    dimension.density_is_resolved(diagonal, off, scales, STOP_AT)
-                    and dimension.count_is_resolved(diagonal, off, scale.z, dim)
+                    brackets.density_is_resolved(diagonal, off, scales, STOP_AT)
+                    and brackets.count_is_resolved(diagonal, off, scale.z, dim)
                 ),
             ),
             rng=generator(self.seed),

@@ -75,7 +75,7 @@ class Frame:
             density=density,
             dim=operator.dim,
             num_samples=self.count,
-            trace=trace_of(found, density, operator.dim),
+            trace=trace_of(found, density),
             matrix=self.matrix,
             floor=operator.rounding * largest,
             truncated=len(found.values) < operator.dim,
@@ -107,13 +107,16 @@ class Frame:
         return loss, ""
 
 
-def trace_of(found: Eigenpairs | None, density: Density | None, dim: int) -> Estimate | None:
-    """Exact from the whole spectrum, else Hutchinson's estimate: the first entry of every T is ``v^T A v / p``."""
+def trace_of(found: Eigenpairs | None, density: Density | None) -> Estimate | None:
+    """Exact from the whole spectrum, else Hutchinson's: the first entry of every T is ``v^T A v / ||v||^2``.
+
+    Where the probe vectors are kept orthogonal to known pairs, their values are added: that splits the trace exactly.
+    """
     if found is not None and found.spectrum is not None:
         return Estimate(float(found.spectrum.sum()))
     if density is None:
         return None
-    samples = torch.stack([diagonal[0] for diagonal in density.diagonals]) * dim
+    samples = torch.stack([diagonal[0] for diagonal in density.diagonals]) * density.masses + density.known.sum()
     error = float(samples.std(unbiased=True)) / len(samples) ** 0.5
     return Estimate(float(samples.mean()), standard_error=error, status=Status.CONVERGED)
 

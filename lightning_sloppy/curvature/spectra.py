@@ -23,7 +23,7 @@ from lightning_sloppy.linalg.basis import BasisMemoryError, Storage
 from lightning_sloppy.linalg.eigensolver import DENSE_LIMIT, Eigenpairs, top_eigenpairs
 from lightning_sloppy.linalg.lanczos import NonFiniteProductError
 from lightning_sloppy.linalg.operator import SymmetricOperator
-from lightning_sloppy.linalg.quadrature import Enough, exact_density, lanczos_density
+from lightning_sloppy.linalg.quadrature import Enough, Known, exact_density, joined, lanczos_density
 from lightning_sloppy.linalg.wanted import Which
 from lightning_sloppy.records import Density, Spectrum, Status
 
@@ -57,13 +57,27 @@ class Solve:
         )
 
 
+MOST_PROBES = 64
+"""Probe vectors at which ``probes="auto"`` gives up: the error is then a quarter of that of the first four."""
+
+
 @dataclass(frozen=True)
 class Quadrature:
-    """How the whole spectrum is seen: Rademacher probe vectors (count, p), depth, and when it is enough."""
+    """How the whole spectrum is seen.
+
+    Attributes:
+        vectors: Rademacher probe vectors, (count, p).
+        steps: Depth.
+        enough: Asked every few steps whether the quadrature of a vector is good enough.
+        more: Gives so many probe vectors, the first ones among them always the same; None for no more.
+        rel_error: Standard error of the trace, relative to it, at which no more are wanted.
+    """
 
     vectors: Tensor
     steps: int
     enough: Enough | None = None
+    more: Callable[[int], Tensor] | None = None
+    rel_error: float = 0.05
 
 
 def hessian_of(
@@ -114,7 +128,7 @@ def spectrum_of(
 
     def use(operator: CurvatureOperator) -> Spectrum:
         operator.on_product = on_product
-        found = solve.pairs(operator, memory, rng, solve.eigenvectors)
+        found = solve.pairs(operator, memory, rng, solve.eigenvectors or quadrature is not None)
         if isinstance(operator, CentralDifferences):
             operator.measure_rounding(rng)
             found = _honest(found, operator.rounding)
@@ -122,7 +136,9 @@ def spectrum_of(
         if found.spectrum is not None and len(found.values) < operator.dim:
             density = exact_density(found.spectrum, positive_semidefinite=positive)
         elif found.spectrum is None and quadrature is not None:
-            density = _density(operator, quadrature, memory, rng, positive)
+            density = _density(operator, quadrature, memory, rng, positive=positive, known=_known(found))
+        if not solve.eigenvectors:
+            found = replace(found, vectors=None)
         spectrum = frame.pairs(operator, found, density=density, method=operator.method)
         # One step tells the trace and nothing of the shape.
         if found.spectrum is None and quadrature is not None and quadrature.steps == 1:
@@ -175,7 +191,7 @@ def gauss_newton_of(
         operator.on_product = on_product
         if layout.dim <= DENSE_LIMIT:
             return frame.pairs(operator, top_eigenpairs(operator, layout.dim, rng=rng), method=operator.method)
-        density = _density(operator, quadrature, memory, rng, True)
+        density = _density(operator, quadrature, memory, rng, positive=True)
         largest, smallest = float(density.nodes.max()), float(density.nodes.min())
         floor = operator.rounding * max(largest, -smallest)
         if smallest < -floor:
@@ -186,7 +202,7 @@ def gauss_newton_of(
             largest=largest,
             smallest=smallest,
             density=density,
-            trace=trace_of(None, density, layout.dim),
+            trace=trace_of(None, density),
             floor=floor,
             cost=frame.cost(operator, operator.method),
         )
@@ -199,22 +215,52 @@ def gauss_newton_of(
         return frame.nothing(layout.dim, Status.OUT_OF_MEMORY, fits=error.fits, memory=str(error))
 
 
+def _known(found: Eigenpairs) -> Known | None:
+    """The converged pairs, for the quadrature to go on beside them."""
+    if found.vectors is None or not bool(found.converged.any()):
+        return None
+    keep = found.converged
+    return Known(found.values[keep], found.vectors[:, keep.to(found.vectors.device)], found.residuals[keep])
+
+
 def _density(
-    operator: CurvatureOperator, quadrature: Quadrature, memory: int, rng: torch.Generator, positive: bool
+    operator: CurvatureOperator,
+    quadrature: Quadrature,
+    memory: int,
+    rng: torch.Generator,
+    *,
+    positive: bool,
+    known: Known | None = None,
 ) -> Density:
-    """Quadrature in lockstep where that shares the building of graphs and the bases fit, else one after another."""
+    """Quadrature beside the known pairs, with more probe vectors where they are wanted.
+
+    In lockstep where that shares the building of graphs and the bases fit, else one vector after another.
+    """
     one = quadrature.steps * operator.dim * operator.dtype.itemsize
     if one > memory:
         raise BasisMemoryError(needed=one, available=memory, fits=0)
-    return lanczos_density(
-        operator,
-        quadrature.vectors,
-        steps=quadrature.steps,
-        rng=rng,
-        positive_semidefinite=positive,
-        enough=quadrature.enough,
-        together=operator.method.startswith("recomputed") and one * len(quadrature.vectors) <= memory,
-    )
+
+    def seen(vectors: Tensor) -> Density:
+        return lanczos_density(
+            operator,
+            vectors,
+            steps=quadrature.steps,
+            rng=rng,
+            positive_semidefinite=positive,
+            enough=quadrature.enough,
+            together=operator.method.startswith("recomputed") and one * len(vectors) <= memory,
+            known=known,
+        )
+
+    density, count = seen(quadrature.vectors), len(quadrature.vectors)
+    while quadrature.more is not None and count < MOST_PROBES:
+        trace = trace_of(None, density)
+        assert trace is not None
+        if trace.standard_error <= quadrature.rel_error * abs(trace.value):
+            break
+        density = joined(density, seen(quadrature.more(2 * count)[count:]))
+        count *= 2
+    return density
 
 
 def _blocks(

@@ -8,6 +8,7 @@ What the rules bracket is proved in Golub and Meurant, "Matrices, Moments and Qu
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +22,21 @@ Enough = Callable[[Tensor, Tensor], bool]
 """Given the diagonals of T so far: is the quadrature good enough?"""
 
 
+@dataclass(frozen=True)
+class Known:
+    """Converged eigenpairs.
+
+    Attributes:
+        values: (l,), float64.
+        vectors: (p, l), orthonormal columns.
+        residuals: (l,).
+    """
+
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
+
+
 def lanczos_density(
     operator: SymmetricOperator,
     probe_vectors: Tensor,
@@ -31,6 +47,7 @@ def lanczos_density(
     enough: Enough | None = None,
     check_every: int = 10,
     together: bool = False,
+    known: Known | None = None,
 ) -> Density:
     """Run one Lanczos process for each probe vector, each to at most ``steps`` steps.
 
@@ -42,6 +59,9 @@ def lanczos_density(
         positive_semidefinite: Whether the matrix is so by construction.
         enough: Asked every ``check_every`` steps; stops the process of this probe vector when it says so.
         check_every: Steps between two questions.
+        known: Converged pairs: the probe vectors are projected beside them, where the matrix has a smaller norm, and
+            the known eigenvalues are counted exactly. With the trace in mind: Hutchinson's variance is that of the
+            rest alone, as in Hutch++ (Meyer et al. 2021), whose space is here at no further product.
         together: Advance all processes in lockstep, one ``matmat`` a step: cheaper where several vectors share a pass
             over the data, at the price of all bases in memory at once.
 
@@ -49,11 +69,13 @@ def lanczos_density(
         NonFiniteProductError: When a product held NaN or infinity.
     """
     diagonals, offdiagonals = [], []
+    locked = None if known is None else known.vectors.T.contiguous().to(operator.device, operator.dtype)
+    probe_vectors = probe_vectors.to(operator.device, operator.dtype)
+    if locked is not None:
+        probe_vectors = probe_vectors - (probe_vectors @ locked.T) @ locked
+    masses = probe_vectors.double().square().sum(1) if operator.device.type != "mps" else probe_vectors.square().sum(1)
     for group in [probe_vectors] if together else list(torch.split(probe_vectors, 1)):
-        processes = [
-            Lanczos(operator, vector.to(operator.device, operator.dtype), rng=rng, capacity=min(steps, 64))
-            for vector in group
-        ]
+        processes = [Lanczos(operator, vector, rng=rng, locked=locked, capacity=min(steps, 64)) for vector in group]
         running = list(processes)
         while running:
             advance_together(running, min(check_every, steps - max(process.steps for process in running)))
@@ -64,7 +86,19 @@ def lanczos_density(
             end = int(broken[0]) + 1 if len(broken) else process.steps
             diagonals.append(process.diagonal[:end].clone())
             offdiagonals.append(process.offdiagonal[:end].clone())
-    return _density(diagonals, offdiagonals, operator.dim, positive_semidefinite)
+    density = _density(diagonals, offdiagonals, masses.to("cpu", torch.float64), positive_semidefinite)
+    return density if known is None else replace(density, known=known.values, known_residuals=known.residuals)
+
+
+def joined(first: Density, second: Density) -> Density:
+    """One density from the probe vectors of both; they are of the same matrix, beside the same known pairs."""
+    whole = _density(
+        [*first.diagonals, *second.diagonals],
+        [*first.offdiagonals, *second.offdiagonals],
+        torch.cat([first.masses, second.masses]),
+        first.positive_semidefinite,
+    )
+    return replace(whole, known=first.known, known_residuals=first.known_residuals)
 
 
 def _finished(process: Lanczos, steps: int, enough: Enough | None) -> bool:
@@ -88,10 +122,12 @@ def exact_density(eigenvalues: Tensor, *, positive_semidefinite: bool) -> Densit
     once = lanczos_density(
         operator, flat, steps=operator.dim, rng=generator(0), positive_semidefinite=positive_semidefinite
     )
-    return _density([*once.diagonals] * 2, [*once.offdiagonals] * 2, operator.dim, positive_semidefinite)
+    return _density([*once.diagonals] * 2, [*once.offdiagonals] * 2, once.masses.repeat(2), positive_semidefinite)
 
 
-def _density(diagonals: list[Tensor], offdiagonals: list[Tensor], dim: int, positive_semidefinite: bool) -> Density:
+def _density(
+    diagonals: list[Tensor], offdiagonals: list[Tensor], masses: Tensor, positive_semidefinite: bool
+) -> Density:
     """Tridiagonal matrices with their Gauss rules, padded with zeros."""
     rules = [gauss(d, o) for d, o in zip(diagonals, offdiagonals, strict=True)]
     depth = max(len(d) for d in diagonals)
@@ -99,8 +135,8 @@ def _density(diagonals: list[Tensor], offdiagonals: list[Tensor], dim: int, posi
     weights = torch.zeros_like(nodes)
     for row, (node, weight) in enumerate(rules):
         nodes[row, : len(node)] = node
-        weights[row, : len(node)] = weight * dim
-    return Density(tuple(diagonals), tuple(offdiagonals), nodes, weights, positive_semidefinite)
+        weights[row, : len(node)] = weight * masses[row]
+    return Density(tuple(diagonals), tuple(offdiagonals), nodes, weights, positive_semidefinite, masses)
 
 
 def gauss(diagonal: Tensor, offdiagonal: Tensor) -> tuple[Tensor, Tensor]:

@@ -92,7 +92,8 @@ def _atoms(spectrum: Spectrum) -> tuple[Tensor, Tensor]:
         return values, torch.ones_like(values)
     nodes = density.nodes.detach().to("cpu", torch.float64)
     weights = density.weights.detach().to("cpu", torch.float64) / max(1, nodes.shape[0])
-    return nodes.flatten(), weights.flatten()
+    known = density.known.to("cpu", torch.float64)
+    return torch.cat([nodes.flatten(), known]), torch.cat([weights.flatten(), torch.ones_like(known)])
 
 
 def _bin(values: Tensor, weights: Tensor) -> RawHistogram:

@@ -11,19 +11,21 @@ from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.linalg.operator import DenseOperator
 from lightning_sloppy.linalg.quadrature import exact_density, lanczos_density
 from lightning_sloppy.linalg.vectors import generator, rademacher
-from lightning_sloppy.measures.effective_dimension import (
-    converged_above,
+from lightning_sloppy.measures.brackets import (
     count_is_resolved,
-    curvature_scale,
     density_is_resolved,
-    effective_dimension,
-    eigenvalue_count,
-    negative_mass,
-    of_half_the_samples,
     positive_soft_count_bracket,
     soft_count_bracket,
     step_count_bracket,
 )
+from lightning_sloppy.measures.effective_dimension import (
+    converged_above,
+    curvature_scale,
+    effective_dimension,
+    eigenvalue_count,
+    of_half_the_samples,
+)
+from lightning_sloppy.measures.functionals import negative_mass
 from lightning_sloppy.records import Density, Estimate, Spectrum, Status
 
 EMPTY = torch.zeros(0, dtype=torch.float64)

@@ -18,7 +18,8 @@ def spectrum(values: list[float], *, floor: float = 1e-9, density: Density | Non
 
 
 def density(nodes: list[list[float]], weights: list[list[float]]) -> Density:
-    return Density((), (), torch.tensor(nodes).double(), torch.tensor(weights).double(), False)
+    weight = torch.tensor(weights).double()
+    return Density((), (), torch.tensor(nodes).double(), weight, False, weight.sum(1))
 
 
 def test_all_eigenvalues_of_one_sign_above_the_floor_are_counted_once():

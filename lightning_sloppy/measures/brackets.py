@@ -55,17 +55,35 @@ def step_count_bracket(diagonal: Tensor, offdiagonal: Tensor, z: float) -> tuple
 
 
 def positive_soft_count_bracket(diagonal: Tensor, offdiagonal: Tensor, z: float) -> tuple[float, float]:
-    """Lower and upper bound of ``sum_j w_j t_j / (t_j + z)`` over t_j > 0, for one unit probe vector, T indefinite.
+    """Lower and upper bound of ``sum_j w_j t_j / (t_j + z)`` over t_j > 0, for one unit probe vector, T indefinite."""
+    return increasing_bracket(
+        diagonal, offdiagonal, lambda nodes: soft(nodes, z), lambda level: z * level / (1 - level)
+    )
 
-    With ``u = t / (t + z)`` the sum is the integral over u in (0, 1) of the mass at or above ``t(u) = z u / (1 - u)``,
-    and that mass is bracketed at every threshold. The integral is a Gauss-Legendre sum of 24 terms.
+
+def increasing_bracket(
+    diagonal: Tensor,
+    offdiagonal: Tensor,
+    function: Callable[[Tensor], Tensor],
+    threshold: Callable[[float], float],
+) -> tuple[float, float]:
+    """Lower and upper bound of ``sum_j w_j f(t_j)`` over t_j > 0 for f that increases from 0 to 1; T may be indefinite.
+
+    The sum is the integral over u in (0, 1) of the mass at or above the t with f(t) = u, and that mass is bracketed at
+    every threshold. The integral is a Gauss-Legendre sum of 24 terms.
+
+    Args:
+        diagonal: Of T.
+        offdiagonal: Of T.
+        function: f, zero for t <= 0.
+        threshold: Its inverse.
     """
     nodes, weights = gauss(diagonal, offdiagonal)
-    seen = float((weights * soft(nodes, z)).sum())
+    seen = float((weights * function(nodes)).sum())
     if float(offdiagonal[-1]) == 0.0:
         return seen, seen
     points, shares = np.polynomial.legendre.leggauss(LEVELS)
-    levels = [step_count_bracket(diagonal, offdiagonal, z * (1 + x) / (1 - x)) for x in points.tolist()]
+    levels = [step_count_bracket(diagonal, offdiagonal, threshold((1 + x) / 2)) for x in points.tolist()]
     lower, upper = (shares / 2 @ np.array(levels)).tolist()
     # The Gauss rule lies inside the bracket; so it stays, whatever the sum of 24 terms makes of a step.
     return min(lower, seen), max(upper, seen)

@@ -1,0 +1,59 @@
+"""What lies inside the space of the top eigenvectors, beside what a random vector would have there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_sloppy.records import Estimate
+
+
+def share_inside(vectors: Tensor, direction: Tensor) -> Estimate | None:
+    """``||U^T g||^2 / ||g||^2``: the part of a vector inside a space, in [0, 1]; None for a vector of zeros.
+
+    For the gradient and the top eigenspace: Gur-Ari, Roberts and Dyer (2018, arXiv 1812.04754). A random direction has
+    ``k / p`` on average (:func:`random_share`).
+
+    Args:
+        vectors: (p, k), orthonormal columns.
+        direction: (p,).
+    """
+    size = float(torch.linalg.vector_norm(direction))
+    if size == 0.0:
+        return None
+    inside = vectors.T.to(direction.dtype) @ (direction / size)
+    return Estimate(min(float(inside.double().square().sum()), 1.0))
+
+
+def random_share(dim: int, k: int) -> Estimate:
+    """Mean share of a random direction, ``k / p``, with the standard deviation of one as its standard error.
+
+    The share is Beta-distributed with parameters k/2 and (p - k)/2, of variance ``2 k (p - k) / (p^2 (p + 2))``.
+
+    >>> random_share(100, 10).value
+    0.1
+    """
+    spread = (2 * k * max(dim - k, 0) / (dim**2 * (dim + 2))) ** 0.5
+    return Estimate(k / dim, standard_error=spread)
+
+
+def overlap(first: Tensor, second: Tensor) -> Estimate:
+    """``tr(P_1 P_2) / min(k_1, k_2)`` of two spaces: 1 when one holds the other, 0 when they are orthogonal.
+
+    Two random spaces of k dimensions have ``k / p`` on average.
+
+    Args:
+        first: (p, k_1), orthonormal columns.
+        second: (p, k_2), orthonormal columns.
+    """
+    cosines = first.T @ second.to(first.device, first.dtype)
+    return Estimate(min(float(cosines.double().square().sum()) / min(first.shape[1], second.shape[1]), 1.0))
+
+
+def sharpness(learning_rate: float, largest: float) -> Estimate:
+    """Learning rate times the largest eigenvalue: at 2 plain gradient descent is at the edge of stability.
+
+    Cohen et al. (2021, arXiv 2103.00065); with heavy-ball momentum beta the edge is at ``2 (1 + beta)``. For methods
+    that scale each coordinate (Adam) the number has no such threshold: there the preconditioned Hessian counts.
+    """
+    return Estimate(learning_rate * largest)

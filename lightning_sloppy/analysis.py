@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_sloppy.curvature.cotangents import Fisher, Kind, checked_fisher
 from lightning_sloppy.curvature.fisher_spectra import FisherMethod, fisher_of
+from lightning_sloppy.curvature.gradient import mean_gradient
 from lightning_sloppy.curvature.kept_graph import Method
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.curvature.spectra import Quadrature, Solve, gauss_newton_of, hessian_of
@@ -40,6 +41,7 @@ __all__ = [
     "hessian_of",
     "hessian_spectrum",
     "input_spectrum",
+    "mean_gradient",
 ]
 
 

@@ -13,7 +13,8 @@ from lightning_sloppy.evaluation.loss_checks import checked_loss
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.measures import effective_dimension as dimension
-from lightning_sloppy.measures.sloppiness import effective_rank, participation_ratio
+from lightning_sloppy.measures.dimensions import degrees_of_freedom, stable_rank
+from lightning_sloppy.measures.sloppiness import effective_rank, entropy_rank, participation_ratio
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.records import Estimate, Measurement, Spectrum, Status
 from lightning_sloppy.reporting.progress import progress
@@ -105,6 +106,8 @@ def fisher_estimates(spectrum: Spectrum, scale: Scale | None) -> dict[str, Estim
         "largest": Estimate(spectrum.largest),
         "participation_ratio": participation_ratio(spectrum),
         "effective_rank": effective_rank(spectrum),
+        "entropy_rank": entropy_rank(spectrum),
+        "stable_rank": stable_rank(spectrum),
         "num_parameters": Estimate(float(spectrum.dim)),
         "num_samples": Estimate(float(spectrum.num_samples)),
     }
@@ -116,6 +119,7 @@ def fisher_estimates(spectrum: Spectrum, scale: Scale | None) -> dict[str, Estim
     found["effective_dimension"] = dimension.effective_dimension(spectrum, scale.z)
     found["effective_dimension_fine"] = dimension.effective_dimension(spectrum, scale.z / 10)
     found["effective_dimension_coarse"] = dimension.effective_dimension(spectrum, scale.z * 10)
+    found["degrees_of_freedom_2"] = degrees_of_freedom(spectrum, scale.z, 2)
     found["eigenvalue_count"] = dimension.eigenvalue_count(spectrum, scale.z)
     half = dimension.of_half_the_samples(spectrum)
     if half is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lightning_sloppy.analysis import Quadrature, Solve, checked_counts, gauss_newton_of, hessian_of
+from lightning_sloppy.callbacks.directions import Directions
 from lightning_sloppy.callbacks.scale import Scale, ScaledCallback
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
@@ -90,6 +91,13 @@ class HessianSpectrum(ScaledCallback):
         self.objective = objective
         self.seed = seed
         self._vectors: Tensor | None = None
+        self._directions = Directions()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the directions of the last fit."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._directions = Directions()
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """Hessian first, then its Gauss-Newton part, on the same probe and the same probe vectors."""
@@ -112,7 +120,8 @@ class HessianSpectrum(ScaledCallback):
                 solve=Solve(
                     self.k,
                     tol=self.tol,
-                    eigenvectors=any(listener.needs_eigenvectors for listener in self.subscribers(trainer)),
+                    eigenvectors=Directions.affordable(dim, self.k, choice.objective.dtype)
+                    or any(listener.needs_eigenvectors for listener in self.subscribers(trainer)),
                 ),
                 rng=generator(self.seed),
                 on_product=bar.advance,
@@ -125,6 +134,9 @@ class HessianSpectrum(ScaledCallback):
         if gauss_newton is not None and not gauss_newton.status.ok:
             notes.append(f"Gauss-Newton part: {gauss_newton.status.value}")
         estimates = self._estimates(hessian, gauss_newton, scale)
+        if hessian.status.ok:
+            estimates |= self._directions.estimates(trainer, context, choice.objective, batches, hessian)
+        notes += [str(hessian.detail[name]) for name in ("fallback", "unsteady") if name in hessian.detail]
         notes += _unresolved(estimates)
         return Measurement(
             step=step,

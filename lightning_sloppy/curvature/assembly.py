@@ -12,7 +12,7 @@ from lightning_sloppy.curvature.memory import free_bytes
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.evaluation.batches import Batch, sample_count
 from lightning_sloppy.evaluation.objective import Objective
-from lightning_sloppy.linalg.eigensolver import Eigenpairs
+from lightning_sloppy.linalg.eigenpairs import Eigenpairs
 from lightning_sloppy.linalg.operator import SymmetricOperator
 from lightning_sloppy.records import Cost, Density, Estimate, Spectrum, Status
 

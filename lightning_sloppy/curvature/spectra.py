@@ -20,7 +20,8 @@ from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.evaluation.batches import Batch
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.linalg.basis import BasisMemoryError, Storage
-from lightning_sloppy.linalg.eigensolver import DENSE_LIMIT, Eigenpairs, top_eigenpairs
+from lightning_sloppy.linalg.eigenpairs import Eigenpairs
+from lightning_sloppy.linalg.eigensolver import DENSE_LIMIT, top_eigenpairs
 from lightning_sloppy.linalg.lanczos import NonFiniteProductError
 from lightning_sloppy.linalg.operator import SymmetricOperator
 from lightning_sloppy.linalg.quadrature import Enough, Known, exact_density, joined, lanczos_density

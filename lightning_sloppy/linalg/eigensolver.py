@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lightning_sloppy.linalg.basis import Storage, item_bytes, rows_that_fit
+from lightning_sloppy.linalg.eigenpairs import Eigenpairs, Search, merged, rayleigh_ritz
 from lightning_sloppy.linalg.lanczos import Lanczos, NonFiniteProductError
 from lightning_sloppy.linalg.operator import SymmetricOperator
 from lightning_sloppy.linalg.vectors import unit_gaussian
@@ -19,62 +20,6 @@ DENSE_LIMIT = 256
 
 VERIFY_LIMIT = 2_000
 """Up to this size multiplicities are verified unless told otherwise: it costs products."""
-
-
-@dataclass(frozen=True)
-class Eigenpairs:
-    """What a solve found.
-
-    Attributes:
-        values: (k,), CPU float64, descending by signed value.
-        vectors: (p, k), orthonormal columns on the operator's device, in the order of the values; None unless asked.
-        residuals: (k,), upper estimates of ``||A u - lambda u||``.
-        converged: (k,), whether each residual is within the tolerance.
-        largest: Algebraically largest value seen, and its residual.
-        smallest: Algebraically smallest value seen, and its residual.
-        spectrum: All eigenvalues, descending, when the whole matrix was formed, else None.
-        tolerance: The absolute residual that was asked for.
-        status: EXACT, CONVERGED, NOT_CONVERGED.
-        method: "dense" or "lanczos".
-        basis_bytes: Most memory that a basis took.
-        restarts: Thick restarts.
-    """
-
-    values: Tensor
-    vectors: Tensor | None
-    residuals: Tensor
-    converged: Tensor
-    largest: tuple[float, float]
-    smallest: tuple[float, float]
-    spectrum: Tensor | None
-    tolerance: float
-    status: Status
-    method: str
-    basis_bytes: int = 0
-    restarts: int = 0
-
-
-@dataclass(frozen=True)
-class Search:
-    """What a search is after, and what it may cost.
-
-    Attributes:
-        k: Wanted pairs.
-        which: Which.
-        tolerance: Relative residual.
-        budget: Count of the operator's products at which to stop.
-        rng: Of the starting vectors.
-        memory: Bytes for the basis, or None.
-        storage: Where the basis is kept.
-    """
-
-    k: int
-    which: Which
-    tolerance: float
-    budget: int
-    rng: torch.Generator
-    memory: int | None
-    storage: Storage
 
 
 def default_tolerance(dtype: torch.dtype) -> float:
@@ -132,7 +77,7 @@ def top_eigenpairs(
     verify = operator.dim <= VERIFY_LIMIT if verify_multiplicity is None else verify_multiplicity
     found = _search(operator, search, start=start, vectors=eigenvectors or verify or basis == "half")
     if basis == "half":
-        found = _rayleigh_ritz(operator, found)
+        found = rayleigh_ritz(operator, found)
     if verify and found.status is Status.CONVERGED:
         for side, count in sides(which, k):
             found = _with_hidden_copies(operator, found, replace(search, k=count, which=side), search)
@@ -230,32 +175,6 @@ def _search(
     )
 
 
-def _rayleigh_ritz(operator: SymmetricOperator, found: Eigenpairs) -> Eigenpairs:
-    """Pairs of the space that the found vectors span, in full precision, with true residuals: k products."""
-    assert found.vectors is not None
-    space = torch.linalg.qr(found.vectors).Q
-    images = operator.matmat(space)
-    inner = (space.T @ images).to("cpu", torch.float64)
-    values, rotation = torch.linalg.eigh((inner + inner.T) / 2)
-    values, rotation = values.flip(0), rotation.flip(1)
-    turned = rotation.to(space.device, space.dtype)
-    vectors = space @ turned
-    gaps = images @ turned - vectors * values.to(space.device, space.dtype)
-    residuals = torch.linalg.vector_norm(gaps, dim=0).to("cpu", torch.float64)
-    converged = residuals <= found.tolerance
-    met = found.status is Status.CONVERGED and bool(converged.all())
-    return replace(
-        found,
-        values=values,
-        vectors=vectors,
-        residuals=residuals,
-        converged=converged,
-        largest=max(found.largest, (float(values[0]), float(residuals[0]))),
-        smallest=min(found.smallest, (float(values[-1]), float(residuals[-1]))),
-        status=Status.CONVERGED if met else Status.NOT_CONVERGED,
-    )
-
-
 def _with_hidden_copies(operator: SymmetricOperator, found: Eigenpairs, side: Search, whole: Search) -> Eigenpairs:
     """Search the complement of the found vectors until nothing more wanted than the last kept value is left."""
     while True:
@@ -276,32 +195,7 @@ def _with_hidden_copies(operator: SymmetricOperator, found: Eigenpairs, side: Se
         )
         fresh = (urgency(extra.values, side.which) > threshold) & (extra.residuals <= found.tolerance)
         if extra.status is not Status.CONVERGED:
-            return _merged(found, extra, fresh, whole, Status.NOT_CONVERGED)
+            return merged(found, extra, fresh, whole, Status.NOT_CONVERGED)
         if not bool((urgency(extra.values, side.which) > threshold).any()):
             return found
-        found = _merged(found, extra, fresh, whole, Status.CONVERGED)
-
-
-def _merged(found: Eigenpairs, extra: Eigenpairs, fresh: Tensor, whole: Search, status: Status) -> Eigenpairs:
-    """Unite two sets of pairs and keep the wanted ones."""
-    assert found.vectors is not None
-    assert extra.vectors is not None
-    values = torch.cat([found.values, extra.values[fresh]])
-    vectors = torch.cat([found.vectors, extra.vectors[:, fresh.to(extra.vectors.device)]], dim=1)
-    # A pair (u, lambda) of the complement is one of P A P. What A u has along the locked vectors V is
-    # V^T A u = R^T u with the residuals R of V, and ||R||_2 <= ||R||_F.
-    lost = torch.linalg.vector_norm(found.residuals)
-    residuals = torch.cat([found.residuals, torch.hypot(extra.residuals[fresh], lost)])
-    keep = chosen(values, whole.k, whole.which)
-    return replace(
-        found,
-        values=values[keep],
-        vectors=vectors[:, keep.to(vectors.device)],
-        residuals=residuals[keep],
-        converged=residuals[keep] <= found.tolerance,
-        largest=max(found.largest, (float(values.max()), float(residuals[values.argmax()]))),
-        smallest=min(found.smallest, (float(values.min()), float(residuals[values.argmin()]))),
-        status=status,
-        basis_bytes=max(found.basis_bytes, extra.basis_bytes),
-        restarts=found.restarts + extra.restarts,
-    )
+        found = merged(found, extra, fresh, whole, Status.CONVERGED)

@@ -75,6 +75,16 @@ HESSIAN = {
     "from unfitted residuals; it closes as the training loss goes to zero.",
     "loss": "Mean loss on the probe samples, in the mode of the measurement. If it departs from the training loss, the "
     "probe is not representative: raise `num_samples`.",
+    "gradient_share": "Share of the squared gradient that lies in the space of the k top eigenvectors. Far above the "
+    "baseline: training moves mostly along a few stiff directions, across the valley and not along it.",
+    "displacement_share": "Share of the squared displacement from the initial weights that lies in that space. Well "
+    "above the baseline: what was learnt is in the stiff directions.",
+    "subspace_baseline": "k / p, the share that a random direction has in that space. Compare the shares with it.",
+    "overlap": "Overlap of the space of the top eigenvectors with that of the measurement before, 0 to 1. Near 1 the "
+    "stiff directions have settled; missing at the first measurement and after a resume.",
+    "sharpness": "Learning rate times largest eigenvalue. Plain gradient descent hovers about 2, the edge of "
+    "stability; with momentum beta about 2 (1 + beta); for Adam there is no such threshold. Missing when "
+    "rates differ.",
     "z": "Curvature scale epsilon / (2 (n - 1)) at which data and prior weigh the same. Constant in a run; curves of "
     "two runs compare only at the same z.",
     "epsilon": "Precision of the prior behind z, by default p / ||w0||^2. Pass one `epsilon` to all runs that you want "
@@ -101,6 +111,12 @@ FISHER = {
     "participation_ratio": "(sum lambda)^2 / sum lambda^2: a dimension without any scale z. It sees only the stiffest "
     "directions: use it to compare shapes, not to count parameters.",
     "effective_rank": "Trace over largest eigenvalue. Close to 1 means that all samples pull in one direction.",
+    "entropy_rank": "exp(-sum p log p) with p = lambda / sum lambda: between the participation ratio and the rank. "
+    "Less dominated by the stiffest directions than the participation ratio.",
+    "stable_rank": "Squared Frobenius norm over squared largest eigenvalue. Close to 1, one direction carries "
+    "everything.",
+    "degrees_of_freedom_2": "sum (lambda / (lambda + z))^2, never above N_eff: directions that are determined nearly "
+    "fully. A large gap to N_eff means many half-determined ones.",
     "z": "Curvature scale epsilon / (2 (n - 1)) at which data and prior weigh the same. Constant in a run.",
     "epsilon": "Precision of the prior behind z, by default p / ||w0||^2. Pass one `epsilon` to all runs that you want "
     "to compare.",

@@ -5,7 +5,8 @@ import torch
 from spectra import PoisonedOperator, padded, rotation, with_eigenvalues
 from torch import Tensor
 
-from lightning_sloppy.linalg.eigensolver import Eigenpairs, default_tolerance, top_eigenpairs
+from lightning_sloppy.linalg.eigenpairs import Eigenpairs
+from lightning_sloppy.linalg.eigensolver import default_tolerance, top_eigenpairs
 from lightning_sloppy.linalg.lanczos import NonFiniteProductError
 from lightning_sloppy.linalg.operator import DenseOperator
 from lightning_sloppy.linalg.vectors import generator

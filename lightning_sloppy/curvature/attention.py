@@ -13,15 +13,13 @@ from torch import Tensor
 _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
 
-def with_projections_outside(
-    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Any:
-    """The result of :func:`torch.nn.functional.multi_head_attention_forward`, its projections by ``linear``.
+def with_projections_outside(run: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The result of :func:`torch.nn.functional.multi_head_attention_forward`, its projections apart from it.
 
     The function itself then gets identities for them.
 
     Args:
-        linear: ``linear(input, weight, bias)``.
+        run: ``run(function, arguments)`` runs what is apart.
         args: Arguments of the function.
         kwargs: Arguments by name.
     """
@@ -30,22 +28,22 @@ def with_projections_outside(
     given = bound.arguments
     sources = [given["query"], given["key"], given["value"]]
     if given["use_separate_proj_weight"]:
-        biases = [None] * 3 if given["in_proj_bias"] is None else given["in_proj_bias"].chunk(3)
         weights = [given["q_proj_weight"], given["k_proj_weight"], given["v_proj_weight"]]
-        projected = [linear(x, w, None) for x, w in zip(sources, weights, strict=True)]
-        projected = [x if b is None else x + b for x, b in zip(projected, biases, strict=True)]
+        projected = [run(F.linear, (x, w)) for x, w in zip(sources, weights, strict=True)]
+        if given["in_proj_bias"] is not None:
+            biases = run(torch.chunk, (given["in_proj_bias"], 3))
+            projected = [run(torch.add, pair) for pair in zip(projected, biases, strict=True)]
     else:
         # One product for each different input, of which every part takes its own columns.
-        known: dict[int, Tensor] = {}
+        packed: dict[int, Tensor] = {}
         for x in sources:
-            if id(x) not in known:
-                known[id(x)] = linear(x, given["in_proj_weight"], given["in_proj_bias"])
-        projected = [known[id(x)].chunk(3, dim=-1)[part] for part, x in enumerate(sources)]
+            if id(x) not in packed:
+                packed[id(x)] = run(F.linear, (x, given["in_proj_weight"], given["in_proj_bias"]))
+        projected = [packed[id(x)].chunk(3, dim=-1)[part] for part, x in enumerate(sources)]
     same = torch.eye(projected[0].shape[-1], dtype=projected[0].dtype, device=projected[0].device)
-    given.update(zip(("query", "key", "value"), projected, strict=True))
-    given.update(dict.fromkeys(("q_proj_weight", "k_proj_weight", "v_proj_weight"), same))
     weight, bias = given["out_proj_weight"], given["out_proj_bias"]
-    given.update(use_separate_proj_weight=True, in_proj_weight=None, in_proj_bias=None)
-    given.update(out_proj_weight=same, out_proj_bias=None)
+    given.update(zip(("query", "key", "value"), projected, strict=True))
+    given.update(dict.fromkeys(("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj_weight"), same))
+    given.update(use_separate_proj_weight=True, in_proj_weight=None, in_proj_bias=None, out_proj_bias=None)
     attended, scores = F.multi_head_attention_forward(**given)
-    return linear(attended, weight, bias), scores
+    return run(F.linear, (attended, weight, bias)), scores

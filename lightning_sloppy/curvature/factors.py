@@ -147,11 +147,13 @@ class Patches(Factor):
         del copies
         data = self.data[samples]
         space = len(self.window.kernel)
-        view = self.window.patches(data.flatten(0, 1)).unflatten(0, data.shape[:2])
+        cut = self.window.patches(data.flatten(0, 1))
+        view = cut.view(*data.shape[:2], *cut.shape[1:])
         # From (b, m, channels, *outputs, *kernel): the outputs' last dimension stays last, to copy whole runs.
         order = (0, 2, *range(3 + space, 3 + 2 * space), 1, *range(3, 3 + space))
         columns = view.permute(order).reshape(len(data), 1, self.groups, self.width, self.positions)
-        return columns.mT[..., positions, :]
+        vectors: Tensor = columns.mT[..., positions, :]
+        return vectors
 
     def like(self, data: Tensor) -> Patches:
         """See :class:`Factor`."""

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-ROW_BLOCK = 256
-"""Rows multiplied at a time: below the diagonal only, which saves 3/8 of the operations at 1,000 rows."""
+ROW_BLOCK = 64
+"""Rows multiplied at a time on a CPU, with those above them only: nearly half of the operations are saved."""
+
+NARROW = 1_024
+"""Columns below which gradients of several parameters are put together before they are multiplied."""
 
 COLUMN_BLOCK = 32_768
 """Columns summed up in the data type of the gradients before they join the float64 total."""
@@ -29,6 +32,7 @@ class GramSums:
     def __init__(self, samples: int, copies: int, keys: Mapping[str, str], device: torch.device) -> None:
         self.samples = samples
         self.copies = copies
+        self.device = device
         self._keys = keys
         # Apple's devices have no float64.
         self._home = torch.device("cpu") if device.type == "mps" else device
@@ -41,19 +45,23 @@ class GramSums:
 
     def add_rows(self, gradients: Mapping[str, Tensor]) -> None:
         """Add the inner products of formed gradients: some columns, (N, R, ...), of each of some parameters."""
-        together: dict[str, list[Tensor]] = {}
-        for name, rows in gradients.items():
-            together.setdefault(self._keys[name], []).append(rows.reshape(self.samples * self.copies, -1))
-        for key, parts in together.items():
-            whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-            for columns in whole.split(COLUMN_BLOCK, dim=1):
-                self._add_products(self._sums[key], columns)
+        narrow: dict[str, list[Tensor]] = {}
+        for name, part in gradients.items():
+            rows = part.reshape(self.samples * self.copies, -1)
+            if rows.shape[1] < NARROW:
+                narrow.setdefault(self._keys[name], []).append(rows)
+            else:
+                self._add_products(self._sums[self._keys[name]], rows)
+        for key, parts in narrow.items():
+            self._add_products(self._sums[key], torch.cat(parts, dim=1))
 
     def _add_products(self, total: Tensor, rows: Tensor) -> None:
         step = ROW_BLOCK if self._blocked else len(rows)
-        for start in range(0, len(rows), step):
-            stop = min(start + step, len(rows))
-            total[start:stop, :stop] += (rows[start:stop] @ rows[:stop].T).to(self._home)
+        for column in range(0, rows.shape[1], COLUMN_BLOCK):
+            part = rows[:, column : column + COLUMN_BLOCK]
+            for start in range(0, len(rows), step):
+                stop = min(start + step, len(rows))
+                total[start:stop, :stop] += (part[start:stop] @ part[:stop].T).to(self._home)
 
     def add_block(self, name: str, first: tuple[int, int], second: tuple[int, int], products: Tensor) -> None:
         """Add products of the rows that start at sample and cotangent ``first`` with those from ``second`` on.

@@ -43,6 +43,14 @@ class Call(ABC):
     def sample_axis(self, count: int) -> int | None:
         """The likely axis of the samples; a wrong one is found by :mod:`layer_check`."""
 
+    def shape_of_one(self, count: int) -> tuple[int, ...] | None:
+        """Shape of the output for one sample; None where there is none."""
+        shape = list(self.output.shape)
+        if self.axis is None or self.axis >= len(shape) or shape[self.axis] % count:
+            return None
+        shape[self.axis] //= count
+        return tuple(shape)
+
     @abstractmethod
     def uses(self, leaf: Tensor, gradients: Sequence[Tensor], count: int) -> list[Use] | None:
         """Per-sample gradients of a parameter from those of the output, one for each cotangent; None if impossible."""

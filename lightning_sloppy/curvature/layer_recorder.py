@@ -6,10 +6,11 @@ a weight shared by two layers and a weight used without its layer are all the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from enum import Enum
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -34,10 +35,13 @@ CALLS: Mapping[Any, Callable[..., LayerCall | None]] = {
 }
 """Functions that are known, with what describes a call of theirs from the same arguments."""
 
-ENTRY_BY_ENTRY = {"add", "sub", "mul", "div", "true_divide", "rsub"}
+ENTRY_BY_ENTRY = {"add", "sub", "mul", "div", "truediv", "true_divide"}
 """Names of functions that broadcast their first two arguments, without the marks of operators and in-place forms."""
 
 EXPANDING = {"expand", "expand_as", "broadcast_to", "repeat"}
+
+
+_NOTHING: Mapping[str, Any] = {}
 
 
 class _Role(Enum):
@@ -61,7 +65,7 @@ class LayerRecorder(TorchFunctionMode):
         super().__init__()
         self._leaves = {id(leaf) for leaf in leaves}
         self._count = count
-        self._roles = WeakTensorKeyDictionary()
+        self._roles: MutableMapping[Tensor, _Role] = WeakTensorKeyDictionary()
         for tensor in inputs:
             self._roles[tensor] = _Role.OWN
         self.calls: list[Call] = []
@@ -70,22 +74,22 @@ class LayerRecorder(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run the function; list the call."""
-        options = kwargs or {}
+        del types
         if func is F.multi_head_attention_forward:
-            with self:
-                return with_projections_outside(F.linear, args, options)
-        return self._run(func, args, options)
+            return with_projections_outside(self._run, args, kwargs or {})
+        return self._run(func, args, kwargs or {})
 
-    def _run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] = _NOTHING) -> Any:
         role = self._role_of([*args, *kwargs.values()])
-        name = getattr(func, "__name__", "").strip("_")
-        name = name[1:] if name[:1] in ("i", "r") and name[1:] in ENTRY_BY_ENTRY else name
-        if role is _Role.OWN and name in ENTRY_BY_ENTRY:
-            args = self._expanded(args)
+        name = getattr(func, "__name__", "")
+        plain = name.strip("_")
+        plain = plain[1:] if plain[:1] in ("i", "r") and plain[1:] in ENTRY_BY_ENTRY else plain
+        if role is _Role.OWN and plain in ENTRY_BY_ENTRY:
+            args = self._expanded(args, in_place=name.startswith("__i") or name.endswith("_"))
         output = func(*args, **kwargs)
         if role is _Role.CONSTANT:
             return output
-        if role is _Role.SHARED and name in EXPANDING and self._over_samples(args[0], output):
+        if role is _Role.SHARED and plain in EXPANDING and self._over_samples(args[0], output):
             self.calls.append(Broadcast(args[0], output))
             role = _Role.OWN
         elif role is _Role.OWN and func in CALLS and isinstance(output, Tensor) and output.requires_grad:
@@ -95,22 +99,20 @@ class LayerRecorder(TorchFunctionMode):
                 self.calls.append(call)
                 # The clone protects the recorded output from an in-place activation behind the layer.
                 output = output.clone()
-        for tensor in _tensors(output):
+        for tensor in _tensors(args[0] if name == "__setitem__" else output):
             self._roles[tensor] = role
         return output
 
-    def _expanded(self, args: Sequence[Any]) -> list[Any]:
+    def _expanded(self, args: Sequence[Any], *, in_place: bool) -> list[Any]:
         """The arguments, what samples share among the first two expanded to their common shape."""
         changed = list(args)
         if len(args) < 2 or not isinstance(args[0], Tensor) or not isinstance(args[1], Tensor):
             return changed
-        for mine, other in ((0, 1), (1, 0)):
+        for mine, other in ((1, 0),) if in_place else ((0, 1), (1, 0)):
             source = args[mine]
             if self._role(source) is _Role.SHARED and source.requires_grad and source.ndim <= args[other].ndim:
-                shape = _common_shape(source, args[other])
-                expanded = source.expand(shape)
-                self.calls.append(Broadcast(source, expanded))
-                changed[mine] = expanded
+                changed[mine] = torch.broadcast_tensors(source, args[other])[0]  # type: ignore[no-untyped-call]
+                self.calls.append(Broadcast(source, changed[mine]))
         return changed
 
     def _over_samples(self, source: Any, output: Any) -> bool:
@@ -120,7 +122,7 @@ class LayerRecorder(TorchFunctionMode):
         return Broadcast(source, output).sample_axis(self._count) is not None
 
     def _role(self, tensor: Tensor) -> _Role:
-        known: _Role | None = self._roles.get(tensor)
+        known = self._roles.get(tensor)
         if known is not None:
             return known
         if id(tensor) in self._leaves:
@@ -131,11 +133,6 @@ class LayerRecorder(TorchFunctionMode):
     def _role_of(self, values: Iterable[Any]) -> _Role:
         roles = {self._role(tensor) for value in values for tensor in _tensors(value)}
         return min(roles, key=lambda role: role.value, default=_Role.CONSTANT)
-
-
-def _common_shape(source: Tensor, other: Tensor) -> list[int]:
-    mine = [1] * (other.ndim - source.ndim) + list(source.shape)
-    return [max(pair) if 0 not in pair else 0 for pair in zip(mine, other.shape, strict=True)]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

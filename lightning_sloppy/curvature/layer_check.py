@@ -1,0 +1,179 @@
+"""Which parameters may be served by what goes into layers and what comes back: found out by trying."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_sloppy.curvature.layer_calls import Call, Use
+from lightning_sloppy.curvature.layer_recorder import LayerRecorder
+from lightning_sloppy.curvature.outer_products import Outer, norm
+from lightning_sloppy.curvature.parameters import grad
+from lightning_sloppy.evaluation.batches import Batch, private, sample_count
+from lightning_sloppy.evaluation.nests import map_tensors, tensors_of
+from lightning_sloppy.evaluation.objective import Objective
+from lightning_sloppy.linalg.vectors import generator
+
+CHECKED_SAMPLES = 13
+"""Samples of each batch that the check runs on; a prime, for lengths that are multiples of it are seldom."""
+
+CHECK_TOLERANCE = 1e-3
+"""Relative difference of two sums of gradients above which they are not the same."""
+
+ROUNDING = 1e-6
+"""What cancellation may leave of terms of size one."""
+
+Structure = tuple[tuple[int, ...] | None, ...]
+"""The shape of the output of each call for one sample."""
+
+
+class Recording:
+    """Samples run forward, with the calls that parameters go into.
+
+    Args:
+        objective: Module and loss.
+        leaves: Trainable parameters by name.
+        inputs: Inputs of a batch.
+        count: Its samples n.
+
+    Attributes:
+        rows: Outputs, (n, D), with their graph.
+        calls: Always in the same order.
+    """
+
+    def __init__(self, objective: Objective, leaves: Mapping[str, Tensor], inputs: Any, count: int) -> None:
+        recorder = LayerRecorder(leaves.values(), own_tensors(inputs, count), count)
+        with recorder:
+            outputs = objective.outputs(leaves, inputs)
+        self.count = count
+        self.rows = objective.rows(outputs, count)
+        self.calls = recorder.calls
+
+    def take_axes(self, axes: Sequence[int | None]) -> Structure | None:
+        """Set the axes of the calls; returns what they look like for one sample, None for another number of calls."""
+        if len(axes) != len(self.calls):
+            return None
+        for call, axis in zip(self.calls, axes, strict=True):
+            call.axis = axis
+        return tuple(call.shape_of_one(self.count) for call in self.calls)
+
+    def gradients(self, calls: Sequence[Call], directions: Iterable[Tensor]) -> list[list[Tensor]]:
+        """Gradients in the outputs of some calls, for each of them a list over the cotangents."""
+        found: list[list[Tensor]] = [[] for _ in calls]
+        for direction in directions if calls else ():
+            parts = grad([self.rows], [call.output for call in calls], [direction], retain_graph=True)
+            for mine, call, part in zip(found, calls, parts, strict=True):
+                mine.append(torch.zeros_like(call.output) if part is None else part)
+        return found
+
+
+@dataclass
+class Served:
+    """What layers may serve.
+
+    Attributes:
+        paths: How each parameter is served; those that layers cannot serve are missing.
+        axes: The axis of samples of each call, in order.
+        numbers: What has to be held of each of these parameters for one sample: inputs, and outputs for one cotangent.
+        checked: What the calls of the batches looked like that were checked.
+    """
+
+    paths: dict[str, str]
+    axes: list[int | None]
+    numbers: dict[str, tuple[int, int]]
+    checked: set[Structure]
+
+
+def served(objective: Objective, leaves: Mapping[str, Tensor], batch: Batch, directions: Tensor) -> Served:
+    """Try on some samples of a batch.
+
+    Args:
+        objective: Module and loss.
+        leaves: Trainable parameters by name.
+        batch: A prepared batch.
+        directions: Its cotangents, (R, n, D).
+    """
+    recording, places = _some(objective, leaves, batch)
+    axes = [call.sample_axis(recording.count) for call in recording.calls]
+    structure = recording.take_axes(axes)
+    assert structure is not None
+    wrong = unreliable(recording, leaves, directions[:, places])
+    paths = {
+        name: "+".join(sorted({call.path for call in recording.calls if call.touches(leaf)})) or "unused"
+        for name, leaf in leaves.items()
+        if name not in wrong
+    }
+    numbers = {name: _numbers(recording, leaves[name]) for name in paths}
+    return Served(paths, axes, numbers, {structure})
+
+
+def own_tensors(inputs: Any, count: int) -> list[Tensor]:
+    """Tensors of the inputs with a row for each sample."""
+    return [tensor for tensor in tensors_of(inputs) if tensor.shape[:1] == (count,)]
+
+
+def _some(objective: Objective, leaves: Mapping[str, Tensor], batch: Batch) -> tuple[Recording, Tensor]:
+    """A recording of some samples, evenly spread over the batch, and their places."""
+    count = sample_count(batch)
+    inputs = private(batch)[0]
+    if count > CHECKED_SAMPLES:
+        places = torch.linspace(0, count - 1, CHECKED_SAMPLES).long().to(objective.device)
+        few = map_tensors(lambda leaf: leaf[places] if leaf.shape[:1] == (count,) else leaf, inputs)
+        try:
+            return Recording(objective, leaves, few, len(places)), places
+        except Exception:  # a forward may be made for batches of one size; then all of it is used
+            inputs = private(batch)[0]
+    return Recording(objective, leaves, inputs, count), torch.arange(count, device=objective.device)
+
+
+def _numbers(recording: Recording, leaf: Tensor) -> tuple[int, int]:
+    calls = [call for call in recording.calls if call.touches(leaf)]
+    inputs, outputs = sum(call.stored() for call in calls), sum(call.output.numel() for call in calls)
+    return -(-inputs // recording.count), -(-outputs // recording.count)
+
+
+def unreliable(recording: Recording, leaves: Mapping[str, Tensor], directions: Tensor) -> set[str]:
+    """Names of the parameters whose per-sample gradients, as layers tell them, are wrong.
+
+    Summed with random weights they must be autograd's gradient of the outputs weighted in the same way. They are not
+    when the rows of a layer are no samples, or in another order, when a parameter is used elsewhere, too, or when one
+    sample acts on the outputs of another. The weights are normal: two samples may well have the same sign.
+
+    Args:
+        recording: Samples with their calls.
+        leaves: The parameters.
+        directions: Cotangents of the samples, (R, n, D).
+    """
+    copies = len(directions)
+    drawn = torch.randn(copies + recording.count, generator=generator(0)).to(directions.device, directions.dtype)
+    mixed, weights = torch.einsum("rnd,r->nd", directions, drawn[:copies]), drawn[copies:]
+    gradients = recording.gradients(recording.calls, [mixed])
+    truth = grad([recording.rows], list(leaves.values()), [mixed * weights.unsqueeze(1)], retain_graph=True)
+    wrong = set()
+    for (name, leaf), expected in zip(leaves.items(), truth, strict=True):
+        uses = uses_of(leaf, recording.calls, gradients, recording.count)
+        # Without a use weights could cancel what is used in an unknown way; but then there is a tensor.
+        if not (expected is None if uses == [] else uses is not None and _add_up(uses, weights, leaf, expected)):
+            wrong.add(name)
+    return wrong
+
+
+def uses_of(leaf: Tensor, calls: Sequence[Call], gradients: Sequence[Sequence[Tensor]], count: int) -> list[Use] | None:
+    """Per-sample gradients of a parameter from all its calls; None if one does not tell."""
+    found = [call.uses(leaf, parts, count) for call, parts in zip(calls, gradients, strict=True) if call.touches(leaf)]
+    known = [uses for uses in found if uses is not None]
+    return [use for uses in known for use in uses] if len(known) == len(found) else None
+
+
+def _add_up(uses: Sequence[Use], weights: Tensor, leaf: Tensor, expected: Tensor | None) -> bool:
+    mine, scale = torch.zeros_like(leaf).reshape(-1), 0.0
+    for use in uses:
+        part = use.combined(weights.unsqueeze(1)) if isinstance(use, Outer) else torch.tensordot(weights, use[:, 0], 1)
+        mine += part.reshape(-1)
+        scale += use.scale() if isinstance(use, Outer) else norm(use)
+    whole = torch.zeros_like(mine) if expected is None else expected.to_dense().reshape(-1)
+    return norm(mine - whole) <= CHECK_TOLERANCE * norm(whole) + ROUNDING * scale

@@ -37,15 +37,6 @@ class Broadcast(Call):
         """See :class:`Call`."""
         return id(leaf) in self._reached
 
-    def sample_axis(self, count: int) -> int | None:
-        """See :class:`Call`."""
-        shape, mine = self.output.shape, self._aligned()
-        if shape[0] == count and mine[0] == 1:
-            return 0
-        if shape[1:2] == (count,) and mine[1] == 1:
-            return 1
-        return 0 if mine[0] == 1 and shape[0] % count == 0 else None
-
     def uses(self, leaf: Tensor, gradients: Sequence[Tensor], count: int) -> list[Use] | None:
         """See :class:`Call`."""
         parts = [self._reduced(gradient, count) for gradient in gradients]
@@ -54,7 +45,7 @@ class Broadcast(Call):
             return None
         rows = torch.stack(found, dim=1)
         if self._source is leaf:
-            return [rows.flatten(2)]
+            return [rows.reshape(*rows.shape[:2], -1)]
         try:
             (pulled,) = torch.autograd.grad(
                 self._source,

@@ -52,6 +52,12 @@ def cheaper(uses: Sequence[Outer], samples: int) -> Order:
     return "pairs" if samples * groups * pairs / 2 < form + samples * copies**2 * size / 2 else "rows"
 
 
+def kept_apart(uses: Sequence[Outer], samples: int) -> bool:
+    """Whether factors are kept until all samples are there: when gradients are never formed, or would be larger."""
+    stored = sum(factor.data[:1].numel() for use in uses for factor in (use.left, use.right))
+    return cheaper(uses, samples) == "pairs" or stored < uses[0].copies * uses[0].size
+
+
 def add_weight(sums: GramSums, name: str, batches: Sequence[Sequence[Outer]], budget: int) -> None:
     """Add the inner products of the gradients of one weight.
 

@@ -39,10 +39,6 @@ class Call(ABC):
     def touches(self, leaf: Tensor) -> bool:
         """Whether the parameter goes into it."""
 
-    @abstractmethod
-    def sample_axis(self, count: int) -> int | None:
-        """The likely axis of the samples; a wrong one is found by :mod:`layer_check`."""
-
     def shape_of_one(self, count: int) -> tuple[int, ...] | None:
         """Shape of the output for one sample; None where there is none."""
         shape = list(self.output.shape)
@@ -80,15 +76,6 @@ class LayerCall(Call):
     def touches(self, leaf: Tensor) -> bool:
         """See :class:`Call`."""
         return leaf is self.weight or leaf is self.bias
-
-    def sample_axis(self, count: int) -> int | None:
-        """See :class:`Call`."""
-        lead = self.input.shape[: self.input.ndim - self.features]
-        if lead[:1] == (count,):
-            return 0
-        if lead[1:2] == (count,):
-            return 1
-        return 0 if lead and lead[0] % count == 0 else None
 
     def uses(self, leaf: Tensor, gradients: Sequence[Tensor], count: int) -> list[Use] | None:
         """See :class:`Call`."""

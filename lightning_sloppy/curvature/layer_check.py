@@ -18,8 +18,8 @@ from lightning_sloppy.evaluation.nests import map_tensors, tensors_of
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.linalg.vectors import generator
 
-CHECKED_SAMPLES = 13
-"""Samples of each batch that the check runs on; a prime, for lengths that are multiples of it are seldom."""
+CHECKED_SAMPLES = 16
+"""Samples that the check runs on."""
 
 CHECK_TOLERANCE = 1e-3
 """Relative difference of two sums of gradients above which they are not the same."""
@@ -97,10 +97,15 @@ def served(objective: Objective, leaves: Mapping[str, Tensor], batch: Batch, dir
         batch: A prepared batch.
         directions: Its cotangents, (R, n, D).
     """
-    recording, places = _some(objective, leaves, batch)
-    axes = [call.sample_axis(recording.count) for call in recording.calls]
+    places = _spread(sample_count(batch)).to(directions.device)
+    try:
+        recording, fewer = (_some(objective, leaves, batch, some) for some in (places, places[:-1]))
+    except Exception:  # a forward may be made for batches of one size; then no sample can be looked at alone
+        return Served({}, [], {}, set())
+    axes = _axes(recording, fewer)
     structure = recording.take_axes(axes)
-    assert structure is not None
+    if structure is None:
+        return Served({}, axes, {}, set())
     wrong = unreliable(recording, leaves, directions[:, places])
     paths = {
         name: "+".join(sorted({call.path for call in recording.calls if call.touches(leaf)})) or "unused"
@@ -116,18 +121,26 @@ def own_tensors(inputs: Any, count: int) -> list[Tensor]:
     return [tensor for tensor in tensors_of(inputs) if tensor.shape[:1] == (count,)]
 
 
-def _some(objective: Objective, leaves: Mapping[str, Tensor], batch: Batch) -> tuple[Recording, Tensor]:
-    """A recording of some samples, evenly spread over the batch, and their places."""
+def _spread(count: int) -> Tensor:
+    """Places of some samples, at least two, evenly spread."""
+    return torch.linspace(0, count - 1, max(2, min(count, CHECKED_SAMPLES))).long()
+
+
+def _some(objective: Objective, leaves: Mapping[str, Tensor], batch: Batch, places: Tensor) -> Recording:
     count = sample_count(batch)
-    inputs = private(batch)[0]
-    if count > CHECKED_SAMPLES:
-        places = torch.linspace(0, count - 1, CHECKED_SAMPLES).long().to(objective.device)
-        few = map_tensors(lambda leaf: leaf[places] if leaf.shape[:1] == (count,) else leaf, inputs)
-        try:
-            return Recording(objective, leaves, few, len(places)), places
-        except Exception:  # a forward may be made for batches of one size; then all of it is used
-            inputs = private(batch)[0]
-    return Recording(objective, leaves, inputs, count), torch.arange(count, device=objective.device)
+    inputs = map_tensors(lambda leaf: leaf[places] if leaf.shape[:1] == (count,) else leaf, private(batch)[0])
+    return Recording(objective, leaves, inputs, len(places))
+
+
+def _axes(recording: Recording, fewer: Recording) -> list[int | None]:
+    """The dimension of each output that has another size for fewer samples; none for another number of calls."""
+    axes: list[int | None] = []
+    if len(recording.calls) == len(fewer.calls):
+        for call, other in zip(recording.calls, fewer.calls, strict=True):
+            sizes = list(zip(call.output.shape, other.output.shape, strict=False))
+            changed = [axis for axis, (more, less) in enumerate(sizes) if more != less]
+            axes.append(changed[0] if changed in ([0], [1]) else None)
+    return axes
 
 
 def _numbers(recording: Recording, leaf: Tensor) -> tuple[int, int]:

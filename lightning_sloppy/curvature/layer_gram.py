@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lightning_sloppy.curvature.gram_sums import GramSums
-from lightning_sloppy.curvature.inner_products import add_weight, cheaper
+from lightning_sloppy.curvature.inner_products import add_weight, kept_apart
 from lightning_sloppy.curvature.layer_calls import Use
 from lightning_sloppy.curvature.layer_check import Recording, Served, served, unreliable, uses_of
 from lightning_sloppy.curvature.outer_products import Outer, merged, write_sum
@@ -118,12 +118,7 @@ def _keep(held: _Held, uses: Sequence[Use], shape: tuple[int, int, int], place: 
     count, copies, size = shape
     outer = merged([use for use in uses if isinstance(use, Outer)])
     direct = [use for use in uses if isinstance(use, Tensor)]
-    if first == 0 and not direct:
-        stored = sum(factor.data[:1].numel() for use in outer for factor in (use.left, use.right))
-        if cheaper(outer, samples) == "pairs" or stored < copies * size:
-            held.uses.append(outer)
-            return True
-    if held.uses:
+    if held.uses or (first == 0 and not direct and kept_apart(outer, samples)):
         held.uses.append(outer)
         return not direct
     if held.formed is None:

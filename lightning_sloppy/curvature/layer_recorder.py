@@ -119,7 +119,7 @@ class LayerRecorder(TorchFunctionMode):
         """Whether an expansion added the dimension of the samples."""
         if not isinstance(source, Tensor) or not isinstance(output, Tensor) or not source.requires_grad:
             return False
-        return Broadcast(source, output).sample_axis(self._count) is not None
+        return output.shape[:1] == (self._count,) and (source.ndim < output.ndim or source.shape[0] == 1)
 
     def _role(self, tensor: Tensor) -> _Role:
         known = self._roles.get(tensor)

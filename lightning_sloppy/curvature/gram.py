@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -78,11 +79,7 @@ def gram_of(
     paths = {name: found.get(name, "empty") for name in layout.names}
     _log.info("Gram matrix of per-sample gradients: %s", _in_words(paths, owners))
     matrices = sums.matrices()
-    if not by_layer:
-        return Gram(matrices[""], paths, {})
-    whole = torch.stack(list(matrices.values())).sum(0) if len(matrices) == 1 else sum(matrices.values())
-    assert isinstance(whole, Tensor)
-    return Gram(whole, paths, matrices)
+    return Gram(reduce(torch.add, matrices.values()), paths, matrices if by_layer else {})
 
 
 def pull_back_vectors(

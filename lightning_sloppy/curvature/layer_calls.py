@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,9 +61,6 @@ class LayerCall(Call):
         weight: Its weight, if any.
         bias: Its bias, if any.
     """
-
-    features = 1
-    """Trailing dimensions of the input that are no samples and no positions."""
 
     def __init__(self, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
         self.input = input.detach()
@@ -132,6 +130,25 @@ class LinearCall(LayerCall):
         return Outer(Dense(left.unsqueeze(2)), Dense(right[:, None, None]))
 
 
+class ProductCall(LinearCall):
+    """``y = x W + b`` on the last dimension."""
+
+    def of_weight(self, gradients: Sequence[Tensor], count: int) -> Use | None:
+        """See :class:`LayerCall`."""
+        use = super().of_weight(gradients, count)
+        return replace(use, transposed=True) if isinstance(use, Outer) else None
+
+
+def matmul(input: Tensor, other: Tensor) -> LayerCall | None:
+    """A call of :func:`torch.matmul` with a weight at the right."""
+    return ProductCall(input, other) if input.ndim > 1 and other.ndim == 2 else None
+
+
+def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> LayerCall | None:
+    """A call of :func:`torch.addmm`, whose first argument is the bias."""
+    return ProductCall(mat1, mat2, input if input.ndim == 1 else None) if beta == alpha == 1 else None
+
+
 class ConvolutionCall(LayerCall):
     """A convolution in one to three dimensions; other paddings than zeros come as a padded input."""
 
@@ -151,7 +168,6 @@ class ConvolutionCall(LayerCall):
         kernel = tuple(weight.shape[2:])
         self._window = Window(kernel, _each(stride, len(kernel)), _each(dilation, len(kernel)), groups)
         self._padding = padding
-        self.features = len(kernel) + 1
 
     def of_weight(self, gradients: Sequence[Tensor], count: int) -> Use | None:
         """See :class:`LayerCall`."""
@@ -187,7 +203,6 @@ class EmbeddingCall(LayerCall):
     """Rows of a table."""
 
     path = "embedding"
-    features = 0
 
     def __init__(self, input: Tensor, weight: Tensor, padding_idx: int | None = None, *_: Any, **__: Any) -> None:
         super().__init__(input, weight, None)

@@ -178,8 +178,11 @@ def unreliable(recording: Recording, leaves: Mapping[str, Tensor], directions: T
 def uses_of(leaf: Tensor, calls: Sequence[Call], gradients: Sequence[Sequence[Tensor]], count: int) -> list[Use] | None:
     """Per-sample gradients of a parameter from all its calls; None if one does not tell."""
     found = [call.uses(leaf, parts, count) for call, parts in zip(calls, gradients, strict=True) if call.touches(leaf)]
-    known = [uses for uses in found if uses is not None]
-    return [use for uses in known for use in uses] if len(known) == len(found) else None
+    if any(uses is None for uses in found):
+        return None
+    uses = [use for part in found if part is not None for use in part]
+    # Only gradients in the same shape can be added.
+    return uses if len({isinstance(use, Outer) and use.transposed for use in uses}) < 2 else None
 
 
 def _add_up(uses: Sequence[Use], weights: Tensor, leaf: Tensor, expected: Tensor | None) -> bool:

@@ -18,11 +18,23 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_sloppy.curvature.attention import with_projections_outside
 from lightning_sloppy.curvature.broadcasts import Broadcast
-from lightning_sloppy.curvature.layer_calls import Call, ConvolutionCall, EmbeddingCall, LayerCall, LinearCall
+from lightning_sloppy.curvature.layer_calls import (
+    Call,
+    ConvolutionCall,
+    EmbeddingCall,
+    LayerCall,
+    LinearCall,
+    addmm,
+    matmul,
+)
 from lightning_sloppy.curvature.norm_calls import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 
 CALLS: Mapping[Any, Callable[..., LayerCall | None]] = {
     F.linear: LinearCall,
+    torch.matmul: matmul,
+    torch.Tensor.matmul: matmul,
+    torch.Tensor.__matmul__: matmul,
+    torch.addmm: addmm,
     F.conv1d: ConvolutionCall,
     F.conv2d: ConvolutionCall,
     F.conv3d: ConvolutionCall,

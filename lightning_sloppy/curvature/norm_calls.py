@@ -33,8 +33,7 @@ class NormCall(LayerCall):
     ) -> None:
         super().__init__(input, weight, bias)
         self._normalised = normalised
-        self._by_channel = features is None
-        self.features = input.ndim - 1 if features is None else features
+        self._features = features
 
     def of_weight(self, gradients: Sequence[Tensor], count: int) -> Use | None:
         """See :class:`LayerCall`."""
@@ -48,10 +47,10 @@ class NormCall(LayerCall):
 
     def _split(self, tensors: Sequence[Tensor], count: int) -> Tensor | None:
         """(n, R, positions before, p, positions behind)."""
-        if self._by_channel:
+        if self._features is None:
             split = self._images(tensors, count, tensors[0].ndim - 2)
             return None if split is None else split.reshape(*split.shape[:4], -1)
-        split = self._copies(tensors, count, self.features)
+        split = self._copies(tensors, count, self._features)
         return None if split is None else split.flatten(3).unsqueeze(4)
 
 

@@ -21,10 +21,12 @@ class Outer:
     Attributes:
         left: Vectors of length o.
         right: Vectors of length d.
+        transposed: Whether the weight is stored as (d, o); no inner product depends on it.
     """
 
     left: Factor
     right: Factor
+    transposed: bool = False
 
     @property
     def copies(self) -> int:
@@ -67,13 +69,13 @@ class Outer:
         kept = vectors.squeeze(2) * inside[:, None, :, None]
         target.view(-1, width).index_add_(0, where.reshape(-1), kept.reshape(-1, width))
 
-    def combined(self, weights: Tensor) -> Tensor:
-        """The sum of all gradients, each times its weight (n, R): (k, o, d)."""
+    def combined(self, factors: Tensor) -> Tensor:
+        """The sum of all gradients, each times a factor (n, R): (k, o, d), or transposed."""
         side = self.right if isinstance(self.left, OneHot) else self.left
         total = side.data.new_zeros(1, 1, self.left.groups, self.left.width, self.right.width)
         part = torch.empty_like(total)
         for samples in chunks(side.samples, self.right.positions * self.right.width * self.left.groups, CHUNK):
-            mixed = (side.block(samples) * weights[samples, :, None, None, None]).sum(1)
+            mixed = (side.block(samples) * factors[samples, :, None, None, None]).sum(1)
             # All positions of the chunk as those of one sample.
             single = Dense(mixed.transpose(0, 1).flatten(1, 2)[None, None])
             if isinstance(self.left, OneHot):
@@ -82,7 +84,7 @@ class Outer:
                 seen = self.right.block(samples)[:, 0].transpose(0, 1).flatten(1, 2)
                 Outer(single, Dense(seen[None, None])).write(part)
             total += part
-        return total[0, 0]
+        return total[0, 0].mT if self.transposed else total[0, 0]
 
     def scale(self) -> float:
         """A bound of the size of the sum of the outer products, whatever their signs."""

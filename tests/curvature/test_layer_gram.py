@@ -205,7 +205,7 @@ def test_functions_that_vmap_refuses() -> None:
     torch.manual_seed(0)
 
     def forward(self: nn.Module, x: Tensor) -> Tensor:
-        return self.head(Cube.apply(self.first(x))) @ self.matrix
+        return torch.einsum("nd,de->ne", self.head(Cube.apply(self.first(x))), self.matrix)
 
     module = Apply(forward, first=nn.Linear(2, 3), head=nn.Linear(3, 2), matrix=nn.Parameter(torch.randn(2, 2)))
     module = module.double()
@@ -258,7 +258,7 @@ def test_float32_is_as_good_as_its_products() -> None:
 
 def test_one_line_says_which_path_each_layer_took(caplog: pytest.LogCaptureFixture) -> None:
     module = Apply(
-        lambda self, x: self.head(torch.relu(self.conv(x)).flatten(1)) @ self.matrix,
+        lambda self, x: torch.einsum("nd,de->ne", self.head(self.conv(x).flatten(1)), self.matrix),
         conv=nn.Conv1d(2, 2, 2),
         head=nn.Linear(6, 2),
         matrix=nn.Parameter(torch.ones(2, 2)),

@@ -187,7 +187,27 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None, str]] =
     "shift in place": (lambda: scaled(in_place, LENGTH, 1), SEQUENCE, "broadcast"),
     "scale made of a parameter": (lambda: scaled(lambda m, x: x / m.scale.exp()[1:], 5), SEQUENCE, "broadcast"),
     "number for all": (lambda: scaled(lambda m, x: (x - m.scale) ** 2), SEQUENCE, "broadcast"),
-    "product of matrices": (lambda: scaled(lambda m, x: x @ m.scale, 4, 3), SEQUENCE, "vmap"),
+    "product of matrices": (lambda: scaled(lambda m, x: x @ m.scale, 4, 3), SEQUENCE, "linear"),
+    "weight and a turned copy": (
+        lambda: scaled(lambda m, x: (x @ m.scale).tanh() @ m.scale.T, 4, 3),
+        SEQUENCE,
+        "vmap",
+    ),
+    "weight both ways round": (
+        lambda: scaled(lambda m, x: torch.nn.functional.linear((x @ m.scale).tanh(), m.scale), 4, 4),
+        SEQUENCE,
+        "vmap",
+    ),
+    "product with something added": (
+        lambda: Apply(
+            lambda m, x: torch.addmm(m.shift, x.reshape(-1, 4), m.weight).view(len(x), -1).tanh(),
+            shift=number(3),
+            weight=number(4, 3),
+        ),
+        SEQUENCE,
+        "linear linear",
+    ),
+    "product from the left": (lambda: scaled(lambda m, x: m.scale @ x, 3, LENGTH), SEQUENCE, "vmap"),
     "weight made of parameters": (
         lambda: layer(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))),
         (4,),

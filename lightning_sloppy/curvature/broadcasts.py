@@ -27,7 +27,7 @@ class Broadcast(Call):
     def __init__(self, source: Tensor, output: Tensor) -> None:
         self.output = output
         self._source = source
-        self._reached = _leaves_behind(source)
+        self._reached = leaves_behind(source)
 
     def stored(self) -> int:
         """See :class:`Call`."""
@@ -78,7 +78,7 @@ class Broadcast(Call):
         return rows.reshape(count, *self._source.shape)
 
 
-def _leaves_behind(tensor: Tensor) -> set[int]:
+def leaves_behind(tensor: Tensor) -> set[int]:
     """Identities of the leaves that a tensor depends on."""
     if tensor.grad_fn is None:
         return {id(tensor)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +28,13 @@ CHECK_TOLERANCE = 1e-3
 ROUNDING = 1e-6
 """What cancellation may leave of terms of size one."""
 
+UNUSED = "unused"
+"""Path of a parameter that the outputs do not depend on."""
+
 Structure = tuple[tuple[int, ...] | None, ...]
 """The shape of the output of each call for one sample."""
+
+_log = logging.getLogger("lightning_sloppy")
 
 
 class Recording:
@@ -88,27 +94,27 @@ class Served:
     checked: set[Structure]
 
 
-def served(objective: Objective, leaves: Mapping[str, Tensor], batch: Batch, directions: Tensor) -> Served:
-    """Try on some samples of a batch.
+def served(objective: Objective, leaves: Mapping[str, Tensor], batch: Batch) -> Served:
+    """Try on some samples of a batch; where that fails, layers serve nothing.
 
     Args:
         objective: Module and loss.
         leaves: Trainable parameters by name.
         batch: A prepared batch.
-        directions: Its cotangents, (R, n, D).
     """
-    places = _spread(sample_count(batch)).to(directions.device)
+    places = _spread(sample_count(batch)).to(objective.device)
     try:
         recording, fewer = (_some(objective, leaves, batch, some) for some in (places, places[:-1]))
-    except Exception:  # a forward may be made for batches of one size; then no sample can be looked at alone
+        axes = _axes(recording, fewer)
+        structure = recording.take_axes(axes)
+        if structure is None:
+            return Served({}, axes, {}, set())
+        wrong = unreliable(recording, leaves)
+    except Exception:  # a forward for batches of one size, or one whose functions cannot be replaced by equal ones
+        _log.debug("Layers do not tell per-sample gradients", exc_info=True)
         return Served({}, [], {}, set())
-    axes = _axes(recording, fewer)
-    structure = recording.take_axes(axes)
-    if structure is None:
-        return Served({}, axes, {}, set())
-    wrong = unreliable(recording, leaves, directions[:, places])
     paths = {
-        name: "+".join(sorted({call.path for call in recording.calls if call.touches(leaf)})) or "unused"
+        name: "+".join(sorted({call.path for call in recording.calls if call.touches(leaf)})) or UNUSED
         for name, leaf in leaves.items()
         if name not in wrong
     }
@@ -149,28 +155,29 @@ def _numbers(recording: Recording, leaf: Tensor) -> tuple[int, int]:
     return -(-inputs // recording.count), -(-outputs // recording.count)
 
 
-def unreliable(recording: Recording, leaves: Mapping[str, Tensor], directions: Tensor) -> set[str]:
+def unreliable(recording: Recording, leaves: Mapping[str, Tensor]) -> set[str]:
     """Names of the parameters whose per-sample gradients, as layers tell them, are wrong.
 
-    Summed with random weights they must be autograd's gradient of the outputs weighted in the same way. They are not
-    when the rows of a layer are no samples, or in another order, when a parameter is used elsewhere, too, or when one
-    sample acts on the outputs of another. The weights are normal: two samples may well have the same sign.
+    For random cotangents, summed with random weights, they must be autograd's gradient of the outputs weighted in the
+    same way. They are not when the rows of a layer are no samples, or in another order, when a parameter is used
+    elsewhere, too, or when one sample acts on the outputs of another. The weights are normal: two samples may well
+    have the same sign.
 
     Args:
         recording: Samples with their calls.
         leaves: The parameters.
-        directions: Cotangents of the samples, (R, n, D).
     """
-    copies = len(directions)
-    drawn = torch.randn(copies + recording.count, generator=generator(0)).to(directions.device, directions.dtype)
-    mixed, weights = torch.einsum("rnd,r->nd", directions, drawn[:copies]), drawn[copies:]
-    gradients = recording.gradients(recording.calls, [mixed])
-    truth = grad([recording.rows], list(leaves.values()), [mixed * weights.unsqueeze(1)], retain_graph=True)
+    rng, like = generator(0), recording.rows
+    directions = torch.randn(like.shape, generator=rng).to(like.device, like.dtype)
+    weights = torch.randn(len(like), generator=rng).to(like.device, like.dtype)
+    gradients = recording.gradients(recording.calls, [directions])
+    truth = grad([like], list(leaves.values()), [directions * weights.unsqueeze(1)], retain_graph=True)
     wrong = set()
     for (name, leaf), expected in zip(leaves.items(), truth, strict=True):
         uses = uses_of(leaf, recording.calls, gradients, recording.count)
-        # Without a use weights could cancel what is used in an unknown way; but then there is a tensor.
-        if not (expected is None if uses == [] else uses is not None and _add_up(uses, weights, leaf, expected)):
+        # Sums of nothing would agree by chance; a parameter that nothing uses has no gradient at all.
+        nothing = uses is not None and expected is None
+        if not (_add_up(uses, weights, leaf, expected) if uses else nothing):
             wrong.add(name)
     return wrong
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from lightning_sloppy.curvature.broadcasts import leaves_behind
 from lightning_sloppy.curvature.gram_sums import GramSums
 from lightning_sloppy.curvature.inner_products import add_weight, kept_apart
 from lightning_sloppy.curvature.layer_calls import Use
-from lightning_sloppy.curvature.layer_check import Recording, Served, served, unreliable, uses_of
+from lightning_sloppy.curvature.layer_check import UNUSED, Recording, Served, served, unreliable, uses_of
 from lightning_sloppy.curvature.outer_products import Outer, merged, write_sum
 from lightning_sloppy.evaluation.batches import Batch, private, sample_count
 from lightning_sloppy.evaluation.objective import Objective
@@ -46,10 +47,10 @@ def add_layers(
         budget: Bytes for formed gradients.
     """
     # A single sample would not tell whether samples act on one another.
-    largest = max(range(len(batches)), key=lambda index: sample_count(batches[index]))
-    known = served(objective, leaves, batches[largest], pulled[largest])
-    paths = {name: path for name, path in known.paths.items() if path == "unused"}
-    for names in _passes(known, leaves, sums, sample_count(batches[largest]), objective.dtype.itemsize):
+    largest = max(batches, key=sample_count)
+    known = served(objective, leaves, largest)
+    paths: dict[str, str] = {}
+    for names in _passes(known, leaves, sums, sample_count(largest), objective.dtype.itemsize):
         held = {name: _Held() for name in names}
         first = 0
         for batch, directions in zip(batches, pulled, strict=True):
@@ -75,9 +76,8 @@ def _passes(
         if group and used + size > KEPT_BYTES:
             yield group
             group, used = [], 0
-        if known.paths[name] != "unused":
-            group.append(name)
-            used += size
+        group.append(name)
+        used += size
     if group:
         yield group
 
@@ -102,13 +102,22 @@ def _collect(
         held.clear()
         return
     if structure not in known.checked:
-        for name in unreliable(recording, {name: leaves[name] for name in held}, directions):
+        for name in unreliable(recording, {name: leaves[name] for name in held}):
             del held[name]
     calls = [call for call in recording.calls if any(call.touches(leaves[name]) for name in held)]
     gradients = recording.gradients(calls, directions)
+    reached = leaves_behind(recording.rows) if any(known.paths[name] == UNUSED for name in held) else set()
     for name in list(held):
         uses = uses_of(leaves[name], calls, gradients, count)
-        if not uses or not _keep(held[name], uses, (count, len(directions), leaves[name].numel()), place):
+        if known.paths[name] == UNUSED:
+            right = uses == [] and id(leaves[name]) not in reached
+        else:
+            right = (
+                uses is not None
+                and len(uses) > 0
+                and _keep(held[name], uses, (count, len(directions), leaves[name].numel()), place)
+            )
+        if not right:
             del held[name]
 
 

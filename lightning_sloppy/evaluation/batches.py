@@ -46,7 +46,8 @@ def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
     """Move every tensor; cast those of floating point to ``dtype`` (products are at least float32)."""
 
     def move(leaf: Tensor) -> Tensor:
-        leaf = leaf.detach()
+        # Autograd cannot save a tensor that was made in inference mode.
+        leaf = leaf.clone() if leaf.is_inference() else leaf.detach()
         return leaf.to(device, dtype) if leaf.is_floating_point() else leaf.to(device)
 
     if is_whole(batch):
@@ -76,15 +77,26 @@ def collected(batches: Iterable[Any]) -> list[Batch]:
     """Hold all batches of a re-iterable, checked; a batch without samples has no mean loss and is left out.
 
     Raises:
-        ConfigurationError: For a generator (it can be read once only), or no batch.
+        ConfigurationError: For a generator (it can be read once only), no batch, or a plain tuple or list that is no
+            pair: nobody knows which part of it is which.
     """
     if isinstance(batches, Iterator):
         raise ConfigurationError(
             "The batches are read more than once, but a generator or iterator was given; pass a list or a DataLoader."
         )
-    held = [batch for batch in map(as_pair, batches) if sample_count(batch) > 0]
+    held = [as_pair(_named(batch)) for batch in batches]
+    held = [batch for batch in held if sample_count(batch) > 0]
     if not held:
         raise ConfigurationError(
             "No samples to measure on: the batches are empty; pass at least one (inputs, targets)."
         )
     return held
+
+
+def _named(batch: Any) -> Any:
+    if type(batch) in (tuple, list) and len(batch) != 2:
+        raise ConfigurationError(
+            f"Batches must be pairs (inputs, targets), but the data give a {type(batch).__name__} of {len(batch)}; "
+            "give pairs, or a dict or dataclass that goes whole to module and loss."
+        )
+    return batch

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from habits import Recurrent
 from layers import LAYERS, LENGTH, Apply, built, explicit_rows, layer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_sloppy.curvature import gram as gram_module
 from lightning_sloppy.curvature import inner_products as orders
@@ -185,6 +186,62 @@ def test_batches_of_another_structure_are_checked_themselves() -> None:
     found = gram(module, inputs, pulled)
     assert_same(found.matrix, explicit_rows(module, inputs, pulled))
     assert set(found.paths.values()) == {"linear"}
+
+
+class Routed(nn.Module):
+    """Which layers a batch passes depends on its length; the most samples are in short ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all = nn.Linear(2, 2)
+        self.long = nn.Linear(2, 2)
+        self.matrix = nn.Parameter(torch.randn(2, 2))
+        self.never = nn.Parameter(torch.randn(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.all(x)
+        if x.shape[1] > 4:
+            hidden = self.long(torch.tanh(hidden))
+        return torch.einsum("nd,de->ne", hidden.sum(1), self.matrix) if x.shape[1] > 3 else hidden.sum(1)
+
+
+@pytest.mark.parametrize(
+    ("length", "paths"),
+    [(3, "unused unused linear linear unused unused"), (4, "vmap unused linear linear unused unused")],
+)
+def test_what_one_batch_does_not_use_another_may(length: int, paths: str) -> None:
+    torch.manual_seed(0)
+    module = Routed().double()
+    inputs = [torch.randn(size, n, 2, dtype=torch.float64) for size, n in ((2, length), (3, 3))]
+    pulled = cotangents(module, inputs)
+    found = gram(module, inputs, pulled)
+    assert_same(found.matrix, explicit_rows(module, inputs, pulled))
+    assert " ".join(found.paths.values()) == paths
+    inputs[0], pulled[0] = torch.randn(2, 5, 2, dtype=torch.float64), pulled[0]
+    found = gram(module, inputs, pulled)
+    assert_same(found.matrix, explicit_rows(module, inputs, pulled))
+    assert set(found.paths.values()) == {"vmap"}
+
+
+@pytest.mark.parametrize("name", ["linear on a sequence", "scale", "attention"])
+def test_checkpointed_activations(name: str) -> None:
+    """What a backward runs again is not recorded, hence not the same where functions were replaced by equal ones."""
+    inner, inputs, paths = built(name)
+    module = Apply(lambda self, x: checkpoint(self.inner, x, use_reentrant=False), inner=inner)
+    pulled = cotangents(module, inputs)
+    found = gram(module, inputs, pulled)
+    assert_same(found.matrix, explicit_rows(module, inputs, pulled))
+    if name == "linear on a sequence":
+        assert " ".join(found.paths.values()) == paths
+
+
+def test_cotangents_of_zero_hide_nothing() -> None:
+    module, inputs, paths = built("samples in another order")
+    pulled = cotangents(module, inputs)
+    pulled[1][:] = 0
+    found = gram(module, inputs, pulled)
+    assert " ".join(found.paths.values()) == paths
+    assert_same(found.matrix, explicit_rows(module, inputs, pulled))
 
 
 class Cube(torch.autograd.Function):

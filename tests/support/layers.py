@@ -1,4 +1,4 @@
-"""Modules that use parameters in every way that layers know, and per-sample gradients by plain autograd."""
+"""Modules that use parameters in every way that layers know."""
 
 from __future__ import annotations
 
@@ -230,19 +230,3 @@ def built(name: str) -> tuple[nn.Module, list[Tensor], str]:
         if shape is None:
             return module, [torch.randint(0, 6, (size, LENGTH)) for size in sizes], paths
         return module, [torch.randn(size, *shape, dtype=torch.float64) for size in sizes], paths
-
-
-def explicit_rows(module: nn.Module, inputs: list[Tensor], pulled: list[Tensor]) -> dict[str, Tensor]:
-    """Gradients of each parameter, (R N, p), one backward for each cotangent and sample alone."""
-    table = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    rows: dict[str, list[Tensor]] = {name: [] for name in table}
-    for copy in range(len(pulled[0])):
-        for batch, directions in zip(inputs, pulled, strict=True):
-            for index in range(len(batch)):
-                outputs = module(batch[index : index + 1].clone()).reshape(-1)
-                parts = torch.autograd.grad(
-                    outputs, list(table.values()), directions[copy, index], allow_unused=True, materialize_grads=True
-                )
-                for name, part in zip(table, parts, strict=True):
-                    rows[name].append(part.reshape(-1))
-    return {name: torch.stack(parts) for name, parts in rows.items()}

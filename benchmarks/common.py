@@ -1,0 +1,221 @@
+"""What the benchmarks share: models, data, interleaved timing, and records."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import lzma
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+RESULTS = Path(__file__).parent / "results"
+PEERS = ("PyHessian", "curvlinops-for-pytorch", "hessian-eigenthings", "nngeometry", "backpack-for-pytorch")
+Data = tuple[Tensor, Tensor]
+
+
+def arguments(question: str, **defaults: int) -> argparse.Namespace:
+    """The options every script has, and whole numbers of its own."""
+    parser = argparse.ArgumentParser(description=question, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with mnist/ and cifar10/; without it data are made up")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="small sizes: does everything run?")
+    for name, value in defaults.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    return parser.parse_args()
+
+
+def mnist(root: Path | None, count: int, device: str) -> Data:
+    """Images scaled to mean 0 and variance 1, flat; made up from ten noisy prototypes without a folder."""
+    if root is None:
+        return _made_up((784,), count, device)
+    folder = root / "mnist"
+    images = gzip.decompress((folder / "train-images-idx3-ubyte.gz").read_bytes())[16 : 16 + 784 * count]
+    labels = gzip.decompress((folder / "train-labels-idx1-ubyte.gz").read_bytes())[8 : 8 + count]
+    pixels = torch.frombuffer(bytearray(images), dtype=torch.uint8).view(count, 784).float() / 255
+    return ((pixels - 0.1307) / 0.3081).to(device), torch.tensor(list(labels)).to(device)
+
+
+def cifar(root: Path | None, count: int, device: str) -> Data:
+    """Colour images of 32 x 32."""
+    if root is None:
+        return _made_up((3, 32, 32), count, device)
+    with lzma.open(root / "cifar10" / "data_batch_1.bin.xz") as file:
+        raw = file.read(3073 * count)
+    rows = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(count, 3073)
+    images = rows[:, 1:].reshape(count, 3, 32, 32).float() / 255
+    return ((images - 0.47) / 0.25).to(device), rows[:, 0].long().to(device)
+
+
+def _made_up(shape: tuple[int, ...], count: int, device: str) -> Data:
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 10, (count,), generator=rng)
+    prototypes = torch.randn(10, *shape, generator=rng)
+    return (prototypes[labels] + 2 * torch.randn(count, *shape, generator=rng)).to(device), labels.to(device)
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """784-600-600-10 unless told otherwise: 837,610 parameters."""
+    widths = widths or (784, 600, 600, 10)
+    layers: list[nn.Module] = []
+    for wide, narrow in pairwise(widths):
+        layers += [nn.Linear(wide, narrow), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def lenet() -> nn.Sequential:
+    """44,426 parameters on 28 x 28."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 28, 28)),
+        nn.Conv2d(1, 6, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(256, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, 10),
+    )
+
+
+class Block(nn.Module):
+    """Two convolutions beside an identity, padded with zeros where the channels grow."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.stride, self.grown = stride, outputs - inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Residual sum."""
+        beside = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.grown))
+        return F.relu(self.body(x) + beside)
+
+
+def resnet() -> nn.Sequential:
+    """ResNet-20 for CIFAR-10: 269,722 parameters."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    wide = 16
+    for width in (16, 32, 64):
+        for index in range(3):
+            layers.append(Block(wide, width, 2 if index == 0 and width != 16 else 1))
+            wide = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+class Transformer(nn.Module):
+    """Two layers, width 64, 32 tokens of 65 kinds: scores for the next token, (n, 65, T)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(65, 64), nn.Embedding(32, 64)
+        layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True)
+        self.body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(64, 65)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Scores."""
+        hidden = self.tokens(tokens) + self.places.weight[: tokens.shape[1]]
+        return self.head(self.body(hidden)).movedim(-1, 1)
+
+
+def text(count: int, device: str) -> Data:
+    """Random tokens and the ones behind them: times do not depend on what they say."""
+    rng = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 65, (count, 33), generator=rng).to(device)
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def trained(module: nn.Module, data: Data, epochs: int, *, size: int = 128, rate: float = 1e-3) -> nn.Module:
+    """A few epochs of Adam, then eval mode."""
+    torch.manual_seed(0)
+    module.to(data[0].device).train()
+    optimizer = torch.optim.Adam(module.parameters(), rate)
+    for _ in range(epochs):
+        for part in torch.randperm(len(data[1])).split(size):
+            optimizer.zero_grad()
+            F.cross_entropy(module(data[0][part]), data[1][part]).backward()
+            optimizer.step()
+    return module.eval()
+
+
+def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """Median seconds of each way, run in turn, and what each gave the last time."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, Any] = {}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            _wait()
+            start = time.perf_counter()
+            found[name] = way()
+            _wait()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}, found
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def report(name: str, question: str, rows: list[dict[str, Any]], remarks: list[str], options: Any) -> None:
+    """Print a table and keep it as JSON with what it was measured on."""
+    device = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    record = {
+        "question": question,
+        "rows": rows,
+        "remarks": remarks,
+        "device": device,
+        "data": "as given" if options.data else "made up",
+        "quick": options.quick,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, **_peers()},
+    }
+    RESULTS.mkdir(exist_ok=True)
+    kind = "cuda" if options.device == "cuda" else "cpu"
+    (RESULTS / f"{name}_{kind}.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(markdown(record))
+
+
+def _peers() -> dict[str, str]:
+    found = {}
+    for name in PEERS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # noqa: PERF203 - a handful
+            continue
+    return found
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The record as a section."""
+    rows = record["rows"]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [f"## {record['question']}", "", f"{record['device']}; data {record['data']}.", ""]
+    lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows]
+    return "\n".join([*lines, "", *[f"* {remark}" for remark in record["remarks"]], ""])
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

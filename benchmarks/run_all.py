@@ -1,0 +1,42 @@
+"""Run every benchmark and write RESULTS.md: python benchmarks/run_all.py --data FOLDER [--device cuda] [--quick]."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import common
+
+HERE = Path(__file__).parent
+NAMES = ("top_pairs", "one_product", "fisher_spectrum", "effective_dimension", "memory", "growth")
+
+
+def main() -> None:
+    """One process for each question, so that none warms up another; then the tables of all records there are."""
+    for name in NAMES:
+        if "--tables" not in sys.argv:
+            print(f"--- {name}", flush=True)
+            subprocess.run([sys.executable, str(HERE / f"{name}.py"), *sys.argv[1:]], check=False)
+    lines = [
+        "# Measured side by side",
+        "",
+        "Written by `python benchmarks/run_all.py --data FOLDER` (`--tables` writes it anew from the records). Both "
+        "sides of every ratio run in turn in one process; times are medians. How long a second is differs from machine "
+        "to machine and hour to hour, which is why ratios count.",
+        "",
+    ]
+    for device in ("cpu", "cuda"):
+        records = [common.RESULTS / f"{name}_{device}.json" for name in NAMES]
+        for record in filter(Path.exists, records):
+            lines.append(common.markdown(json.loads(record.read_text())))
+            if record.stem == f"growth_{device}":
+                lines += [f"![cost against p, N and k](results/growth_{device}.png)", ""]
+    found = json.loads(next(common.RESULTS.glob("top_pairs_*.json")).read_text())["versions"]
+    lines += ["Versions: " + ", ".join(f"{name} {number}" for name, number in found.items()) + ".", ""]
+    (HERE / "RESULTS.md").write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

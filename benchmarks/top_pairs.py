@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import common
@@ -51,21 +52,23 @@ def eigenthings(module: nn.Module, data: common.Data) -> list[float]:
 def main() -> None:
     """Time, compare, report."""
     options = common.arguments(__doc__)
-    rows, remarks = [], []
+    rows: list[dict[str, Any]] = []
+    remarks = [
+        "Targets on the MLP: 5 times against PyHessian, 2.3 against curvlinops with ARPACK, 1.3 against eigenthings; "
+        "on the others ahead of all three. Differences are of the ten values, relative to the largest; ours meet a "
+        "residual of 1e-3 of it, eigenthings stops after 30 steps whatever its residuals are."
+    ]
     n = 200 if options.quick else 2000
     digits = common.mnist(options.data, 2000 if options.quick else 20_000, options.device)
     images = common.cifar(options.data, 256 if options.quick else 4096, options.device)
     wide = (784, 60, 10) if options.quick else ()
-    cases = {
-        "784-600-600-10, MNIST, N = 2,000": (common.trained(common.mlp(*wide), digits, 3), digits, n),
-        "LeNet, MNIST, N = 512": (common.trained(common.lenet(), digits, 1), digits, n // 4 + 12),
-        "ResNet-20, CIFAR-10, N = 512": (
-            common.trained(common.resnet(), images, 1),
-            images,
-            64 if options.quick else 512,
-        ),
+    cases: dict[str, tuple[Callable[[], nn.Module], common.Data, int, int]] = {
+        "784-600-600-10, MNIST, N = 2,000": (lambda: common.mlp(*wide), digits, n, 3),
+        "LeNet, MNIST, N = 512": (common.lenet, digits, n // 4 + 12, 1),
+        "ResNet-20, CIFAR-10, N = 512": (common.resnet, images, 64 if options.quick else 512, 1),
     }
-    for name, (module, data, count) in cases.items():
+    for name, (build, data, count, epochs) in cases.items():
+        module = common.trained(build(), data, epochs)
         part = (data[0][:count], data[1][:count])
         ways = {
             "ours": lambda m=module, d=part: ours(m, d),
@@ -84,12 +87,8 @@ def main() -> None:
             row[f"{peer}, difference"] = float((values - reference).abs().max() / reference[0].abs())
         row["outside products"] = 1 - mine.cost.product_seconds / mine.cost.seconds
         rows.append(row)
-    remarks.append(
-        "Targets on the MLP: 5 times against PyHessian, 2.3 against curvlinops with ARPACK, 1.3 against eigenthings; "
-        "on the others ahead of all three. Differences are of the ten values, relative to the largest; ours meet a "
-        "residual of 1e-3 of it, eigenthings stops after 30 steps whatever its residuals are."
-    )
-    common.report("top_pairs", __doc__, rows, remarks, options)
+        # After each row: the later ones take minutes.
+        common.report("top_pairs", __doc__, rows, remarks, options)
 
 
 if __name__ == "__main__":

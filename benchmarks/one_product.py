@@ -37,12 +37,13 @@ def main() -> None:
     }
     rows = [product(name, *case, options) for name, case in cases.items()]
     remarks = ["Target: the kept graph at most 2.0 gradients on the MLP. Peak memory is in memory.py."]
+    common.report("one_product", __doc__, rows, remarks, options)
     for count, allowed in ((n, 20), (len(digits[1]), 10)):
         part = (digits[0][:count], digits[1][:count])
         module = common.mlp().to(options.device).eval()
         spectra = [
             hessian_spectrum(module, [part], F.cross_entropy, k=10, tol=1e-9, max_products=60)
-            for _ in range(1 if options.quick else options.repeats)
+            for _ in range(1 if options.quick else 2)
         ]
         shares = sorted(1 - s.cost.product_seconds / s.cost.seconds for s in spectra)
         remarks.append(

@@ -98,13 +98,17 @@ class Frame:
         leaves = layout.leaves(self.objective.module, self.objective.dtype)
         with torch.no_grad():
             loss, again = (float(self.objective.mean_loss(leaves, self.batches)) for _ in range(2))
+        return loss, self.unsteady("loss", loss, again)
+
+    def unsteady(self, what: str, first: float, second: float) -> str:
+        """A sentence when two evaluations of the same thing differ by more than rounding; else nothing."""
         rounding = REPEATABLE * torch.finfo(self.objective.dtype).eps
-        if abs(loss - again) > rounding * max(abs(loss), abs(again)):
-            return loss, (
-                f"The module is not deterministic: two evaluations of its loss gave {loss:.8g} and {again:.8g}, so "
+        if abs(first - second) > rounding * max(abs(first), abs(second)):
+            return (
+                f"The module is not deterministic: two evaluations of its {what} gave {first:.8g} and {second:.8g}, so "
                 "that no two products are of the same matrix; look for dropout or noise that is on in eval mode."
             )
-        return loss, ""
+        return ""
 
 
 def trace_of(found: Eigenpairs | None, density: Density | None) -> Estimate | None:

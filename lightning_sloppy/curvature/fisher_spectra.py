@@ -18,7 +18,7 @@ from lightning_sloppy.curvature.operators import Curvature
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns, grad
 from lightning_sloppy.curvature.spectra import Quadrature, Solve, spectrum_of
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch, private, sample_count
+from lightning_sloppy.evaluation.batches import Batch, private, sample_count, some_of
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.records import Cost, Estimate, Spectrum, Status
 
@@ -29,6 +29,9 @@ ROW_LIMIT = 8_192
 
 FLOOR_ROUNDINGS = 8
 """Roundings of the products below which an eigenvalue is noise: 2.5e-7 of the largest was seen in float32."""
+
+LOOKED_AT = 16
+"""Samples that show which parameters are used, and whether two evaluations agree."""
 
 
 def fisher_of(
@@ -96,7 +99,7 @@ def _by_gram(
     # A fused attention kernel has no rule for vmap either, so the same context serves.
     with double_backward(objective.module):
         pulled = pulled_cotangents(objective, leaves, batches, fisher)
-        unused_names = _unused(objective, layout, batches)
+        detail = _looked_at(frame, layout, batches)
         gram = gram_of(objective, layout, pulled, batches, by_layer=by_layer)
         if not bool(torch.isfinite(gram.matrix).all()):
             return frame.nothing(layout.dim, Status.NON_FINITE)
@@ -113,27 +116,37 @@ def _by_gram(
         name: _spectrum(frame, layout.part(layout.layers()[name]), matrix, weights, rows, _method(gram))
         for name, matrix in gram.layers.items()
     }
-    unused = ", ".join(unused_names)
     return replace(
         found,
         eigenvectors=vectors,
         layers=layers,
-        detail={"unused": unused} if unused else {},
+        detail=detail,
         cost=replace(found.cost, seconds=frame.seconds),
     )
 
 
-def _unused(objective: Objective, layout: ParameterLayout, batches: list[Batch]) -> list[str]:
-    """Names of the parameters that no output depends on, as far as the graph tells."""
+def _looked_at(frame: Frame, layout: ParameterLayout, batches: list[Batch]) -> dict[str, str | int | float]:
+    """What is said beside the numbers: parameters that no output depends on, and a module that is not deterministic.
+
+    A few samples tell most of it; only for parameters without a gradient there (a branch not taken) all are run.
+    """
+    objective = frame.objective
     left = dict(layout.leaves(objective.module, objective.dtype))
     sources = dict(left)
-    for batch in batches:
+    few = some_of(batches[0], LOOKED_AT)
+    unsteady = ""
+    for batch in [few, *batches]:
         rows = objective.rows(objective.outputs(sources, private(batch)[0]), sample_count(batch))
+        if batch is few:
+            with torch.no_grad():
+                again = objective.rows(objective.outputs(sources, private(batch)[0]), sample_count(batch))
+            unsteady = frame.unsteady("outputs (their norm)", float(rows.detach().norm()), float(again.norm()))
         parts = grad([rows], list(left.values()), [torch.ones_like(rows)])
         left = {name: leaf for (name, leaf), part in zip(left.items(), parts, strict=True) if part is None}
         if not left:
             break
-    return list(left)
+    detail: dict[str, str | int | float] = {"unused": ", ".join(left), "unsteady": unsteady}
+    return {name: value for name, value in detail.items() if value}
 
 
 def _spectrum(

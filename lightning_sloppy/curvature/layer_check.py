@@ -14,8 +14,8 @@ from lightning_sloppy.curvature.layer_calls import Call, Use
 from lightning_sloppy.curvature.layer_recorder import LayerRecorder
 from lightning_sloppy.curvature.outer_products import Outer, norm
 from lightning_sloppy.curvature.parameters import grad
-from lightning_sloppy.evaluation.batches import Batch, private, sample_count
-from lightning_sloppy.evaluation.nests import map_tensors, tensors_of
+from lightning_sloppy.evaluation.batches import Batch, picked, private, sample_count
+from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.linalg.vectors import generator
 
@@ -102,7 +102,7 @@ def served(objective: Objective, leaves: Mapping[str, Tensor], batch: Batch) -> 
         leaves: Trainable parameters by name.
         batch: A prepared batch.
     """
-    places = _spread(sample_count(batch)).to(objective.device)
+    places = _spread(sample_count(batch))
     try:
         recording, fewer = (_some(objective, leaves, batch, some) for some in (places, places[:-1]))
         axes = _axes(recording, fewer)
@@ -133,9 +133,7 @@ def _spread(count: int) -> Tensor:
 
 
 def _some(objective: Objective, leaves: Mapping[str, Tensor], batch: Batch, places: Tensor) -> Recording:
-    count = sample_count(batch)
-    inputs = map_tensors(lambda leaf: leaf[places] if leaf.shape[:1] == (count,) else leaf, private(batch)[0])
-    return Recording(objective, leaves, inputs, len(places))
+    return Recording(objective, leaves, private(picked(batch, places))[0], len(places))
 
 
 def _axes(recording: Recording, fewer: Recording) -> list[int | None]:

@@ -73,6 +73,25 @@ def rows_of(nest: Any, rows: slice | Tensor) -> Any:
     return map_tensors(lambda leaf: leaf[rows] if leaf.ndim > 0 else leaf, nest)
 
 
+def some_of(batch: Batch, most: int) -> Batch:
+    """At most so many samples of a batch, evenly spread, for checks that need not see all of them."""
+    count = sample_count(batch)
+    return batch if count <= most else picked(batch, torch.linspace(0, count - 1, most).long())
+
+
+def picked(batch: Batch, places: Tensor) -> Batch:
+    """The samples at these places; tensors without a row for each sample stay whole."""
+    count = sample_count(batch)
+
+    def pick(leaf: Tensor) -> Tensor:
+        return leaf[places.to(leaf.device)] if leaf.shape[:1] == (count,) else leaf
+
+    if is_whole(batch):
+        whole = map_tensors(pick, batch[0])
+        return whole, whole
+    return map_tensors(pick, batch)
+
+
 def collected(batches: Iterable[Any]) -> list[Batch]:
     """Hold all batches of a re-iterable, checked; a batch without samples has no mean loss and is left out.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch, rows_of, sample_count
+from lightning_sloppy.evaluation.batches import Batch, rows_of, sample_count, some_of
 from lightning_sloppy.evaluation.nests import tensors_of
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 AGREEMENT = 1e-4
 """Relative difference of two evaluations of one loss in float32 that is rounding."""
+
+COMPARED_SAMPLES = 64
+"""Samples on which a loss shows whether it is a mean: all of a large probe would cost as much as a gradient."""
 
 
 def checked_loss(loss_fn: object) -> None:
@@ -66,6 +69,8 @@ def checked_mean(objective: Objective, batch: Batch) -> str:
     leaves = [leaf for leaf in tensors_of(batch) if leaf.ndim > 0]
     if objective.loss_fn is None or count < 2 or any(len(leaf) != count for leaf in leaves):
         return ""
+    batch = some_of(batch, COMPARED_SAMPLES)
+    count = sample_count(batch)
     halves = (
         [rows_of(part, slice(0, count // 2)) for part in batch],
         [rows_of(part, slice(count // 2, count)) for part in batch],

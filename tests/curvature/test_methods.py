@@ -185,13 +185,17 @@ class Noisy(nn.Module):
 
 def test_a_module_that_is_not_deterministic_is_reported() -> None:
     batch = (torch.randn(9, 4), torch.randint(0, 3, (9,)))
-    noisy = hessian_spectrum(Noisy(), [batch], F.cross_entropy)
-    assert "not deterministic" in str(noisy.detail["unsteady"])
+    for noisy in (
+        hessian_spectrum(Noisy(), [batch], F.cross_entropy),
+        fisher_spectrum(Noisy(), [batch], F.cross_entropy),
+    ):
+        assert "not deterministic" in str(noisy.detail["unsteady"])
     steady = hessian_spectrum(Noisy(), [batch], F.cross_entropy, mode="train")
     assert "unsteady" not in steady.detail
     dropout = nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.Linear(8, 3)).train()
     for mode in ("eval", "train"):
         assert "unsteady" not in hessian_spectrum(dropout, [batch], F.cross_entropy, mode=mode).detail
+    assert "unsteady" not in fisher_spectrum(dropout, [batch], F.cross_entropy).detail
 
 
 class Checkpointed(nn.Module):

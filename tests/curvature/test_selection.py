@@ -115,3 +115,32 @@ def test_scalar_empty_unused_and_frozen_parameters(method: str) -> None:
     torch.testing.assert_close(found.eigenvalues, expected, rtol=1e-6, atol=1e-8)
     exact = fisher_spectrum(module, [batch], F.cross_entropy, "exact")
     assert "unused" in str(exact.detail["unused"]).split(", ")
+
+
+class Branching(nn.Module):
+    """A second layer that only large inputs reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.unused = nn.Linear(3, 2), nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        large = inputs[:, :1] > 3
+        return torch.where(large, self.second(inputs), self.first(inputs)) if bool(large.any()) else self.first(inputs)
+
+
+@pytest.mark.parametrize("place", [0, 4])
+def test_a_parameter_that_few_samples_use_is_not_called_unused(place: int) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(40, 3).clamp(-2, 2)
+    inputs[place] += 9
+    module, targets = Branching().double(), torch.randint(0, 2, (40,))
+    found = fisher_spectrum(module, [(inputs.double(), targets)], F.cross_entropy)
+    assert found.detail["unused"] == "unused.weight, unused.bias"
+    rows = []
+    for sample, target in zip(inputs.double(), targets, strict=True):
+        loss = F.cross_entropy(module(sample[None]), target[None])
+        parts = torch.autograd.grad(loss, list(module.parameters()), allow_unused=True, materialize_grads=True)
+        rows.append(torch.cat([part.reshape(-1) for part in parts]))
+    expected = torch.linalg.eigvalsh(torch.stack(rows) @ torch.stack(rows).T / 40).flip(0)[: found.dim]
+    torch.testing.assert_close(found.eigenvalues, expected.clamp_min(0), rtol=1e-6, atol=1e-12)

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import as_pair, collected, private, sample_count, to_device
+from lightning_sloppy.evaluation.batches import as_pair, collected, private, sample_count, some_of, to_device
 
 PAIR = (torch.ones(3, 2), torch.zeros(3))
 
@@ -80,3 +80,15 @@ def test_tensors_of_inference_mode_can_be_differentiated_with() -> None:
     weight = torch.ones(2, requires_grad=True)
     torch.nn.functional.mse_loss(weight * inputs, targets).backward()
     assert weight.grad is not None
+
+
+def test_some_samples_of_a_batch_are_evenly_spread() -> None:
+    inputs, targets = {"x": torch.arange(9.0), "table": torch.ones(4, 2)}, torch.arange(9)
+    few = some_of((inputs, targets), 3)
+    assert few[0]["x"].tolist() == few[1].tolist() == [0, 4, 8]
+    assert few[0]["table"] is inputs["table"]
+    assert some_of(PAIR, 3) is PAIR
+    whole = {"x": torch.arange(9.0)}
+    few = some_of((whole, whole), 2)
+    assert few[0] is few[1]
+    assert few[0]["x"].tolist() == [0, 8]

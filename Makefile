@@ -54,7 +54,8 @@ $(VENV)/installed-demo: pyproject.toml constraints.txt $(VENV)/created
 	$(INSTALL) --editable '.[cli,demo]'
 	@touch $@
 
-$(VENV)/installed-test: pyproject.toml constraints.txt $(VENV)/created
+$(VENV)/installed-test: pyproject.toml constraints.txt tests/references.txt $(VENV)/created
 	@echo "Installing the package, its dependencies and the test tools into $(VENV): about a minute."
 	$(INSTALL) --editable '.[test]'
+	$(INSTALL) --no-deps --requirement tests/references.txt
 	@touch $(VENV)/installed-demo $@

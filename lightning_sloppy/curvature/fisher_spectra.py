@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_sloppy.curvature.assembly import Frame, descending
 from lightning_sloppy.curvature.cotangents import Fisher, pulled_cotangents
 from lightning_sloppy.curvature.double_backward import double_backward
-from lightning_sloppy.curvature.gram import Gram, gram_of, pull_back_vectors
+from lightning_sloppy.curvature.gram.matrix import Gram, gram_of, pull_back_vectors
 from lightning_sloppy.curvature.kept_graph import need_outputs
 from lightning_sloppy.curvature.operators import Curvature
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns, grad

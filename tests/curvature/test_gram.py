@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_sloppy.curvature.cotangents import Fisher, Kind, pulled_cotangents
 from lightning_sloppy.curvature.double_backward import double_backward
 from lightning_sloppy.curvature.fisher_spectra import fisher_of
-from lightning_sloppy.curvature.gram import Gram, gram_of
+from lightning_sloppy.curvature.gram.matrix import Gram, gram_of
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.curvature.spectra import Solve
 from lightning_sloppy.errors import ConfigurationError, UnsupportedError
@@ -122,7 +122,7 @@ def test_sampled_matrix_depends_on_the_seed_alone() -> None:
 
 def test_chunks_of_vmap_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = gram_matrix(case("flipped"))
-    monkeypatch.setattr("lightning_sloppy.curvature.per_sample.VMAP_CHUNK", 2)
+    monkeypatch.setattr("lightning_sloppy.curvature.gram.per_sample.VMAP_CHUNK", 2)
     torch.testing.assert_close(gram_matrix(case("flipped")), whole, atol=1e-14, rtol=1e-10)
 
 

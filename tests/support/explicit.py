@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_sloppy.curvature.double_backward import double_backward
-from lightning_sloppy.curvature.gram import Gram, gram_of
+from lightning_sloppy.curvature.gram.matrix import Gram, gram_of
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.evaluation.objective import Objective
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_sloppy.curvature.layer_calls import Call, Use
-from lightning_sloppy.curvature.layer_recorder import LayerRecorder
-from lightning_sloppy.curvature.outer_products import Outer, norm
+from lightning_sloppy.curvature.gram.calls import Call, Use
+from lightning_sloppy.curvature.gram.outer_products import Outer, norm
+from lightning_sloppy.curvature.gram.recorder import LayerRecorder
 from lightning_sloppy.curvature.parameters import grad
 from lightning_sloppy.evaluation.batches import Batch, picked, private, sample_count
 from lightning_sloppy.evaluation.nests import tensors_of

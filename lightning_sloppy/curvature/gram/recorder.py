@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lightning_sloppy.curvature.attention import with_projections_outside
-from lightning_sloppy.curvature.broadcasts import Broadcast
-from lightning_sloppy.curvature.layer_calls import (
+from lightning_sloppy.curvature.gram.attention import with_projections_outside
+from lightning_sloppy.curvature.gram.broadcasts import Broadcast
+from lightning_sloppy.curvature.gram.calls import (
     Call,
     ConvolutionCall,
     EmbeddingCall,
@@ -27,7 +27,7 @@ from lightning_sloppy.curvature.layer_calls import (
     addmm,
     matmul,
 )
-from lightning_sloppy.curvature.norm_calls import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from lightning_sloppy.curvature.gram.norm_calls import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 
 CALLS: Mapping[Any, Callable[..., LayerCall | None]] = {
     F.linear: LinearCall,

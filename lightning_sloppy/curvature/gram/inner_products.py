@@ -18,9 +18,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from lightning_sloppy.curvature.factors import Factor, OneHot
-from lightning_sloppy.curvature.gram_sums import GramSums
-from lightning_sloppy.curvature.outer_products import Outer, behind, chunks, compressed, write_sum
+from lightning_sloppy.curvature.gram.factors import Factor, OneHot
+from lightning_sloppy.curvature.gram.outer_products import Outer, behind, chunks, compressed, write_sum
+from lightning_sloppy.curvature.gram.sums import GramSums
 
 Order = Literal["pairs", "rows"]
 

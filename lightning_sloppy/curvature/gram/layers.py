@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from lightning_sloppy.curvature.broadcasts import leaves_behind
-from lightning_sloppy.curvature.gram_sums import GramSums
-from lightning_sloppy.curvature.inner_products import add_weight, kept_apart
-from lightning_sloppy.curvature.layer_calls import Use
-from lightning_sloppy.curvature.layer_check import UNUSED, Recording, Served, served, unreliable, uses_of
-from lightning_sloppy.curvature.outer_products import Outer, merged, write_sum
+from lightning_sloppy.curvature.gram.broadcasts import leaves_behind
+from lightning_sloppy.curvature.gram.calls import Use
+from lightning_sloppy.curvature.gram.check import UNUSED, Recording, Served, served, unreliable, uses_of
+from lightning_sloppy.curvature.gram.inner_products import add_weight, kept_apart
+from lightning_sloppy.curvature.gram.outer_products import Outer, merged, write_sum
+from lightning_sloppy.curvature.gram.sums import GramSums
 from lightning_sloppy.evaluation.batches import Batch, private, sample_count
 from lightning_sloppy.evaluation.objective import Objective
 

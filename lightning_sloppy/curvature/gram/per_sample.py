@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import grad as func_grad
 from torch.func import vmap
 
-from lightning_sloppy.curvature.gram_sums import GramSums
+from lightning_sloppy.curvature.gram.sums import GramSums
 from lightning_sloppy.curvature.parameters import grad
 from lightning_sloppy.evaluation.batches import Batch, private, sample_count
 from lightning_sloppy.evaluation.nests import map_tensors, tensors_of, with_tensors

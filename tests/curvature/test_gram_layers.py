@@ -12,11 +12,11 @@ from habits import Recurrent
 from layers import LAYERS, LENGTH, Apply, built, layer
 from torch import Tensor, nn
 
-from lightning_sloppy.curvature import gram as gram_module
-from lightning_sloppy.curvature import inner_products as orders
-from lightning_sloppy.curvature.gram import pull_back_vectors
-from lightning_sloppy.curvature.gram_sums import GramSums
-from lightning_sloppy.curvature.layer_check import Recording
+from lightning_sloppy.curvature.gram import inner_products as orders
+from lightning_sloppy.curvature.gram import matrix as gram_module
+from lightning_sloppy.curvature.gram.check import Recording
+from lightning_sloppy.curvature.gram.matrix import pull_back_vectors
+from lightning_sloppy.curvature.gram.sums import GramSums
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.evaluation.objective import Objective
 
@@ -61,7 +61,7 @@ def test_both_orders_whole_and_in_parts(
     pulled = cotangents(module, inputs)
     rows = explicit_rows(module, inputs, pulled)
     monkeypatch.setattr(orders, "cheaper", lambda *_: order)
-    monkeypatch.setattr("lightning_sloppy.curvature.layer_gram.kept_apart", lambda *_: True)
+    monkeypatch.setattr("lightning_sloppy.curvature.gram.layers.kept_apart", lambda *_: True)
     monkeypatch.setattr(orders, {"pairs": "add_by_rows", "rows": "add_by_pairs"}[order], None)
     sizes: list[int] = []
     if budget is not None:
@@ -103,7 +103,7 @@ def test_one_parameter_in_each_pass_and_few_entries_at_a_time(name: str, monkeyp
     sizes: list[int] = []
     initialise = Recording.__init__
     monkeypatch.setattr(Recording, "__init__", lambda *args: (forwards.append(1), initialise(*args))[1])
-    monkeypatch.setattr("lightning_sloppy.curvature.layer_gram.KEPT_BYTES", 1)
+    monkeypatch.setattr("lightning_sloppy.curvature.gram.layers.KEPT_BYTES", 1)
     monkeypatch.setattr(gram_module, "GRADIENT_BYTES", 8 * 30)
     served = {key for key, path in whole.paths.items() if path not in ("vmap", "loop")}
     watch_sizes(monkeypatch, sizes, set(whole.paths) - served)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sloppy.curvature.factors import ALL, Dense, Factor, OneHot, joined
+from lightning_sloppy.curvature.gram.factors import ALL, Dense, Factor, OneHot, joined
 
 CHUNK = 2**20
 """Numbers of the patches that gradients are formed from at a time: they stay in the caches of a CPU."""

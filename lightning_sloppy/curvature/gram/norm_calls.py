@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_sloppy.curvature.layer_calls import LayerCall, Use
+from lightning_sloppy.curvature.gram.calls import LayerCall, Use
 
 
 class NormCall(LayerCall):

@@ -10,10 +10,10 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from lightning_sloppy.curvature.gram_sums import GramSums
-from lightning_sloppy.curvature.layer_gram import add_layers
+from lightning_sloppy.curvature.gram.layers import add_layers
+from lightning_sloppy.curvature.gram.per_sample import add_formed
+from lightning_sloppy.curvature.gram.sums import GramSums
 from lightning_sloppy.curvature.parameters import ParameterLayout, grad
-from lightning_sloppy.curvature.per_sample import add_formed
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, private, sample_count
 from lightning_sloppy.evaluation.objective import Objective

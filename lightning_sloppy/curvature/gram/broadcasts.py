@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_sloppy.curvature.layer_calls import Call, Use
+from lightning_sloppy.curvature.gram.calls import Call, Use
 
 
 class Broadcast(Call):

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_sloppy.curvature.factors import Dense, OneHot, Patches, Window
-from lightning_sloppy.curvature.outer_products import Outer
+from lightning_sloppy.curvature.gram.factors import Dense, OneHot, Patches, Window
+from lightning_sloppy.curvature.gram.outer_products import Outer
 
 Use = Outer | Tensor
 """Per-sample gradients of one parameter from one call: outer products, or themselves (n, R, p)."""

@@ -11,7 +11,7 @@ from layers import Apply, built
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_sloppy.curvature.layer_calls import LinearCall
+from lightning_sloppy.curvature.gram.calls import LinearCall
 
 
 @pytest.mark.parametrize("wrong", ["scaled", "shuffled", "another shape"])

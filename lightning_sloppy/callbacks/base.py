@@ -1,11 +1,11 @@
-"""schedule -> guard -> measure -> publish -> subscribers: the life of every measuring callback."""
+"""guard -> measure -> publish -> subscribers: the life of every measuring callback."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -127,7 +127,7 @@ class MeasuringCallback(SloppyCallback):
                 context.layout_written = True
                 write_layout(trainer)
             with measuring(pl_module), trainer.profiler.profile(f"sloppy/{self.group}"):
-                measurement = self.measure(trainer, pl_module, context, step)
+                measurement = self.attempt(trainer, pl_module, context, step)
         except Exception as error:
             if self.strict:
                 raise
@@ -141,13 +141,18 @@ class MeasuringCallback(SloppyCallback):
         measurement = dataclasses.replace(measurement, cost=dataclasses.replace(measurement.cost, seconds=seconds))
         if context is not None:
             context.measuring_seconds += seconds
-        # Once in a round, by its last callback, and not before there was anything to share the time with.
-        last = [peer for peer in peers(trainer) if isinstance(peer, ScheduledCallback)][-1:] == [self]
-        share = context.share if context is not None and last and step > 0 else None
-        publish(trainer, measurement, share=share)
+        publish(trainer, measurement, share=None if context is None else self.share(trainer, context, step))
         self.measurements.append(_light(measurement))
         for subscriber in self.subscribers(trainer):
             subscriber.on_measurement(trainer, pl_module, measurement)
+
+    def attempt(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
+        """One measurement, with second tries where a callback knows any."""
+        return self.measure(trainer, pl_module, context, step)
+
+    def share(self, trainer: Trainer, context: FitContext, step: int) -> float | None:
+        """Seconds of measuring per second of training, when it is this callback that publishes them."""
+        return None
 
     def warn_once(self, message: str, *, trainer: Trainer, key: str | None = None) -> None:
         """Warn on rank 0, once in a fit for each key, whichever callback comes first."""
@@ -155,49 +160,6 @@ class MeasuringCallback(SloppyCallback):
         if not any((key or message) in peer._warned for peer in family):
             self._warned.add(key or message)
             rank_zero_warn(message)
-
-
-class ScheduledCallback(MeasuringCallback):
-    """Measures at train start, at the end of every ``every_n_epochs``-th epoch, and at the end of the fit.
-
-    Args:
-        every_n_epochs: Interval of the measurements in epochs.
-        strict: Raise errors of measurements.
-    """
-
-    def __init__(self, *, every_n_epochs: int = 1, strict: bool = False) -> None:
-        super().__init__(strict=strict)
-        if every_n_epochs < 1:
-            raise ConfigurationError(f"every_n_epochs={every_n_epochs} was asked for; pass a number of at least 1.")
-        self.every_n_epochs = every_n_epochs
-        self._measured_at: int | None = None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget the last fit."""
-        super().setup(trainer, pl_module, stage)
-        self._measured_at = None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """First measurement, so that monitors exist before any check; ``on_fit_start`` would be too early for data."""
-        self._measured_at = trainer_internals.effective_batches(trainer)
-        self.take(trainer, pl_module, step=self._measured_at)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Measure behind the last batch of an epoch: before validation, at the x-value of the epoch's own metrics."""
-        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        if due and trainer_internals.is_last_batch(trainer):
-            step = trainer_internals.effective_batches(trainer)
-            self._measured_at = step + 1
-            self.take(trainer, pl_module, step=step)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Last measurement, if training went on since the one before."""
-        done = trainer_internals.effective_batches(trainer)
-        if self._measured_at is not None and done > self._measured_at:
-            self._measured_at = done
-            self.take(trainer, pl_module, step=done - 1)
 
 
 def peers(trainer: Trainer) -> list[SloppyCallback]:

@@ -31,7 +31,7 @@ def close(trainer: Trainer, groups: Mapping[str, Sequence[Measurement]], sentenc
                 groups,
                 stop=" ".join([_end(trainer), *sentences]),
                 log_dirs=[folder for logger in trainer.loggers if (folder := _event_folder(logger))],
-                training_seconds=None if context is None else context.training_seconds + context.measuring_seconds,
+                training_seconds=None if context is None else context.fit_seconds,
             )
         )
 

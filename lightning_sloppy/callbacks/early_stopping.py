@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_sloppy.callbacks.base import MeasurementSubscriber, MeasuringCallback, peers
+from lightning_sloppy.callbacks.scheduled import ScheduledCallback
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.measures.plateau import PlateauDetector, Verdict
 from lightning_sloppy.records import Measurement
@@ -80,6 +81,7 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         self.stopped_step: int | None = None
         self.verdict: Verdict | None = None
         self._dim: int | None = None
+        self._judged_at: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that somebody measures what is monitored."""
@@ -96,13 +98,23 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         self.stopped_step = None
         self.verdict = None
         self._dim = None
+        self._judged_at = None
 
     def listens_to(self, callback: MeasuringCallback) -> bool:
         """The callback that publishes the monitor."""
         return callback.group == MONITORS[self.monitor][0]
 
     def on_measurement(self, trainer: Trainer, pl_module: LightningModule, measurement: Measurement) -> None:
-        """Judge one more measurement; every rank stops when one of them would."""
+        """Judge one more measurement; every rank stops when one of them would.
+
+        A resumed run first measures the weights that the run before it has judged already: that is no new measurement.
+        """
+        done = next(
+            (p.measured_at for p in peers(trainer) if isinstance(p, ScheduledCallback) and self.listens_to(p)), None
+        )
+        if done is not None and done == self._judged_at:
+            return
+        self._judged_at = done
         estimates = [measurement.estimates.get(name) for name in SCALES]
         known = [estimate for estimate in estimates if estimate is not None and estimate.status.ok]
         stop = False
@@ -147,10 +159,12 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
             "window": asdict(self.detector)["window"],
             "stopping_reason": self.stopping_reason.value,
             "stopped_step": self.stopped_step,
+            "judged_at": self._judged_at,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the window of the run that wrote the checkpoint."""
         self.detector.seen = int(state_dict["seen"])
         self.detector.window = state_dict["window"]
+        self._judged_at = state_dict.get("judged_at")
         # A checkpoint of a stopped run may be trained further: then the rule judges anew, with the window it has.

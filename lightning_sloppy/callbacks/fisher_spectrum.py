@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from lightning_sloppy.analysis import Fisher, Solve, fisher_of
@@ -9,13 +10,13 @@ from lightning_sloppy.callbacks.scale import Scale, ScaledCallback
 from lightning_sloppy.curvature.cotangents import checked_kind
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import sample_count
-from lightning_sloppy.evaluation.loss_checks import checked_loss
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.measures import effective_dimension as dimension
 from lightning_sloppy.measures.dimensions import degrees_of_freedom, stable_rank
 from lightning_sloppy.measures.sloppiness import effective_rank, entropy_rank, participation_ratio
-from lightning_sloppy.probing.context import FitContext
+from lightning_sloppy.probing.context import FitContext, ProbeKind
+from lightning_sloppy.probing.schedule import Budget, Schedule, Work
 from lightning_sloppy.records import Estimate, Measurement, Spectrum, Status
 from lightning_sloppy.reporting.progress import progress
 
@@ -37,7 +38,18 @@ class FisherSpectrum(ScaledCallback):
         num_samples: Probe samples N, drawn once from the training data.
         epsilon: Prior precision; null: p / ||w0||^2 of the weights at the start, kept for the whole run.
         objective: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
-        every_n_epochs: Interval of the measurements.
+        probe: "fixed": the same samples every time, so that curves show the network and not the draw; where samples
+            cannot be read by index (iterable data, several loaders), the first batches of the training. "batch": the
+            batch just trained on.
+        every_n_epochs: Measure at the end of every so-manieth epoch; null: 1 where no other interval is given.
+        every_n_steps: Measure behind every so-manieth effective batch.
+        at_steps: Measure behind these effective batches, counted from 1.
+        per_decade: Measure behind so many effective batches in every tenfold, evenly spaced in the logarithm.
+        max_overhead: Limit of (seconds of measuring - grace_seconds) / (seconds of training without measuring), all
+            callbacks of the fit together; measurements come less often where they would be over it, and where a
+            whole run would have fewer than ten, each does less. Said once, and seen in ``sloppy_cost/share``. null: no
+            limit.
+        grace_seconds: Measuring that is free, so that short runs are measured as asked.
         seed: Of the probe samples and sampled targets.
         strict: Raise errors of measurements instead of warning.
 
@@ -58,23 +70,38 @@ class FisherSpectrum(ScaledCallback):
         num_samples: int = 1024,
         epsilon: float | None = None,
         objective: Loss | None = None,
-        every_n_epochs: int = 1,
+        probe: ProbeKind = "fixed",
+        every_n_epochs: int | None = None,
+        every_n_steps: int | None = None,
+        at_steps: Sequence[int] = (),
+        per_decade: int | None = None,
+        max_overhead: float | None = 0.1,
+        grace_seconds: float = 60.0,
         seed: int = 0,
         strict: bool = False,
     ) -> None:
-        super().__init__(epsilon=epsilon, every_n_epochs=every_n_epochs, strict=strict)
+        super().__init__(
+            epsilon=epsilon,
+            objective=objective,
+            seed=seed,
+            probe=probe,
+            schedule=Schedule(every_n_epochs, every_n_steps, at_steps, per_decade),
+            budget=Budget(max_overhead, grace_seconds),
+            work=Work(num_samples),
+            strict=strict,
+        )
         if num_samples < 2:
             raise ConfigurationError(f"FisherSpectrum got num_samples={num_samples}; pass at least 2 probe samples.")
         self.kind = checked_kind(kind)
         self.num_samples = num_samples
-        checked_loss(objective)
-        self.objective = objective
-        self.seed = seed
+
+    def gradients(self, work: Work) -> float:
+        """Two passes, and the inner products; ten times that for the columns of the exact kind."""
+        return 80.0 if self.kind == "exact" else 8.0
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """One Gram matrix, one eigenvalue decomposition, and those of the leading half."""
-        choice = context.objective(trainer, self.objective)
-        batches = choice.objective.prepare(context.probe(trainer, self.num_samples, self.seed))
+        choice, batches = self.probe(trainer, context)
         scale, sentence = self.scale(trainer, context)
         with progress(trainer, f"Fisher: measuring on {sum(sample_count(batch) for batch in batches):,} samples"):
             spectrum = fisher_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -12,13 +13,13 @@ from lightning_sloppy.callbacks.scale import Scale, ScaledCallback
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, sample_count
-from lightning_sloppy.evaluation.loss_checks import checked_loss
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.measures import brackets
 from lightning_sloppy.measures import effective_dimension as dimension
-from lightning_sloppy.probing.context import FitContext
+from lightning_sloppy.probing.context import FitContext, ProbeKind
 from lightning_sloppy.probing.objective import ObjectiveChoice
+from lightning_sloppy.probing.schedule import Budget, Schedule, Work
 from lightning_sloppy.records import Cost, Estimate, Measurement, Spectrum, Status
 from lightning_sloppy.reporting.progress import progress
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 STOP_AT = 0.02
 """Quadrature stops when the bracket of N_eff is this narrow: a fifth of what makes a value unresolved."""
+
+MOST_START_BYTES = 256 * 1024**2
+"""Larger weights are not kept in checkpoints; the displacement of a resumed run then counts from where it resumed."""
 
 
 class HessianSpectrum(ScaledCallback):
@@ -46,7 +50,18 @@ class HessianSpectrum(ScaledCallback):
         tol: Residual relative to the largest magnitude; null: 1e-3 in float32, 1e-8 in float64.
         epsilon: Prior precision; null: p / ||w0||^2 of the weights at the start, kept for the whole run.
         objective: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
-        every_n_epochs: Interval of the measurements.
+        probe: "fixed": the same samples every time, so that curves show the network and not the draw; where samples
+            cannot be read by index (iterable data, several loaders), the first batches of the training. "batch": the
+            batch just trained on.
+        every_n_epochs: Measure at the end of every so-manieth epoch; null: 1 where no other interval is given.
+        every_n_steps: Measure behind every so-manieth effective batch.
+        at_steps: Measure behind these effective batches, counted from 1.
+        per_decade: Measure behind so many effective batches in every tenfold, evenly spaced in the logarithm.
+        max_overhead: Limit of (seconds of measuring - grace_seconds) / (seconds of training without measuring), all
+            callbacks of the fit together; measurements come less often where they would be over it, and where a
+            whole run would have fewer than ten, each does less. Said once, and seen in ``sloppy_cost/share``. null: no
+            limit.
+        grace_seconds: Measuring that is free, so that short runs are measured as asked.
         seed: Of the probe samples and vectors; the same ones serve at every measurement.
         strict: Raise errors of measurements instead of warning.
 
@@ -71,11 +86,26 @@ class HessianSpectrum(ScaledCallback):
         tol: float | None = None,
         epsilon: float | None = None,
         objective: Loss | None = None,
-        every_n_epochs: int = 1,
+        probe: ProbeKind = "fixed",
+        every_n_epochs: int | None = None,
+        every_n_steps: int | None = None,
+        at_steps: Sequence[int] = (),
+        per_decade: int | None = None,
+        max_overhead: float | None = 0.1,
+        grace_seconds: float = 60.0,
         seed: int = 0,
         strict: bool = False,
     ) -> None:
-        super().__init__(epsilon=epsilon, every_n_epochs=every_n_epochs, strict=strict)
+        super().__init__(
+            epsilon=epsilon,
+            objective=objective,
+            seed=seed,
+            probe=probe,
+            schedule=Schedule(every_n_epochs, every_n_steps, at_steps, per_decade),
+            budget=Budget(max_overhead, grace_seconds),
+            work=Work(num_samples, probes, k),
+            strict=strict,
+        )
         checked_counts(k, probes)
         if probes < 2 or num_samples < 1 or steps < 2 or (tol is not None and not 0 < tol < 1):
             raise ConfigurationError(
@@ -87,26 +117,44 @@ class HessianSpectrum(ScaledCallback):
         self.num_samples = num_samples
         self.steps = steps
         self.tol = tol
-        checked_loss(objective)
-        self.objective = objective
-        self.seed = seed
         self._vectors: Tensor | None = None
         self._directions = Directions()
+        self._start: Tensor | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the directions of the last fit."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._directions = Directions()
+            self._start = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Also the weights at the start, from which displacements are measured.
+
+        A tensor of the model's size: a seed would not tell them where somebody loads weights, and files beside a
+        checkpoint get lost. The bound keeps the same tensor, and a checkpoint holds a tensor once.
+        """
+        start = self._start
+        kept = {} if start is None or start.numel() * start.element_size() > MOST_START_BYTES else {"start": start}
+        return {**super().state_dict(), **kept}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the scale, the clock and the start of the run that wrote the checkpoint."""
+        super().load_state_dict(state_dict)
+        self._start = state_dict.get("start")
+
+    def gradients(self, work: Work) -> float:
+        """A product costs about two; networks take 2 k + 5 of them for the pairs, and half the depth for the rest."""
+        return 2.0 * (2 * work.k + 5 + work.probes * (1 + self.steps / 2))
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """Hessian first, then its Gauss-Newton part, on the same probe and the same probe vectors."""
-        choice = context.objective(trainer, self.objective)
-        batches = choice.objective.prepare(context.probe(trainer, self.num_samples, self.seed))
+        self._start = context.started_from(self._start)
+        choice, batches = self.probe(trainer, context)
         scale, sentence = self.scale(trainer, context)
         dim = ParameterLayout.of(pl_module).dim
-        if self._vectors is None or self._vectors.shape[1] != dim:
-            self._vectors = rademacher(dim, self.probes, generator(self.seed + 1))
+        if self._vectors is None or self._vectors.shape != (self.work.probes, dim):
+            self._vectors = rademacher(dim, self.work.probes, generator(self.seed + 1))
         notes = [note for note in (choice.note, sentence) if note]
         if choice.note:
             self.warn_once(choice.note, trainer=trainer)
@@ -118,9 +166,9 @@ class HessianSpectrum(ScaledCallback):
                 batches,
                 quadrature=Quadrature(self._vectors, steps=1),
                 solve=Solve(
-                    self.k,
+                    self.work.k,
                     tol=self.tol,
-                    eigenvectors=Directions.affordable(dim, self.k, choice.objective.dtype)
+                    eigenvectors=Directions.affordable(dim, self.work.k, choice.objective.dtype)
                     or any(listener.needs_eigenvectors for listener in self.subscribers(trainer)),
                 ),
                 rng=generator(self.seed),

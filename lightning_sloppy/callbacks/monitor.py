@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,7 @@ from lightning_sloppy.callbacks.pac_bayes import PACBayesBound
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.inputs.spectrum import InputKind
+from lightning_sloppy.probing.context import ProbeKind
 from lightning_sloppy.records import Measurement
 
 if TYPE_CHECKING:
@@ -120,7 +122,18 @@ class SloppyMonitor(SloppyCallback):
         early_stopping: Stop on the plateau of the effective dimension; off by default.
         epsilon: Prior precision behind every effective dimension; null: p / ||w0||^2.
         objective: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
-        every_n_epochs: Interval of the measurements.
+        probe: "fixed": the same samples every time, so that curves show the network and not the draw; where samples
+            cannot be read by index (iterable data, several loaders), the first batches of the training. "batch": the
+            batch just trained on.
+        every_n_epochs: Measure at the end of every so-manieth epoch; null: 1 where no other interval is given.
+        every_n_steps: Measure behind every so-manieth effective batch.
+        at_steps: Measure behind these effective batches, counted from 1.
+        per_decade: Measure behind so many effective batches in every tenfold, evenly spaced in the logarithm.
+        max_overhead: Limit of (seconds of measuring - grace_seconds) / (seconds of training without measuring), all
+            callbacks of the fit together; measurements come less often where they would be over it, and where a
+            whole run would have fewer than ten, each does less. Said once, and seen in ``sloppy_cost/share``. null: no
+            limit.
+        grace_seconds: Measuring that is free, so that short runs are measured as asked.
         seed: Of probe samples, probe vectors and draws.
         strict: Raise errors of measurements instead of warning.
 
@@ -143,7 +156,13 @@ class SloppyMonitor(SloppyCallback):
         early_stopping: StoppingOptions | None = None,
         epsilon: float | None = None,
         objective: Loss | None = None,
-        every_n_epochs: int = 1,
+        probe: ProbeKind = "fixed",
+        every_n_epochs: int | None = None,
+        every_n_steps: int | None = None,
+        at_steps: Sequence[int] = (),
+        per_decade: int | None = None,
+        max_overhead: float | None = 0.1,
+        grace_seconds: float = 60.0,
         seed: int = 0,
         strict: bool = False,
     ) -> None:
@@ -160,7 +179,13 @@ class SloppyMonitor(SloppyCallback):
         curvature: dict[str, Any] = {
             "epsilon": epsilon,
             "objective": objective,
+            "probe": probe,
             "every_n_epochs": every_n_epochs,
+            "every_n_steps": every_n_steps,
+            "at_steps": at_steps,
+            "per_decade": per_decade,
+            "max_overhead": max_overhead,
+            "grace_seconds": grace_seconds,
             "seed": seed,
             "strict": strict,
         }
@@ -200,6 +225,11 @@ class SloppyMonitor(SloppyCallback):
         """Pass on to the parts."""
         for part in self.parts:
             part.on_train_start(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Pass on to the parts."""
+        for part in self.parts:
+            part.on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -124,13 +124,22 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             # Weights that no fit has touched begin a new run; others go on with the prior that is known, if any.
             self._prior_mean, self._evaluation = context.start, 0
             self._hold_out.start_run()
+        elif not self._begun and self._prior_mean is not None and torch.equal(self._prior_mean, context.start):
+            self._prior_mean = context.start  # one tensor for all, in memory and in the next checkpoint
         self._begun = True
         hessian = next(peer for peer in peers(trainer) if isinstance(peer, HessianSpectrum))
         choice = context.objective(trainer, hessian.objective)
+        if not context.indexable(trainer):
+            certificate = self._missing(
+                context.train_size(trainer) or 0,
+                "The training samples cannot be read by index (iterable data, several loaders), so no error on n known "
+                "examples can be counted; use one map-style data set, or leave the bound out.",
+            )
+            return self._measurement(trainer, choice, step, certificate, {})
         source = context.source(trainer)
         if not choice.classification:
             certificate = self._missing(
-                source,
+                len(source),
                 f"The bound is for classification with (N, C) scores and (N,) class indices, and the objective "
                 f"({choice.source}) is not known to be one; leave the bound out (bound=None in SloppyMonitor), or, if "
                 "it is one, pass its loss as objective=.",
@@ -145,7 +154,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             certificate = self._certificate(trainer, context, source, choice, reasons)
             estimates = _estimates(certificate)
         else:
-            certificate, estimates = self._missing(source, *reasons), {}
+            certificate, estimates = self._missing(len(source), *reasons), {}
         held_out = None
         if context.layout == ParameterLayout.of(context.module):
             held_out = self._hold_out.certificate(trainer, context, choice.objective, delta=self.delta)
@@ -225,14 +234,14 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             prior=STATEMENTS[self.prior],
         )
 
-    def _missing(self, source: SampleSource, *reasons: str) -> Certificate:
+    def _missing(self, n: int, *reasons: str) -> Certificate:
         """No bound and no parts."""
         return Certificate(
             kind="pac_bayes_pair",
             certified_predictor="pair_of_draws",
             value=math.nan,
             valid=False,
-            n=len(source),
+            n=n,
             delta=self.delta,
             reasons=reasons,
         )

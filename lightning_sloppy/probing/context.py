@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sized
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -17,10 +19,13 @@ from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.digests import SampleDigests, sample_digests
 from lightning_sloppy.probing.objective import ObjectiveChoice, choose_objective
+from lightning_sloppy.probing.passing import PassingBatches
 from lightning_sloppy.probing.samples import SampleSource, probe_indices
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
+
+ProbeKind = Literal["fixed", "batch"]
 
 MEASURING_BATCH = 1_024
 """Least size of a probe batch: the size of the default probe, for a product on one large batch is the fastest."""
@@ -44,7 +49,10 @@ class FitContext:
         start: The weights when the fit started, one vector (p,) on the CPU.
         start_buffers: The buffers at that moment.
         layout_written: Whether the custom-scalars layout was written.
-        measuring_seconds: Time spent in measurements so far.
+        measuring_seconds: Time spent in measurements so far, also before a resume.
+        decision: The latest step at which measurements were due, and whether they were taken.
+        passing: Copies of batches that went by, where they are needed.
+        stretched: Whether it was said that measurements come less often than asked for.
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
@@ -66,9 +74,13 @@ class FitContext:
         self.start = self.layout.vector(module).cpu()
         self.start_buffers = {name: buffer.detach().cpu().clone() for name, buffer in module.named_buffers()}
         self.measuring_seconds = 0.0
+        self.decision: tuple[int, bool] | None = None
+        self.stretched = False
+        self._earlier = (0.0, 0.0)
         self.layout_written = False
         self._clock = time.perf_counter()
-        self._source: SampleSource | None = None
+        self._source: SampleSource | ConfigurationError | None = None
+        self.passing = PassingBatches()
         self._probes: dict[tuple[int, int], list[Batch]] = {}
         self._choices: dict[Any, ObjectiveChoice] = {}
         self._digests: SampleDigests | None = None
@@ -81,15 +93,47 @@ class FitContext:
         """
         if self._source is None:
             loaders = trainer_internals.training_loaders(trainer)
-            if len(loaders) != 1:
-                raise ConfigurationError(
-                    f"Measuring needs one training loader, but the fit has {len(loaders)}; combine the data sets."
-                )
-            self._source = SampleSource(loaders[0])
+            try:
+                if len(loaders) != 1:
+                    raise ConfigurationError(
+                        f"Reading samples by index needs one training loader, but the fit has {len(loaders)}; combine "
+                        "the data sets."
+                    )
+                self._source = SampleSource(loaders[0])
+            except ConfigurationError as error:
+                self._source = error
+        if isinstance(self._source, ConfigurationError):
+            raise self._source
         return self._source
 
-    def probe(self, trainer: Trainer, num_samples: int, seed: int) -> list[Batch]:
-        """The fixed probe: batches on the device, as training would see them, read once for each (size, seed)."""
+    def indexable(self, trainer: Trainer) -> bool:
+        """Whether samples can be read by index; if not, the batches that pass by are the probe."""
+        with suppress(ConfigurationError):
+            self.source(trainer)
+        return isinstance(self._source, SampleSource)
+
+    def train_size(self, trainer: Trainer) -> int | None:
+        """Training samples n; None when nobody knows: several loaders, or an iterable data set without a length."""
+        if self.indexable(trainer):
+            return len(self.source(trainer))
+        loaders = trainer_internals.training_loaders(trainer)
+        dataset = getattr(loaders[0], "dataset", None) if len(loaders) == 1 else None
+        return len(dataset) if isinstance(dataset, Sized) else None
+
+    def probe(self, trainer: Trainer, num_samples: int, seed: int, kind: ProbeKind = "fixed") -> list[Batch]:
+        """The probe: batches on the device, as training would see them.
+
+        Fixed: read once for each (size, seed); where nothing can be read by index, the first batches of the training.
+        Batch: the one that is being trained on.
+
+        Raises:
+            ConfigurationError: Before the first batch, when it must come by.
+        """
+        if kind == "batch" or not self.indexable(trainer):
+            batches = self.passing.latest() if kind == "batch" else self.passing.first(num_samples)
+            if not batches:
+                raise ConfigurationError("No batch was trained on yet, so there is nothing to measure on.")
+            return batches
         key = (num_samples, seed)
         if key not in self._probes:
             source = self.source(trainer)
@@ -119,9 +163,12 @@ class FitContext:
             ConfigurationError: When the loss cannot be known; the message names ``objective=``.
         """
         if override not in self._choices:
-            source = self.source(trainer)
-            indices = torch.arange(min(len(source), source.batch_size))
-            batch = self.read(trainer, source, indices, len(indices))[0]
+            if self.indexable(trainer):
+                source = self.source(trainer)
+                indices = torch.arange(min(len(source), source.batch_size))
+                batch = self.read(trainer, source, indices, len(indices))[0]
+            else:
+                batch = self.probe(trainer, 1, 0)[0]
             self._choices[override] = choose_objective(self.module, batch, override, modes=self.modes)
         return self._choices[override]
 
@@ -136,15 +183,34 @@ class FitContext:
         size = float(self.start.double().square().sum())
         return self.layout.dim / size if size > 0 else None
 
+    def resume_clock(self, measuring: float, training: float) -> None:
+        """Go on counting from these seconds of an earlier part of the run; the same ones told twice count once."""
+        if (measuring, training) > self._earlier:
+            self.measuring_seconds += measuring - self._earlier[0]
+            self._earlier = (measuring, training)
+
+    def started_from(self, earlier: Tensor | None) -> Tensor:
+        """The weights at the start: those of the run that is resumed, when they are known and of this model."""
+        if earlier is not None and not self.fresh and len(earlier) == len(self.start):
+            self.start = earlier
+        return self.start
+
+    @property
+    def fit_seconds(self) -> float:
+        """Wall-clock seconds since this fit started."""
+        return time.perf_counter() - self._clock
+
     @property
     def training_seconds(self) -> float:
-        """Wall-clock seconds since the fit started, without measuring."""
-        return max(time.perf_counter() - self._clock - self.measuring_seconds, 1e-9)
+        """Wall-clock seconds of the run without measuring, those before a resume included."""
+        earlier_measuring, earlier_training = self._earlier
+        here = self.fit_seconds - (self.measuring_seconds - earlier_measuring)
+        return max(here + earlier_training, 1e-9)
 
     @property
     def share(self) -> float:
-        """Share of the time since the fit started that went into measuring, in [0, 1]."""
-        return self.measuring_seconds / (self.measuring_seconds + self.training_seconds)
+        """Seconds of measuring per second of training without it."""
+        return self.measuring_seconds / self.training_seconds
 
 
 def notice_earlier_fits(module: LightningModule) -> None:

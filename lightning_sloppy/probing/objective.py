@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lightning_sloppy.curvature.gradient import mean_gradient
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, as_pair, private, sample_count
@@ -128,6 +130,16 @@ def choose_objective(
         note=f"On one batch {found}; the Hessian is that of training_step. For the Gauss-Newton part, Fisher and the "
         f"bound {ASK}.",
     )
+
+
+def seconds_of_a_gradient(choice: ObjectiveChoice, batches: list[Batch]) -> float:
+    """Wall-clock seconds of one gradient of the mean loss over these batches, the second one of two."""
+    layout = ParameterLayout.of(choice.objective.module)
+    for _ in range(2):
+        start = time.perf_counter()
+        # Asking for a number waits for the device.
+        float(mean_gradient(choice.objective, layout, batches).sum())
+    return time.perf_counter() - start
 
 
 def _shape(value: Any) -> str:

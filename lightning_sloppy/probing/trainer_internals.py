@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,27 @@ def effective_batches(trainer: Trainer) -> int:
     Under manual optimisation ``global_step`` counts optimiser steps, which differ (``logger_connector.log_metrics``).
     """
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def batch_steps(trainer: Trainer) -> bool:
+    """Whether the batch that just ended completes an effective batch, and is no mere part of an accumulated one."""
+    return not trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def batch_number(trainer: Trainer) -> int:
+    """Of the current batch in the whole training, accumulated ones one by one."""
+    return int(trainer.fit_loop.epoch_loop.total_batch_idx)
+
+
+def fraction_done(trainer: Trainer) -> float | None:
+    """Share of the planned training that is behind, in (0, 1]; None when no end is planned."""
+    shares = []
+    if trainer.max_steps > 0:
+        shares.append(trainer.global_step / trainer.max_steps)
+    batches = trainer.num_training_batches * (trainer.max_epochs or -1)
+    if 0 < batches < math.inf:
+        shares.append((batch_number(trainer) + 1) / batches)
+    return min(max(shares), 1.0) if shares and max(shares) > 0 else None
 
 
 def is_last_batch(trainer: Trainer) -> bool:

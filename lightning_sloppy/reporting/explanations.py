@@ -159,5 +159,6 @@ COST = {
     "peak_bytes_hessian": "Device memory above the start that one Hessian measurement needed (where it is counted).",
     "peak_bytes_fisher": "Device memory above the start that one Fisher measurement needed (where it is counted).",
     "peak_bytes_bound": "Device memory above the start that one evaluation of the bound needed (where it is counted).",
-    "share": "Share of the fit's time so far that went into measuring, 0 to 1. Above 0.2, measure less often.",
+    "share": "Seconds of measuring so far per second of training without it. `max_overhead` limits it, beyond the "
+    "seconds that `grace_seconds` allows in any case.",
 }

@@ -147,7 +147,7 @@ def scalars(measurement: Measurement, *, share: float | None = None) -> dict[str
 
     Args:
         measurement: The event.
-        share: Share of the fit's time so far that went into measuring, when the caller wants it logged.
+        share: Seconds of measuring per second of training so far, when the caller wants it logged.
 
     Raises:
         ConfigurationError: An estimate has a name that no table explains.

@@ -34,7 +34,7 @@ def publish(trainer: Trainer, measurement: Measurement, *, share: float | None =
     Args:
         trainer: The running Trainer.
         measurement: What was measured; values that are not loggable are left out, so the last finite ones stay.
-        share: Share of the fit's time so far that went into measuring, logged when given.
+        share: Seconds of measuring per second of training so far, logged when given.
     """
     values = scalars(measurement, share=share)
     _update_monitors(trainer, values)

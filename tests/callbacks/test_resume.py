@@ -1,0 +1,95 @@
+"""A run that is cut and resumed goes on where it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import Classifier, blobs, loader, trainer
+from torch.utils.data import DataLoader
+
+from lightning_sloppy import (
+    EffectiveDimensionEarlyStopping,
+    FisherOptions,
+    FisherSpectrum,
+    HessianOptions,
+    HessianSpectrum,
+    SloppyMonitor,
+)
+from lightning_sloppy.probing.schedule import Work
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
+
+
+def test_clock_and_work_go_on_in_a_resumed_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(HessianSpectrum, "seconds_of_a_gradient", lambda *_: 0.5)
+    hessian = HessianSpectrum(k=4, num_samples=512, strict=True)
+    first = trainer(tmp_path, callbacks=[hessian], max_epochs=1)
+    first.fit(Classifier(), loader(blobs(600)))
+    first.save_checkpoint(tmp_path / "run.ckpt")
+    state = hessian.state_dict()
+    assert state["measuring_seconds"] > 0
+    again, other = HessianSpectrum(k=4, num_samples=512), HessianSpectrum(k=3, num_samples=40)
+    for callback in (again, other):
+        callback.load_state_dict(torch.load(tmp_path / "run.ckpt", weights_only=True)["callbacks"]["HessianSpectrum"])
+    assert again.work == hessian.work != Work(512, 4, 4)
+    assert other.work == Work(40, 4, 3)
+    host = trainer(tmp_path, callbacks=[again], max_epochs=2)
+    host.fit(Classifier(), loader(blobs(600)), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    assert again.state_dict()["measuring_seconds"] > state["measuring_seconds"]
+    assert again.state_dict()["training_seconds"] > state["training_seconds"]
+
+
+def test_a_run_cut_between_batches_and_resumed_has_equal_values_at_common_steps(tmp_path):
+    def run(folder, epochs, **options):
+        torch.manual_seed(0)
+        fisher = FisherSpectrum(num_samples=16, every_n_steps=2, strict=True)
+        host = trainer(folder, callbacks=[fisher], max_epochs=epochs, **options)
+        host.fit(Classifier(), DataLoader(blobs(64), 16), ckpt_path=options.pop("ckpt", None))
+        return host, fisher
+
+    _, whole = run(tmp_path / "whole", 4)
+    host, cut = run(tmp_path / "cut", 2)
+    host.save_checkpoint(tmp_path / "run.ckpt")
+    torch.manual_seed(0)
+    resumed = FisherSpectrum(num_samples=16, every_n_steps=2, strict=True)
+    trainer(tmp_path / "cut", callbacks=[resumed], max_epochs=4).fit(
+        Classifier(), DataLoader(blobs(64), 16), ckpt_path=tmp_path / "run.ckpt", weights_only=True
+    )
+    values = {m.step: m.estimates["effective_dimension"].value for m in [*cut.measurements, *resumed.measurements]}
+    assert [m.step for m in resumed.measurements] == [8, 9, 11, 13, 15]
+    for measurement in whole.measurements:
+        assert values[measurement.step] == measurement.estimates["effective_dimension"].value
+
+
+def monitored(folder, epochs, checkpoint=None):
+    """A fixed order and no dropout, so that training itself resumes identically."""
+    torch.manual_seed(0)
+    watcher = SloppyMonitor(
+        hessian=HessianOptions(k=2, num_samples=16), fisher=FisherOptions(num_samples=16), every_n_steps=2, strict=True
+    )
+    stopping = EffectiveDimensionEarlyStopping(patience=50, warmup=1)
+    host = trainer(folder, callbacks=[watcher, stopping], max_epochs=epochs)
+    options = {} if checkpoint is None else {"ckpt_path": checkpoint, "weights_only": True}
+    host.fit(Classifier(), DataLoader(blobs(64), 16), **options)
+    return host, watcher, stopping
+
+
+def test_curves_directions_and_the_plateau_window_go_on(tmp_path):
+    _, whole, alone = monitored(tmp_path, 4)
+    host, _, _ = monitored(tmp_path, 2)
+    host.save_checkpoint(tmp_path / "run.ckpt")
+    again, resumed, stopping = monitored(tmp_path, 4, tmp_path / "run.ckpt")
+    for group in ("hessian", "fisher"):
+        expected = {m.step: m for m in whole.measurements[group]}
+        for measurement in resumed.measurements[group][1:]:
+            for name, estimate in measurement.estimates.items():
+                if name == "overlap" and measurement.step == 9:
+                    continue  # the directions of the time before are not kept
+                assert estimate == expected[measurement.step].estimates[name], (group, name, measurement.step)
+    assert stopping.detector.seen == alone.detector.seen
+    assert stopping.detector.window == alone.detector.window
+    assert [m.certificate.evaluation for m in resumed.measurements["bound"]] == [6, 7, 8, 9, 10]
+    again.save_checkpoint(tmp_path / "again.ckpt")
+    states = torch.load(tmp_path / "again.ckpt", weights_only=True)["callbacks"]["SloppyMonitor"]
+    start, prior = states["hessian"]["start"], states["bound"]["prior_mean"]
+    assert start.untyped_storage().data_ptr() == prior.untyped_storage().data_ptr()

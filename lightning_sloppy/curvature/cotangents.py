@@ -8,6 +8,7 @@ its sample count, or its count of valid tokens. The weight w_i of a sample is in
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, private, sample_count
-from lightning_sloppy.evaluation.nests import tensors_of
+from lightning_sloppy.evaluation.nests import map_tensors, tensors_of
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.weights import KnownLoss, Likelihood, known_loss, term_weights
 from lightning_sloppy.linalg.vectors import generator
@@ -74,17 +75,29 @@ def checked_kind(kind: str) -> Kind:
 
 
 def pulled_cotangents(
-    objective: Objective, parameters: dict[str, Tensor], batches: list[Batch], fisher: Fisher
+    objective: Objective,
+    parameters: dict[str, Tensor],
+    batches: list[Batch],
+    fisher: Fisher,
+    known: Sequence[Any] = (),
 ) -> list[Tensor]:
     """Cotangents of every batch at these parameters, (R, n, D) each, with the same R.
+
+    Args:
+        objective: Module and loss.
+        parameters: Where.
+        batches: Prepared batches.
+        fisher: Which.
+        known: Outputs of the first batches, when they were computed before.
 
     Raises:
         ConfigurationError: When the outputs have no row for each sample.
     """
     pulled, first = [], 0
-    for batch in batches:
+    for index, batch in enumerate(batches):
         with torch.no_grad():
-            outputs = objective.outputs(parameters, private(batch)[0])
+            outputs = known[index] if index < len(known) else objective.outputs(parameters, private(batch)[0])
+        outputs = map_tensors(Tensor.detach, outputs)
         with torch.enable_grad():
             objective.examine(outputs, batch)
         rows = objective.rows(outputs, sample_count(batch)).detach()

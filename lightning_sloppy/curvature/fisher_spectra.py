@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from lightning_sloppy.curvature.assembly import Frame, descending
 from lightning_sloppy.curvature.cotangents import Fisher, pulled_cotangents
 from lightning_sloppy.curvature.double_backward import double_backward
+from lightning_sloppy.curvature.gram.check import Recording
 from lightning_sloppy.curvature.gram.matrix import Gram, gram_of, pull_back_vectors
 from lightning_sloppy.curvature.kept_graph import need_outputs
 from lightning_sloppy.curvature.operators import Curvature
@@ -30,7 +32,7 @@ ROW_LIMIT = 8_192
 FLOOR_ROUNDINGS = 8
 """Roundings of the products below which an eigenvalue is noise: 2.5e-7 of the largest was seen in float32."""
 
-LOOKED_AT = 16
+LOOKED_AT = 4
 """Samples that show which parameters are used, and whether two evaluations agree."""
 
 
@@ -94,13 +96,18 @@ def _by_gram(
     rows: int,
 ) -> Spectrum:
     frame = Frame(f"fisher_{fisher.kind}", objective, batches)
-    leaves = {name: leaf.detach() for name, leaf in layout.leaves(objective.module, objective.dtype).items()}
+    leaves = layout.leaves(objective.module, objective.dtype)
     vectors = None
     # A fused attention kernel has no rule for vmap either, so the same context serves.
     with double_backward(objective.module):
-        pulled = pulled_cotangents(objective, leaves, batches, fisher)
+        # Of a single batch, the usual probe, one forward serves the cotangents and the Gram matrix.
+        recorded = _recorded(objective, leaves, batches[0]) if len(batches) == 1 else None
+        known = [] if recorded is None else [recorded[1].outputs]
+        detached = {name: leaf.detach() for name, leaf in leaves.items()}
+        pulled = pulled_cotangents(objective, detached, batches, fisher, known)
         detail = _looked_at(frame, layout, batches)
-        gram = gram_of(objective, layout, pulled, batches, by_layer=by_layer)
+        gram = gram_of(objective, layout, pulled, batches, by_layer=by_layer, recorded=recorded)
+        del recorded, known  # the graph of the whole batch
         if not bool(torch.isfinite(gram.matrix).all()):
             return frame.nothing(layout.dim, Status.NON_FINITE)
         weights = torch.cat([objective.sample_weights(batch) for batch in batches])
@@ -123,6 +130,15 @@ def _by_gram(
         detail=detail,
         cost=replace(found.cost, seconds=frame.seconds),
     )
+
+
+def _recorded(
+    objective: Objective, leaves: dict[str, Tensor], batch: Batch
+) -> tuple[dict[str, Tensor], Recording] | None:
+    """The batch run with its calls recorded; None for a forward whose functions cannot be watched."""
+    with suppress(Exception):
+        return leaves, Recording(objective, leaves, private(batch)[0], sample_count(batch))
+    return None
 
 
 def _looked_at(frame: Frame, layout: ParameterLayout, batches: list[Batch]) -> dict[str, str | int | float]:

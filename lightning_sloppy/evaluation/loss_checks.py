@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 AGREEMENT = 1e-4
 """Relative difference of two evaluations of one loss in float32 that is rounding."""
 
-COMPARED_SAMPLES = 64
+COMPARED_SAMPLES = 8
 """Samples on which a loss shows whether it is a mean: all of a large probe would cost as much as a gradient."""
 
 

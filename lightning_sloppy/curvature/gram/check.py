@@ -47,7 +47,8 @@ class Recording:
         count: Its samples n.
 
     Attributes:
-        rows: Outputs, (n, D), with their graph.
+        outputs: What the module gave, with its graph.
+        rows: Its outputs that the loss uses, (n, D).
         calls: Always in the same order.
     """
 
@@ -56,8 +57,13 @@ class Recording:
         with recorder:
             outputs = objective.outputs(leaves, inputs)
         self.count = count
+        self.outputs: Any = outputs
         self.rows = objective.rows(outputs, count)
         self.calls = recorder.calls
+
+    def release(self) -> None:
+        """Let go of the graph, for others may still hold this record."""
+        self.outputs, self.rows, self.calls = None, self.rows.detach(), []
 
     def take_axes(self, axes: Sequence[int | None]) -> Structure | None:
         """Set the axes of the calls; returns what they look like for one sample, None for another number of calls."""

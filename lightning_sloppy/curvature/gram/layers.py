@@ -35,6 +35,7 @@ def add_layers(
     pulled: Sequence[Tensor],
     batches: Sequence[Batch],
     budget: int,
+    recorded: Recording | None = None,
 ) -> dict[str, str]:
     """Add the parameters that known layers use; returns the path of each, such as "conv".
 
@@ -45,6 +46,7 @@ def add_layers(
         pulled: Cotangents of each batch, (R, n, D).
         batches: Prepared batches.
         budget: Bytes for formed gradients.
+        recorded: The first batch, when it was run with these leaves already.
     """
     # A single sample would not tell whether samples act on one another.
     largest = max(batches, key=sample_count)
@@ -55,7 +57,9 @@ def add_layers(
         first = 0
         for batch, directions in zip(batches, pulled, strict=True):
             if held:
-                _collect(objective, leaves, batch, directions, known, held, (first, sums.samples))
+                recording, recorded = recorded or _recorded(objective, leaves, batch), None
+                _collect(recording, leaves, directions, known, held, (first, sums.samples))
+                recording.release()
             first += sample_count(batch)
         _add(sums, held, budget // objective.dtype.itemsize)
         paths |= {name: known.paths[name] for name in held}
@@ -82,10 +86,13 @@ def _passes(
         yield group
 
 
+def _recorded(objective: Objective, leaves: Mapping[str, Tensor], batch: Batch) -> Recording:
+    return Recording(objective, leaves, private(batch)[0], sample_count(batch))
+
+
 def _collect(
-    objective: Objective,
+    recording: Recording,
     leaves: Mapping[str, Tensor],
-    batch: Batch,
     directions: Tensor,
     known: Served,
     held: dict[str, _Held],
@@ -95,8 +102,7 @@ def _collect(
 
     The batch's place is the number of its first sample, and that of all samples.
     """
-    count = sample_count(batch)
-    recording = Recording(objective, leaves, private(batch)[0], count)
+    count = recording.count
     structure = recording.take_axes(known.axes)
     if structure is None:
         held.clear()

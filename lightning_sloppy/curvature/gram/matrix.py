@@ -10,6 +10,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
+from lightning_sloppy.curvature.gram.check import Recording
 from lightning_sloppy.curvature.gram.layers import add_layers
 from lightning_sloppy.curvature.gram.per_sample import add_formed
 from lightning_sloppy.curvature.gram.sums import GramSums
@@ -48,6 +49,7 @@ def gram_of(
     batches: list[Batch],
     *,
     by_layer: bool = False,
+    recorded: tuple[Mapping[str, Tensor], Recording] | None = None,
 ) -> Gram:
     """Build the Gram matrix whose non-zero eigenvalues, over the weight of the probe, are those of the Fisher matrix.
 
@@ -60,18 +62,20 @@ def gram_of(
         pulled: Cotangents of each batch, (R, n, D).
         batches: Prepared batches.
         by_layer: Keep the part of each layer: one more matrix for each.
+        recorded: Leaves, and the first batch run with them, when that was needed before.
 
     Raises:
         ConfigurationError: When BatchNorm uses the statistics of the batch.
     """
     _check_samples_apart(objective.module)
-    leaves = layout.leaves(objective.module, objective.dtype)
+    leaves = layout.leaves(objective.module, objective.dtype) if recorded is None else recorded[0]
+    recording = None if recorded is None else recorded[1]
     owners = {layout.names[index]: layer for layer, indices in layout.layers().items() for index in indices}
     keys = owners if by_layer else dict.fromkeys(layout.names, "")
     sums = GramSums(sum(sample_count(batch) for batch in batches), len(pulled[0]), keys, objective.device)
 
     def fill() -> dict[str, str]:
-        paths = add_layers(sums, objective, leaves, pulled, batches, GRADIENT_BYTES)
+        paths = add_layers(sums, objective, leaves, pulled, batches, GRADIENT_BYTES, recording)
         rest = [name for name in layout.names if name not in paths]
         return paths | add_formed(sums, objective, leaves, rest, pulled, batches, GRADIENT_BYTES)
 

@@ -120,11 +120,15 @@ def grad(
     retain_graph: bool | None = None,
     create_graph: bool = False,
 ) -> list[Tensor | None]:
-    """:func:`torch.autograd.grad` that tolerates outputs without a graph and unused inputs (both give None)."""
+    """:func:`torch.autograd.grad` that tolerates outputs without a graph and unused inputs (both give None).
+
+    Raises:
+        RuntimeError: With ``create_graph``, when a function on the way forbids a second derivative.
+    """
     live = [index for index, output in enumerate(outputs) if output.requires_grad]
     if not live:
         return [None] * len(inputs)
-    return list(
+    found: list[Tensor | None] = list(
         torch.autograd.grad(
             [outputs[index] for index in live],
             list(inputs),
@@ -134,3 +138,24 @@ def grad(
             allow_unused=True,
         )
     )
+    if create_graph:
+        _need_second_derivatives(found)
+    return found
+
+
+def _need_second_derivatives(gradients: Sequence[Tensor | None]) -> None:
+    """Look for what ``once_differentiable`` leaves in a graph: a dead end.
+
+    The next derivative would leave out all that lies behind it without a word, for no way leads from there to a
+    parameter.
+    """
+    nodes = [g.grad_fn for g in gradients if g is not None and g.grad_fn is not None]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if node.name() == "torch::autograd::Error":
+            raise RuntimeError("a function marked once_differentiable has no double backward")
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                nodes.append(following)

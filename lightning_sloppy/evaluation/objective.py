@@ -23,6 +23,11 @@ Loss = Callable[[Any, Any], Tensor]
 """``loss_fn(outputs, targets)``, mean-reduced, a scalar."""
 
 
+def _alone(tensor: Tensor) -> Tensor:
+    """The sum over the ranks of a single one."""
+    return tensor
+
+
 class Objective:
     """A module with its loss, as a function of a table of parameters.
 
@@ -68,7 +73,7 @@ class Objective:
         self._step_module = step_module
         self._seed = seed
         self._weights = weights
-        self.add_up: Callable[[Tensor], Tensor] = add_up or (lambda tensor: tensor)
+        self.add_up: Callable[[Tensor], Tensor] = add_up or _alone
         self._keywords = _keywords_of(module)
         self._used: tuple[int, ...] | None = None
         self.device = parameters[0].device

@@ -177,7 +177,15 @@ def _cost(measurements: Mapping[str, Sequence[Measurement]], training_seconds: f
     share = ""
     if training_seconds is not None and training_seconds > 0:
         share = f", {100 * total / training_seconds:.0f} % of the {training_seconds:.1f} s of the fit"
-    return f"Measuring took {total:.1f} s{share}{': ' + each if each else ''}."
+    sentences = [f"Measuring took {total:.1f} s{share}{': ' + each if each else ''}."]
+    gaps = {m: sum(event.status is Status.FAILED for event in events) for m, events in measurements.items()}
+    if any(gaps.values()):
+        where = ", ".join(f"{_TITLES.get(m, m)} {count:,}" for m, count in gaps.items() if count)
+        reasons = (n for events in measurements.values() for e in events if e.status is Status.FAILED for n in e.notes)
+        sentences.append(
+            f"Failed measurements, seen as gaps: {where}. The first: {next(reasons, 'no reason is known')}"
+        )
+    return " ".join(sentences)
 
 
 def _times(count: int) -> str:

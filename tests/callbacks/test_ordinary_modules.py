@@ -120,11 +120,11 @@ def test_a_subset_sampler_is_honoured(tmp_path):
     assert spectrum.latest.num_samples == 40
 
 
-def test_uncollated_data_are_refused_with_the_reason(tmp_path):
+def test_uncollated_data_are_measured_on_their_first_batches(tmp_path):
     batches = [(part, torch.zeros(len(part), dtype=torch.long)) for part in torch.randn(4, 8, FEATURES)]
-    host = trainer(tmp_path, callbacks=[FisherSpectrum()], max_epochs=1)
-    with pytest.warns(UserWarning, match="batch_size=None"):
-        host.fit(Classifier(), DataLoader(batches, batch_size=None))
+    fisher = FisherSpectrum(num_samples=16, strict=True)
+    trainer(tmp_path, callbacks=[fisher], max_epochs=1).fit(Classifier(), DataLoader(batches, batch_size=None))
+    assert [(m.step, m.num_samples) for m in fisher.measurements] == [(1, 16), (3, 16)]
 
 
 def test_lazy_layers_name_the_remedy(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import case, dense_gauss_newton, dense_hessian
+from habits import OnceTanh
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,6 +23,7 @@ from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import UnsupportedError
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.linalg.vectors import generator
+from lightning_sloppy.records import Spectrum
 
 SMOOTH = ("linear regression", "softmax regression", "mlp", "mlp mse", "mlp bce", "tied", "gru", "lstm", "tokens")
 
@@ -239,3 +241,24 @@ def test_half_precision_is_measured_through_a_float32_copy(dtype: torch.dtype) -
     found = hessian_spectrum(module, [batch], F.cross_entropy)
     torch.testing.assert_close(found.eigenvalues, expected.eigenvalues, rtol=1e-6, atol=1e-7)
     assert {p.dtype for p in module.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("matrix", ["hessian", "gauss_newton"])
+def test_a_function_marked_once_differentiable_is_never_left_out(matrix: str) -> None:
+    """Double backward through it would silently miss its part; differences of gradients do not."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)]
+    smooth, once = nn.Sequential(*layers).double(), nn.Sequential(layers[0], OnceTanh(), layers[2]).double()
+    batch = (torch.randn(9, 4).double(), torch.randint(0, 3, (9,)))
+
+    def measured(module: nn.Module, **options: str) -> Spectrum:
+        if matrix == "hessian":
+            return hessian_spectrum(module, [batch], F.cross_entropy, k=5, **options)
+        return fisher_spectrum(module, [batch], F.cross_entropy, "exact", method="products", k=5)
+
+    found, expected = measured(once), measured(smooth)
+    assert "central differences" in found.cost.method
+    torch.testing.assert_close(found.eigenvalues, expected.eigenvalues, rtol=1e-5, atol=1e-7)
+    if matrix == "hessian":
+        with pytest.raises(UnsupportedError, match=r"once_differentiable has no.*backward: 1\."):
+            measured(once, method="kept graph")

@@ -166,3 +166,10 @@ def test_long_notes_are_wrapped():
     text = summarise({"fisher": [noted]}, stop=STOP)
     assert max(map(len, text.splitlines())) <= WIDTH
     assert text.count("word") == 80
+
+
+def test_failed_measurements_are_counted_with_the_first_reason():
+    failed = event("hessian", {}, status=Status.FAILED, notes=("The device has no memory left; lower k.",))
+    text = flat(summarise({"hessian": [failed, HESSIAN, failed], "fisher": [FISHER]}, stop=STOP))
+    assert "Failed measurements, seen as gaps: Hessian 2. The first: The device has no memory left; lower k." in text
+    assert "Failed measurements" not in flat(summarise({"fisher": [FISHER]}, stop=STOP))

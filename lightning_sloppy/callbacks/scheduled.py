@@ -12,15 +12,19 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_sloppy.callbacks.base import MeasuringCallback, peers
+from lightning_sloppy.callbacks.rounds import decide
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext, fit_context
 from lightning_sloppy.probing.guard import measuring
-from lightning_sloppy.probing.schedule import FEWEST_ROUNDS, Budget, Schedule, Work
+from lightning_sloppy.probing.schedule import Budget, Schedule, Work
 from lightning_sloppy.records import Measurement
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
+
+WORTH_IT = 0.8
+"""Share of the cost to which a smaller work must come down: fewer pairs save nothing where the quadrature is dear."""
 
 
 class ScheduledCallback(MeasuringCallback):
@@ -36,6 +40,10 @@ class ScheduledCallback(MeasuringCallback):
         budget: What all measuring of the fit may cost; None of the callbacks of a round may be over its own.
         work: How much one measurement does, unless it must do less.
         strict: Raise errors of measurements.
+
+    Attributes:
+        work: How much the next measurement does.
+        expected_seconds: What it will take, by the latest one, subscribers included.
     """
 
     def __init__(self, *, schedule: Schedule, budget: Budget, work: Work, strict: bool = False) -> None:
@@ -46,7 +54,7 @@ class ScheduledCallback(MeasuringCallback):
         self._measured_at: int | None = None
         self._waiting = False
         self._tells_share = False
-        self._seconds = 0.0
+        self.expected_seconds = 0.0
         self._clock = (0.0, 0.0)
 
     @property
@@ -70,6 +78,14 @@ class ScheduledCallback(MeasuringCallback):
     def wants_batch(self, trainer: Trainer) -> bool:
         """Whether the batch that comes now will be measured on."""
 
+    def cheaper(self, work: Work) -> tuple[Work, float] | None:
+        """The next smaller work, and its cost as a share of this one's; None when it would hardly save anything."""
+        less = work.less()
+        if less is None:
+            return None
+        share = self.gradients(less) * less.num_samples / (self.gradients(work) * work.num_samples)
+        return (less, share) if share <= WORTH_IT else None
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the last fit."""
         super().setup(trainer, pl_module, stage)
@@ -77,7 +93,7 @@ class ScheduledCallback(MeasuringCallback):
             self._measured_at = None
             self._waiting = False
             self._tells_share = False
-            self._seconds = 0.0
+            self.expected_seconds = 0.0
             self._clock = (0.0, 0.0)
             self.work = self._asked
 
@@ -116,7 +132,7 @@ class ScheduledCallback(MeasuringCallback):
         if now:
             step = trainer_internals.effective_batches(trainer)
             self._measured_at = step + 1
-            self._tells_share = not any(peer.due(trainer) for peer in self._behind(trainer))
+            self._tells_share = not any(peer.due(trainer) and not peer._waiting for peer in self._behind(trainer))
             self.take(trainer, pl_module, step=step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -140,7 +156,7 @@ class ScheduledCallback(MeasuringCallback):
         """Measure, and remember what it cost, subscribers included."""
         start = time.perf_counter()
         super().take(trainer, pl_module, step=step)
-        self._seconds = time.perf_counter() - start
+        self.expected_seconds = time.perf_counter() - start
         context = fit_context(trainer, pl_module) if self.latest is not None else None
         if context is not None:
             self._clock = (context.measuring_seconds, context.training_seconds)
@@ -216,11 +232,10 @@ class ScheduledCallback(MeasuringCallback):
         except Exception:
             return work  # the measurement itself says what is wrong, and other ranks wait for an answer
         context.measuring_seconds += time.perf_counter() - start
-        while self.gradients(work) * one * work.num_samples > self.budget.grace_seconds / 2:
-            less = work.less()
-            if less is None:
-                break
-            work = less
+        seconds = self.gradients(work) * one * work.num_samples
+        while seconds > self.budget.grace_seconds / 2 and (cheaper := self.cheaper(work)) is not None:
+            work, share = cheaper
+            seconds *= share
         return work
 
     def _do(self, work: Work, reason: str) -> None:
@@ -240,10 +255,12 @@ class ScheduledCallback(MeasuringCallback):
             return True  # the measurement says what is wrong
         step = trainer_internals.effective_batches(trainer)
         if context.decision is None or context.decision[0] != step:
-            due = [peer for peer in _scheduled(trainer) if peer.due(trainer)]
-            taken, works = trainer.strategy.broadcast(_decide(trainer, context, due))
-            for peer, work in zip(due, works, strict=True):
+            family = _scheduled(trainer)
+            due = [peer for peer in family if peer.due(trainer)]
+            taken, works, costs = trainer.strategy.broadcast(decide(trainer, context, due, family))
+            for peer, work, cost in zip(due, works, costs, strict=True):
                 peer._do(work, "within the budget there would be few measurements")
+                peer.expected_seconds = cost
             context.decision = (step, taken)
             if not taken and not context.stretched:
                 context.stretched = True
@@ -257,29 +274,3 @@ class ScheduledCallback(MeasuringCallback):
 
 def _scheduled(trainer: Trainer) -> list[ScheduledCallback]:
     return [peer for peer in peers(trainer) if isinstance(peer, ScheduledCallback)]
-
-
-def _decide(trainer: Trainer, context: FitContext, due: list[ScheduledCallback]) -> tuple[bool, list[Work]]:
-    """Whether to take the round, and the work of each of its callbacks from now on."""
-    measured, trained = context.measuring_seconds, context.training_seconds
-    works, costs = [peer.work for peer in due], [peer._seconds for peer in due]
-    # The last round of the fit always happens, so its cost is set aside.
-    reserve = sum(peer._seconds for peer in _scheduled(trainer))
-    fraction = trainer_internals.fraction_done(trainer)
-
-    def allowed() -> bool:
-        return all(peer.budget.allows(sum(costs) + reserve, measuring=measured, training=trained) for peer in due)
-
-    def few() -> bool:
-        return fraction is not None and any(
-            peer.budget.rounds(sum(costs), training=trained / fraction) < FEWEST_ROUNDS for peer in due
-        )
-
-    while not allowed() and few():
-        dearest = max(range(len(due)), key=lambda index: costs[index] if works[index].less() else -1.0)
-        less = works[dearest].less()
-        if less is None:
-            break
-        reserve -= costs[dearest] / 2
-        works[dearest], costs[dearest] = less, costs[dearest] / 2
-    return allowed(), works

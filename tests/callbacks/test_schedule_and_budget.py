@@ -165,13 +165,13 @@ def test_a_first_measurement_beyond_the_grace_does_less(tmp_path, monkeypatch):
 
 def test_a_round_is_taken_or_left_out_as_a_whole(tmp_path, monkeypatch):
     decisions = []
-    decide = scheduled._decide
+    decide = scheduled.decide
 
     def recorded(*args):
         decisions.append(decide(*args))
         return decisions[-1]
 
-    monkeypatch.setattr(scheduled, "_decide", recorded)
+    monkeypatch.setattr(scheduled, "decide", recorded)
     watcher = SloppyMonitor(
         hessian=HessianOptions(k=2, num_samples=16),
         fisher=FisherOptions(num_samples=16),

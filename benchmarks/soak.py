@@ -1,0 +1,98 @@
+"""Does memory stay flat, and does a measurement stay as fast, over 1,000 measurements of one fit?"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import resource
+import statistics
+import tempfile
+import time
+import warnings
+from typing import Any
+
+import common
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_sloppy import FisherOptions, HessianOptions, SloppyMonitor
+
+warnings.filterwarnings("ignore")
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+class Small(LightningModule):
+    """40-30-10, which notes what the process holds now and then."""
+
+    def __init__(self, every: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 10))
+        self.every = every
+        self.seen: list[dict[str, Any]] = []
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Scores."""
+        return self.net(inputs)
+
+    def training_step(self, batch: Any) -> torch.Tensor:
+        """Cross-entropy."""
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        """Plain descent."""
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    def on_train_epoch_start(self) -> None:
+        """Count."""
+        if self.current_epoch % self.every == 0:
+            gc.collect()
+            tensors = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+            with open("/proc/self/statm", encoding="ascii") as table:
+                pages = int(table.read().split()[1])
+            resident = pages * resource.getpagesize() / 2**20
+            self.seen.append({"epochs": self.current_epoch, "resident, MB": resident, "live tensors": tensors})
+
+
+def main() -> None:
+    """Fit, report."""
+    options = common.arguments(__doc__)
+    epochs = 50 if options.quick else 1000
+    rng = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.randn(256, 40, generator=rng), torch.randint(0, 10, (256,), generator=rng))
+    module = Small(every=epochs // 10)
+    monitor = SloppyMonitor(
+        input=None,
+        hessian=HessianOptions(k=3, num_samples=128),
+        fisher=FisherOptions(num_samples=128),
+        bound=None,
+        max_overhead=None,
+    )
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        Trainer(
+            max_epochs=epochs,
+            callbacks=[monitor],
+            default_root_dir=folder,
+            accelerator="cpu",
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        ).fit(module, DataLoader(data, 64, shuffle=True))
+    rows = []
+    for row in module.seen:
+        first = row["epochs"]
+        events = [m for found in monitor.measurements.values() for m in found[first : first + epochs // 10]]
+        row["seconds a measurement"] = statistics.median(m.cost.seconds for m in events)
+        rows.append(row)
+    remarks = [
+        f"{sum(map(len, monitor.measurements.values())):,} measurements in {time.perf_counter() - start:.0f} s, logged "
+        "to TensorBoard. What grows is the history of the measurements, some tensors for each, kept on purpose."
+    ]
+    common.report("soak", __doc__, rows, remarks, options)
+
+
+if __name__ == "__main__":
+    main()

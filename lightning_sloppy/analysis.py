@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from lightning_sloppy.curvature.arguments import check_choices, check_solver, checked_counts, one_of
 from lightning_sloppy.curvature.cotangents import Fisher, Kind, checked_fisher
 from lightning_sloppy.curvature.fisher_spectra import FisherMethod, fisher_of
 from lightning_sloppy.curvature.gradient import mean_gradient
 from lightning_sloppy.curvature.kept_graph import Method
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
+from lightning_sloppy.curvature.shares import Ranks, everybodys
 from lightning_sloppy.curvature.spectra import Quadrature, Solve, gauss_newton_of, hessian_of
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch, collected
+from lightning_sloppy.evaluation.batches import collected
 from lightning_sloppy.evaluation.loss_checks import checked_mean
 from lightning_sloppy.evaluation.objective import Loss, Objective
 from lightning_sloppy.evaluation.preserve import Mode, preserved
-from lightning_sloppy.evaluation.ranks import need_ranks, sum_over_ranks
+from lightning_sloppy.evaluation.ranks import need_ranks, sum_over_ranks, together
 from lightning_sloppy.evaluation.weights import Likelihood, SampleWeights
 from lightning_sloppy.inputs.spectrum import input_spectrum
 from lightning_sloppy.linalg.basis import Storage
@@ -119,8 +121,8 @@ def hessian_spectrum(
     tensor([10.], dtype=torch.float64)
     """
     checked_counts(k, probes)
-    _check_choices(mode, which, method, basis)
-    _check_solver(steps, tol, max_products, basis_memory)
+    check_choices(mode, which, method, basis)
+    check_solver(steps, tol, max_products, basis_memory)
     if not rel_error > 0:
         raise ConfigurationError(f"rel_error={rel_error} can never be reached; pass a positive number such as 0.05.")
     if over_ranks:
@@ -132,22 +134,26 @@ def hessian_spectrum(
         weights=sample_weights,
         add_up=sum_over_ranks if over_ranks else None,
     )
-    with preserved(module, mode):
-        # Inside, for a DataLoader draws from the global random stream.
-        held = objective.prepare(collected(batches))
-        # Of a single batch the Hessian of a sum is what was asked for; over several no sum has a meaning.
-        note = checked_mean(objective, held[0]) if len(held) > 1 else ""
-        found = hessian_of(
-            objective,
-            held,
-            solve=Solve(k, which, tol, max_products, verify_multiplicity, eigenvectors, basis_memory, basis),
-            quadrature=_quadrature(module, parameters, probes, steps, seed, rel_error),
-            method=method,
-            parameters=parameters,
-            by_layer=by_layer,
-            rng=generator(seed),
-        )
-        return replace(found, detail={**found.detail, "weights": note}) if note else found
+
+    def measured() -> Spectrum:
+        with preserved(module, mode):
+            # Inside, for a DataLoader draws from the global random stream.
+            held = objective.prepare(collected(batches))
+            # Of a single batch the Hessian of a sum is what was asked for; over several no sum has a meaning.
+            note = checked_mean(objective, held[0]) if len(held) > 1 or over_ranks else ""
+            found = hessian_of(
+                objective,
+                held,
+                solve=Solve(k, which, tol, max_products, verify_multiplicity, eigenvectors, basis_memory, basis),
+                quadrature=_quadrature(module, parameters, probes, steps, seed, rel_error),
+                method=method,
+                parameters=parameters,
+                by_layer=by_layer,
+                rng=generator(seed),
+            )
+            return replace(found, detail={**found.detail, "weights": note}) if note else found
+
+    return together(measured) if over_ranks else measured()
 
 
 def fisher_spectrum(
@@ -167,6 +173,7 @@ def fisher_spectrum(
     eigenvectors: bool = False,
     mode: Mode = "eval",
     sample_weights: SampleWeights | None = None,
+    over_ranks: bool = False,
     seed: int = 0,
 ) -> Spectrum:
     """All eigenvalues of the Fisher information on the batches, through the Gram matrix of per-sample gradients.
@@ -193,6 +200,8 @@ def fisher_spectrum(
         eigenvectors: Keep those of the k largest eigenvalues; one backward each, never a per-sample gradient.
         mode: "eval", or "train" with the random stream fixed.
         sample_weights: As for :func:`hessian_spectrum`.
+        over_ranks: The probe is the union of the batches of all ranks. Every sample meets every other, so each rank
+            gets all batches, and makes the inner products of some of the layers.
         seed: Of the sampled targets.
 
     Returns:
@@ -213,68 +222,35 @@ def fisher_spectrum(
     """
     fisher = checked_fisher(kind, labels, likelihood, seed)
     checked_counts(k, probes)
-    _check_choices(mode)
-    _one_of("method", method, FisherMethod)
-    _check_solver(steps, None, None, None)
+    check_choices(mode)
+    one_of("method", method, FisherMethod)
+    check_solver(steps, None, None, None)
+    if over_ranks:
+        need_ranks()
     objective = Objective(module, loss_fn, seed=seed if mode == "train" else None, weights=sample_weights)
-    with preserved(module, mode):
-        held: list[Batch] = objective.prepare(collected(batches))
-        note = checked_mean(objective, held[0])
-        found = fisher_of(
-            objective,
-            held,
-            fisher=fisher,
-            solve=Solve(k, eigenvectors=eigenvectors),
-            quadrature=_quadrature(module, parameters, probes, steps, seed),
-            method=method,
-            parameters=parameters,
-            by_layer=by_layer,
-            rng=generator(seed),
-        )
-        return replace(found, detail={**found.detail, "weights": note}) if note else found
 
+    def measured() -> Spectrum:
+        with preserved(module, mode):
+            held, ranks = collected(batches), None
+            if over_ranks:
+                held, ranks = everybodys(held), Ranks.of_the_group()
+            held = objective.prepare(held)
+            note = checked_mean(objective, held[0])
+            found = fisher_of(
+                objective,
+                held,
+                fisher=fisher,
+                solve=Solve(k, eigenvectors=eigenvectors),
+                quadrature=_quadrature(module, parameters, probes, steps, seed),
+                method=method,
+                parameters=parameters,
+                by_layer=by_layer,
+                ranks=ranks,
+                rng=generator(seed),
+            )
+            return replace(found, detail={**found.detail, "weights": note}) if note else found
 
-def checked_counts(k: int, probes: int | str) -> None:
-    """Check numbers of pairs and probe vectors.
-
-    Raises:
-        ConfigurationError: For k < 1, or a single or negative number of probes.
-    """
-    if not isinstance(k, int) or k < 1:
-        raise ConfigurationError(
-            f"k={k} eigenpairs were asked for, but at least 1 is needed; pass k >= 1, a whole number."
-        )
-    if probes != "auto" and (not isinstance(probes, int) or probes < 0 or probes == 1):
-        raise ConfigurationError(
-            f"probes={probes} probe vectors were asked for, but one has no standard error; pass 0, at least 2, "
-            "or 'auto'."
-        )
-
-
-def _one_of(name: str, value: str, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise ConfigurationError(f"{name}={value!r} is unknown; choose one of {', '.join(get_args(choices))}.")
-
-
-def _check_choices(mode: str, which: str = "magnitude", method: str = "auto", basis: str = "device") -> None:
-    _one_of("mode", mode, Mode)
-    _one_of("which", which, Which)
-    _one_of("method", method, Method)
-    _one_of("basis", basis, Storage)
-
-
-def _check_solver(steps: int, tol: float | None, max_products: int | None, basis_memory: int | None) -> None:
-    if steps < 1:
-        raise ConfigurationError(f"steps={steps} is no depth of a quadrature; pass steps >= 1, usually 30 to 100.")
-    if tol is not None and not 0 < tol < 1:
-        raise ConfigurationError(
-            f"tol={tol} is a residual relative to the largest magnitude and must lie between 0 and 1; pass None for "
-            "the default of the data type."
-        )
-    if max_products is not None and max_products < 1:
-        raise ConfigurationError(f"max_products={max_products} allows no product; pass at least k, or None.")
-    if basis_memory is not None and basis_memory < 1:
-        raise ConfigurationError(f"basis_memory={basis_memory} bytes hold no vector; pass a number of bytes, or None.")
+    return together(measured) if over_ranks else measured()
 
 
 def _quadrature(

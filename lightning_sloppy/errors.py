@@ -19,5 +19,9 @@ class UnsupportedError(SloppyError, RuntimeError):
     """The request is sensible, but this combination of software or hardware cannot serve it."""
 
 
+class RankError(SloppyError, RuntimeError):
+    """Another process of a distributed run failed, so this one cannot go on with what they do together."""
+
+
 class MissingExtraError(SloppyError, ImportError):
     """An optional package is needed; the message names the extra to install."""

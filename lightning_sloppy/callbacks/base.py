@@ -147,8 +147,8 @@ class MeasuringCallback(SloppyCallback):
             subscriber.on_measurement(trainer, pl_module, measurement)
 
     def attempt(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
-        """One measurement, with second tries where a callback knows any."""
-        return self.measure(trainer, pl_module, context, step)
+        """One measurement, of all ranks or of none; with second tries where a callback knows any."""
+        return context.together(lambda: self.measure(trainer, pl_module, context, step))
 
     def share(self, trainer: Trainer, context: FitContext, step: int) -> float | None:
         """Seconds of measuring per second of training, when it is this callback that publishes them."""

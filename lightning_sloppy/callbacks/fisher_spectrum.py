@@ -109,6 +109,7 @@ class FisherSpectrum(ScaledCallback):
                 batches,
                 fisher=Fisher(self.kind, seed=self.seed),
                 solve=Solve(k=10),
+                ranks=context.ranks,
                 rng=generator(self.seed),
             )
         if spectrum.status is Status.NON_FINITE:

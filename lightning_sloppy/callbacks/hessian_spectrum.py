@@ -158,9 +158,9 @@ class HessianSpectrum(ScaledCallback):
         notes = [note for note in (choice.note, sentence) if note]
         if choice.note:
             self.warn_once(choice.note, trainer=trainer)
-        with progress(
-            trainer, f"Hessian: measuring on {sum(sample_count(batch) for batch in batches):,} samples"
-        ) as bar:
+        title = f"Hessian: measuring on {sum(map(sample_count, batches)):,} samples"
+        choice, batches = self.shared(context, choice, batches)
+        with progress(trainer, title) as bar:
             hessian = hessian_of(
                 choice.objective,
                 batches,

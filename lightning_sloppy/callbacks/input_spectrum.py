@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_sloppy.callbacks.base import MeasuringCallback
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import as_pair
+from lightning_sloppy.evaluation.ranks import keep_step
 from lightning_sloppy.inputs.moments import InputMoments, Moments
 from lightning_sloppy.inputs.spectrum import InputKind, moments_spectrum
 from lightning_sloppy.measures.sloppiness import input_estimates
@@ -102,16 +103,13 @@ class InputSpectrum(MeasuringCallback):
         )
 
     def _moments(self, trainer: Trainer, context: FitContext) -> Moments:
-        """Moments of all ranks together; an error on one rank is raised on all, before anybody waits for it."""
-        moments, failure = InputMoments(), None
+        """Moments of all ranks together."""
+        moments = InputMoments()
         if trainer.strategy.root_device.type == "cuda":
             moments.to(trainer.strategy.root_device)  # NCCL gathers nothing else
-        try:
-            self._read(trainer, context, moments)
-        except Exception as error:
-            failure = error
-        if trainer.strategy.reduce_boolean_decision(failure is not None, all=False):
-            raise failure or ConfigurationError("Another rank could not read its share of the inputs; see its warning.")
+        self._read(trainer, context, moments)
+        if context.ranks is not None:
+            keep_step()
         return moments.compute()
 
     def _read(self, trainer: Trainer, context: FitContext, moments: InputMoments) -> None:

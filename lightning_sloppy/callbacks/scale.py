@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from lightning_sloppy.callbacks.scheduled import ScheduledCallback
@@ -74,7 +74,7 @@ class ScaledCallback(ScheduledCallback):
         """Whether the samples to measure on are there."""
         if self.probe_kind == "fixed" and context.indexable(trainer):
             return True
-        return context.passing.num_samples >= (self.work.num_samples if self.probe_kind == "fixed" else 1)
+        return context.passing.num_samples >= (context.own(self.work.num_samples) if self.probe_kind == "fixed" else 1)
 
     def wants_batch(self, trainer: Trainer) -> bool:
         """Whether the batch that comes now will be measured on."""
@@ -87,9 +87,18 @@ class ScaledCallback(ScheduledCallback):
             context.probe(trainer, self.work.num_samples, self.seed, self.probe_kind)
         )
 
+    def shared(
+        self, context: FitContext, choice: ObjectiveChoice, batches: list[Batch]
+    ) -> tuple[ObjectiveChoice, list[Batch]]:
+        """This rank's part of the probe, and the loss that adds up over the ranks; of one process, what was given."""
+        if context.ranks is None:
+            return choice, batches
+        mine, _ = context.ranks.samples(choice.objective, batches)
+        return replace(choice, objective=choice.objective.over_ranks(context.ranks.add_up)), mine
+
     def seconds_of_a_gradient(self, trainer: Trainer, context: FitContext) -> float:
         """Of the mean loss over the probe."""
-        return seconds_of_a_gradient(*self.probe(trainer, context))
+        return seconds_of_a_gradient(*self.shared(context, *self.probe(trainer, context)))
 
     def scale(self, trainer: Trainer, context: FitContext) -> tuple[Scale | None, str]:
         """The scale of this run, or None and a sentence that says what to give."""

@@ -113,8 +113,8 @@ class ScheduledCallback(MeasuringCallback):
         if self.wants_batch(trainer):
             with suppress(ConfigurationError):  # without a context the measurement says what is wrong
                 wanted = max(peer.work.num_samples for peer in _scheduled(trainer))
-                number = trainer_internals.batch_number(trainer)
-                fit_context(trainer, pl_module).passing.see(batch, number, wanted)
+                context, number = fit_context(trainer, pl_module), trainer_internals.batch_number(trainer)
+                context.passing.see(batch, number, context.own(wanted))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -228,11 +228,11 @@ class ScheduledCallback(MeasuringCallback):
         start, work = time.perf_counter(), self.work
         try:
             with measuring(pl_module):
-                one = self.seconds_of_a_gradient(trainer, context) / work.num_samples
+                seconds = context.together(lambda: self.seconds_of_a_gradient(trainer, context))
         except Exception:
             return work  # the measurement itself says what is wrong, and other ranks wait for an answer
         context.measuring_seconds += time.perf_counter() - start
-        seconds = self.gradients(work) * one * work.num_samples
+        seconds *= self.gradients(work)
         while seconds > self.budget.grace_seconds / 2 and (cheaper := self.cheaper(work)) is not None:
             work, share = cheaper
             seconds *= share

@@ -15,16 +15,17 @@ AGREEMENT = 1e-4
 """Relative difference of a mean loss in float32 that is rounding."""
 
 
+def cut(batch: Batch, rows: slice) -> Batch:
+    """A run of samples of a batch."""
+    inputs = rows_of(batch[0], rows)
+    return inputs, inputs if is_whole(batch) else rows_of(batch[1], rows)
+
+
 def divided(batches: list[Batch], size: int) -> list[Batch]:
     """Every batch in pieces of at most ``size`` samples."""
-    pieces: list[Batch] = []
-    for batch in batches:
-        count = sample_count(batch)
-        for start in range(0, count, size):
-            rows = slice(start, min(start + size, count))
-            inputs = rows_of(batch[0], rows)
-            pieces.append((inputs, inputs if is_whole(batch) else rows_of(batch[1], rows)))
-    return pieces
+    return [
+        cut(batch, slice(start, start + size)) for batch in batches for start in range(0, sample_count(batch), size)
+    ]
 
 
 def divisible(objective: Objective, leaves: Mapping[str, Tensor], batches: list[Batch], size: int) -> bool:

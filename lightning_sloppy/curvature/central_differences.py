@@ -129,7 +129,7 @@ class GaussNewtonDifferences(CentralDifferences):
         for batch, share in self._batches:
             parts = self._objective.swapped(leaves, partial(self._pulled, leaves, direction, batch, share))
             self._add(total, parts)
-        product: Tensor = total * length
+        product: Tensor = self._objective.add_up(total) * length
         return product
 
     def _pulled(self, leaves: dict[str, Tensor], direction: Tensor, batch: Batch, share: float) -> list[Tensor | None]:

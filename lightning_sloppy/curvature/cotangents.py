@@ -39,12 +39,14 @@ class Fisher:
         likelihood: The model behind the loss (sampled kind); None knows the losses of torch.
         seed: Of the drawn targets. Every sample has a random stream of its own, so that the matrix does not depend on
             how the probe is cut into batches.
+        first: Number of the first sample of the batches in the probe, where several ranks share it.
     """
 
     kind: Kind = "empirical"
     labels: int = 1
     likelihood: Likelihood | None = None
     seed: int = 0
+    first: int = 0
 
 
 def checked_fisher(kind: str, labels: int = 1, likelihood: str | None = None, seed: int = 0) -> Fisher:
@@ -93,7 +95,7 @@ def pulled_cotangents(
     Raises:
         ConfigurationError: When the outputs have no row for each sample.
     """
-    pulled, first = [], 0
+    pulled, first = [], fisher.first
     for index, batch in enumerate(batches):
         with torch.no_grad():
             outputs = known[index] if index < len(known) else objective.outputs(parameters, private(batch)[0])

@@ -37,11 +37,11 @@ class FisherOperator(OutputCurvatureOperator):
         method: Method = "auto",
     ) -> None:
         self._fisher = fisher
-        self._total = sum(objective.batch_weight(batch) for batch in batches)
+        self._total = objective.total_weight(batches)
         super().__init__(objective, layout, batches, method=method)
 
     def _output_curvature(self, rows: Tensor, outputs: object, index: int) -> tuple[Tensor, Tensor | None]:
-        first = sum(map(sample_count, self._batches[:index]))
+        first = self._fisher.first + sum(map(sample_count, self._batches[:index]))
         return rows, cotangents(self._objective, self._fisher, rows, outputs, self._batches[index], first)
 
     def _weigh(self, graph: Linearised, pushed: Tensor) -> Tensor | None:

@@ -18,6 +18,7 @@ from lightning_sloppy.curvature.gram.matrix import Gram, gram_of, pull_back_vect
 from lightning_sloppy.curvature.kept_graph import need_outputs
 from lightning_sloppy.curvature.operators import Curvature
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns, grad
+from lightning_sloppy.curvature.shares import Ranks
 from lightning_sloppy.curvature.spectra import Quadrature, Solve, spectrum_of
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, private, sample_count, some_of
@@ -47,11 +48,13 @@ def fisher_of(
     method: FisherMethod = "auto",
     parameters: Patterns = None,
     by_layer: bool = False,
+    ranks: Ranks | None = None,
     on_product: Callable[[int], None] | None = None,
 ) -> Spectrum:
     """All eigenvalues of a Fisher matrix through its Gram matrix; beyond its limit the k largest by products.
 
-    The arguments are those of :func:`~lightning_sloppy.analysis.fisher_spectrum`.
+    The arguments are those of :func:`~lightning_sloppy.analysis.fisher_spectrum`. Of several ``ranks``, each of which
+    is given the whole probe, every one makes its share.
 
     Raises:
         UnsupportedError: When outputs and loss are not known apart.
@@ -66,12 +69,16 @@ def fisher_of(
             "method='products'."
         )
     if method == "products" or rows > ROW_LIMIT:
+        if ranks is not None:
+            batches, first = ranks.samples(objective, batches)
+            objective, fisher = objective.over_ranks(ranks.add_up), replace(fisher, first=first)
         curvature = Curvature(f"fisher_{fisher.kind}", objective, layout, batches, fisher)
         found = spectrum_of(
             curvature, solve=solve, rng=rng, quadrature=quadrature, by_layer=by_layer, on_product=on_product
         )
         return replace(found, rank_bound=min(rows, layout.dim))
-    return _by_gram(objective, layout, batches, fisher, solve, by_layer, rows)
+    # The block of a layer is made whole on every rank.
+    return _by_gram(objective, layout, batches, fisher, solve, by_layer, rows, None if by_layer else ranks)
 
 
 def _rows(objective: Objective, layout: ParameterLayout, batches: list[Batch], fisher: Fisher) -> int:
@@ -94,9 +101,11 @@ def _by_gram(
     solve: Solve,
     by_layer: bool,
     rows: int,
+    ranks: Ranks | None,
 ) -> Spectrum:
     frame = Frame(f"fisher_{fisher.kind}", objective, batches)
-    leaves = layout.leaves(objective.module, objective.dtype)
+    mine = layout if ranks is None else ranks.layers(layout)
+    leaves = mine.leaves(objective.module, objective.dtype)
     vectors = None
     # A fused attention kernel has no rule for vmap either, so the same context serves.
     with double_backward(objective.module):
@@ -106,8 +115,10 @@ def _by_gram(
         detached = {name: leaf.detach() for name, leaf in leaves.items()}
         pulled = pulled_cotangents(objective, detached, batches, fisher, known)
         detail = _looked_at(frame, layout, batches)
-        gram = gram_of(objective, layout, pulled, batches, by_layer=by_layer, recorded=recorded)
+        gram = gram_of(objective, mine, pulled, batches, by_layer=by_layer, recorded=recorded)
         del recorded, known  # the graph of the whole batch
+        if ranks is not None:
+            gram = replace(gram, matrix=ranks.add_up(gram.matrix))
         if not bool(torch.isfinite(gram.matrix).all()):
             return frame.nothing(layout.dim, Status.NON_FINITE)
         weights = torch.cat([objective.sample_weights(batch) for batch in batches])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -30,6 +30,14 @@ def is_whole(batch: Batch) -> bool:
     return batch[0] is batch[1]
 
 
+def map_batch(function: Callable[[Tensor], Any], batch: Batch) -> Batch:
+    """The same batch with every tensor replaced; one that is no pair stays none."""
+    if is_whole(batch):
+        whole = map_tensors(function, batch[0])
+        return whole, whole
+    return map_tensors(function, batch)
+
+
 def sample_count(batch: Batch) -> int:
     """Samples in a batch: the first dimension of its first tensor.
 
@@ -50,10 +58,7 @@ def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
         leaf = leaf.clone() if leaf.is_inference() else leaf.detach()
         return leaf.to(device, dtype) if leaf.is_floating_point() else leaf.to(device)
 
-    if is_whole(batch):
-        moved = map_tensors(move, batch[0])
-        return moved, moved
-    return map_tensors(move, batch)
+    return map_batch(move, batch)
 
 
 def private(batch: Batch) -> Batch:
@@ -86,10 +91,7 @@ def picked(batch: Batch, places: Tensor) -> Batch:
     def pick(leaf: Tensor) -> Tensor:
         return leaf[places.to(leaf.device)] if leaf.shape[:1] == (count,) else leaf
 
-    if is_whole(batch):
-        whole = map_tensors(pick, batch[0])
-        return whole, whole
-    return map_tensors(pick, batch)
+    return map_batch(pick, batch)
 
 
 def collected(batches: Iterable[Any]) -> list[Batch]:

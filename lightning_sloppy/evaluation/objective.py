@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from copy import copy
 from functools import reduce
 from typing import Any, TypeVar
 
@@ -84,6 +85,12 @@ class Objective:
         """Whether outputs and loss are known apart, as Gauss-Newton and Fisher matrices need."""
         return self.loss_fn is not None
 
+    def over_ranks(self, add_up: Callable[[Tensor], Tensor]) -> Objective:
+        """The same objective on a probe that is the union of every rank's batches."""
+        shared = copy(self)
+        shared.add_up = add_up
+        return shared
+
     def prepare(self, batches: list[Batch]) -> list[Batch]:
         """The batches on the module's device, in the data type of the products."""
         return [to_device(batch, self.device, self.dtype) for batch in batches]
@@ -134,11 +141,15 @@ class Objective:
         """Weight of a batch in the mean over the whole probe."""
         return float(self.sample_weights(batch).sum())
 
+    def total_weight(self, batches: list[Batch]) -> float:
+        """Weight of the whole probe, the batches of all ranks."""
+        weight = torch.tensor(sum(map(self.batch_weight, batches)), device=self.device, dtype=self.dtype)
+        return float(self.add_up(weight))
+
     def shares(self, batches: list[Batch]) -> list[float]:
         """What part of the mean over the whole probe each batch is; batches of all ranks add up to one."""
-        weights = torch.tensor([self.batch_weight(batch) for batch in batches], dtype=torch.float64)
-        total: float = self.add_up(weights.sum().to(self.device, self.dtype)).item()
-        return [float(weight) / total for weight in weights] if total > 0 else [0.0] * len(batches)
+        total = self.total_weight(batches)
+        return [self.batch_weight(batch) / total for batch in batches] if total > 0 else [0.0] * len(batches)
 
     def mean_loss(self, parameters: Mapping[str, Tensor], batches: list[Batch]) -> Tensor:
         """Loss averaged over the whole probe: every batch by its weight, whatever the batch sizes."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_sloppy.curvature.parameters import ParameterLayout
+from lightning_sloppy.curvature.shares import Ranks, everybodys
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, as_pair
 from lightning_sloppy.evaluation.objective import Loss
+from lightning_sloppy.evaluation.ranks import together
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.digests import SampleDigests, sample_digests
 from lightning_sloppy.probing.objective import ObjectiveChoice, choose_objective
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 ProbeKind = Literal["fixed", "batch"]
+Result = TypeVar("Result")
 
 MEASURING_BATCH = 1_024
 """Least size of a probe batch: the size of the default probe, for a product on one large batch is the fastest."""
@@ -43,6 +46,7 @@ class FitContext:
         module: The unwrapped module.
 
     Attributes:
+        ranks: This process among those that train together; None when it is alone.
         layout: Trainable parameters when the fit started.
         modes: Every submodule with its training flag when the fit started.
         fresh: Whether the weights have seen no optimiser step that we know of.
@@ -57,6 +61,7 @@ class FitContext:
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
         self.module = module
+        self.ranks = None if trainer.world_size == 1 else Ranks.of_the_group()
         if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
             raise ConfigurationError(
                 f"{type(module).__name__} has lazy layers whose shapes are not known yet; run one batch through it "
@@ -124,13 +129,15 @@ class FitContext:
         """The probe: batches on the device, as training would see them.
 
         Fixed: read once for each (size, seed); where nothing can be read by index, the first batches of the training.
-        Batch: the one that is being trained on.
+        Batch: the one that is being trained on. Every rank gets the whole probe, passing batches of all ranks included.
 
         Raises:
             ConfigurationError: Before the first batch, when it must come by.
         """
         if kind == "batch" or not self.indexable(trainer):
-            batches = self.passing.latest() if kind == "batch" else self.passing.first(num_samples)
+            batches = self.passing.latest() if kind == "batch" else self.passing.first(self.own(num_samples))
+            if self.ranks is not None:
+                batches = everybodys(batches)
             if not batches:
                 raise ConfigurationError("No batch was trained on yet, so there is nothing to measure on.")
             return batches
@@ -140,6 +147,14 @@ class FitContext:
             indices = probe_indices(len(source), num_samples, seed)
             self._probes[key] = self.read(trainer, source, indices, max(source.batch_size, MEASURING_BATCH))
         return self._probes[key]
+
+    def together(self, function: Callable[[], Result]) -> Result:
+        """Run it on every rank, or on none: see :func:`~lightning_sloppy.evaluation.ranks.together`."""
+        return function() if self.ranks is None else together(function)
+
+    def own(self, num_samples: int) -> int:
+        """How many of so many samples one rank keeps, where each has batches of its own."""
+        return num_samples if self.ranks is None else -(-num_samples // self.ranks.count)
 
     def read(self, trainer: Trainer, source: SampleSource, indices: Tensor, size: int) -> list[Batch]:
         """Batches of these samples on the device; generators of the data set itself stay where they are.

@@ -1,4 +1,4 @@
-"""Two processes measure what one would, and stop together."""
+"""Two processes measure what one would, stop together, and fail together."""
 
 from __future__ import annotations
 
@@ -8,43 +8,78 @@ import subprocess
 import sys
 from pathlib import Path
 
+import launched
 import pytest
+import ranks
 import two_ranks
-from ports import free_port
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*", "ignore:.*has `__len__` defined.*")
 
 
-@pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
-def test_two_processes_agree_with_one(tmp_path):
-    script = Path(two_ranks.__file__)
-    paths = [str(script.parent), str(script.parents[2]), os.environ.get("PYTHONPATH", "")]
-    common = {
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        "OMP_NUM_THREADS": "1",
-    }
-    targets = [tmp_path / f"rank{rank}.json" for rank in range(2)]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(target)],
-            env={**common, "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank, target in enumerate(targets)
-    ]
-    try:
-        said = [rank.communicate(timeout=120)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
-    alone = two_ranks.fit(tmp_path / "alone")
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """Every scenario on two ranks, one after the other in the same two processes."""
+    return ranks.run(two_ranks.__file__, tmp_path_factory.mktemp("two"), *two_ranks.SCENARIOS)
+
+
+def test_two_processes_agree_with_one(found, tmp_path):
+    alone = two_ranks.run("everything", tmp_path)
     tags = [tag for tag in alone if tag.startswith("sloppy_") and "cost" not in tag]
     assert len(tags) > 50
-    for found in (json.loads(target.read_text()) for target in targets):
+    for result in (rank["everything"] for rank in found):
         for tag in tags:
-            assert found[tag] == pytest.approx(alone[tag], rel=1e-4, abs=1e-6), tag
-        assert found["epochs"] == alone["epochs"] == 1
+            assert result[tag] == pytest.approx(alone[tag], rel=1e-4, abs=1e-6), tag
+        assert result["epochs"] == alone["epochs"] == 1
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_processes_that_lightning_starts_agree_with_one(tmp_path, strategy):
+    paths = [str(Path(launched.__file__).parent), str(Path(launched.__file__).parents[2])]
+    run = subprocess.run(
+        [sys.executable, launched.__file__, str(tmp_path), strategy],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    (tmp_path / "alone").mkdir()
+    launched.fit(tmp_path / "alone")
+    expected = json.loads((tmp_path / "alone" / "rank0.json").read_text())
+    tags = [tag for tag in expected if tag.startswith("sloppy_") and "cost" not in tag]
+    assert len(tags) > 50
+    for rank in range(2):
+        found = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert {tag: found[tag] for tag in tags} == pytest.approx(
+            {tag: expected[tag] for tag in tags}, rel=1e-4, abs=1e-6
+        )
+
+
+@pytest.mark.parametrize("name", ["uneven", "stream", "current"])
+def test_the_probe_is_the_union_of_the_samples_of_all_ranks(found, tmp_path, name):
+    alone = two_ranks.run(name, tmp_path)
+    for result in (rank[name] for rank in found):
+        assert result == found[0][name], "every rank knows the same"
+        for group, measurements in alone.items():
+            assert [m["samples"] for m in result[group]] == [m["samples"] for m in measurements], group
+            assert len(result[group]) > 1
+            for two, one in zip(result[group], measurements, strict=True):
+                assert two["status"] == one["status"]
+                assert two["values"] == pytest.approx(one["values"], rel=1e-4, abs=1e-5), group
+    counts = {"uneven": 43, "stream": 16, "current": 8}
+    assert {m["samples"] for m in found[0][name]["hessian"]} == {counts[name]}
+
+
+def test_when_a_rank_fails_all_ranks_skip_that_measurement(found):
+    for result in (rank["failing"]["fisher"] for rank in found):
+        assert [m["status"] for m in result] == ["EXACT", "FAILED", "EXACT"]
+        assert "the sample is gone" in result[1]["notes"][0]
+    assert found[0]["failing"]["fisher"][1]["notes"] == ["Rank 1 of 2 failed: the sample is gone"]
+
+
+def test_when_a_rank_has_no_memory_all_ranks_do_less(found):
+    first, second = (rank["short_of_memory"] for rank in found)
+    assert first == second
+    assert first["work"] == [40, 2, 3]
+    assert [m["status"] for m in first["hessian"]] == ["EXACT", "EXACT"]

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 import resource
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 import torch.nn.functional as F
 import two_shards
 from cases import case, dense_gauss_newton, gradients
-from ports import free_port
 from torch import nn
 
 from lightning_sloppy import fisher_spectrum, hessian_spectrum
@@ -149,33 +145,7 @@ def test_memory_is_flat_over_a_hundred_products(method: str) -> None:
 
 
 def test_two_processes_measure_the_union_of_their_samples(tmp_path: Path) -> None:
-    script = Path(two_shards.__file__)
-    paths = [str(script.parent), str(script.parents[2]), os.environ.get("PYTHONPATH", "")]
-    common = {
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        "OMP_NUM_THREADS": "1",
-    }
-    targets = [tmp_path / f"rank{rank}.json" for rank in range(2)]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(target)],
-            env={**common, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank, target in enumerate(targets)
-    ]
-    try:
-        said = [rank.communicate(timeout=120)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
-    first, second = (json.loads(target.read_text()) for target in targets)
+    first, second = ranks.run(two_shards.__file__, tmp_path)
     assert first == second
     alone = two_shards.measured(slice(0, 8), over_ranks=False)
     for method, values in alone.items():

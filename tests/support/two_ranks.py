@@ -1,23 +1,57 @@
-"""One fit with every part of the monitor; run as a script it is one rank of several, told by the environment."""
+"""Fits with measurements; run as a script it is one rank of two, told by the environment."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+import ranks
+import torch
 from lightning.pytorch import seed_everything
 from tiny import Classifier, blobs, trainer
-from torch.utils.data import DataLoader
+from torch import distributed
+from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_sloppy import FisherOptions, HessianOptions, SloppyMonitor, StoppingOptions
+from lightning_sloppy import (
+    FisherOptions,
+    FisherSpectrum,
+    HessianOptions,
+    HessianSpectrum,
+    SloppyMonitor,
+    StoppingOptions,
+)
+from lightning_sloppy.callbacks import fisher_spectrum as fisher_module
+from lightning_sloppy.evaluation.ranks import sum_over_ranks
+
+BATCH = 8
 
 
-def fit(folder: Path, **options) -> dict[str, float]:
-    """What the monitors hold after the fit, and the number of epochs."""
-    seed_everything(5, verbose=False)
+def rank() -> int:
+    """0 for a process alone."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+class Stream(IterableDataset):
+    """Each rank reads its share of every 8 samples, so that ranks together see the samples in order."""
+
+    def __init__(self, count: int) -> None:
+        self.data = blobs(count)
+
+    def __iter__(self) -> Iterator[Any]:
+        world = distributed.get_world_size() if distributed.is_initialized() else 1
+        own = BATCH // world
+        for start in range(0, len(self.data), BATCH):
+            for index in range(start + rank() * own, start + (rank() + 1) * own):
+                yield self.data[index]
+
+
+def everything(folder: Path, **options: Any) -> dict[str, float]:
+    """What the monitors hold after a fit with every part, and the number of epochs."""
     watcher = SloppyMonitor(
         hessian=HessianOptions(k=2, num_samples=32),
         fisher=FisherOptions(num_samples=32),
@@ -25,15 +59,94 @@ def fit(folder: Path, **options) -> dict[str, float]:
         strict=True,
     )
     host = trainer(folder, callbacks=[watcher], max_epochs=3, **options)
-    host.fit(Classifier(lr=0.0), DataLoader(blobs(40), 8))
+    host.fit(Classifier(lr=0.0), DataLoader(blobs(40), BATCH))
     return {**{tag: float(value) for tag, value in host.callback_metrics.items()}, "epochs": host.current_epoch}
+
+
+def measured(folder: Path, callbacks: list[Any], data: Any = None, epochs: int = 1, **options: Any) -> dict[str, Any]:
+    """Eigenvalues, samples and sentences of every measurement of a fit with constant weights."""
+    world = 1 if options == {} else 2
+    host = trainer(folder, callbacks=callbacks, max_epochs=epochs, **options)
+    host.fit(Classifier(lr=0.0), DataLoader(blobs(43), BATCH // world) if data is None else data)
+    return {
+        callback.group: [
+            {
+                "values": [] if m.spectrum is None else m.spectrum.eigenvalues.tolist(),
+                "samples": m.num_samples,
+                "status": m.status.name,
+                "notes": list(m.notes),
+                "steps": m.step,
+            }
+            for m in callback.measurements
+        ]
+        for callback in callbacks
+    }
+
+
+def uneven(folder: Path, **options: Any) -> dict[str, Any]:
+    """43 samples: the sampler pads a shard, and the probe cannot be halved."""
+    hessian = HessianSpectrum(k=3, num_samples=100, objective=torch.nn.functional.cross_entropy, strict=True)
+    return measured(folder, [hessian, FisherSpectrum(kind="sampled", num_samples=100, strict=True)], **options)
+
+
+def stream(folder: Path, **options: Any) -> dict[str, Any]:
+    """The first batches of all ranks."""
+    world = 1 if options == {} else 2
+    data = DataLoader(Stream(48), BATCH // world)
+    callbacks = [HessianSpectrum(k=3, num_samples=16, strict=True), FisherSpectrum(num_samples=16, strict=True)]
+    return measured(folder, callbacks, data, **options)
+
+
+def current(folder: Path, **options: Any) -> dict[str, Any]:
+    """The batch just trained on, that of both ranks."""
+    world = 1 if options == {} else 2
+    data = DataLoader(Stream(48), BATCH // world)
+    return measured(folder, [HessianSpectrum(k=3, probe="batch", every_n_steps=2, strict=True)], data, **options)
+
+
+def failing(folder: Path, **options: Any) -> dict[str, Any]:
+    """The last rank cannot make its second measurement."""
+    calls = []
+
+    def fisher_of(*arguments: Any, **keywords: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2 and rank() == 1:
+            raise OSError("the sample is gone")
+        return original(*arguments, **keywords)
+
+    original = fisher_module.fisher_of
+    with patch.object(fisher_module, "fisher_of", fisher_of):
+        return measured(folder, [FisherSpectrum(num_samples=16)], epochs=2, **options)
+
+
+def short_of_memory(folder: Path, **options: Any) -> dict[str, Any]:
+    """The last rank has no memory for the first product; all ranks then do less."""
+    hessian = HessianSpectrum(k=3, num_samples=40, strict=True)
+    original, calls = sum_over_ranks, []
+
+    def add_up(tensor: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 7 and rank() == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB.")
+        return original(tensor)
+
+    with patch("lightning_sloppy.curvature.shares.sum_over_ranks", add_up):
+        found = measured(folder, [hessian], **options)
+    return {**found, "work": [hessian.work.num_samples, hessian.work.probes, hessian.work.k]}
+
+
+SCENARIOS = {found.__name__: found for found in (everything, uneven, stream, current, failing, short_of_memory)}
+
+
+def run(name: str, folder: Path, **options: Any) -> dict[str, Any]:
+    """One scenario, always from the same seed."""
+    seed_everything(5, verbose=False)
+    return SCENARIOS[name](folder / name, **options)
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     target = Path(sys.argv[1])
-    found = fit(target.parent, strategy="ddp", devices=2)
-    target.write_text(json.dumps(found))
-    # Not sys.exit: torch's own threads may still run then, and their end at exit is a race (SIGABRT, now and again).
-    sys.stdout.flush()
-    os._exit(0)
+    results = {name: run(name, target.parent, strategy="ddp", devices=2) for name in sys.argv[2:]}
+    target.write_text(json.dumps(results))
+    ranks.leave()

@@ -1,4 +1,4 @@
-"""A Hessian over two processes with shards of 5 and 3 samples; run as a script it is one rank."""
+"""A Hessian and a Fisher matrix over two processes with shards of 5 and 3 samples; run as a script it is one rank."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import os
 import sys
 from pathlib import Path
 
+import ranks
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from lightning_sloppy import hessian_spectrum
+from lightning_sloppy import fisher_spectrum, hessian_spectrum
 
 SHARDS = (slice(0, 5), slice(5, 8))
 
@@ -24,14 +25,21 @@ def problem() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def measured(part: slice, *, over_ranks: bool) -> dict[str, list[float]]:
-    """Eigenvalues by each way to make a product; more than 256 parameters, so by Lanczos."""
+    """Eigenvalues by each way to make them; more than 256 parameters, so the Hessian's are those of Lanczos."""
     module, x, y = problem()
-    return {
-        method: hessian_spectrum(
-            module, [(x[part], y[part])], F.cross_entropy, k=4, method=method, over_ranks=over_ranks
-        ).eigenvalues.tolist()
+    batches = [(x[part], y[part])]
+    found = {
+        method: hessian_spectrum(module, batches, F.cross_entropy, k=4, method=method, over_ranks=over_ranks)
         for method in ("kept graph", "recomputed", "central differences")
     }
+    for kind in ("empirical", "sampled", "exact"):
+        for method in ("gram", "products"):
+            found[f"{kind} by {method}"] = fisher_spectrum(
+                module, batches, F.cross_entropy, kind, method=method, k=4, over_ranks=over_ranks
+            )
+    blocks = fisher_spectrum(module, batches, F.cross_entropy, by_layer=True, over_ranks=over_ranks).layers
+    found |= {f"layer {name}": block for name, block in blocks.items()}
+    return {name: spectrum.eigenvalues.tolist() for name, spectrum in found.items()}
 
 
 if __name__ == "__main__":
@@ -39,6 +47,4 @@ if __name__ == "__main__":
     distributed.init_process_group("gloo", rank=rank, world_size=2)
     Path(sys.argv[1]).write_text(json.dumps(measured(SHARDS[rank], over_ranks=True)))
     distributed.barrier()
-    # Not sys.exit: torch's own threads may still run then, and their end at exit is a race.
-    sys.stdout.flush()
-    os._exit(0)
+    ranks.leave()

@@ -73,6 +73,8 @@ def gram_of(
     owners = {layout.names[index]: layer for layer, indices in layout.layers().items() for index in indices}
     keys = owners if by_layer else dict.fromkeys(layout.names, "")
     sums = GramSums(sum(sample_count(batch) for batch in batches), len(pulled[0]), keys, objective.device)
+    if not layout.names:
+        return Gram(sums.zeros(), {}, {})
 
     def fill() -> dict[str, str]:
         paths = add_layers(sums, objective, leaves, pulled, batches, GRADIENT_BYTES, recording)

@@ -37,9 +37,10 @@ class GramSums:
         # Apple's devices have no float64.
         self._home = torch.device("cpu") if device.type == "mps" else device
         self._blocked = device.type == "cpu"
-        self._sums = {key: self._zeros() for key in dict.fromkeys(keys.values())}
+        self._sums = {key: self.zeros() for key in dict.fromkeys(keys.values())}
 
-    def _zeros(self) -> Tensor:
+    def zeros(self) -> Tensor:
+        """The matrix of no parameter at all."""
         size = self.samples * self.copies
         return torch.zeros(size, size, dtype=torch.float64, device=self._home)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -35,6 +35,29 @@ class SloppyCallback(Callback, ABC):
     def parts(self) -> list[SloppyCallback]:
         """The callbacks that do the work: itself, or what it is made of."""
         return [self]
+
+    def settings(self) -> dict[str, Any]:
+        """What was asked for, as plain values; a checkpoint keeps it, so that a resumed run can say what differs."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, as plain numbers, words and tensors."""
+        settings = self.settings()
+        return {"settings": settings} if settings else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of the run that wrote the checkpoint, and say what is asked for otherwise now."""
+        now = self.settings()
+        changed = [
+            f"{name}={now[name]!r} instead of {value!r}"
+            for name, value in state_dict.get("settings", {}).items()
+            if name in now and now[name] != value
+        ]
+        if changed:
+            rank_zero_warn(
+                f"{type(self).__name__} resumes with {', '.join(changed)}; its curves may jump here. Pass what the "
+                "checkpoint was written with to go on as before."
+            )
 
     def summary_sentences(self) -> list[str]:
         """What the closing summary should say about how the training ended; usually nothing."""

@@ -152,9 +152,15 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         """Why the training was stopped, or not."""
         return [self._sentence()]
 
+    def settings(self) -> dict[str, Any]:
+        """The rule."""
+        rule = {"patience": self.patience, "rel_tol": self.rel_tol, "warmup": self.warmup}
+        return {"monitor": self.monitor, **rule}
+
     def state_dict(self) -> dict[str, Any]:
-        """The window and the verdict, as plain values."""
+        """Also the window and the verdict, as plain values."""
         return {
+            **super().state_dict(),
             "seen": self.detector.seen,
             "window": asdict(self.detector)["window"],
             "stopping_reason": self.stopping_reason.value,
@@ -164,6 +170,7 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the window of the run that wrote the checkpoint."""
+        super().load_state_dict(state_dict)
         self.detector.seen = int(state_dict["seen"])
         self.detector.window = state_dict["window"]
         self._judged_at = state_dict.get("judged_at")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_sloppy.analysis import Fisher, Solve, fisher_of
 from lightning_sloppy.callbacks.scale import Scale, ScaledCallback
@@ -94,6 +94,10 @@ class FisherSpectrum(ScaledCallback):
             raise ConfigurationError(f"FisherSpectrum got num_samples={num_samples}; pass at least 2 probe samples.")
         self.kind = checked_kind(kind)
         self.num_samples = num_samples
+
+    def settings(self) -> dict[str, Any]:
+        """Also the kind."""
+        return {**super().settings(), "kind": self.kind}
 
     def gradients(self, work: Work) -> float:
         """Two passes, and the inner products; ten times that for the columns of the exact kind."""

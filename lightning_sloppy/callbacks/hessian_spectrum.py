@@ -128,6 +128,10 @@ class HessianSpectrum(ScaledCallback):
             self._directions = Directions()
             self._start = None
 
+    def settings(self) -> dict[str, Any]:
+        """Also the pairs and the quadrature."""
+        return {**super().settings(), "k": self.k, "probes": self.probes, "steps": self.steps, "tol": self.tol}
+
     def state_dict(self) -> dict[str, Any]:
         """Also the weights at the start, from which displacements are measured.
 

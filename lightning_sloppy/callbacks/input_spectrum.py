@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 SIDE_KINDS: tuple[InputKind, ...] = ("covariance", "second_moment")
 SIDE_QUANTITIES = ("decades", "slope", "participation_ratio", "largest")
+
+SAME = 0.05
+"""Part of the largest eigenvalue by which two readings of one data set may differ: transforms can be random."""
 
 
 class InputSpectrum(MeasuringCallback):
@@ -72,6 +75,22 @@ class InputSpectrum(MeasuringCallback):
             raise ConfigurationError(f"max_samples={max_samples} gives no spectrum; pass at least 2.")
         self.max_samples = max_samples
         self.seed = seed
+        self._earlier: Tensor | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Matrix and samples."""
+        return {"kind": self.kind, "max_samples": self.max_samples, "seed": self.seed}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Also the eigenvalues, d numbers: a resumed run measures again, and says when the inputs have changed."""
+        known = None if self.latest is None or self.latest.spectrum is None else self.latest.spectrum.eigenvalues
+        return {**super().state_dict(), **({} if known is None else {"eigenvalues": known})}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember the inputs of the run that wrote the checkpoint."""
+        super().load_state_dict(state_dict)
+        same = state_dict.get("settings") == self.settings()
+        self._earlier = state_dict.get("eigenvalues") if same else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure once; the inputs do not change."""
@@ -85,6 +104,7 @@ class InputSpectrum(MeasuringCallback):
         kinds: list[InputKind] = [self.kind, *(kind for kind in SIDE_KINDS if kind != self.kind)]
         spectra: dict[str, Spectrum] = {kind: moments_spectrum(moments, kind, seconds=seconds) for kind in kinds}
         headline = spectra.pop(self.kind)
+        self._compare(trainer, headline.eigenvalues)
         estimates = input_estimates(headline)
         for kind in SIDE_KINDS:
             side = spectra.get(kind, headline)
@@ -101,6 +121,19 @@ class InputSpectrum(MeasuringCallback):
             precision="float64",
             companions=spectra,
         )
+
+    def _compare(self, trainer: Trainer, eigenvalues: Tensor) -> None:
+        """Say when a resumed run trains on other inputs than the run before."""
+        earlier, self._earlier = self._earlier, None
+        if earlier is not None and not (
+            earlier.shape == eigenvalues.shape
+            and torch.allclose(earlier, eigenvalues, rtol=0, atol=SAME * float(earlier.max()))
+        ):
+            self.warn_once(
+                "The training inputs have another spectrum than those of the run that wrote the checkpoint, so its "
+                "curves go on over other data; look at the data set, its split and its transforms.",
+                trainer=trainer,
+            )
 
     def _moments(self, trainer: Trainer, context: FitContext) -> Moments:
         """Moments of all ranks together."""

@@ -84,6 +84,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
 
     def _forget(self) -> None:
         """Drop what belongs to one fit; the prior mean and the count of evaluations belong to the run."""
+        self._resumed = False
         self._begun = False
         self._data_reasons: list[str] | None = None
         self._hold_out.start_fit()
@@ -108,7 +109,14 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         return isinstance(callback, HessianSpectrum)
 
     def on_measurement(self, trainer: Trainer, pl_module: LightningModule, measurement: Measurement) -> None:
-        """Evaluate the bound at the step of the Hessian measurement, once for each step."""
+        """Evaluate the bound at the step of the Hessian measurement, once for each step.
+
+        A resumed run begins with a measurement that the run before may have had, or would not have had: it gets no
+        share of delta, so that evaluations are numbered as in a run that was never cut.
+        """
+        hessian = next(peer for peer in peers(trainer) if isinstance(peer, HessianSpectrum))
+        if self._resumed and hessian.measured_at == measurement.step:
+            return
         if measurement.step == self._last_step or measurement.spectrum is None or not measurement.status.ok:
             return
         self._last_step = measurement.step
@@ -254,16 +262,27 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         )
         return self.delta * (0.8 * pairs + 0.2 * held_out)
 
+    def settings(self) -> dict[str, Any]:
+        """Failure probability, statement about the prior, examples to judge on."""
+        return {"delta": self.delta, "prior": self.prior, "risk_samples": self.risk_samples, "seed": self.seed}
+
     def state_dict(self) -> dict[str, Any]:
-        """Initial weights and the numbers of evaluations: without them a resumed run has no bound."""
+        """Also initial weights and the numbers of evaluations: without them a resumed run has no bound."""
         if self._prior_mean is None:
-            return {}
-        return {"prior_mean": self._prior_mean, "evaluation": self._evaluation, **self._hold_out.state()}
+            return super().state_dict()
+        return {
+            **super().state_dict(),
+            "prior_mean": self._prior_mean,
+            "evaluation": self._evaluation,
+            **self._hold_out.state(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the prior of the run that wrote the checkpoint."""
+        super().load_state_dict(state_dict)
         self._prior_mean = state_dict.get("prior_mean")
         self._evaluation = int(state_dict.get("evaluation", 0))
+        self._resumed = self._prior_mean is not None
         self._hold_out.load(state_dict)
 
 

@@ -119,6 +119,10 @@ class ScaledCallback(ScheduledCallback):
         self._kept_epsilon = epsilon
         return Scale(epsilon, curvature_scale(epsilon, n)), ""
 
+    def settings(self) -> dict[str, Any]:
+        """Also the scale that was asked for, and which samples are measured on."""
+        return {**super().settings(), "epsilon": self.epsilon, "probe": self.probe_kind, "seed": self.seed}
+
     def state_dict(self) -> dict[str, Any]:
         """The prior precision of the run: a resumed curve keeps its scale."""
         kept = {} if self._kept_epsilon is None else {"epsilon": self._kept_epsilon}

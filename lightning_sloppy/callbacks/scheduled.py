@@ -186,12 +186,16 @@ class ScheduledCallback(MeasuringCallback):
         family = _scheduled(trainer)
         return family[family.index(self) + 1 :]
 
+    def settings(self) -> dict[str, Any]:
+        """Samples, schedule and budget."""
+        schedule, budget = dataclasses.asdict(self.schedule), dataclasses.asdict(self.budget)
+        return {"num_samples": self._asked.num_samples, **schedule, **budget}
+
     def state_dict(self) -> dict[str, Any]:
-        """What measuring has cost so far, and how much a measurement does, as plain numbers."""
-        if self._clock == (0.0, 0.0):
-            return {}
+        """Also what measuring has cost so far, and how much a measurement does."""
         measuring_seconds, training_seconds = self._clock
         return {
+            **super().state_dict(),
             "measuring_seconds": measuring_seconds,
             "training_seconds": training_seconds,
             "work": dataclasses.asdict(self.work),
@@ -200,6 +204,7 @@ class ScheduledCallback(MeasuringCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the clock and the work of the run that wrote the checkpoint, if the same work was asked for."""
+        super().load_state_dict(state_dict)
         self._clock = (state_dict.get("measuring_seconds", 0.0), state_dict.get("training_seconds", 0.0))
         if state_dict.get("asked") == dataclasses.asdict(self._asked):
             self.work = Work(**state_dict["work"])

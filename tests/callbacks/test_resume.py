@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+
+import killed
 import pytest
+import ranks
 import torch
 from tiny import Classifier, blobs, loader, trainer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sloppy import (
     EffectiveDimensionEarlyStopping,
@@ -13,6 +17,7 @@ from lightning_sloppy import (
     FisherSpectrum,
     HessianOptions,
     HessianSpectrum,
+    InputSpectrum,
     SloppyMonitor,
 )
 from lightning_sloppy.probing.schedule import Work
@@ -29,8 +34,12 @@ def test_clock_and_work_go_on_in_a_resumed_run(tmp_path, monkeypatch):
     state = hessian.state_dict()
     assert state["measuring_seconds"] > 0
     again, other = HessianSpectrum(k=4, num_samples=512), HessianSpectrum(k=3, num_samples=40)
-    for callback in (again, other):
-        callback.load_state_dict(torch.load(tmp_path / "run.ckpt", weights_only=True)["callbacks"]["HessianSpectrum"])
+    saved = torch.load(tmp_path / "run.ckpt", weights_only=True)["callbacks"]["HessianSpectrum"]
+    again.load_state_dict(saved)
+    with pytest.warns(
+        UserWarning, match="HessianSpectrum resumes with num_samples=40 instead of 512, k=3 instead of 4"
+    ):
+        other.load_state_dict(saved)
     assert again.work == hessian.work != Work(512, 4, 4)
     assert other.work == Work(40, 4, 3)
     host = trainer(tmp_path, callbacks=[again], max_epochs=2)
@@ -88,8 +97,64 @@ def test_curves_directions_and_the_plateau_window_go_on(tmp_path):
                 assert estimate == expected[measurement.step].estimates[name], (group, name, measurement.step)
     assert stopping.detector.seen == alone.detector.seen
     assert stopping.detector.window == alone.detector.window
-    assert [m.certificate.evaluation for m in resumed.measurements["bound"]] == [6, 7, 8, 9, 10]
+    assert [m.certificate.evaluation for m in resumed.measurements["bound"]] == [6, 7, 8, 9]
     again.save_checkpoint(tmp_path / "again.ckpt")
     states = torch.load(tmp_path / "again.ckpt", weights_only=True)["callbacks"]["SloppyMonitor"]
     start, prior = states["hessian"]["start"], states["bound"]["prior_mean"]
     assert start.untyped_storage().data_ptr() == prior.untyped_storage().data_ptr()
+
+
+def test_every_part_says_what_differs_from_the_checkpoint(tmp_path):
+    host, _, _ = monitored(tmp_path, 1)
+    host.save_checkpoint(tmp_path / "run.ckpt")
+    watcher = SloppyMonitor(
+        hessian=HessianOptions(k=2, num_samples=16, steps=30),
+        fisher=FisherOptions(num_samples=16, kind="exact"),
+        every_n_epochs=1,
+        strict=True,
+    )
+    stopping = EffectiveDimensionEarlyStopping(patience=3, warmup=1)
+    again = trainer(tmp_path, callbacks=[watcher, stopping], max_epochs=1)
+    with pytest.warns(UserWarning, match="resumes with") as said:
+        again.fit(Classifier(), DataLoader(blobs(64), 16), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    texts = [str(warning.message) for warning in said if "resumes with" in str(warning.message)]
+    found = {text.split()[0]: text.partition(" resumes with ")[2].partition(";")[0] for text in texts}
+    assert found == {
+        "HessianSpectrum": "every_n_epochs=1 instead of None, every_n_steps=None instead of 2, steps=30 instead of 100",
+        "FisherSpectrum": "every_n_epochs=1 instead of None, every_n_steps=None instead of 2, "
+        "kind='exact' instead of 'empirical'",
+        "EffectiveDimensionEarlyStopping": "patience=3 instead of 50",
+    }
+
+
+def test_other_inputs_than_before_are_noticed(tmp_path):
+    def run(data, checkpoint=None):
+        inputs = InputSpectrum(strict=True)
+        host = trainer(tmp_path, callbacks=[inputs], max_epochs=1 if checkpoint is None else 2)
+        host.fit(Classifier(), DataLoader(data, 16), ckpt_path=checkpoint)
+        return host
+
+    run(blobs(64)).save_checkpoint(tmp_path / "run.ckpt")
+    run(blobs(64), tmp_path / "run.ckpt")
+    other = TensorDataset(torch.randn(64, 6), torch.zeros(64, dtype=torch.long))
+    with pytest.warns(UserWarning, match="training inputs have another spectrum than those of the run that wrote"):
+        run(other, tmp_path / "run.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty.*")
+@pytest.mark.parametrize("kill_at", [6, 9])
+def test_a_run_that_is_killed_goes_on_with_equal_values(tmp_path, kill_at):
+    """SIGKILL within an epoch; the loader remembers how far it is, so training itself resumes identically."""
+    ranks.run(killed.__file__, tmp_path, str(kill_at), count=1, ends_with=-signal.SIGKILL)
+    checkpoint = tmp_path / "last.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == kill_at - 1
+    _, whole = killed.fit(tmp_path / "whole")
+    _, resumed = killed.fit(tmp_path, checkpoint=checkpoint)
+    for group, measurements in whole.measurements.items():
+        expected = {m.step: m.estimates for m in measurements}
+        common = [m for m in resumed.measurements[group][1:] if m.step in expected]
+        assert len(common) >= 2 or group == "input"
+        for m in common:
+            assert {n: e for n, e in m.estimates.items() if n != "overlap"} == {
+                n: e for n, e in expected[m.step].items() if n != "overlap"
+            }, (group, m.step)

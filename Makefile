@@ -17,13 +17,14 @@ export OMP_NUM_THREADS
 INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --no-compile --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test clean
+.PHONY: help demo test test-oldest clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    fit the handwritten digits with every measurement (about a minute, most of it the install)"
 	@echo "make test    run every check: ruff, mypy, pytest with doctests, README, configs and the built wheel"
 	@echo "make clean   remove $(VENV) and the caches; runs/ is kept"
+	@echo "make test-oldest   run the tests with the oldest versions that are allowed, in .venv-oldest (gigabytes)"
 	@echo "PYTHON=python3.12 make ... chooses the interpreter of a new $(VENV) (3.10 or newer)"
 
 demo: $(VENV)/installed-demo
@@ -35,8 +36,12 @@ test: $(VENV)/installed-test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+# Without ruff, mypy, the documents and the comparison with curvlinops, which need today's versions.
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest $(OLDEST)
+
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # --clear: what an interrupted run left behind is not trusted.
 $(VENV)/created:

@@ -1,127 +1,176 @@
-"""What do the callbacks cost? Seconds of a fit with and without them, and the share of each part.
-
-The digits demo, and 784-600-600-10 when --data names a folder with the four IDX files of MNIST. Run:
-
-    python benchmarks/callback_overhead.py [--data FOLDER] [--repeats 3] [--epochs-digits 15] [--epochs-mnist 3]
-        [--epochs-budget 8]
-
-Fits with and without are run in turn in one process; printed are medians and their ratio. Then, on MNIST, the share
-that `max_overhead` lets measuring take: (seconds of measuring - grace) / seconds of training.
-"""
+"""What do the callbacks cost a training, and do they keep within the limit that they are given?"""
 
 from __future__ import annotations
 
-import argparse
 import logging
+import multiprocessing
+import resource
 import statistics
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import common
 import torch
-from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sloppy import SloppyMonitor
-from lightning_sloppy.demo import DigitsDataModule, IDXDataModule, MLPClassifier
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+import zoo
+
+LIMITS = (0.02, 0.05, 0.1)
+GRACE = 1.0
+STEPS = 5
+"""Effective batches from one round to the next, were there no limit."""
 
 
-def fit(
-    make_data: Callable[[], LightningDataModule], widths: list[int], epochs: int, watch: bool
-) -> tuple[float, dict]:
-    """Seconds of one fit, and the seconds of each part of the monitor."""
+class Classifier(LightningModule):
+    """A network with Adam and cross-entropy."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Scores."""
+        return self.net(inputs)
+
+    def training_step(self, batch: Any) -> Tensor:
+        """Mean loss."""
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        """Adam."""
+        return torch.optim.Adam(self.parameters(), 1e-3)
+
+
+Problem = tuple[LightningModule, DataLoader[Any], Any, int]
+"""Module, loader, objective, epochs."""
+
+
+def problem(name: str, options: Any) -> Problem:
+    """A fresh one."""
     seed_everything(1, verbose=False)
-    monitor = SloppyMonitor()
+    if name in zoo.ZOO:
+        zoo.COUNT = 80 if options.quick else 2400
+        module, loader, objective = zoo.made(name)
+        return module, loader, objective, 2 if options.quick else EPOCHS[name]
+    count = 1_000 if options.quick else 20_000
+    data = TensorDataset(*common.mnist(options.data, count, "cpu"))
+    net = common.mlp() if name == "mlp" else common.lenet()
+    return Classifier(net), DataLoader(data, 128, shuffle=True), None, 2 if options.quick else EPOCHS[name]
+
+
+EPOCHS = {
+    "mlp": 12,
+    "lenet": 12,
+    "resnet": 6,
+    "gpt": 6,
+    "lstm": 10,
+    "autoencoder": 12,
+    "gan": 6,
+    "dict batches": 12,
+    "lora": 12,
+    "multi-label": 12,
+    "segmentation": 10,
+}
+"""About ten seconds of training each, half a minute for the first two."""
+
+
+def fit(name: str, options: Any, make: Callable[[Any], SloppyMonitor] | None) -> tuple[float, SloppyMonitor | None]:
+    """Seconds of one fit, and its monitor."""
+    module, loader, objective, epochs = problem(name, options)
+    monitor = None if make is None else make(objective)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             max_epochs=epochs,
-            callbacks=[monitor] if watch else [],
+            callbacks=[] if monitor is None else [monitor],
             default_root_dir=folder,
-            accelerator="auto",
+            accelerator="gpu" if options.device == "cuda" else "cpu",
             devices=1,
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=False,
         )
-        data = make_data()
         start = time.perf_counter()
-        trainer.fit(MLPClassifier(widths), datamodule=data)
-        seconds = time.perf_counter() - start
-    return seconds, {name: sum(m.cost.seconds for m in found) for name, found in monitor.measurements.items()}
+        trainer.fit(module, loader)
+        return time.perf_counter() - start, monitor
 
 
-def compare(
-    name: str, make_data: Callable[[], LightningDataModule], widths: list[int], epochs: int, repeats: int
-) -> None:
-    """Fit in turn with and without, print medians."""
-    plain, watched, parts = [], [], []
-    for _ in range(repeats):
-        plain.append(fit(make_data, widths, epochs, False)[0])
-        seconds, part = fit(make_data, widths, epochs, True)
-        watched.append(seconds)
-        parts.append(part)
-    without, with_them = statistics.median(plain), statistics.median(watched)
-    print(f"{name}: without {without:.2f} s, with {with_them:.2f} s, ratio {with_them / without:.2f}")
-    for part in parts[0]:
-        seconds = statistics.median(found[part] for found in parts)
-        print(f"  {part}: {seconds:.2f} s, {seconds / with_them:.1%} of the fit with callbacks")
+def default(objective: Any) -> SloppyMonitor:
+    """All parts, behind every epoch."""
+    return SloppyMonitor(objective=objective)
 
 
-def realised(
-    make_data: Callable[[], LightningDataModule], widths: list[int], epochs: int, asked: float, grace: float
-) -> str:
-    """One fit within a budget, measured behind every fifth batch as far as the budget goes, and its realised share."""
-    seed_everything(1, verbose=False)
-    monitor = SloppyMonitor(every_n_steps=5, max_overhead=asked, grace_seconds=grace, bound=None, input=None)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            max_epochs=epochs,
-            callbacks=[monitor],
-            default_root_dir=folder,
-            accelerator="auto",
-            devices=1,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-        )
-        trainer.fit(MLPClassifier(widths), datamodule=make_data())
-    clock = monitor.parts[-1].state_dict()
-    share = (clock["measuring_seconds"] - grace) / clock["training_seconds"]
-    return (
-        f"  max_overhead={asked}, grace {grace:g} s: realised {share:.4f}, {share / asked:.2f} of it; "
-        f"{len(monitor.measurements['hessian'])} rounds, {clock['measuring_seconds']:.1f} s of measuring, "
-        f"{clock['training_seconds']:.1f} s of training; {clock['work']['num_samples']} samples at the end"
+def limited(limit: float) -> Callable[[Any], SloppyMonitor]:
+    """Spectra behind every few batches, as far as the limit goes."""
+    return lambda objective: SloppyMonitor(
+        objective=objective, every_n_steps=STEPS, max_overhead=limit, grace_seconds=GRACE, bound=None, input=None
     )
+
+
+def realised(monitor: SloppyMonitor) -> tuple[float, int]:
+    """Share of the time, and the number of rounds."""
+    clock = monitor.parts[-1].state_dict()
+    share = (clock["measuring_seconds"] - GRACE) / clock["training_seconds"]
+    return share, len(monitor.measurements["fisher"])
+
+
+def peak(name: str, options: Any, watched: bool) -> float:
+    """Highest resident memory of a process that does one fit, in MB."""
+    quiet()
+    fit(name, options, default if watched else None)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def quiet() -> None:
+    """No advice from Lightning."""
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
 
 
 def main() -> None:
-    """Run both comparisons, and the budgets when there are data whose training lasts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=None)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--epochs-digits", type=int, default=15)
-    parser.add_argument("--epochs-mnist", type=int, default=3)
-    parser.add_argument("--epochs-budget", type=int, default=8)
-    options = parser.parse_args()
-    for name in ("lightning.pytorch", "pytorch_lightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{device}; median of {options.repeats}, in turn, measuring after every epoch")
-    compare(
-        "digits 64-48-32-10", lambda: DigitsDataModule(64), [64, 48, 32, 10], options.epochs_digits, options.repeats
-    )
-    if options.data is not None:
-        compare(
-            "MNIST 784-600-600-10",
-            lambda: IDXDataModule(options.data),
-            [784, 600, 600, 10],
-            options.epochs_mnist,
-            options.repeats,
-        )
-        for asked in (0.02, 0.05, 0.1):
-            print(realised(lambda: IDXDataModule(options.data), [784, 600, 600, 10], options.epochs_budget, asked, 1.0))
+    """One row for each network."""
+    options = common.arguments(__doc__)
+    quiet()
+    rows = []
+    for name in EPOCHS:
+        plain, watched = [], []
+        for _ in range(options.repeats):
+            plain.append(fit(name, options, None)[0])
+            watched.append(fit(name, options, default)[0])
+        row: dict[str, Any] = {
+            "network": name,
+            "seconds without": statistics.median(plain),
+            "with, at the defaults": statistics.median(watched),
+        }
+        for limit in LIMITS:
+            _, monitor = fit(name, options, limited(limit))
+            assert monitor is not None
+            share, rounds = realised(monitor)
+            row |= {f"share at {limit}": share, f"rounds at {limit}": rounds}
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            without, with_all = (pool.apply(peak, (name, options, watch)) for watch in (False, True))
+        row["peak grew by, MB"] = with_all - without
+        rows.append(row)
+        print(row, flush=True)
+    remarks = [
+        f"Without and with are fitted in turn, {options.repeats} times each. At the defaults every part measures "
+        "behind every epoch, and the first 60 s of measuring are free, which is more than most of these trainings last.",
+        f"Shares: spectra behind every {STEPS} batches with a limit and grace_seconds={GRACE:g}; (seconds of measuring "
+        "- grace) / seconds of training. A negative share did not use up the grace: the whole training was too short.",
+        "Memory is that of a process of its own for each fit.",
+    ]
+    common.report("callback_overhead", __doc__, rows, remarks, options)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def _display(trainer: Trainer, title: str, total: int | None) -> Display | None:
 
 class _RichTask:
     def __init__(self, bar: Any, title: str, total: int | None) -> None:
-        self._bar, self._progress = bar, bar.progress
+        self._progress = bar.progress
         self._finite = total is not None
         size = math.inf if total is None else total
         idle = self._idle()
@@ -140,12 +140,12 @@ class _RichTask:
         self._progress.update(self._task, advance=steps)
         if time.monotonic() - self._refreshed >= _REFRESH_SECONDS:
             self._refreshed = time.monotonic()
-            self._bar.refresh(hard=True)
+            self._progress.refresh()
 
     def close(self) -> None:
         self._progress.update(self._task, visible=False)
         self._idle().append(self._task)
-        self._bar.refresh(hard=True)
+        self._progress.refresh()
 
 
 class _TqdmLine:

@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
-from tiny import Classifier, loader, trainer
+from tiny import SAFELY, Classifier, loader, trainer
 
 from lightning_sloppy import EffectiveDimensionEarlyStopping, Estimate, FisherSpectrum, StoppingReason
 from lightning_sloppy.callbacks.base import MeasuringCallback
@@ -92,7 +92,7 @@ def test_the_window_survives_a_checkpoint(tmp_path):
     host.save_checkpoint(tmp_path / "run.ckpt")
     again = EffectiveDimensionEarlyStopping(warmup=0, patience=4)
     host = trainer(tmp_path, callbacks=[again, Scripted(FLAT)], max_epochs=9)
-    host.fit(Classifier(), loader(), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    host.fit(Classifier(), loader(), ckpt_path=tmp_path / "run.ckpt", **SAFELY)
     assert stopping.detector.seen == 3
     assert again.detector.seen == 5
     assert again.stopping_reason is StoppingReason.PLATEAU
@@ -140,6 +140,6 @@ def test_a_stopped_run_can_be_trained_further_and_is_judged_anew(tmp_path):
     host.save_checkpoint(tmp_path / "run.ckpt")
     again = EffectiveDimensionEarlyStopping(warmup=0, patience=2)
     host = trainer(tmp_path, callbacks=[again, Scripted(RISE)], max_epochs=4)
-    host.fit(Classifier(), loader(), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    host.fit(Classifier(), loader(), ckpt_path=tmp_path / "run.ckpt", **SAFELY)
     assert again.stopping_reason is StoppingReason.NOT_STOPPED
     assert again.stopped_step is None

@@ -15,7 +15,7 @@ import pytest
 import torch
 from habits import OnceTanh
 from lightning.pytorch.tuner import Tuner
-from tiny import FEATURES, Classifier, blobs, loader, trainer
+from tiny import FEATURES, SAFELY, Classifier, blobs, loader, trainer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -142,7 +142,7 @@ def test_a_finished_run_that_is_resumed_trains_and_measures_nothing_more(tmp_pat
     first.save_checkpoint(tmp_path / "run.ckpt")
     watcher = monitor(strict=True)
     host = trainer(tmp_path, callbacks=[watcher], max_epochs=1)
-    host.fit(Classifier(), loader(), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    host.fit(Classifier(), loader(), ckpt_path=tmp_path / "run.ckpt", **SAFELY)
     assert host.global_step == 3
     assert len(watcher.measurements["fisher"]) <= 1
 

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import STORE_EVERYTHING_SIZE_GUIDANCE, EventAccumulator
-from tiny import Classifier, Regressor, blobs, loader, trainer
+from tiny import SAFELY, Classifier, Regressor, blobs, loader, trainer
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -207,7 +207,7 @@ def test_a_resumed_run_keeps_scale_prior_and_counters(tmp_path):
     assert any("SloppyMonitor" in key for key in content["callbacks"])
     again = monitor(strict=True)
     trainer(tmp_path, callbacks=[again], max_epochs=3).fit(
-        Classifier(), loader(), ckpt_path=tmp_path / "run.ckpt", weights_only=True
+        Classifier(), loader(), ckpt_path=tmp_path / "run.ckpt", **SAFELY
     )
     scale = watcher.measurements["fisher"][0].estimates["epsilon"].value
     assert {m.estimates["epsilon"].value for m in again.measurements["fisher"]} == {scale}

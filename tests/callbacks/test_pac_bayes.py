@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from tiny import CLASSES, FEATURES, Classifier, Regressor, blobs, loader, trainer
+from tiny import CLASSES, FEATURES, SAFELY, Classifier, Regressor, blobs, loader, trainer
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from lightning_sloppy import HessianSpectrum, PACBayesBound, Status
@@ -139,7 +139,7 @@ def test_a_resume_without_the_state_has_no_bound(tmp_path):
     host.save_checkpoint(tmp_path / "run.ckpt")
     bound = PACBayesBound(strict=True)
     host = trainer(tmp_path, callbacks=[HessianSpectrum(k=3, num_samples=64), bound], max_epochs=2)
-    host.fit(Classifier(), loader(blobs(200)), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    host.fit(Classifier(), loader(blobs(200)), ckpt_path=tmp_path / "run.ckpt", **SAFELY)
     assert "trained before this fit" in why_there_is_none(bound)
 
 
@@ -227,7 +227,7 @@ def test_a_resume_on_another_split_loses_the_hold_out_bound(tmp_path):
     for data, kept in ((blobs(200), True), (blobs(200, seed=9), False)):
         again = PACBayesBound(strict=True)
         host = trainer(tmp_path, callbacks=[HessianSpectrum(k=3, num_samples=64), again], max_epochs=2)
-        host.fit(Classifier(), loader(data), held_out, ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+        host.fit(Classifier(), loader(data), held_out, ckpt_path=tmp_path / "run.ckpt", **SAFELY)
         assert ("hold_out" in again.measurements[-1].estimates) == kept
         assert again.measurements[-1].certificate.valid
 

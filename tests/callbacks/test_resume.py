@@ -8,7 +8,7 @@ import killed
 import pytest
 import ranks
 import torch
-from tiny import Classifier, blobs, loader, trainer
+from tiny import SAFELY, Classifier, blobs, loader, trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sloppy import (
@@ -43,7 +43,7 @@ def test_clock_and_work_go_on_in_a_resumed_run(tmp_path, monkeypatch):
     assert again.work == hessian.work != Work(512, 4, 4)
     assert other.work == Work(40, 4, 3)
     host = trainer(tmp_path, callbacks=[again], max_epochs=2)
-    host.fit(Classifier(), loader(blobs(600)), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    host.fit(Classifier(), loader(blobs(600)), ckpt_path=tmp_path / "run.ckpt", **SAFELY)
     assert again.state_dict()["measuring_seconds"] > state["measuring_seconds"]
     assert again.state_dict()["training_seconds"] > state["training_seconds"]
 
@@ -62,7 +62,7 @@ def test_a_run_cut_between_batches_and_resumed_has_equal_values_at_common_steps(
     torch.manual_seed(0)
     resumed = FisherSpectrum(num_samples=16, every_n_steps=2, strict=True)
     trainer(tmp_path / "cut", callbacks=[resumed], max_epochs=4).fit(
-        Classifier(), DataLoader(blobs(64), 16), ckpt_path=tmp_path / "run.ckpt", weights_only=True
+        Classifier(), DataLoader(blobs(64), 16), ckpt_path=tmp_path / "run.ckpt", **SAFELY
     )
     values = {m.step: m.estimates["effective_dimension"].value for m in [*cut.measurements, *resumed.measurements]}
     assert [m.step for m in resumed.measurements] == [8, 9, 11, 13, 15]
@@ -78,7 +78,7 @@ def monitored(folder, epochs, checkpoint=None):
     )
     stopping = EffectiveDimensionEarlyStopping(patience=50, warmup=1)
     host = trainer(folder, callbacks=[watcher, stopping], max_epochs=epochs)
-    options = {} if checkpoint is None else {"ckpt_path": checkpoint, "weights_only": True}
+    options = {} if checkpoint is None else {"ckpt_path": checkpoint, **SAFELY}
     host.fit(Classifier(), DataLoader(blobs(64), 16), **options)
     return host, watcher, stopping
 
@@ -116,7 +116,7 @@ def test_every_part_says_what_differs_from_the_checkpoint(tmp_path):
     stopping = EffectiveDimensionEarlyStopping(patience=3, warmup=1)
     again = trainer(tmp_path, callbacks=[watcher, stopping], max_epochs=1)
     with pytest.warns(UserWarning, match="resumes with") as said:
-        again.fit(Classifier(), DataLoader(blobs(64), 16), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+        again.fit(Classifier(), DataLoader(blobs(64), 16), ckpt_path=tmp_path / "run.ckpt", **SAFELY)
     texts = [str(warning.message) for warning in said if "resumes with" in str(warning.message)]
     found = {text.split()[0]: text.partition(" resumes with ")[2].partition(";")[0] for text in texts}
     assert found == {

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+
 import lightning.pytorch as lightning
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
+
+SAFELY = {"weights_only": True} if "weights_only" in inspect.signature(lightning.Trainer.fit).parameters else {}
+"""Resume as newer Lightning does when asked for: from plain numbers and tensors alone."""
 
 CLASSES = 3
 FEATURES = 6

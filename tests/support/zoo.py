@@ -233,7 +233,9 @@ def labels() -> TensorDataset:
 
 def letters(path: Path) -> TensorDataset:
     """Ten characters of a text, and the ones behind them."""
-    codes = torch.tensor([min(byte, 127) for byte in path.read_bytes()[: 11 * COUNT]]).view(COUNT, 11)
+    text = path.read_bytes()
+    text *= 11 * COUNT // len(text) + 1
+    codes = torch.tensor([min(byte, 127) for byte in text[: 11 * COUNT]]).view(COUNT, 11)
     return TensorDataset(codes[:, :-1], codes[:, 1:])
 
 

@@ -10,7 +10,16 @@ from pathlib import Path
 import common
 
 HERE = Path(__file__).parent
-NAMES = ("top_pairs", "one_product", "fisher_spectrum", "effective_dimension", "memory", "growth", "soak", "callback_overhead")
+NAMES = (
+    "top_pairs",
+    "one_product",
+    "fisher_spectrum",
+    "effective_dimension",
+    "memory",
+    "growth",
+    "soak",
+    "callback_overhead",
+)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
+import torch
 from torch import Tensor, distributed
 
 from lightning_sloppy.curvature.batches import cut, divisible
@@ -42,7 +43,9 @@ class Ranks:
         """
         ends = list(accumulate(map(sample_count, batches)))
         leaves = ParameterLayout.of(objective.module).leaves(objective.module, objective.dtype)
-        if divisible(objective, leaves, batches, max(ends[-1] // self.count, 1)):
+        may = divisible(objective, leaves, batches, max(ends[-1] // self.count, 1))
+        # By one decision: a rank that rounds otherwise must not count samples that others count.
+        if float(self.add_up(torch.tensor(float(may), device=objective.device))) == self.count:
             low, high = (ends[-1] * which // self.count for which in (self.rank, self.rank + 1))
         else:
             low, high = ([0, *ends][len(batches) * which // self.count] for which in (self.rank, self.rank + 1))

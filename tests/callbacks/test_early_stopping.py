@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,6 +84,44 @@ def test_a_dry_run_never_stops(tmp_path):
     stopping = EffectiveDimensionEarlyStopping(patience=1, warmup=0)
     trainer(tmp_path, callbacks=[stopping, Scripted(FLAT)], fast_dev_run=3).fit(Classifier(), loader())
     assert stopping.stopping_reason is StoppingReason.NOT_STOPPED
+
+
+def test_the_least_number_of_epochs_is_honoured(tmp_path):
+    stopping = EffectiveDimensionEarlyStopping(patience=2, warmup=0)
+    host = trainer(tmp_path, callbacks=[stopping, Scripted(FLAT)], max_epochs=9, min_epochs=4)
+    host.fit(Classifier(), loader())
+    assert stopping.stopped_step == 2, "the rule asks in the first epoch"
+    assert host.current_epoch == 4
+
+
+class Thawing(Classifier):
+    """Its first layer is trained from the second epoch on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[0].requires_grad_(False)
+
+    def on_train_epoch_start(self) -> None:
+        self.net[0].requires_grad_(self.current_epoch > 0)
+
+
+class ScriptedSize(Scripted):
+    """The spectrum has as many parameters as are trained."""
+
+    def measure(self, host, module, context, step):
+        found = super().measure(host, module, context, step)
+        dim = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        return replace(found, spectrum=replace(found.spectrum, dim=dim))
+
+
+def test_layers_that_thaw_begin_a_new_window(tmp_path):
+    """Three batches an epoch: the window of four measurements is not full when the parameters change."""
+    stopping = EffectiveDimensionEarlyStopping(patience=3, warmup=0)
+    trainer(tmp_path, callbacks=[stopping, ScriptedSize(FLAT)], max_epochs=9).fit(Thawing(), loader())
+    assert stopping.stopped_step == 3 + 3
+    plain = EffectiveDimensionEarlyStopping(patience=3, warmup=0)
+    trainer(tmp_path, callbacks=[plain, ScriptedSize(FLAT)], max_epochs=9).fit(Classifier(), loader())
+    assert plain.stopped_step == 3
 
 
 def test_the_window_survives_a_checkpoint(tmp_path):

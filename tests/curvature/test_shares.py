@@ -25,7 +25,8 @@ def problem(*counts: int) -> tuple[Objective, list[tuple[torch.Tensor, torch.Ten
 
 
 def everybody(count: int) -> list[Ranks]:
-    return [Ranks(rank, count, lambda tensor: tensor) for rank in range(count)]
+    """Ranks that all say the same."""
+    return [Ranks(rank, count, lambda tensor: tensor * count) for rank in range(count)]
 
 
 @pytest.mark.parametrize("counts", [(8,), (7,), (5, 4, 3), (1, 9), (2,)])

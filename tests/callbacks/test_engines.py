@@ -1,0 +1,134 @@
+"""What the Trainer and torch do to a module: compiled, checkpointed, without a double backward, changed in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from tiny import CLASSES, FEATURES, blobs, trainer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from lightning_sloppy import FisherSpectrum, HessianSpectrum, hessian_spectrum
+
+COUNT = 24
+
+
+class Net(LightningModule):
+    """Any network with cross-entropy."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs)
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return self.loss(self(batch[0]), batch[1])
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+def plain() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, CLASSES))
+
+
+class Reentrant(nn.Module):
+    """Runs its first layer again in the backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(FEATURES, 5), nn.Linear(5, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.second(checkpoint(self.first, inputs.requires_grad_(), use_reentrant=True).tanh())
+
+
+class Letters(Net):
+    """Connectionist temporal classification of short words."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return words(outputs, targets)
+
+
+def words(outputs: Tensor, targets: Tensor) -> Tensor:
+    steps = torch.full((len(outputs),), outputs.shape[1])
+    lengths = torch.full((len(outputs),), targets.shape[1])
+    return F.ctc_loss(outputs.log_softmax(2).movedim(1, 0), targets, steps, lengths)
+
+
+def compiled_part() -> nn.Module:
+    net = plain()
+    net[0] = torch.compile(net[0], backend="eager")
+    return Net(net)
+
+
+def sequences() -> Dataset:
+    rng = torch.Generator().manual_seed(0)
+    return TensorDataset(torch.randn(COUNT, 6, 4, generator=rng), torch.randint(1, 5, (COUNT, 2), generator=rng))
+
+
+def bags() -> Dataset:
+    rng = torch.Generator().manual_seed(0)
+    return TensorDataset(torch.randint(0, 7, (COUNT, 4), generator=rng), torch.randint(0, 3, (COUNT,), generator=rng))
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Dataset], str]] = {
+    # name: module, data, how its products are made
+    "compiled": (lambda: torch.compile(Net(plain()), backend="eager"), lambda: blobs(COUNT), "kept graph"),
+    "compiled part": (compiled_part, lambda: blobs(COUNT), "kept graph"),
+    "re-entrant checkpointing": (lambda: Net(Reentrant()), lambda: blobs(COUNT), "kept graph"),
+    "first layer in place": (
+        lambda: Net(nn.Sequential(nn.ReLU(inplace=True), *plain())),
+        lambda: blobs(COUNT),
+        "kept graph",
+    ),
+    "embedding bag": (
+        lambda: Net(nn.Sequential(nn.EmbeddingBag(7, 4, mode="mean"), nn.Tanh(), nn.Linear(4, 3))),
+        bags,
+        "central differences",
+    ),
+    "ctc": (lambda: Letters(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5))), sequences, "central"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*reentrant.*")
+def test_each_is_measured_and_trains_as_without(tmp_path, name):
+    build, data, method = CASES[name]
+    objective = words if name == "ctc" else None
+    states = []
+    hessian = HessianSpectrum(k=2, num_samples=16, objective=objective, strict=True)
+    fisher = FisherSpectrum(num_samples=16, objective=objective, strict=True)
+    for callbacks in ([], [hessian, fisher]):
+        torch.manual_seed(0)
+        module = build()
+        trainer(tmp_path, callbacks=callbacks, max_epochs=2).fit(module, DataLoader(data(), 8))
+        states.append({key: value.clone() for key, value in module.state_dict().items()})
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
+    for callback in (hessian, fisher):
+        assert len(callback.measurements) == 3
+        assert all(m.status.ok for m in callback.measurements)
+    assert method in hessian.latest.cost.method
+    assert fisher.latest.spectrum.largest > 0
+
+
+def test_a_compiled_module_has_the_spectrum_of_its_own_self(tmp_path):
+    torch.manual_seed(0)
+    module = Net(plain())
+    hessian = HessianSpectrum(k=3, num_samples=COUNT, strict=True)
+    trainer(tmp_path, callbacks=[hessian], max_epochs=1).fit(
+        torch.compile(module, backend="eager"), DataLoader(blobs(COUNT), 8)
+    )
+    expected = hessian_spectrum(module, DataLoader(blobs(COUNT), 8), F.cross_entropy, k=3)
+    torch.testing.assert_close(hessian.latest.spectrum.eigenvalues, expected.eigenvalues, rtol=1e-4, atol=1e-5)

@@ -168,8 +168,8 @@ def main() -> None:
         f"Without and with are fitted in turn, {options.repeats} times each. At the defaults every part measures "
         "behind every epoch, and the first 60 s of measuring are free: more than most of these trainings last.",
         f"Shares: spectra behind every {STEPS} batches with a limit and grace_seconds={GRACE:g}; (seconds of measuring "
-        "- grace) / seconds of training. A negative share did not use up the grace. First and last round always happen: where they are the only "
-        "ones, the training was too short for its limit.",
+        "- grace) / seconds of training. A negative share did not use up the grace. First and last round "
+        "always happen: where they are the only ones, the training was too short for its limit.",
         "Memory is that of a process of its own for each fit.",
     ]
     common.report("callback_overhead", __doc__, rows, remarks, options)

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lightning_sloppy.analysis import fisher_spectrum, hessian_spectrum, input_spectrum
+    from lightning_sloppy.bounds.inversion import kl_inverse
     from lightning_sloppy.callbacks.early_stopping import EffectiveDimensionEarlyStopping, StoppingReason
     from lightning_sloppy.callbacks.fisher_spectrum import FisherSpectrum
     from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
@@ -50,6 +51,7 @@ _WHERE = {
     "input_spectrum": "analysis",
     "curvature_scale": "measures.effective_dimension",
     "effective_dimension": "measures.effective_dimension",
+    "kl_inverse": "bounds.inversion",
     # records
     "Certificate": "records",
     "Cost": "records",
@@ -83,6 +85,7 @@ __all__ = [  # noqa: RUF022 - grouped by what they are
     "input_spectrum",
     "curvature_scale",
     "effective_dimension",
+    "kl_inverse",
     "Certificate",
     "Cost",
     "Density",

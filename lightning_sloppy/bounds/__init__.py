@@ -5,17 +5,48 @@ The network is known only by ``risk(flat_weights, indices)``, the number of its 
 
 from lightning_sloppy.bounds.certify import certify
 from lightning_sloppy.bounds.drawing import Evidence
-from lightning_sloppy.bounds.hold_out import hold_out_bound, hold_out_certificate
-from lightning_sloppy.bounds.kl import kl_inverse, kl_inverse_lower, log_xi
-from lightning_sloppy.bounds.mixture import PRIOR_GRID
+from lightning_sloppy.bounds.gibbs import block_risk_upper, gibbs_risk_upper, monte_carlo_bound
+from lightning_sloppy.bounds.hold_out import chernoff_bound, hold_out_bound, hold_out_certificate
+from lightning_sloppy.bounds.inequalities import (
+    CATONI_GRID,
+    catoni_bound,
+    closed_form_bound,
+    lambda_bound,
+    maurer_seeger_bound,
+    mcallester_bound,
+    quadratic_bound,
+    split_kl_bound,
+)
+from lightning_sloppy.bounds.inversion import kl, kl_inverse, kl_inverse_lower
+from lightning_sloppy.bounds.mixture import PRIOR_GRID, mixture_log_ratio
+from lightning_sloppy.bounds.pac_bayes import pair_bound
+from lightning_sloppy.bounds.prequential import PREQUENTIAL_GRID, prequential_bound
+from lightning_sloppy.bounds.relative_entropy import log_xi
 
 __all__ = [
+    "CATONI_GRID",
+    "PREQUENTIAL_GRID",
     "PRIOR_GRID",
     "Evidence",
+    "block_risk_upper",
+    "catoni_bound",
     "certify",
+    "chernoff_bound",
+    "closed_form_bound",
+    "gibbs_risk_upper",
     "hold_out_bound",
     "hold_out_certificate",
+    "kl",
     "kl_inverse",
     "kl_inverse_lower",
+    "lambda_bound",
     "log_xi",
+    "maurer_seeger_bound",
+    "mcallester_bound",
+    "mixture_log_ratio",
+    "monte_carlo_bound",
+    "pair_bound",
+    "prequential_bound",
+    "quadratic_bound",
+    "split_kl_bound",
 ]

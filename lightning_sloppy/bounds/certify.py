@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from lightning_sloppy.bounds.drawing import Evidence, draw_and_judge
-from lightning_sloppy.bounds.kl import log_xi
 from lightning_sloppy.bounds.pac_bayes import PAC_SHARE, RISK_SHARE, PairBound, pair_bound, scheduled_delta
+from lightning_sloppy.bounds.relative_entropy import log_xi
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.records import Certificate
 

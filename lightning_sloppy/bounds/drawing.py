@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.bounds.gaussian import draw_pair, kl_parts, log_density_ratio
-from lightning_sloppy.bounds.kl import log_xi
 from lightning_sloppy.bounds.mixture import PRIOR_GRID, mixture_log_ratio
 from lightning_sloppy.bounds.posterior import posterior_family
+from lightning_sloppy.bounds.relative_entropy import log_xi
 from lightning_sloppy.bounds.selection import Choice, Risk, member, select_posterior
 from lightning_sloppy.errors import ConfigurationError
 

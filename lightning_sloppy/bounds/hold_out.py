@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from scipy.special import betainccinv
 
-from lightning_sloppy.bounds.pac_bayes import HOLD_OUT_SHARE, scheduled_delta
+from lightning_sloppy.bounds.pac_bayes import HOLD_OUT_SHARE, require_probability, scheduled_delta
+from lightning_sloppy.bounds.relative_entropy import kl_inverse
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.records import Certificate
 
@@ -38,6 +40,32 @@ def hold_out_bound(errors: int, n: int, delta: float) -> float:
     if errors == n:
         return 1.0
     return float(betainccinv(errors + 1, n - errors, delta))
+
+
+def chernoff_bound(mean: float, n: int, delta: float) -> float:
+    """Upper limit ``kl_inverse(mean, ln(1/delta) / n)`` of the true mean of a loss in [0, 1], on n fresh examples.
+
+    For losses between 0 and 1; of an error, which is 0 or 1, :func:`hold_out_bound` is smaller. Assumes a network that
+    does not depend on the n examples. Source: Hoeffding, JASA 1963, theorem 1.
+
+    Args:
+        mean: Mean loss.
+        n: Examples.
+        delta: Failure probability.
+
+    Returns:
+        The upper limit.
+
+    Raises:
+        ConfigurationError: If the numbers make no sense.
+
+    >>> round(chernoff_bound(0.0127, 10_000, 0.05), 10)
+    0.0156384541
+    """
+    require_probability(delta, "delta")
+    if n < 1:
+        raise ConfigurationError(f"A hold-out bound was asked of n={n} examples; it needs one at least.")
+    return kl_inverse(mean, -math.log(delta) / n)
 
 
 def hold_out_certificate(

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from lightning_sloppy.bounds.kl import kl_inverse, log_xi
+from lightning_sloppy.bounds.relative_entropy import kl_inverse, log_xi
 from lightning_sloppy.errors import ConfigurationError
 
 PAC_SHARE: Final[float] = 0.6
@@ -67,10 +67,10 @@ def pair_bound(
     >>> round(pair_bound(0.1, 0.0, n=1000, delta_pac=0.05).value, 10)
     0.1382341336
     """
-    _require_probability(delta_pac, "delta_pac")
+    require_probability(delta_pac, "delta_pac")
     upper = empirical_risk
     if subsample is not None:
-        _require_probability(delta_risk, "delta_risk")
+        require_probability(delta_risk, "delta_risk")
         if subsample < 1:
             raise ConfigurationError(f"A risk was asked of {subsample} examples; look at one at least.")
         upper = kl_inverse(empirical_risk, math.log(1.0 / delta_risk) / subsample)
@@ -97,7 +97,7 @@ def scheduled_delta(delta: float, evaluation: int) -> float:
     >>> round(scheduled_delta(0.05, 1), 10), round(scheduled_delta(0.05, 2), 10)
     (0.0303963551, 0.0075990888)
     """
-    _require_probability(delta, "delta")
+    require_probability(delta, "delta")
     if evaluation < 1:
         raise ConfigurationError(
             f"An evaluation is numbered from 1, found {evaluation}; count the evaluations of the run."
@@ -105,6 +105,11 @@ def scheduled_delta(delta: float, evaluation: int) -> float:
     return 6.0 * delta / (math.pi**2 * evaluation**2)
 
 
-def _require_probability(delta: float, name: str) -> None:
+def require_probability(delta: float, name: str) -> None:
+    """Check a failure probability.
+
+    Raises:
+        ConfigurationError: Outside (0, 1).
+    """
     if not 0.0 < delta < 1.0:
         raise ConfigurationError(f"{name} must lie strictly between 0 and 1, found {delta}; 0.05 is usual.")

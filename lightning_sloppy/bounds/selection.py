@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.bounds.gaussian import LowRankGaussian, draw_noise, root_covariance_times
-from lightning_sloppy.bounds.kl import kl_inverse
 from lightning_sloppy.bounds.mixture import LOG_GRID_COST, PRIOR_GRID
 from lightning_sloppy.bounds.posterior import PosteriorFamily, family_kl, low_rank_posterior
+from lightning_sloppy.bounds.relative_entropy import kl_inverse
 
 Risk = Callable[[Tensor, Tensor], int]
 """``risk(flat_weights, indices)``: mistakes of the network with these weights on these training examples."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+from lightning_sloppy.records import Certificate
+
 CONDITIONS = (
     "The training examples are independent draws from the distribution that the bound speaks of.",
     "It certifies the 0-1 error, in eval mode, of one of the two drawn networks picked at random.",
@@ -10,3 +14,16 @@ CONDITIONS = (
 )
 STATEMENTS = {"initialisation": "the weights at the start of training do not depend on the training examples."}
 HOLD_OUT_CONDITION = "The validation examples were not used to train or to steer the training."
+
+
+def no_bound(n: int, delta: float, *reasons: str) -> Certificate:
+    """A certificate without a number, and the reasons why there is none."""
+    return Certificate(
+        kind="pac_bayes_pair",
+        certified_predictor="pair_of_draws",
+        value=math.nan,
+        valid=False,
+        n=n,
+        delta=delta,
+        reasons=reasons,
+    )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.bounds import Evidence, certify
-from lightning_sloppy.bounds.statements import CONDITIONS, STATEMENTS
+from lightning_sloppy.bounds.statements import CONDITIONS, STATEMENTS, no_bound
 from lightning_sloppy.callbacks.base import MeasurementSubscriber, MeasuringCallback, peers
 from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
 from lightning_sloppy.curvature.parameters import ParameterLayout
@@ -138,16 +138,18 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         hessian = next(peer for peer in peers(trainer) if isinstance(peer, HessianSpectrum))
         choice = context.objective(trainer, hessian.objective)
         if not context.indexable(trainer):
-            certificate = self._missing(
+            certificate = no_bound(
                 context.train_size(trainer) or 0,
+                self.delta,
                 "The training samples cannot be read by index (iterable data, several loaders), so no error on n known "
                 "examples can be counted; use one map-style data set, or leave the bound out.",
             )
             return self._measurement(trainer, choice, step, certificate, {})
         source = context.source(trainer)
         if not choice.classification:
-            certificate = self._missing(
+            certificate = no_bound(
                 len(source),
+                self.delta,
                 f"The bound is for classification with (N, C) scores and (N,) class indices, and the objective "
                 f"({choice.source}) is not known to be one; leave the bound out (bound=None in SloppyMonitor), or, if "
                 "it is one, pass its loss as objective=.",
@@ -162,7 +164,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             certificate = self._certificate(trainer, context, source, choice, reasons)
             estimates = _estimates(certificate)
         else:
-            certificate, estimates = self._missing(len(source), *reasons), {}
+            certificate, estimates = no_bound(len(source), self.delta, *reasons), {}
         held_out = None
         if context.layout == ParameterLayout.of(context.module):
             held_out = self._hold_out.certificate(trainer, context, choice.objective, delta=self.delta)
@@ -240,18 +242,6 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             reasons=reasons,
             conditions=CONDITIONS,
             prior=STATEMENTS[self.prior],
-        )
-
-    def _missing(self, n: int, *reasons: str) -> Certificate:
-        """No bound and no parts."""
-        return Certificate(
-            kind="pac_bayes_pair",
-            certified_predictor="pair_of_draws",
-            value=math.nan,
-            valid=False,
-            n=n,
-            delta=self.delta,
-            reasons=reasons,
         )
 
     def _spent(self) -> float:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lightning_sloppy.bounds import Evidence, certify, kl_inverse
 from lightning_sloppy.bounds.drawing import draw_and_judge
-from lightning_sloppy.bounds.kl import log_xi
 from lightning_sloppy.bounds.mixture import PRIOR_GRID
 from lightning_sloppy.bounds.posterior import posterior_family
+from lightning_sloppy.bounds.relative_entropy import log_xi
 from lightning_sloppy.bounds.selection import TAU_GRID, select_posterior
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.records import Certificate

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_sloppy.bounds.kl import binary_kl, kl_inverse, kl_inverse_lower, log_xi
+from lightning_sloppy.bounds.relative_entropy import binary_kl, kl_inverse, kl_inverse_lower, log_xi
 from lightning_sloppy.errors import ConfigurationError
 
 with (Path(__file__).parent / "kl_inverse_table.csv").open() as table:

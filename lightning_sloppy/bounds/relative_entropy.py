@@ -42,7 +42,7 @@ def binary_kl(q: float, p: float) -> float:
     >>> binary_kl(0.25, 0.25)
     0.0
     """
-    q, p = _probability(q, "q"), _probability(p, "p")
+    q, p = probability(q, "q"), probability(p, "p")
     if p == q:
         return 0.0
     if p in (0.0, 1.0):
@@ -76,14 +76,15 @@ def kl_inverse(q: float, c: float) -> float:
     >>> kl_inverse(0.3, 0.0), kl_inverse(1.0, 0.1)
     (0.3, 1.0)
     """
-    q = _probability(q, "q")
+    q = probability(q, "q")
     if q == 1.0 or not c < math.inf:
         return 1.0
     if c <= 0.0:
         return q
     if q == 0.0:
         return _round_up(-math.expm1(-c))
-    p = _upper_limit(q, c)
+    # The largest double below 1: a root above it is rounded up to 1 at the end.
+    p = min(*closed_limits(q, c), 1.0 - 2.0**-53)
     for _ in range(_NEWTON_STEPS):
         excess = binary_kl(q, p) - c
         if not excess > 0.0:
@@ -113,7 +114,7 @@ def kl_inverse_lower(q: float, c: float) -> float:
     >>> round(kl_inverse_lower(0.5, 0.5), 12)
     0.10246995119
     """
-    q = _probability(q, "q")
+    q = probability(q, "q")
     return min(q, 1.0 - kl_inverse(1.0 - q, c))
 
 
@@ -144,17 +145,22 @@ def log_xi(n: int) -> float:
     return float(gammaln(n + 1.0)) + n - n * math.log(n) + math.log(float(gammaincc(n + 1.0, float(n))))
 
 
-def _upper_limit(q: float, c: float) -> float:
-    """Least of four closed forms above the root: Pinsker, two refinements of it, and an entropy bound."""
+def closed_limits(q: float, c: float) -> tuple[float, float, float, float]:
+    """Four closed forms above the root, for q and c inside (0, 1) and (0, inf).
+
+    Pinsker's, two refinements of it, and one by the entropy of q; see
+    :func:`~lightning_sloppy.bounds.inequalities.closed_form_bound`.
+
+    >>> [round(limit, 10) for limit in closed_limits(0.01, 0.05)]
+    [0.168113883, 0.0916227766, 0.1181536444, 0.1015392494]
+    """
     entropy = -q * math.log(q) - (1.0 - q) * math.log1p(-q)
     half = c * (1.0 - q) / 2.0
-    return min(
+    return (
         q + math.sqrt(c / 2.0),
         q + math.sqrt(2.0 * q * c) + c,
         (math.sqrt(q + half) + math.sqrt(half)) ** 2,
         -math.expm1(-(c + entropy) / (1.0 - q)),
-        # The largest double below 1. A root above it is rounded up to 1 at the end.
-        1.0 - 2.0**-53,
     )
 
 
@@ -177,8 +183,12 @@ def _phi(numerator: float, base: float) -> float:
     return t * t * total
 
 
-def _probability(value: float, name: str) -> float:
-    """The value, clipped into [0, 1] when a rounding error took it out."""
+def probability(value: float, name: str) -> float:
+    """The value, clipped into [0, 1] when a rounding error took it out.
+
+    Raises:
+        ConfigurationError: For a value that is further out.
+    """
     if not -1e-12 <= value <= 1.0 + 1e-12:
         raise ConfigurationError(
             f"{name} must be a probability in [0, 1], found {value}; pass errors divided by samples."

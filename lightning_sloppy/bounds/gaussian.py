@@ -1,51 +1,56 @@
-"""A Gaussian over all weights with a low-rank precision: its KL to a prior, its draws, its log-ratio.
+"""Gaussians over all weights: their KL to an isotropic prior, their draws, their log-ratios.
 
-Prior ``P = N(w0, I/epsilon)``; posterior ``Q = N(mu, Lambda^-1)`` with
-``Lambda = V diag(lambda_bar) V^T + epsilon_r (I - V V^T)``. A bound holds whatever Q is, but the
-arithmetic on Q must be exact: sums of p terms cancel to a small rest, hence float64 throughout.
+Prior ``P = N(w0, I/epsilon)``; posterior ``Q = N(mu, Lambda^-1)``, of which a family knows four things (see
+:class:`Gaussian`). A bound holds whatever Q is, but the arithmetic on Q must be exact: sums of p terms cancel to a
+small rest, hence float64 throughout.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class LowRankGaussian:
-    """A Gaussian over all p weights whose precision differs from a multiple of I in k directions.
+class Gaussian(ABC):
+    """``N(mu, Lambda^-1)`` over p weights.
 
     Attributes:
         mean: mu, shape (p,), float64.
-        vectors: V, orthonormal columns, shape (p, k), float64.
-        precisions: lambda_bar, shape (k,), float64, positive.
-        residual_precision: epsilon_r, the precision in every direction orthogonal to V.
     """
 
     mean: Tensor
-    vectors: Tensor
-    precisions: Tensor
-    residual_precision: float
 
     @property
     def dim(self) -> int:
         """Number of weights p."""
         return self.mean.numel()
 
-    @property
-    def rank(self) -> int:
-        """Number of directions k with a precision of their own."""
-        return self.precisions.numel()
+    @abstractmethod
+    def root_covariance_times(self, noise: Tensor) -> Tensor:
+        """``L z`` with ``L L^T = Lambda^-1``; for standard normal z, (p,) float64, a draw of ``w - mu``."""
+
+    @abstractmethod
+    def precision_form(self, step: Tensor) -> float:
+        """``step^T Lambda step`` for a step (p,), float64."""
+
+    @abstractmethod
+    def log_det_precision(self) -> float:
+        """``ln det Lambda``."""
+
+    @abstractmethod
+    def covariance_cost(self, epsilon: float) -> float:
+        """What the covariance adds to ``KL(Q || N(w0, I/epsilon))``: ``1/2 sum_i [ln(x_i/epsilon) + epsilon/x_i - 1]``.
+
+        The ``x_i`` are the eigenvalues of Lambda; see :func:`relative_cost`.
+        """
 
 
-def kl_parts(posterior: LowRankGaussian, prior_mean: Tensor, epsilon: float) -> tuple[float, float]:
+def kl_parts(posterior: Gaussian, prior_mean: Tensor, epsilon: float) -> tuple[float, float]:
     """``KL(Q || N(w0, I/epsilon))``, split into what the mean and what the covariance costs.
 
-    Displacement ``epsilon/2 ||mu - w0||^2``; covariance
-    ``1/2 [sum_i h(lambda_bar_i) + (p-k) h(epsilon_r)]`` with ``h(x) = ln(x/epsilon) + epsilon/x - 1``.
+    Displacement ``epsilon/2 ||mu - w0||^2``, and the covariance's cost.
 
     Args:
         posterior: Q.
@@ -56,31 +61,11 @@ def kl_parts(posterior: LowRankGaussian, prior_mean: Tensor, epsilon: float) -> 
         (displacement, covariance), in nats, both at least 0; they are 0 if and only if Q is the prior.
     """
     squared_distance = float((posterior.mean - double(prior_mean, posterior.mean.device)).square().sum())
-    rest = torch.tensor(posterior.residual_precision / epsilon - 1.0, dtype=torch.float64)
-    bulk = (posterior.dim - posterior.rank) * float(relative_cost(rest))
-    return 0.5 * epsilon * squared_distance, 0.5 * (
-        float(relative_cost(posterior.precisions / epsilon - 1.0).sum()) + bulk
-    )
-
-
-def root_covariance_times(posterior: LowRankGaussian, noise: Tensor) -> Tensor:
-    """``Lambda^(-1/2) z`` with the symmetric square root, in O(p k).
-
-    Args:
-        posterior: Q.
-        noise: z, shape (p,), float64.
-
-    Returns:
-        Shape (p,), float64; for standard normal z a draw of ``w - mu``.
-    """
-    rest = posterior.residual_precision**-0.5
-    along = posterior.vectors.T @ noise
-    step: Tensor = rest * noise + posterior.vectors @ ((posterior.precisions.rsqrt() - rest) * along)
-    return step
+    return 0.5 * epsilon * squared_distance, posterior.covariance_cost(epsilon)
 
 
 def draw_pair(
-    posterior: LowRankGaussian, generator: torch.Generator, *, dtype: torch.dtype = torch.float32
+    posterior: Gaussian, generator: torch.Generator, *, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
     """Two weight vectors ``mu + L z`` and ``mu - L z``: each a draw from Q, antithetic to the other.
 
@@ -95,7 +80,7 @@ def draw_pair(
     Returns:
         Two flat tensors of shape (p,) and type ``dtype``, on the device of the posterior.
     """
-    step = root_covariance_times(posterior, draw_noise(posterior.mean, generator))
+    step = posterior.root_covariance_times(draw_noise(posterior.mean, generator))
     return (posterior.mean + step).to(dtype), (posterior.mean - step).to(dtype)
 
 
@@ -106,9 +91,9 @@ def draw_noise(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def log_density_ratio(
-    posterior: LowRankGaussian, prior_mean: Tensor, epsilons: Tensor | tuple[float, ...], weights: Tensor
+    posterior: Gaussian, prior_mean: Tensor, epsilons: Tensor | tuple[float, ...], weights: Tensor
 ) -> Tensor:
-    """``ln dQ/dP_j (w)`` for each prior ``P_j = N(w0, I/epsilon_j)``, in O(p k).
+    """``ln dQ/dP_j (w)`` for each prior ``P_j = N(w0, I/epsilon_j)``.
 
     ``1/2 [ln det Lambda - p ln epsilon_j] - 1/2 (w-mu)^T Lambda (w-mu) + epsilon_j/2 ||w-w0||^2``. Its mean
     over w from Q is KL(Q || P_j). Rounding w to float32 moves it by far less than the digits of the sum.
@@ -124,14 +109,9 @@ def log_density_ratio(
     """
     device = posterior.mean.device
     drawn = double(weights, device)
-    from_mean = drawn - posterior.mean
-    along = posterior.vectors.T @ from_mean
-    rest = posterior.residual_precision
-    quadratic = rest * from_mean.square().sum() + ((posterior.precisions - rest) * along.square()).sum()
-    log_det = posterior.precisions.log().sum() + (posterior.dim - posterior.rank) * math.log(rest)
+    constant = posterior.log_det_precision() - posterior.precision_form(drawn - posterior.mean)
     squared_distance = (drawn - double(prior_mean, device)).square().sum()
     grid = torch.as_tensor(epsilons, dtype=torch.float64)
-    constant = float(log_det - quadratic)
     return 0.5 * (constant - posterior.dim * grid.log() + grid * float(squared_distance))
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.gaussian import LowRankGaussian, double, relative_cost
+from lightning_sloppy.bounds.families import LowRankGaussian
+from lightning_sloppy.bounds.gaussian import double, relative_cost
 from lightning_sloppy.errors import ConfigurationError
 
 

@@ -14,7 +14,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.gaussian import LowRankGaussian, draw_noise, root_covariance_times
+from lightning_sloppy.bounds.families import LowRankGaussian
+from lightning_sloppy.bounds.gaussian import draw_noise
 from lightning_sloppy.bounds.mixture import LOG_GRID_COST, PRIOR_GRID
 from lightning_sloppy.bounds.posterior import PosteriorFamily, family_kl, low_rank_posterior
 from lightning_sloppy.bounds.relative_entropy import kl_inverse
@@ -125,7 +126,7 @@ class _Pilot:
         shares = iter(torch.tensor_split(self.indices, 2 * len(self.noises)))
         errors = 0
         for noise in self.noises:
-            step = root_covariance_times(posterior, noise)
+            step = posterior.root_covariance_times(noise)
             # The pair comes first: zip then stops before it takes a third share.
             for drawn, share in zip((posterior.mean + step, posterior.mean - step), shares, strict=False):
                 errors += self.risk(drawn.to(self.dtype), share) if share.numel() else 0

@@ -10,13 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.gaussian import (
-    LowRankGaussian,
-    draw_pair,
-    kl_parts,
-    log_density_ratio,
-    root_covariance_times,
-)
+from lightning_sloppy.bounds.families import DiagonalGaussian, JoinedGaussian, KroneckerGaussian, LowRankGaussian
+from lightning_sloppy.bounds.gaussian import Gaussian, draw_pair, kl_parts, log_density_ratio
 from lightning_sloppy.bounds.mixture import PRIOR_GRID, mixture_log_ratio
 from lightning_sloppy.bounds.posterior import family_kl, low_rank_posterior, posterior_family
 from lightning_sloppy.errors import ConfigurationError
@@ -40,18 +35,126 @@ def random_posterior(seed: int, p: int, k: int) -> tuple[LowRankGaussian, Tensor
     return LowRankGaussian(normal(p), vectors, 30 * normal(k).exp(), float(20 * normal(1).exp())), normal(p)
 
 
-def dense_precision(posterior: LowRankGaussian) -> Tensor:
-    along = posterior.vectors @ torch.diag(posterior.precisions) @ posterior.vectors.T
-    outside = torch.eye(posterior.dim, dtype=torch.float64) - posterior.vectors @ posterior.vectors.T
-    return along + posterior.residual_precision * outside
+def random_family(name: str, seed: int) -> tuple[Gaussian, Tensor]:
+    """A posterior over 12 weights and an origin."""
+    generator = torch.Generator().manual_seed(seed)
+    normal: Callable[..., Tensor] = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    origin = normal(12)
+    diagonal = DiagonalGaussian(normal(12), 20 * normal(12).exp())
+    kronecker = KroneckerGaussian(
+        normal(12), torch.linalg.qr(normal(3, 3)).Q, torch.linalg.qr(normal(4, 4)).Q, 20 * normal(3, 4).exp()
+    )
+    low_rank, _ = random_posterior(seed, 12, 3)
+    joined = JoinedGaussian(
+        (
+            KroneckerGaussian(
+                normal(6), torch.linalg.qr(normal(2, 2)).Q, torch.linalg.qr(normal(3, 3)).Q, 20 * normal(2, 3).exp()
+            ),
+            DiagonalGaussian(normal(2), 20 * normal(2).exp()),
+            random_posterior(seed + 1, 4, 1)[0],
+        )
+    )
+    return {"low rank": low_rank, "diagonal": diagonal, "kronecker": kronecker, "joined": joined}[name], origin
 
 
-def dense_pair(
-    posterior: LowRankGaussian, origin: Tensor, epsilon: float
-) -> tuple[torch.distributions.Distribution, ...]:
+FAMILIES = ("low rank", "diagonal", "kronecker", "joined")
+
+
+def dense_precision(posterior: Gaussian) -> Tensor:
+    """From the form alone: ``e_i^T Lambda e_j`` by polarisation."""
+    units = torch.eye(posterior.dim, dtype=torch.float64)
+    forms = [[posterior.precision_form(one + other) for other in units] for one in units]
+    alone = torch.tensor([posterior.precision_form(unit) for unit in units], dtype=torch.float64)
+    return (torch.tensor(forms, dtype=torch.float64) - alone[:, None] - alone) / 2
+
+
+def dense_pair(posterior: Gaussian, origin: Tensor, epsilon: float) -> tuple[torch.distributions.Distribution, ...]:
     posterior_ = torch.distributions.MultivariateNormal(posterior.mean, precision_matrix=dense_precision(posterior))
     eye = torch.eye(posterior.dim, dtype=torch.float64)
     return posterior_, torch.distributions.MultivariateNormal(origin, precision_matrix=epsilon * eye)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_family_against_dense_gaussians(name: str, seed: int) -> None:
+    """One matrix behind the form, the determinant, the root and the KL."""
+    posterior, origin = random_family(name, seed)
+    precision = dense_precision(posterior)
+    assert posterior.log_det_precision() == pytest.approx(torch.logdet(precision).item(), rel=1e-10)
+    units = torch.eye(12, dtype=torch.float64)
+    root = torch.stack([posterior.root_covariance_times(unit) for unit in units], dim=1)
+    torch.testing.assert_close(root @ root.T, torch.linalg.inv(precision))
+    drawn = posterior.mean + posterior.root_covariance_times(torch.linspace(-2, 2, 12, dtype=torch.float64))
+    for epsilon in (0.3, 15.0, 400.0):
+        dense_posterior, dense_prior = dense_pair(posterior, origin, epsilon)
+        expected = torch.distributions.kl_divergence(dense_posterior, dense_prior).item()
+        assert sum(kl_parts(posterior, origin, epsilon)) == pytest.approx(expected, rel=1e-9)
+        log_ratio = (dense_posterior.log_prob(drawn) - dense_prior.log_prob(drawn)).item()
+        found = log_density_ratio(posterior, origin, (epsilon,), drawn).item()
+        assert found == pytest.approx(log_ratio, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_mean_log_ratio_of_drawn_pairs_is_the_kl_of_every_family(name: str) -> None:
+    posterior, origin = random_family(name, 4)
+    generator = torch.Generator().manual_seed(0)
+    ratios = torch.tensor(
+        [
+            sum(
+                log_density_ratio(posterior, origin, (20.0,), drawn).item()
+                for drawn in draw_pair(posterior, generator, dtype=torch.float64)
+            )
+            / 2
+            for _ in range(500)
+        ],
+        dtype=torch.float64,
+    )
+    error = float(ratios.std()) / math.sqrt(len(ratios))
+    assert float(ratios.mean()) == pytest.approx(sum(kl_parts(posterior, origin, 20.0)), abs=4 * error)
+
+
+def test_a_diagonal_of_one_precision_is_isotropic_and_costs_nothing_at_the_prior() -> None:
+    precisions = torch.full((6,), EPSILON, dtype=torch.float64)
+    assert DiagonalGaussian(ORIGIN, precisions).covariance_cost(EPSILON) == 0.0
+    isotropic = LowRankGaussian(ORIGIN, torch.zeros(6, 0).double(), precisions[:0], 35.0)
+    assert DiagonalGaussian(ORIGIN, precisions / EPSILON * 35.0).covariance_cost(EPSILON) == pytest.approx(
+        isotropic.covariance_cost(EPSILON), rel=1e-14
+    )
+
+
+def test_a_kronecker_anchor() -> None:
+    """Rotations by 0.3 and 0.7; element variances q, prior precision 20: the KL by hand."""
+
+    def turned(size: int, angle: float) -> Tensor:
+        basis = torch.eye(size, dtype=torch.float64)
+        basis[:2, :2] = torch.tensor(
+            [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=torch.float64
+        )
+        return basis
+
+    variances = torch.tensor([[0.01, 0.02, 0.05], [0.03, 0.05, 0.04]], dtype=torch.float64)
+    mean = torch.tensor([0.1, 0.2, -0.1, 0.0, 0.3, 0.05], dtype=torch.float64)
+    posterior = KroneckerGaussian(mean, turned(2, 0.3), turned(3, 0.7), 1 / variances)
+    expected = 0.5 * sum(20 * v - 1 - math.log(20 * v) for v in variances.flatten().tolist())
+    assert posterior.covariance_cost(20.0) == pytest.approx(expected, rel=1e-12)
+    assert kl_parts(posterior, ORIGIN, 20.0)[0] == pytest.approx(10 * float(mean.square().sum()), rel=1e-12)
+
+
+def test_families_that_make_no_sense() -> None:
+    ones = torch.ones(6, dtype=torch.float64)
+    with pytest.raises(ConfigurationError, match="as many positive precisions"):
+        DiagonalGaussian(ORIGIN, ones[:5])
+    with pytest.raises(ConfigurationError, match="with the least 0"):
+        DiagonalGaussian(ORIGIN, ones * 0)
+    eye = torch.eye(2, dtype=torch.float64), torch.eye(3, dtype=torch.float64)
+    with pytest.raises(ConfigurationError, match="bases of 2 and 3 needs 6 weights"):
+        KroneckerGaussian(ORIGIN[:5], *eye, ones.view(2, 3))
+    with pytest.raises(ConfigurationError, match="basis of the inputs is orthonormal only to"):
+        KroneckerGaussian(ORIGIN, eye[0], eye[1] * 1.001, ones.view(2, 3))
+    with pytest.raises(ConfigurationError, match="they must be positive"):
+        KroneckerGaussian(ORIGIN, *eye, -ones.view(2, 3))
+    with pytest.raises(ConfigurationError, match="at least one part"):
+        JoinedGaussian(())
 
 
 @pytest.mark.parametrize(("residual", "expected"), [(EPSILON, 6.036651193095), (35.0, 6.298739911823)])
@@ -63,7 +166,7 @@ def test_kl_anchors(residual: float, expected: float) -> None:
 
 def test_log_ratio_anchors() -> None:
     posterior = anchor(EPSILON)
-    step = root_covariance_times(posterior, NOISE)
+    step = posterior.root_covariance_times(NOISE)
     plus, minus = (
         log_density_ratio(posterior, ORIGIN, (EPSILON,), posterior.mean + sign * step).item() for sign in (1, -1)
     )
@@ -75,7 +178,7 @@ def test_log_ratio_anchors() -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_kl_and_log_ratio_against_dense_gaussians(p: int, k: int, seed: int) -> None:
     posterior, origin = random_posterior(seed, p, k)
-    weights = posterior.mean + root_covariance_times(posterior, torch.linspace(-2, 2, p, dtype=torch.float64))
+    weights = posterior.mean + posterior.root_covariance_times(torch.linspace(-2, 2, p, dtype=torch.float64))
     ratios = log_density_ratio(posterior, origin, (0.3, 15.0, 400.0), weights)
     for epsilon, ratio in zip((0.3, 15.0, 400.0), ratios, strict=True):
         dense_posterior, dense_prior = dense_pair(posterior, origin, epsilon)
@@ -87,7 +190,7 @@ def test_kl_and_log_ratio_against_dense_gaussians(p: int, k: int, seed: int) -> 
 
 def test_the_root_is_the_symmetric_root_of_the_covariance() -> None:
     posterior, _ = random_posterior(3, 8, 3)
-    root = torch.stack([root_covariance_times(posterior, unit) for unit in torch.eye(8, dtype=torch.float64)])
+    root = torch.stack([posterior.root_covariance_times(unit) for unit in torch.eye(8, dtype=torch.float64)])
     torch.testing.assert_close(root, root.T)
     torch.testing.assert_close(root @ root, torch.linalg.inv(dense_precision(posterior)))
 

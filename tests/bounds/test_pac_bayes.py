@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
 
-from lightning_sloppy.bounds.gaussian import LowRankGaussian, draw_pair, log_density_ratio
+from lightning_sloppy.bounds.families import LowRankGaussian
+from lightning_sloppy.bounds.gaussian import draw_pair, log_density_ratio
 from lightning_sloppy.bounds.pac_bayes import HOLD_OUT_SHARE, PAC_SHARE, RISK_SHARE, pair_bound, scheduled_delta
 from lightning_sloppy.bounds.relative_entropy import binary_kl, kl_inverse, log_xi
 from lightning_sloppy.errors import ConfigurationError

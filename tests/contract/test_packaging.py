@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -88,3 +89,20 @@ def refused(folder: Path, python: Path) -> str:
     assert done.returncode != 0
     assert not target.parent.exists()
     return done.stderr
+
+
+def test_the_oldest_versions_are_those_that_are_declared():
+    lines = (ROOT / "tests" / "oldest.txt").read_text().splitlines()
+    pins = {pin.name: next(iter(pin.specifier)).version for pin in map(Requirement, lines[2:]) if "==" in str(pin)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    floors = {}
+    for entry in [
+        *project["dependencies"],
+        *project["optional-dependencies"]["cli"],
+        *project["optional-dependencies"]["demo"],
+    ]:
+        requirement = Requirement(entry)
+        floors[requirement.name] = next(s.version for s in requirement.specifier if s.operator == ">=")
+    assert {"torch", "lightning", "scipy"} <= set(floors)
+    for name, floor in floors.items():
+        assert Version(pins[name]).release[:2] == (*Version(floor).release, 0)[:2], name

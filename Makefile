@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 # Nothing is compiled at install (see below), so what an interpreter compiles has to be kept.
 unexport PYTHONDONTWRITEBYTECODE
 
+# Processes that share the tests, one file after another each.
+WORKERS ?= 2
+
 # The matrices here are too small for more threads to pay; where the cores are busy they cost ten times as much.
 OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
@@ -34,11 +37,11 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 # Without what is about today's versions: the linters, the pins, the wheel, and the comparison with curvlinops.
 test-oldest: .venv-oldest/installed
-	.venv-oldest/bin/python -m pytest --ignore tests/curvature/test_against_curvlinops.py \
+	.venv-oldest/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/curvature/test_against_curvlinops.py \
 	  --ignore tests/contract/test_packaging.py --ignore tests/contract/test_wheel.py
 
 .venv-oldest/installed: pyproject.toml tests/oldest.txt

@@ -65,7 +65,7 @@ class Cost:
         products: Matrix-vector products (0 where a Gram matrix was formed instead).
         seconds: Wall-clock seconds.
         product_seconds: The part of them spent inside the products.
-        peak_bytes: Peak device memory above the start, where the device counts it (CUDA), else None.
+        peak_bytes: Highest memory of the process so far, at the end; None where the system does not tell.
         method: How it was computed, for instance "kept graph", "recomputed", "dense", "gram".
     """
 

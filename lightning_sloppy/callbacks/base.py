@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_sloppy.callbacks.closing import close
+from lightning_sloppy.curvature.memory import peak_bytes
 from lightning_sloppy.errors import ConfigurationError, UnsupportedError
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext, fit_context, notice_earlier_fits
@@ -161,7 +162,9 @@ class MeasuringCallback(SloppyCallback):
                 step, trainer.current_epoch, self.group, None, {}, Cost(), Status.FAILED, notes=(str(error),)
             )
         seconds = time.perf_counter() - start
-        measurement = dataclasses.replace(measurement, cost=dataclasses.replace(measurement.cost, seconds=seconds))
+        peak = peak_bytes(trainer_internals.root_device(trainer))
+        cost = dataclasses.replace(measurement.cost, seconds=seconds, peak_bytes=peak)
+        measurement = dataclasses.replace(measurement, cost=cost)
         if context is not None:
             context.measuring_seconds += seconds
         publish(trainer, measurement, share=None if context is None else self.share(trainer, context, step))

@@ -22,6 +22,20 @@ def free_bytes(device: torch.device) -> int:
     return 2 * 1024**3
 
 
+def peak_bytes(device: torch.device) -> int | None:
+    """Highest memory of the process so far: of torch's allocator on CUDA, else resident; None where nobody tells.
+
+    Not that of a part of a run: torch's counter could be set back, but others may be reading it.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as table:
+            return next((int(line.split()[1]) * 1024 for line in table if line.startswith("VmHWM:")), None)
+    except OSError:
+        return None
+
+
 @contextmanager
 def counted_graph() -> Iterator[list[int]]:
     """Count the bytes that the graph built inside will keep; the list holds one number afterwards."""

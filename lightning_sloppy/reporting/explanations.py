@@ -147,6 +147,11 @@ BOUND = {
     "hold_out_error": "Error rate of the model on the hold-out samples, before the bound is paid for.",
 }
 
+_PEAK = (
+    "Highest memory of the process so far, when {} ended: torch's allocator on CUDA, resident memory elsewhere. A step "
+    "up means that it, or the training before it, needed more than ever before."
+)
+
 COST = {
     "seconds_input": "Wall-clock seconds of the input spectrum. Lower `max_samples` if it is too long.",
     "seconds_hessian": "Wall-clock seconds of one Hessian measurement. Lower `k`, `probes` or `num_samples`, or "
@@ -156,9 +161,9 @@ COST = {
     "products_hessian": "Matrix-vector products of one Hessian measurement, the Gauss-Newton ones included. A rise at "
     "constant settings means that the spectrum has become harder.",
     "products_fisher": "Matrix-vector products of one Fisher measurement; absent where a Gram matrix was formed.",
-    "peak_bytes_hessian": "Device memory above the start that one Hessian measurement needed (where it is counted).",
-    "peak_bytes_fisher": "Device memory above the start that one Fisher measurement needed (where it is counted).",
-    "peak_bytes_bound": "Device memory above the start that one evaluation of the bound needed (where it is counted).",
+    "peak_bytes_hessian": _PEAK.format("a Hessian measurement"),
+    "peak_bytes_fisher": _PEAK.format("a Fisher measurement"),
+    "peak_bytes_bound": _PEAK.format("an evaluation of the bound"),
     "share": "Seconds of measuring so far per second of training without it. `max_overhead` limits it, beyond the "
     "seconds that `grace_seconds` allows in any case.",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -215,3 +216,27 @@ def test_out_of_memory_at_the_least_is_a_gap_with_a_remedy(tmp_path, monkeypatch
         trainer(tmp_path, callbacks=[fisher], max_epochs=2).fit(Classifier(), loader(blobs(300)))
     assert [m.status for m in fisher.measurements] == [Status.FAILED] * 3
     assert len([w for w in caught if "no memory left" in str(w.message)]) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak of a process")
+def test_the_peak_of_the_memory_is_a_curve(tmp_path):
+    hessian = HessianSpectrum(k=2, num_samples=16, strict=True)
+    held = []
+
+    def memory(what):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024
+
+    class Greedy(Classifier):
+        def on_train_epoch_start(self):
+            if self.current_epoch == 1:
+                # 256 MiB above what this process ever had, and never again.
+                held.append(torch.ones((memory("VmHWM") - memory("VmRSS")) // 4 + 2**26))
+
+    host = trainer(tmp_path, callbacks=[hessian], max_epochs=3)
+    host.fit(Greedy(), loader())
+    peaks = [m.cost.peak_bytes for m in hessian.measurements]
+    assert host.callback_metrics["sloppy_cost/peak_bytes_hessian"] == pytest.approx(peaks[-1], rel=1e-6)
+    assert peaks == sorted(peaks)
+    assert peaks[2] - peaks[1] > 2**27
+    assert peaks[3] - peaks[2] < 2**25

@@ -72,19 +72,19 @@ def problem(name: str, options: Any) -> Problem:
 
 
 EPOCHS = {
-    "mlp": 30,
-    "lenet": 16,
-    "resnet": 6,
-    "gpt": 6,
-    "lstm": 10,
-    "autoencoder": 12,
-    "gan": 6,
-    "dict batches": 12,
-    "lora": 12,
-    "multi-label": 12,
-    "segmentation": 10,
+    "mlp": 12,
+    "lenet": 8,
+    "resnet": 4,
+    "gpt": 4,
+    "lstm": 4,
+    "autoencoder": 8,
+    "gan": 3,
+    "dict batches": 8,
+    "lora": 8,
+    "multi-label": 8,
+    "segmentation": 5,
 }
-"""About ten seconds of training each, a minute for the first."""
+"""Some ten seconds of training each, a minute for the first."""
 
 
 def fit(name: str, options: Any, make: Callable[[Any], SloppyMonitor] | None) -> tuple[float, SloppyMonitor | None]:
@@ -168,7 +168,12 @@ def main() -> None:
             row["peak grew by, MB"] = with_all - without
         rows.append(row)
         print(row, flush=True)
-    remarks = [
+        common.report("callback_overhead", __doc__, rows, remarks(options), options)
+
+
+def remarks(options: Any) -> list[str]:
+    """What the numbers mean."""
+    return [
         f"Without and with are fitted in turn, {options.repeats} times each. At the defaults every part measures "
         "behind every epoch, and the first 60 s of measuring are free: more than most of these trainings last.",
         f"Shares: spectra behind every {STEPS} batches with a limit and grace_seconds={GRACE:g}; (seconds of measuring "
@@ -176,7 +181,6 @@ def main() -> None:
         "always happen: where they are the only ones, the training was too short for its limit.",
         "Memory is that of a process of its own for each fit.",
     ]
-    common.report("callback_overhead", __doc__, rows, remarks, options)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lightning_sloppy.analysis import fisher_spectrum, hessian_spectrum, input_spectrum
     from lightning_sloppy.bounds.inversion import kl_inverse
+    from lightning_sloppy.callbacks.distance_to_init import DistanceToInit
     from lightning_sloppy.callbacks.early_stopping import EffectiveDimensionEarlyStopping, StoppingReason
     from lightning_sloppy.callbacks.fisher_spectrum import FisherSpectrum
     from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
@@ -38,6 +39,7 @@ _WHERE = {
     "FisherSpectrum": "callbacks.fisher_spectrum",
     "PACBayesBound": "callbacks.pac_bayes",
     "EffectiveDimensionEarlyStopping": "callbacks.early_stopping",
+    "DistanceToInit": "callbacks.distance_to_init",
     "StoppingReason": "callbacks.early_stopping",
     # options of the monitor
     "InputOptions": "callbacks.monitor",
@@ -74,6 +76,7 @@ __all__ = [  # noqa: RUF022 - grouped by what they are
     "FisherSpectrum",
     "PACBayesBound",
     "EffectiveDimensionEarlyStopping",
+    "DistanceToInit",
     "StoppingReason",
     "InputOptions",
     "HessianOptions",

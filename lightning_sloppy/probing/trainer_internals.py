@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
+    from torch.optim import Optimizer
 
 
 def effective_batches(trainer: Trainer) -> int:
@@ -36,10 +37,26 @@ def fraction_done(trainer: Trainer) -> float | None:
     shares = []
     if trainer.max_steps > 0:
         shares.append(trainer.global_step / trainer.max_steps)
-    batches = trainer.num_training_batches * (trainer.max_epochs or -1)
-    if 0 < batches < math.inf:
+    batches = _planned_batches(trainer)
+    if batches is not None:
         shares.append((batch_number(trainer) + 1) / batches)
     return min(max(shares), 1.0) if shares and max(shares) > 0 else None
+
+
+def has_planned_end(trainer: Trainer) -> bool:
+    """Whether it is known how long the training will be, unless somebody stops it."""
+    return trainer.max_steps > 0 or _planned_batches(trainer) is not None
+
+
+def _planned_batches(trainer: Trainer) -> float | None:
+    batches = trainer.num_training_batches * (trainer.max_epochs or -1)
+    return batches if 0 < batches < math.inf else None
+
+
+def gradients_are_scaled(trainer: Trainer, optimizer: Optimizer) -> bool:
+    """Whether the optimiser itself takes the loss scale of 16-mixed out of the gradients, later than any hook."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler is not None and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def is_last_batch(trainer: Trainer) -> bool:

@@ -1,4 +1,4 @@
-"""What do the callbacks cost a training, and do they keep within the limit that they are given?"""
+"""What do the callbacks cost a training at their defaults, in time and in memory?"""
 
 from __future__ import annotations
 
@@ -24,11 +24,6 @@ from lightning_sloppy import SloppyMonitor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 import zoo
-
-LIMITS = (0.02, 0.05, 0.1)
-GRACE = 1.0
-STEPS = 5
-"""Effective batches from one round to the next, were there no limit."""
 
 
 class Classifier(LightningModule):
@@ -87,13 +82,15 @@ EPOCHS = {
 """Some ten seconds of training each, a minute for the first."""
 
 
-def fit(name: str, options: Any, make: Callable[[Any], SloppyMonitor] | None) -> tuple[float, SloppyMonitor | None]:
+def fit(
+    name: str, options: Any, make: Callable[[Any], SloppyMonitor] | None, epochs: int | None = None
+) -> tuple[float, SloppyMonitor | None]:
     """Seconds of one fit, and its monitor."""
-    module, loader, objective, epochs = problem(name, options)
+    module, loader, objective, usual = problem(name, options)
     monitor = None if make is None else make(objective)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            max_epochs=epochs,
+            max_epochs=epochs or usual,
             callbacks=[] if monitor is None else [monitor],
             default_root_dir=folder,
             accelerator="gpu" if options.device == "cuda" else "cpu",
@@ -110,20 +107,6 @@ def fit(name: str, options: Any, make: Callable[[Any], SloppyMonitor] | None) ->
 def default(objective: Any) -> SloppyMonitor:
     """All parts, behind every epoch."""
     return SloppyMonitor(objective=objective)
-
-
-def limited(limit: float) -> Callable[[Any], SloppyMonitor]:
-    """Spectra behind every few batches, as far as the limit goes."""
-    return lambda objective: SloppyMonitor(
-        objective=objective, every_n_steps=STEPS, max_overhead=limit, grace_seconds=GRACE, bound=None, input=None
-    )
-
-
-def realised(monitor: SloppyMonitor) -> tuple[float, int]:
-    """Share of the time, and the number of rounds."""
-    clock = monitor.parts[-1].state_dict()
-    share = (clock["measuring_seconds"] - GRACE) / clock["training_seconds"]
-    return share, len(monitor.measurements["fisher"])
 
 
 def peak(name: str, options: Any, watched: bool) -> float:
@@ -157,11 +140,6 @@ def main() -> None:
             "seconds without": statistics.median(plain),
             "with, at the defaults": statistics.median(watched),
         }
-        for limit in LIMITS:
-            _, monitor = fit(name, options, limited(limit))
-            assert monitor is not None
-            share, rounds = realised(monitor)
-            row |= {f"share at {limit}": share, f"rounds at {limit}": rounds}
         if name in WEIGHED:
             with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
                 without, with_all = (pool.apply(peak, (name, options, watch)) for watch in (False, True))
@@ -176,9 +154,6 @@ def remarks(options: Any) -> list[str]:
     return [
         f"Without and with are fitted in turn, {options.repeats} times each. At the defaults every part measures "
         "behind every epoch, and the first 60 s of measuring are free: more than most of these trainings last.",
-        f"Shares: spectra behind every {STEPS} batches with a limit and grace_seconds={GRACE:g}; (seconds of measuring "
-        "- grace) / seconds of training. A negative share did not use up the grace. First and last round "
-        "always happen: where they are the only ones, the training was too short for its limit.",
         "Memory is that of a process of its own for each fit.",
     ]
 

@@ -1,0 +1,68 @@
+"""Does measuring keep to the limit that it is given?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import callback_overhead
+import common
+
+from lightning_sloppy import SloppyMonitor
+
+LIMITS = (0.02, 0.05, 0.1)
+GRACE = 1.0
+STEPS = 5
+"""Effective batches from one round to the next, were there no limit."""
+
+
+def main() -> None:
+    """One row for each network and limit."""
+    options = common.arguments(__doc__, seconds=60)
+    callback_overhead.quiet()
+    rows = []
+    for name in ("lora", "multi-label", "lstm"):
+        warm, _ = callback_overhead.fit(name, options, None, 1)
+        warm, _ = callback_overhead.fit(name, options, None, 1)
+        epochs = max(round((2 if options.quick else options.seconds) / warm), 1)
+        for limit in LIMITS:
+
+            def make(objective: Any, limit: float = limit) -> SloppyMonitor:
+                return SloppyMonitor(
+                    objective=objective,
+                    every_n_steps=STEPS,
+                    max_overhead=limit,
+                    grace_seconds=GRACE,
+                    bound=None,
+                    input=None,
+                )
+
+            _, monitor = callback_overhead.fit(name, options, make, epochs)
+            assert monitor is not None
+            clock = monitor.parts[-1].state_dict()
+            share = (clock["measuring_seconds"] - GRACE) / clock["training_seconds"]
+            rows.append(
+                {
+                    "network": name,
+                    "limit": limit,
+                    "realised": share,
+                    "of the limit": share / limit,
+                    "rounds": len(monitor.measurements["fisher"]),
+                    "seconds of training": clock["training_seconds"],
+                    "samples at the end": clock["work"]["num_samples"],
+                }
+            )
+            print(rows[-1], flush=True)
+            common.report("overhead_budget", __doc__, rows, remarks(), options)
+
+
+def remarks() -> list[str]:
+    """What the numbers mean."""
+    return [
+        f"Spectra behind every {STEPS} batches, as far as the limit goes; realised is (seconds of measuring - {GRACE:g}) "
+        "/ seconds of training. The first and the last round always happen, with the least work if need be (128 samples, "
+        "some hundred products): a training shorter than a few thousand steps cannot keep to a small limit.",
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -58,9 +58,9 @@ def main() -> None:
 def remarks() -> list[str]:
     """What the numbers mean."""
     return [
-        f"Spectra behind every {STEPS} batches, as far as the limit goes; realised is (seconds of measuring - {GRACE:g}) "
-        "/ seconds of training. The first and the last round always happen, with the least work if need be (128 samples, "
-        "some hundred products): a training shorter than a few thousand steps cannot keep to a small limit.",
+        f"Spectra behind every {STEPS} batches, as far as the limit goes; realised is (seconds of measuring - "
+        f"{GRACE:g}) / seconds of training. The first and the last round always happen, with the least work if need be "
+        "(128 samples, some hundred products): a short training cannot keep to a small limit.",
     ]
 
 

@@ -63,8 +63,22 @@ class LowRankGaussian(Gaussian):
         return 0.5 * (float(relative_cost(self.precisions / epsilon - 1.0).sum()) + bulk)
 
 
+class _Independent(Gaussian):
+    """Noise that is independent in some orthonormal basis; an isotropic prior is the same in every one."""
+
+    precisions: Tensor
+
+    def log_det_precision(self) -> float:
+        """``sum_i ln x_i``."""
+        return float(self.precisions.log().sum())
+
+    def covariance_cost(self, epsilon: float) -> float:
+        """A sum over the entries."""
+        return 0.5 * float(relative_cost(self.precisions / epsilon - 1.0).sum())
+
+
 @dataclass(frozen=True)
-class DiagonalGaussian(Gaussian):
+class DiagonalGaussian(_Independent):
     """A precision for each weight, such as that of Adam's second moment or of the Fisher diagonal.
 
     Attributes:
@@ -94,17 +108,9 @@ class DiagonalGaussian(Gaussian):
         """``sum_i x_i step_i^2``."""
         return float((self.precisions * step.square()).sum())
 
-    def log_det_precision(self) -> float:
-        """``sum_i ln x_i``."""
-        return float(self.precisions.log().sum())
-
-    def covariance_cost(self, epsilon: float) -> float:
-        """A sum over the weights."""
-        return 0.5 * float(relative_cost(self.precisions / epsilon - 1.0).sum())
-
 
 @dataclass(frozen=True)
-class KroneckerGaussian(Gaussian):
+class KroneckerGaussian(_Independent):
     """A matrix of weights (o, i) whose noise is independent in a Kronecker basis: ``W = M + U_B E U_A^T``.
 
     Every entry of E has a precision of its own. The bases are those of the two factors of a layer's curvature (Martens
@@ -156,14 +162,6 @@ class KroneckerGaussian(Gaussian):
         """``sum x (U_B^T S U_A)^2``."""
         turned = self.outputs.T @ step.view_as(self.precisions) @ self.inputs
         return float((self.precisions * turned.square()).sum())
-
-    def log_det_precision(self) -> float:
-        """``sum ln x``."""
-        return float(self.precisions.log().sum())
-
-    def covariance_cost(self, epsilon: float) -> float:
-        """A sum over the entries: an isotropic prior is the same in every basis."""
-        return 0.5 * float(relative_cost(self.precisions / epsilon - 1.0).sum())
 
 
 @dataclass(frozen=True)

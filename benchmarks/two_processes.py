@@ -34,6 +34,7 @@ def work(rank: int, options: Any) -> None:
     count = 100 if options.quick else 1024
     for name, build in (("784-600-600-10", common.mlp), ("LeNet", common.lenet)):
         data = common.mnist(options.data, count, "cpu")
+        torch.manual_seed(0)  # every process holds the same network
         module = common.trained(build(), data, 1)
         half = tuple(part[rank * count // 2 : (rank + 1) * count // 2] for part in data)
         questions: dict[str, Callable[[Any, bool], Spectrum]] = {

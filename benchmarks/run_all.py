@@ -19,6 +19,8 @@ NAMES = (
     "growth",
     "soak",
     "callback_overhead",
+    "overhead_budget",
+    "two_processes",
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,14 +14,14 @@ from lightning_sloppy.curvature.fisher_spectra import FisherMethod, fisher_of
 from lightning_sloppy.curvature.gradient import mean_gradient
 from lightning_sloppy.curvature.kept_graph import Method
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
-from lightning_sloppy.curvature.shares import Ranks, everybodys
+from lightning_sloppy.curvature.shares import everybodys
 from lightning_sloppy.curvature.spectra import Quadrature, Solve, gauss_newton_of, hessian_of
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import collected
 from lightning_sloppy.evaluation.loss_checks import checked_mean
 from lightning_sloppy.evaluation.objective import Loss, Objective
 from lightning_sloppy.evaluation.preserve import Mode, preserved
-from lightning_sloppy.evaluation.ranks import need_ranks, sum_over_ranks, together
+from lightning_sloppy.evaluation.ranks import ALONE, Ranks, need_ranks
 from lightning_sloppy.evaluation.weights import Likelihood, SampleWeights
 from lightning_sloppy.inputs.spectrum import input_spectrum
 from lightning_sloppy.linalg.basis import Storage
@@ -125,35 +125,26 @@ def hessian_spectrum(
     check_solver(steps, tol, max_products, basis_memory)
     if not rel_error > 0:
         raise ConfigurationError(f"rel_error={rel_error} can never be reached; pass a positive number such as 0.05.")
-    if over_ranks:
-        need_ranks()
-    objective = Objective(
-        module,
-        loss_fn,
-        seed=seed if mode == "train" else None,
-        weights=sample_weights,
-        add_up=sum_over_ranks if over_ranks else None,
-    )
+    ranks = need_ranks() if over_ranks else ALONE
+    objective = Objective(module, loss_fn, seed=seed if mode == "train" else None, weights=sample_weights, ranks=ranks)
 
-    def measured() -> Spectrum:
-        with preserved(module, mode):
-            # Inside, for a DataLoader draws from the global random stream.
-            held = objective.prepare(collected(batches))
-            # Of a single batch the Hessian of a sum is what was asked for; over several no sum has a meaning.
-            note = checked_mean(objective, held[0]) if len(held) > 1 or over_ranks else ""
-            found = hessian_of(
-                objective,
-                held,
-                solve=Solve(k, which, tol, max_products, verify_multiplicity, eigenvectors, basis_memory, basis),
-                quadrature=_quadrature(module, parameters, probes, steps, seed, rel_error),
-                method=method,
-                parameters=parameters,
-                by_layer=by_layer,
-                rng=generator(seed),
-            )
-            return replace(found, detail={**found.detail, "weights": note}) if note else found
+    def measured() -> tuple[Spectrum, str]:
+        held = objective.prepare(collected(batches))
+        # Of a single batch the Hessian of a sum is what was asked for; over several no sum has a meaning.
+        note = checked_mean(objective, held[0]) if len(held) > 1 or over_ranks else ""
+        found = hessian_of(
+            objective,
+            held,
+            solve=Solve(k, which, tol, max_products, verify_multiplicity, eigenvectors, basis_memory, basis),
+            quadrature=_quadrature(module, parameters, probes, steps, seed, rel_error),
+            method=method,
+            parameters=parameters,
+            by_layer=by_layer,
+            rng=generator(seed),
+        )
+        return found, note
 
-    return together(measured) if over_ranks else measured()
+    return _on(module, mode, ranks, measured)
 
 
 def fisher_spectrum(
@@ -225,32 +216,39 @@ def fisher_spectrum(
     check_choices(mode)
     one_of("method", method, FisherMethod)
     check_solver(steps, None, None, None)
-    if over_ranks:
-        need_ranks()
+    ranks = need_ranks() if over_ranks else ALONE
     objective = Objective(module, loss_fn, seed=seed if mode == "train" else None, weights=sample_weights)
 
-    def measured() -> Spectrum:
-        with preserved(module, mode):
-            held, ranks = collected(batches), None
-            if over_ranks:
-                held, ranks = everybodys(held), Ranks.of_the_group()
-            held = objective.prepare(held)
-            note = checked_mean(objective, held[0])
-            found = fisher_of(
-                objective,
-                held,
-                fisher=fisher,
-                solve=Solve(k, eigenvectors=eigenvectors),
-                quadrature=_quadrature(module, parameters, probes, steps, seed),
-                method=method,
-                parameters=parameters,
-                by_layer=by_layer,
-                ranks=ranks,
-                rng=generator(seed),
-            )
-            return replace(found, detail={**found.detail, "weights": note}) if note else found
+    def measured() -> tuple[Spectrum, str]:
+        held = objective.prepare(everybodys(ranks, collected(batches)))
+        note = checked_mean(objective, held[0])
+        found = fisher_of(
+            objective,
+            held,
+            fisher=fisher,
+            solve=Solve(k, eigenvectors=eigenvectors),
+            quadrature=_quadrature(module, parameters, probes, steps, seed),
+            method=method,
+            parameters=parameters,
+            by_layer=by_layer,
+            ranks=ranks,
+            rng=generator(seed),
+        )
+        return found, note
 
-    return together(measured) if over_ranks else measured()
+    return _on(module, mode, ranks, measured)
+
+
+def _on(module: nn.Module, mode: Mode, ranks: Ranks, measured: Callable[[], tuple[Spectrum, str]]) -> Spectrum:
+    """A spectrum, with its note on the weights, from a module that is left as it was; of all ranks or of none."""
+
+    def guarded() -> Spectrum:
+        # Batches are read inside, for a DataLoader draws from the global random stream.
+        with preserved(module, mode):
+            found, note = measured()
+        return replace(found, detail={**found.detail, "weights": note}) if note else found
+
+    return ranks.together(guarded)
 
 
 def _quadrature(

@@ -150,8 +150,7 @@ class MeasuringCallback(SloppyCallback):
             if not context.layout_written:
                 context.layout_written = True
                 write_layout(trainer)
-            with measuring(pl_module), trainer.profiler.profile(f"sloppy/{self.group}"):
-                measurement = self.attempt(trainer, pl_module, context, step)
+            measurement = self.attempt(trainer, pl_module, context, step)
         except Exception as error:
             if self.strict:
                 raise
@@ -174,7 +173,12 @@ class MeasuringCallback(SloppyCallback):
 
     def attempt(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """One measurement, of all ranks or of none; with second tries where a callback knows any."""
-        return context.together(lambda: self.measure(trainer, pl_module, context, step))
+
+        def guarded() -> Measurement:
+            with measuring(pl_module), trainer.profiler.profile(f"sloppy/{self.group}"):
+                return self.measure(trainer, pl_module, context, step)
+
+        return context.ranks.together(guarded)
 
     def share(self, trainer: Trainer, context: FitContext, step: int) -> float | None:
         """Seconds of measuring per second of training, when it is this callback that publishes them."""

@@ -141,7 +141,7 @@ class InputSpectrum(MeasuringCallback):
         if trainer.strategy.root_device.type == "cuda":
             moments.to(trainer.strategy.root_device)  # NCCL gathers nothing else
         self._read(trainer, context, moments)
-        if context.ranks is not None:
+        if context.ranks.count > 1:
             keep_step()
         return moments.compute()
 

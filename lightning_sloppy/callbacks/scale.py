@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from lightning_sloppy.callbacks.scheduled import ScheduledCallback
+from lightning_sloppy.curvature.shares import own_samples
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch
 from lightning_sloppy.evaluation.loss_checks import checked_loss
@@ -91,10 +92,8 @@ class ScaledCallback(ScheduledCallback):
         self, context: FitContext, choice: ObjectiveChoice, batches: list[Batch]
     ) -> tuple[ObjectiveChoice, list[Batch]]:
         """This rank's part of the probe, and the loss that adds up over the ranks; of one process, what was given."""
-        if context.ranks is None:
-            return choice, batches
-        mine, _ = context.ranks.samples(choice.objective, batches)
-        return replace(choice, objective=choice.objective.over_ranks(context.ranks.add_up)), mine
+        mine, _ = own_samples(context.ranks, choice.objective, batches)
+        return replace(choice, objective=choice.objective.over(context.ranks)), mine
 
     def seconds_of_a_gradient(self, trainer: Trainer, context: FitContext) -> float:
         """Of the mean loss over the probe."""

@@ -231,9 +231,13 @@ class ScheduledCallback(MeasuringCallback):
     def _affordable(self, trainer: Trainer, pl_module: LightningModule, context: FitContext) -> Work:
         """The work whose predicted time is half the grace at most, for there is a last measurement as well."""
         start, work = time.perf_counter(), self.work
-        try:
+
+        def timed() -> float:
             with measuring(pl_module):
-                seconds = context.together(lambda: self.seconds_of_a_gradient(trainer, context))
+                return self.seconds_of_a_gradient(trainer, context)
+
+        try:
+            seconds = context.ranks.together(timed)
         except Exception:
             return work  # the measurement itself says what is wrong, and other ranks wait for an answer
         context.measuring_seconds += time.perf_counter() - start

@@ -143,5 +143,5 @@ BASIS_SHARE = 0.25
 
 
 def basis_memory(objective: Objective, wanted: int | None) -> int:
-    """Bytes for the Lanczos basis."""
-    return int(BASIS_SHARE * free_bytes(objective.device)) if wanted is None else wanted
+    """Bytes for the Lanczos basis, alike on every rank: by it a solver restarts, or takes several vectors together."""
+    return int(objective.ranks.least(BASIS_SHARE * free_bytes(objective.device) if wanted is None else wanted))

@@ -18,11 +18,12 @@ from lightning_sloppy.curvature.gram.matrix import Gram, gram_of, pull_back_vect
 from lightning_sloppy.curvature.kept_graph import need_outputs
 from lightning_sloppy.curvature.operators import Curvature
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns, grad
-from lightning_sloppy.curvature.shares import Ranks
+from lightning_sloppy.curvature.shares import own_layers, own_samples
 from lightning_sloppy.curvature.spectra import Quadrature, Solve, spectrum_of
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, private, sample_count, some_of
 from lightning_sloppy.evaluation.objective import Objective
+from lightning_sloppy.evaluation.ranks import ALONE, Ranks
 from lightning_sloppy.records import Cost, Estimate, Spectrum, Status
 
 FisherMethod = Literal["auto", "gram", "products"]
@@ -48,7 +49,7 @@ def fisher_of(
     method: FisherMethod = "auto",
     parameters: Patterns = None,
     by_layer: bool = False,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
     on_product: Callable[[int], None] | None = None,
 ) -> Spectrum:
     """All eigenvalues of a Fisher matrix through its Gram matrix; beyond its limit the k largest by products.
@@ -69,16 +70,16 @@ def fisher_of(
             "method='products'."
         )
     if method == "products" or rows > ROW_LIMIT:
-        if ranks is not None:
-            batches, first = ranks.samples(objective, batches)
-            objective, fisher = objective.over_ranks(ranks.add_up), replace(fisher, first=first)
-        curvature = Curvature(f"fisher_{fisher.kind}", objective, layout, batches, fisher)
+        mine, first = own_samples(ranks, objective, batches)
+        curvature = Curvature(
+            f"fisher_{fisher.kind}", objective.over(ranks), layout, mine, replace(fisher, first=first)
+        )
         found = spectrum_of(
             curvature, solve=solve, rng=rng, quadrature=quadrature, by_layer=by_layer, on_product=on_product
         )
         return replace(found, rank_bound=min(rows, layout.dim))
     # The block of a layer is made whole on every rank.
-    return _by_gram(objective, layout, batches, fisher, solve, by_layer, rows, None if by_layer else ranks)
+    return _by_gram(objective, layout, batches, fisher, solve, by_layer, rows, ALONE if by_layer else ranks)
 
 
 def _rows(objective: Objective, layout: ParameterLayout, batches: list[Batch], fisher: Fisher) -> int:
@@ -101,10 +102,10 @@ def _by_gram(
     solve: Solve,
     by_layer: bool,
     rows: int,
-    ranks: Ranks | None,
+    ranks: Ranks,
 ) -> Spectrum:
     frame = Frame(f"fisher_{fisher.kind}", objective, batches)
-    mine = layout if ranks is None else ranks.layers(layout)
+    mine = own_layers(ranks, layout)
     leaves = mine.leaves(objective.module, objective.dtype)
     vectors = None
     # A fused attention kernel has no rule for vmap either, so the same context serves.
@@ -117,8 +118,7 @@ def _by_gram(
         detail = _looked_at(frame, layout, batches)
         gram = gram_of(objective, mine, pulled, batches, by_layer=by_layer, recorded=recorded)
         del recorded, known  # the graph of the whole batch
-        if ranks is not None:
-            gram = replace(gram, matrix=ranks.add_up(gram.matrix))
+        gram = replace(gram, matrix=ranks.add_up(gram.matrix))
         if not bool(torch.isfinite(gram.matrix).all()):
             return frame.nothing(layout.dim, Status.NON_FINITE)
         weights = torch.cat([objective.sample_weights(batch) for batch in batches])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, Literal, Protocol, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from lightning_sloppy.linalg.operator import SymmetricOperator
 
 Method = Literal["auto", "kept graph", "recomputed", "central differences"]
 Graph = TypeVar("Graph")
+Result = TypeVar("Result")
 
 GRAPH_SHARE = 0.25
 """Share of the free memory that graphs may take: training needs the rest at its next step."""
@@ -54,7 +55,8 @@ class KeptGraphOperator(SymmetricOperator, Generic[Graph]):
         self._take(batches)
         self._kept: list[Graph] = []
         self.method = "recomputed"
-        self._plan(method)
+        self._tried = False
+        self._refused_together(lambda: self._plan(method))
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -122,12 +124,33 @@ class KeptGraphOperator(SymmetricOperator, Generic[Graph]):
         """Product of the block of the parameters ``where`` with (p_block, c) vectors, in one pass over the batches."""
         while True:
             try:
-                product = self._objective.swapped(self._leaves, lambda: self._block_product(vectors, where))
+                product = self._refused_together(
+                    lambda: self._objective.swapped(self._leaves, lambda: self._block_product(vectors, where))
+                )
+                self._tried = True
                 return self._objective.add_up(product)
             except torch.OutOfMemoryError:  # noqa: PERF203 - a second try is the point
                 largest = max(sample_count(batch) for batch in self._batches)
                 if self._kept or largest == 1 or not self._divide(2):
                     raise
+
+    def _refused_together(self, work: Callable[[], Result]) -> Result:
+        """Up to the first product: a double backward that is refused on one rank is refused on all.
+
+        A rank without samples meets no layer that could refuse, and would go on while the others take differences.
+        """
+        if self._tried or self._objective.ranks.count == 1:
+            return work()
+        try:
+            result = work()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            self._objective.ranks.least(False)
+            raise
+        if not self._objective.ranks.least(True):
+            raise UnsupportedError("The samples of another rank go through an operation without second derivatives.")
+        return result
 
     def _block_product(self, vectors: Tensor, where: Sequence[int]) -> Tensor:
         part = self.layout.part(where)

@@ -82,6 +82,8 @@ class Curvature:
 
     def _refusing(self) -> str:
         """Which layers refuse, in words; empty when it is none of them, but the loss or a function."""
+        if not self.batches:
+            return ""
         leaves = self.layout.leaves(self.objective.module, self.objective.dtype)
         with double_backward(self.objective.module):
             names = refusing_layers(

@@ -19,6 +19,7 @@ from lightning_sloppy.curvature.operators import Curvature, CurvatureOperator
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.evaluation.batches import Batch
 from lightning_sloppy.evaluation.objective import Objective
+from lightning_sloppy.evaluation.ranks import Ranks
 from lightning_sloppy.linalg.basis import BasisMemoryError, Storage
 from lightning_sloppy.linalg.eigenpairs import Eigenpairs
 from lightning_sloppy.linalg.eigensolver import DENSE_LIMIT, top_eigenpairs
@@ -124,7 +125,7 @@ def spectrum_of(
     frame = Frame(curvature.matrix, curvature.objective, curvature.batches)
     layout = curvature.layout
     loss, unsteady = frame.losses(layout)
-    memory = basis_memory(curvature.objective, solve.basis_memory)
+    memory, ranks = basis_memory(curvature.objective, solve.basis_memory), curvature.objective.ranks
     positive = curvature.matrix != "hessian"
 
     def use(operator: CurvatureOperator) -> Spectrum:
@@ -137,7 +138,7 @@ def spectrum_of(
         if found.spectrum is not None and len(found.values) < operator.dim:
             density = exact_density(found.spectrum, positive_semidefinite=positive)
         elif found.spectrum is None and quadrature is not None:
-            density = _density(operator, quadrature, memory, rng, positive=positive, known=_known(found))
+            density = _density(operator, quadrature, memory, rng, ranks, positive=positive, known=_known(found))
         if not solve.eigenvectors:
             found = replace(found, vectors=None)
         spectrum = frame.pairs(operator, found, density=density, method=operator.method)
@@ -192,7 +193,7 @@ def gauss_newton_of(
         operator.on_product = on_product
         if layout.dim <= DENSE_LIMIT:
             return frame.pairs(operator, top_eigenpairs(operator, layout.dim, rng=rng), method=operator.method)
-        density = _density(operator, quadrature, memory, rng, positive=True)
+        density = _density(operator, quadrature, memory, rng, objective.ranks, positive=True)
         largest, smallest = float(density.nodes.max()), float(density.nodes.min())
         floor = operator.rounding * max(largest, -smallest)
         if smallest < -floor:
@@ -229,6 +230,7 @@ def _density(
     quadrature: Quadrature,
     memory: int,
     rng: torch.Generator,
+    ranks: Ranks,
     *,
     positive: bool,
     known: Known | None = None,
@@ -240,6 +242,8 @@ def _density(
     one = quadrature.steps * operator.dim * operator.dtype.itemsize
     if one > memory:
         raise BasisMemoryError(needed=one, available=memory, fits=0)
+    # One decision for all ranks: those with more memory keep their graphs.
+    recomputed = bool(ranks.least(operator.method.startswith("recomputed")))
 
     def seen(vectors: Tensor) -> Density:
         return lanczos_density(
@@ -249,7 +253,7 @@ def _density(
             rng=rng,
             positive_semidefinite=positive,
             enough=quadrature.enough,
-            together=operator.method.startswith("recomputed") and one * len(vectors) <= memory,
+            together=recomputed and one * len(vectors) <= memory,
             known=known,
         )
 

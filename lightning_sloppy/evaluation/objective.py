@@ -16,17 +16,13 @@ from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, is_whole, private, sample_count, to_device
 from lightning_sloppy.evaluation.loss_checks import checked_loss, checked_scalar
 from lightning_sloppy.evaluation.nests import tensors_of, with_tensors
+from lightning_sloppy.evaluation.ranks import ALONE, Ranks
 from lightning_sloppy.evaluation.weights import SampleWeights, sample_weights
 
 Result = TypeVar("Result")
 
 Loss = Callable[[Any, Any], Tensor]
 """``loss_fn(outputs, targets)``, mean-reduced, a scalar."""
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    """The sum over the ranks of a single one."""
-    return tensor
 
 
 class Objective:
@@ -45,7 +41,7 @@ class Objective:
             ``module`` as its child ``inner``. Then there are no outputs, hence no Gauss-Newton or Fisher matrix.
         seed: Set before every forward, so that dropout in train mode is the same function each time.
         weights: How much each sample weighs in the loss's mean; None knows the losses of torch.
-        add_up: Adds a tensor up over all ranks; then the probe is the union of every rank's batches.
+        ranks: Of several, the probe is the union of every rank's batches.
 
     Attributes:
         dtype: Data type of the products: the widest of the parameters', at least float32.
@@ -60,7 +56,7 @@ class Objective:
         step_module: nn.Module | None = None,
         seed: int | None = None,
         weights: SampleWeights | None = None,
-        add_up: Callable[[Tensor], Tensor] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         checked_loss(loss_fn)
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -74,7 +70,7 @@ class Objective:
         self._step_module = step_module
         self._seed = seed
         self._weights = weights
-        self.add_up: Callable[[Tensor], Tensor] = add_up or _alone
+        self.ranks = ranks
         self._keywords = _keywords_of(module)
         self._used: tuple[int, ...] | None = None
         self.device = parameters[0].device
@@ -85,11 +81,15 @@ class Objective:
         """Whether outputs and loss are known apart, as Gauss-Newton and Fisher matrices need."""
         return self.loss_fn is not None
 
-    def over_ranks(self, add_up: Callable[[Tensor], Tensor]) -> Objective:
+    def over(self, ranks: Ranks) -> Objective:
         """The same objective on a probe that is the union of every rank's batches."""
         shared = copy(self)
-        shared.add_up = add_up
+        shared.ranks = ranks
         return shared
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        """The sum of every rank's tensor."""
+        return self.ranks.add_up(tensor)
 
     def prepare(self, batches: list[Batch]) -> list[Batch]:
         """The batches on the module's device, in the data type of the products."""
@@ -143,13 +143,16 @@ class Objective:
 
     def total_weight(self, batches: list[Batch]) -> float:
         """Weight of the whole probe, the batches of all ranks."""
-        weight = torch.tensor(sum(map(self.batch_weight, batches)), device=self.device, dtype=self.dtype)
-        return float(self.add_up(weight))
+        return self._everybodys(sum(map(self.batch_weight, batches)))
 
     def shares(self, batches: list[Batch]) -> list[float]:
         """What part of the mean over the whole probe each batch is; batches of all ranks add up to one."""
-        total = self.total_weight(batches)
-        return [self.batch_weight(batch) / total for batch in batches] if total > 0 else [0.0] * len(batches)
+        weights = [self.batch_weight(batch) for batch in batches]
+        total = self._everybodys(sum(weights))
+        return [weight / total for weight in weights] if total > 0 else [0.0] * len(batches)
+
+    def _everybodys(self, weight: float) -> float:
+        return float(self.add_up(torch.tensor(weight, device=self.device, dtype=self.dtype)))
 
     def mean_loss(self, parameters: Mapping[str, Tensor], batches: list[Batch]) -> Tensor:
         """Loss averaged over the whole probe: every batch by its weight, whatever the batch sizes."""

@@ -8,6 +8,7 @@ exchanging what does not belong together. The price is one reduction of three nu
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +20,44 @@ Result = TypeVar("Result")
 
 LEAVING = 0
 GATHERING = -1
+COMPARING = -2
 """What a rank can be about to do, besides adding up so many numbers."""
+
+
+def _itself(thing: Any) -> Any:
+    """The sum or the least of a single one."""
+    return thing
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that measure together.
+
+    Attributes:
+        rank: Of this process.
+        count: Of processes.
+        add_up: The sum of every rank's tensor.
+        least: The least of every rank's number. What is decided by something that differs between processes, such as
+            free memory, is decided by it: ranks that decide otherwise would lose step.
+    """
+
+    rank: int = 0
+    count: int = 1
+    add_up: Callable[[Tensor], Tensor] = _itself
+    least: Callable[[float], float] = _itself
+
+    def together(self, function: Callable[[], Result]) -> Result:
+        """Run it on every rank or on none: see :func:`together`."""
+        return function() if self.count == 1 else together(function)
+
+
+ALONE = Ranks()
+"""A process that measures by itself."""
+
+
+def all_ranks() -> Ranks:
+    """This process in the default group of :mod:`torch.distributed`."""
+    return Ranks(distributed.get_rank(), distributed.get_world_size(), sum_over_ranks, least_over_ranks)
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
@@ -32,6 +70,18 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     total = tensor.detach().clone()
     distributed.all_reduce(total)
     return total
+
+
+def least_over_ranks(number: float) -> float:
+    """The least of every rank's number; every rank must call it.
+
+    Raises:
+        RankError: When another rank has failed, or does something else.
+    """
+    _meet(COMPARING)
+    least = torch.tensor(number, dtype=torch.float64, device=_device())
+    distributed.all_reduce(least, op=distributed.ReduceOp.MIN)
+    return float(least)
 
 
 def gathered_over_ranks(thing: Any) -> list[Any]:
@@ -66,31 +116,40 @@ def together(function: Callable[[], Result]) -> Result:
     """
     failure: Exception | None = None
     try:
-        result = function()
-    except Exception as error:
-        failure = error
-    met = isinstance(failure, RankError)
-    if not met:
         try:
-            _meet(LEAVING, failed=failure is not None)
-        except RankError as error:
-            met, failure = True, failure or error
-    if failure is None:
-        return result
+            result = function()
+        except Exception as error:
+            failure = error
+        if not isinstance(failure, RankError):  # else the ranks have met already
+            try:
+                _meet(LEAVING, failed=failure is not None)
+            except RankError as error:
+                failure = failure or error
+        if failure is None:
+            return result
+        raise _verdict(failure)
+    finally:
+        # The error holds this frame, and this frame the error: without an end to it everything that the function held
+        # would stay until the garbage collector comes by, the memory that a second try needs included.
+        del failure
+
+
+def _verdict(failure: Exception) -> Exception:
+    """What this rank raises, after all have heard what went wrong on each."""
     memory = isinstance(failure, torch.OutOfMemoryError)
     found = _gathered(None if isinstance(failure, RankError) else (memory, str(failure)))
     said = [(rank, *what) for rank, what in enumerate(found) if what is not None]
     # What memory would not have helped comes first.
     rank, all_memory, text = min(said, key=lambda what: what[1], default=(0, False, str(failure)))
     if all_memory:
-        raise torch.OutOfMemoryError(f"Rank {rank}: {text}") from failure
+        return torch.OutOfMemoryError(f"Rank {rank}: {text}")
     if memory or isinstance(failure, RankError):
-        raise RankError(f"Rank {rank} of {len(found)} failed: {text}" if said else text) from failure
-    raise failure
+        return RankError(f"Rank {rank} of {len(found)} failed: {text}" if said else text)
+    return failure
 
 
-def need_ranks() -> None:
-    """Check that there are ranks to add up over.
+def need_ranks() -> Ranks:
+    """All ranks, after a check that there are some to add up over.
 
     Raises:
         ConfigurationError: Before :func:`torch.distributed.init_process_group`.
@@ -100,6 +159,7 @@ def need_ranks() -> None:
             "over_ranks=True adds up over processes, but torch.distributed is not initialised; call "
             "init_process_group first, or leave it False."
         )
+    return all_ranks()
 
 
 def _meet(plan: int, *, failed: bool = False) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Sized
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -13,11 +14,11 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_sloppy.curvature.parameters import ParameterLayout
-from lightning_sloppy.curvature.shares import Ranks, everybodys
+from lightning_sloppy.curvature.shares import everybodys
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, as_pair
 from lightning_sloppy.evaluation.objective import Loss
-from lightning_sloppy.evaluation.ranks import together
+from lightning_sloppy.evaluation.ranks import ALONE, all_ranks, together
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.digests import SampleDigests, sample_digests
 from lightning_sloppy.probing.objective import ObjectiveChoice, choose_objective
@@ -46,7 +47,7 @@ class FitContext:
         module: The unwrapped module.
 
     Attributes:
-        ranks: This process among those that train together; None when it is alone.
+        ranks: This process among those that train together.
         layout: Trainable parameters when the fit started.
         modes: Every submodule with its training flag when the fit started.
         fresh: Whether the weights have seen no optimiser step that we know of.
@@ -61,7 +62,7 @@ class FitContext:
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
         self.module = module
-        self.ranks = None if trainer.world_size == 1 else Ranks.of_the_group()
+        self.ranks = ALONE if trainer.world_size == 1 else all_ranks()
         if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
             raise ConfigurationError(
                 f"{type(module).__name__} has lazy layers whose shapes are not known yet; run one batch through it "
@@ -136,8 +137,7 @@ class FitContext:
         """
         if kind == "batch" or not self.indexable(trainer):
             batches = self.passing.latest() if kind == "batch" else self.passing.first(self.own(num_samples))
-            if self.ranks is not None:
-                batches = everybodys(batches)
+            batches = everybodys(self.ranks, batches)
             if not batches:
                 raise ConfigurationError("No batch was trained on yet, so there is nothing to measure on.")
             return batches
@@ -148,13 +148,9 @@ class FitContext:
             self._probes[key] = self.read(trainer, source, indices, max(source.batch_size, MEASURING_BATCH))
         return self._probes[key]
 
-    def together(self, function: Callable[[], Result]) -> Result:
-        """Run it on every rank, or on none: see :func:`~lightning_sloppy.evaluation.ranks.together`."""
-        return function() if self.ranks is None else together(function)
-
     def own(self, num_samples: int) -> int:
         """How many of so many samples one rank keeps, where each has batches of its own."""
-        return num_samples if self.ranks is None else -(-num_samples // self.ranks.count)
+        return -(-num_samples // self.ranks.count)
 
     def read(self, trainer: Trainer, source: SampleSource, indices: Tensor, size: int) -> list[Batch]:
         """Batches of these samples on the device; generators of the data set itself stay where they are.
@@ -177,13 +173,14 @@ class FitContext:
         Raises:
             ConfigurationError: When the loss cannot be known; the message names ``objective=``.
         """
+        # Passing batches are gathered every time, also when the choice is known: another rank may have to choose anew.
+        passing = None if self.indexable(trainer) else self.probe(trainer, 1, 0)[0]
         if override not in self._choices:
-            if self.indexable(trainer):
+            batch = passing
+            if batch is None:
                 source = self.source(trainer)
                 indices = torch.arange(min(len(source), source.batch_size))
                 batch = self.read(trainer, source, indices, len(indices))[0]
-            else:
-                batch = self.probe(trainer, 1, 0)[0]
             self._choices[override] = choose_objective(self.module, batch, override, modes=self.modes)
         return self._choices[override]
 
@@ -241,7 +238,8 @@ def fit_context(trainer: Trainer, module: LightningModule) -> FitContext:
         ConfigurationError: When the module has no trainable parameters.
     """
     if trainer not in _contexts:
-        _contexts[trainer] = FitContext(trainer, module)
+        made = partial(FitContext, trainer, module)
+        _contexts[trainer] = made() if trainer.world_size == 1 else together(made)
     return _contexts[trainer]
 
 

@@ -59,8 +59,13 @@ def test_processes_that_lightning_starts_agree_with_one(tmp_path, strategy):
 @pytest.mark.parametrize("name", ["uneven", "stream", "current"])
 def test_the_probe_is_the_union_of_the_samples_of_all_ranks(found, tmp_path, name):
     alone = two_ranks.run(name, tmp_path)
-    for result in (rank[name] for rank in found):
-        assert result == found[0][name], "every rank knows the same"
+    results = [dict(rank[name]) for rank in found]
+    own = [result.pop("own", None) for result in results]
+    alone.pop("own", None)
+    if name == "uneven":
+        assert own == [[[21], [56]], [[22], [27]]], "each made its part of 43 samples and of 83 parameters"
+    for result in results:
+        assert result == results[0], "every rank knows the same"
         for group, measurements in alone.items():
             assert [m["samples"] for m in result[group]] == [m["samples"] for m in measurements], group
             assert len(result[group]) > 1
@@ -76,6 +81,12 @@ def test_when_a_rank_fails_all_ranks_skip_that_measurement(found):
         assert [m["status"] for m in result] == ["EXACT", "FAILED", "EXACT"]
         assert "the sample is gone" in result[1]["notes"][0]
     assert found[0]["failing"]["fisher"][1]["notes"] == ["Rank 1 of 2 failed: the sample is gone"]
+
+
+def test_a_failure_before_the_measurement_is_everybodys_too(found):
+    for result in (rank["unguarded"]["fisher"] for rank in found):
+        assert [m["status"] for m in result].count("FAILED") == 1
+        assert "no room for a copy of the buffers" in next(m for m in result if m["status"] == "FAILED")["notes"][0]
 
 
 def test_when_a_rank_has_no_memory_all_ranks_do_less(found):

@@ -145,11 +145,27 @@ def test_memory_is_flat_over_a_hundred_products(method: str) -> None:
 
 
 def test_two_processes_measure_the_union_of_their_samples(tmp_path: Path) -> None:
-    first, second = ranks.run(two_shards.__file__, tmp_path)
+    first, second = ranks.run(two_shards.__file__, tmp_path, "alike")
     assert first == second
     alone = two_shards.measured(slice(0, 8), over_ranks=False)
     for method, values in alone.items():
         assert first[method] == pytest.approx(values, rel=1e-7), method
+
+
+def test_processes_with_unequal_memory_and_samples_keep_step(tmp_path: Path) -> None:
+    """What differs between them is decided by the least; a refusal of one is a refusal of all."""
+    first, second = ranks.run(two_shards.__file__, tmp_path, "unequal")
+    assert first == second
+    assert list(first) == [
+        "graphs: CONVERGED",
+        "basis: CONVERGED",
+        "nothing: OUT_OF_MEMORY",
+        "no samples: central differences",
+    ]
+    alone = two_shards.measured(slice(0, 8), over_ranks=False)["kept graph"]
+    for name in ("graphs: CONVERGED", "basis: CONVERGED"):
+        assert first[name] == pytest.approx(alone, rel=1e-7), name
+    assert first["no samples: central differences"][0] > 0
 
 
 def test_ranks_need_a_group() -> None:

@@ -15,6 +15,8 @@ def test_sums_and_failures(tmp_path):
     first, second = ranks.run(in_step.__file__, tmp_path)
     assert first["sum"] == second["sum"] == ["value", "[3.0, 30.0]"]
     assert first["gather"] == second["gather"] == ["value", "[{'rank': 0}, {'rank': 1}]"]
+    assert first["least"] == second["least"] == ["value", "9.0"]
+    assert first["memory is free for a second try"] == second["memory is free for a second try"] == ["value", "True"]
     assert first["one fails"] == ["RankError", "Rank 1 of 2 failed: no file"]
     assert second["one fails"] == ["ValueError", "no file"]
     assert first["both fail"] == ["ValueError", "no file on 0"]

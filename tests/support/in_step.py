@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import ranks
 import torch
 from torch import distributed
 
-from lightning_sloppy.evaluation.ranks import gathered_over_ranks, keep_step, sum_over_ranks, together
+from lightning_sloppy.evaluation.ranks import gathered_over_ranks, keep_step, least_over_ranks, sum_over_ranks, together
 
 
 def outcome(function: Callable[[], Any]) -> list[str]:
@@ -44,6 +47,7 @@ def cases(rank: int) -> dict[str, Callable[[], Any]]:
 
     return {
         "sum": lambda: sum_over_ranks(torch.tensor([1.0, 10.0]) * (rank + 1)).tolist(),
+        "least": lambda: least_over_ranks(float(10 - rank)),
         "gather": lambda: (keep_step(), gathered_over_ranks({"rank": rank}))[1],
         "one fails": lambda: fail(ValueError("no file")),
         "both fail": lambda: fail(ValueError(f"no file on {rank}"), alone=False),
@@ -55,9 +59,29 @@ def cases(rank: int) -> dict[str, Callable[[], Any]]:
     }
 
 
+def second_try(rank: int) -> Any:
+    """Whether what the first try held is gone when its error has been dealt with."""
+    held: list[Any] = []
+
+    def first() -> Any:
+        large = torch.ones(10)
+        held.append(weakref.ref(large))
+        if rank == 1:
+            raise torch.OutOfMemoryError(f"no room beside {len(large)}")
+        return sum_over_ranks(large).tolist()
+
+    with suppress(torch.OutOfMemoryError):
+        together(first)
+    gone = held[0]() is None
+    return together(lambda: gone)
+
+
 if __name__ == "__main__":
     rank = int(os.environ["RANK"])
     distributed.init_process_group("gloo", rank=rank, world_size=2)
-    Path(sys.argv[1]).write_text(json.dumps({name: outcome(case) for name, case in cases(rank).items()}))
+    results = {name: outcome(case) for name, case in cases(rank).items()}
+    gc.disable()
+    results["memory is free for a second try"] = ["value", str(second_try(rank))]
+    Path(sys.argv[1]).write_text(json.dumps(results))
     distributed.barrier()
     ranks.leave()

@@ -25,7 +25,11 @@ from lightning_sloppy import (
     SloppyMonitor,
     StoppingOptions,
 )
+from lightning_sloppy.callbacks import base as base_module
 from lightning_sloppy.callbacks import fisher_spectrum as fisher_module
+from lightning_sloppy.callbacks import scale as scale_module
+from lightning_sloppy.curvature import fisher_spectra as spectra_module
+from lightning_sloppy.evaluation.batches import sample_count
 from lightning_sloppy.evaluation.ranks import sum_over_ranks
 
 BATCH = 8
@@ -86,7 +90,23 @@ def measured(folder: Path, callbacks: list[Any], data: Any = None, epochs: int =
 def uneven(folder: Path, **options: Any) -> dict[str, Any]:
     """43 samples: the sampler pads a shard, and the probe cannot be halved."""
     hessian = HessianSpectrum(k=3, num_samples=100, objective=torch.nn.functional.cross_entropy, strict=True)
-    return measured(folder, [hessian, FisherSpectrum(kind="sampled", num_samples=100, strict=True)], **options)
+    fisher = FisherSpectrum(kind="sampled", num_samples=100, strict=True)
+    samples, layers = set(), set()
+
+    def own_samples(*arguments: Any) -> Any:
+        found = real_samples(*arguments)
+        samples.add(sum(map(sample_count, found[0])))
+        return found
+
+    def own_layers(*arguments: Any) -> Any:
+        found = real_layers(*arguments)
+        layers.add(found.dim)
+        return found
+
+    real_samples, real_layers = scale_module.own_samples, spectra_module.own_layers
+    with patch.object(scale_module, "own_samples", own_samples), patch.object(spectra_module, "own_layers", own_layers):
+        found = measured(folder, [hessian, fisher], **options)
+    return {**found, "own": [sorted(samples), sorted(layers)]}
 
 
 def stream(folder: Path, **options: Any) -> dict[str, Any]:
@@ -119,6 +139,21 @@ def failing(folder: Path, **options: Any) -> dict[str, Any]:
         return measured(folder, [FisherSpectrum(num_samples=16)], epochs=2, **options)
 
 
+def unguarded(folder: Path, **options: Any) -> dict[str, Any]:
+    """The last rank cannot even open the guard around its second measurement."""
+    calls = []
+
+    def measuring(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 6 and rank() == 1:
+            raise RuntimeError("no room for a copy of the buffers")
+        return original(*arguments)
+
+    original = base_module.measuring
+    with patch.object(base_module, "measuring", measuring):
+        return measured(folder, [FisherSpectrum(num_samples=16, max_overhead=None)], epochs=6, **options)
+
+
 def short_of_memory(folder: Path, **options: Any) -> dict[str, Any]:
     """The last rank has no memory for the first product; all ranks then do less."""
     hessian = HessianSpectrum(k=3, num_samples=40, strict=True)
@@ -130,12 +165,13 @@ def short_of_memory(folder: Path, **options: Any) -> dict[str, Any]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB.")
         return original(tensor)
 
-    with patch("lightning_sloppy.curvature.shares.sum_over_ranks", add_up):
+    with patch("lightning_sloppy.evaluation.ranks.sum_over_ranks", add_up):
         found = measured(folder, [hessian], **options)
     return {**found, "work": [hessian.work.num_samples, hessian.work.probes, hessian.work.k]}
 
 
-SCENARIOS = {found.__name__: found for found in (everything, uneven, stream, current, failing, short_of_memory)}
+ALL = (everything, uneven, stream, current, failing, unguarded, short_of_memory)
+SCENARIOS = {scenario.__name__: scenario for scenario in ALL}
 
 
 def run(name: str, folder: Path, **options: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import ranks
 import torch
@@ -13,6 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 from lightning_sloppy import fisher_spectrum, hessian_spectrum
+from lightning_sloppy.analysis import Solve, hessian_of
+from lightning_sloppy.evaluation.objective import Objective
+from lightning_sloppy.evaluation.ranks import all_ranks
+from lightning_sloppy.linalg.vectors import generator
 
 SHARDS = (slice(0, 5), slice(5, 8))
 
@@ -42,9 +47,43 @@ def measured(part: slice, *, over_ranks: bool) -> dict[str, list[float]]:
     return {name: spectrum.eigenvalues.tolist() for name, spectrum in found.items()}
 
 
+def unequal(rank: int) -> dict[str, list[float]]:
+    """Ranks that differ in what they have: free memory, or any sample at all."""
+    module, x, y = problem()
+    free = {
+        # A graph fits into the memory of rank 1 alone; the basis of rank 0 must restart.
+        "graphs": lambda _: 2**40 if rank else 1,
+        "basis": lambda _: 2**40 if rank else 4 * 15 * 323 * 8,
+        "nothing": lambda _: 2**40 if rank else 8,
+    }
+    found: dict[str, list[float]] = {}
+    for name, bytes_of in free.items():
+        basis = bytes_of if name != "graphs" else lambda _: 2**40
+        graphs = bytes_of if name == "graphs" else lambda _: 2**40
+        with (
+            patch("lightning_sloppy.curvature.assembly.free_bytes", basis),
+            patch("lightning_sloppy.curvature.kept_graph.free_bytes", graphs),
+        ):
+            batches = [(x[SHARDS[rank]], y[SHARDS[rank]])]
+            spectrum = hessian_spectrum(module, batches, F.cross_entropy, 4, probes=2, steps=9, over_ranks=True)
+        found[f"{name}: {spectrum.status.name}"] = spectrum.eigenvalues.tolist()
+    # No rows of the weights: the batch cannot be cut, and the second rank has none.
+    ranks_ = all_ranks()
+    bag = nn.Sequential(nn.EmbeddingBag(40, 8, mode="mean"), nn.Tanh(), nn.Linear(8, 3)).double()
+    with torch.no_grad():
+        for parameter in bag.parameters():
+            parameter.copy_(torch.linspace(-1, 1, parameter.numel()).sin().view_as(parameter))
+    objective = Objective(bag, F.cross_entropy, ranks=ranks_)
+    mine = [(torch.arange(24).view(6, 4), torch.arange(6) % 3)] if rank == 0 else []
+    spectrum = hessian_of(objective, mine, solve=Solve(3), rng=generator(0))
+    found[f"no samples: {spectrum.cost.method}"] = spectrum.eigenvalues.tolist()
+    return found
+
+
 if __name__ == "__main__":
     rank = int(os.environ["RANK"])
     distributed.init_process_group("gloo", rank=rank, world_size=2)
-    Path(sys.argv[1]).write_text(json.dumps(measured(SHARDS[rank], over_ranks=True)))
+    results = measured(SHARDS[rank], over_ranks=True) if sys.argv[2] == "alike" else unequal(rank)
+    Path(sys.argv[1]).write_text(json.dumps(results))
     distributed.barrier()
     ranks.leave()

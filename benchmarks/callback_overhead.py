@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import common
-import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -26,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 import zoo
 
 
-class Classifier(LightningModule):
+class Classifier(zoo.Trained):
     """A network with Adam and cross-entropy."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -36,14 +34,6 @@ class Classifier(LightningModule):
     def forward(self, inputs: Tensor) -> Tensor:
         """Scores."""
         return self.net(inputs)
-
-    def training_step(self, batch: Any) -> Tensor:
-        """Mean loss."""
-        return F.cross_entropy(self(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> Any:
-        """Adam."""
-        return torch.optim.Adam(self.parameters(), 1e-3)
 
 
 WEIGHED = ("mlp", "lenet", "resnet", "gpt")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+from lightning_sloppy.bounds.events import mean_upper
 from lightning_sloppy.bounds.inequalities import maurer_seeger_bound
-from lightning_sloppy.bounds.pac_bayes import require_probability
-from lightning_sloppy.bounds.relative_entropy import kl_inverse
 from lightning_sloppy.errors import ConfigurationError
 
 
@@ -30,13 +28,11 @@ def gibbs_risk_upper(mean: float, *, draws: int, delta: float) -> float:
     Raises:
         ConfigurationError: For no draw, or numbers out of range.
 
+    >>> import math
     >>> math.isclose(gibbs_risk_upper(0.0, draws=100, delta=0.01), 1 - 0.01 ** (1 / 100), rel_tol=1e-12)
     True
     """
-    require_probability(delta, "delta")
-    if draws < 1:
-        raise ConfigurationError(f"A risk was asked of {draws} draws; draw one network at least.")
-    return kl_inverse(mean, -math.log(delta) / draws)
+    return mean_upper(mean, draws, delta)
 
 
 def block_risk_upper(errors: Sequence[float], sizes: Sequence[int], *, delta: float) -> float:
@@ -57,16 +53,16 @@ def block_risk_upper(errors: Sequence[float], sizes: Sequence[int], *, delta: fl
     Raises:
         ConfigurationError: For no block, blocks that do not match, or numbers out of range.
 
+    >>> import math
     >>> math.isclose(block_risk_upper([0, 0], [50, 50], delta=0.01), 0.9, rel_tol=1e-12)  # 1 - 0.01^(1/2)
     True
     """
-    require_probability(delta, "delta")
     if not sizes or len(errors) != len(sizes) or min(sizes) < 1:
         raise ConfigurationError(
             f"{len(errors)} errors of {len(sizes)} blocks were given; give one for each, of at least one example each."
         )
     total = sum(sizes)
-    return kl_inverse(sum(errors) / total, -math.log(delta) * max(sizes) / total)
+    return mean_upper(sum(errors) / total, total, delta, effective=total / max(sizes))
 
 
 def monte_carlo_bound(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from scipy.special import betainccinv
 
-from lightning_sloppy.bounds.pac_bayes import HOLD_OUT_SHARE, require_probability, scheduled_delta
-from lightning_sloppy.bounds.relative_entropy import kl_inverse
+from lightning_sloppy.bounds.events import mean_upper, require_probability
+from lightning_sloppy.bounds.pac_bayes import HOLD_OUT_SHARE, scheduled_delta
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.records import Certificate
 
@@ -35,8 +34,7 @@ def hold_out_bound(errors: int, n: int, delta: float) -> float:
     """
     if n < 1 or not 0 <= errors <= n:
         raise ConfigurationError(f"A hold-out bound needs 0 <= errors <= n and n >= 1, found {errors} of {n}.")
-    if not 0.0 < delta < 1.0:
-        raise ConfigurationError(f"delta must lie strictly between 0 and 1, found {delta}; 0.05 is usual.")
+    require_probability(delta, "delta")
     if errors == n:
         return 1.0
     return float(betainccinv(errors + 1, n - errors, delta))
@@ -62,10 +60,7 @@ def chernoff_bound(mean: float, n: int, delta: float) -> float:
     >>> round(chernoff_bound(0.0127, 10_000, 0.05), 10)
     0.0156384541
     """
-    require_probability(delta, "delta")
-    if n < 1:
-        raise ConfigurationError(f"A hold-out bound was asked of n={n} examples; it needs one at least.")
-    return kl_inverse(mean, -math.log(delta) / n)
+    return mean_upper(mean, n, delta)
 
 
 def hold_out_certificate(

@@ -16,8 +16,8 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from lightning_sloppy.bounds.pac_bayes import require_probability
-from lightning_sloppy.bounds.relative_entropy import closed_limits, kl_inverse, kl_inverse_lower, log_xi, probability
+from lightning_sloppy.bounds.events import catoni_limit, event_nats, require_probability
+from lightning_sloppy.bounds.relative_entropy import closed_limits, kl_inverse, kl_inverse_lower, probability
 from lightning_sloppy.errors import ConfigurationError
 
 CATONI_GRID: Final[tuple[float, ...]] = tuple(0.1 * 2.0**power for power in range(10))
@@ -41,13 +41,11 @@ def budget(complexity: float, *, n: int, delta: float) -> float:
     >>> round(budget(0.0, n=1000, delta=0.05), 6)
     0.006692
     """
-    require_probability(delta, "delta")
     if complexity < 0:
         raise ConfigurationError(
             f"A KL of {complexity} nats was given, and none is negative; look at the terms it is the sum of."
         )
-    c = (complexity + log_xi(n) - math.log(delta)) / n
-    return math.inf if math.isnan(c) else c
+    return event_nats(complexity, n=n, delta=delta) / n
 
 
 def maurer_seeger_bound(risk: float, complexity: float, *, n: int, delta: float) -> float:
@@ -208,16 +206,7 @@ def catoni_bound(risk: float, complexity: float, *, n: int, delta: float, grid: 
     >>> math.isclose(catoni_bound(0.0, 0.0, n=100, delta=0.05, grid=[1.0]), expected, rel_tol=1e-12)
     True
     """
-    require_probability(delta, "delta")
-    risk = probability(risk, "risk")
-    if not grid or min(grid) <= 0:
-        raise ConfigurationError(f"grid={list(grid)} was asked for; give at least one positive inverse temperature.")
-    if complexity < 0 or n < 1:
-        raise ConfigurationError(f"A KL of {complexity} nats and n={n} were given; neither may be negative, n not 0.")
-    nats = (complexity + math.log(len(grid) / delta)) / n
-    if not nats < math.inf:
-        return 1.0
-    return min(*(math.expm1(-b * risk - nats) / math.expm1(-b) for b in grid), 1.0)
+    return catoni_limit(risk, complexity, n=n, delta=delta, grid=grid)
 
 
 def split_kl_bound(
@@ -250,6 +239,12 @@ def split_kl_bound(
     """
     if not low < middle < high:
         raise ConfigurationError(f"A loss in [{low}, {high}] was split at {middle}; split it strictly inside.")
+    require_probability(delta, "delta")
+    if above / (high - middle) + below / (middle - low) > 1 + 1e-12:
+        raise ConfigurationError(
+            f"Parts of {above} above and {below} below the middle belong to no loss in [{low}, {high}]: every example "
+            "is on one side only; give means over all examples."
+        )
     c = budget(complexity, n=n, delta=delta / 2)
     upper = kl_inverse(above / (high - middle), c)
     lower = kl_inverse_lower(below / (middle - low), c)

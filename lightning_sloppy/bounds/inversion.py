@@ -53,8 +53,8 @@ def kl_inverse(q: float | Tensor, c: float | Tensor) -> float | Tensor:
     """Largest p in [q, 1] with ``kl(q || p) <= c``: the upper limit that a budget of c nats allows; never below it.
 
     With the implicit gradients ``dp/dc = p(1-p)/(p-q)`` and ``dp/dq = (logit p - logit q) dp/dc``, so a bound can be
-    minimised directly. They are 0 within 1e-12 of 1, where the limit says nothing; at q = 0 the second is infinite and
-    at c = 0 the first: keep q above 1/(2n) and c above 1e-12 when you optimise.
+    minimised directly. They are 0 within 1e-12 of 1, where the limit says nothing; at q = 0 the second is infinite, and
+    at c = 0 the first, unless q is 0: keep q above 1/(2n) and c above 1e-12 when you optimise.
 
     Args:
         q: Observed rate, in [0, 1], or a tensor of them.
@@ -100,8 +100,7 @@ def kl_inverse_lower(q: float | Tensor, c: float | Tensor) -> float | Tensor:
     0.10246995119
     """
     if isinstance(q, Tensor) or isinstance(c, Tensor):
-        rate = _double(q)
-        return torch.minimum(rate, 1.0 - _apply(_UpperLimit, 1.0 - rate, c))
+        return _apply(_LowerLimit, q, c)
     return scalars.kl_inverse_lower(q, c)
 
 
@@ -136,7 +135,7 @@ class _RelativeEntropy(torch.autograd.Function):
 
 
 class _UpperLimit(torch.autograd.Function):
-    """``kl_inverse(q, c)`` with the slopes of the implicit function theorem."""
+    """``kl_inverse`` and its two slopes."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, c: Tensor) -> Tensor:
@@ -148,11 +147,33 @@ class _UpperLimit(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
         q, c, p = ctx.saved_tensors
-        by_budget = p * (1 - p) / (p - q)
-        by_rate = by_budget * (torch.logit(p) - torch.logit(q))
-        # Without a budget the limit is the rate itself, and a negative budget counts as none.
-        by_rate = torch.where(c > 0, by_rate, torch.ones_like(q))
-        by_budget = torch.where(c < 0, torch.zeros_like(q), by_budget)
-        live = p < 1 - SATURATED
-        nothing = torch.zeros_like(q)
-        return torch.where(live, by_rate, nothing) * upstream, torch.where(live, by_budget, nothing) * upstream
+        return _slopes(q, c, p, upstream, sign=1, live=p < 1 - SATURATED)
+
+
+class _LowerLimit(torch.autograd.Function):
+    """``kl_inverse_lower`` and its two slopes."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, c: Tensor) -> Tensor:
+        limit = _each(scalars.kl_inverse_lower, q, c)
+        ctx.save_for_backward(q, c, limit)
+        return limit
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
+        q, c, p = ctx.saved_tensors
+        return _slopes(q, c, p, upstream, sign=-1, live=p > SATURATED)
+
+
+def _slopes(q: Tensor, c: Tensor, p: Tensor, upstream: Tensor, *, sign: int, live: Tensor) -> tuple[Tensor, Tensor]:
+    """In the rate and in the budget, by the implicit function theorem; none where the limit says nothing."""
+    # Without a budget p may miss q by a rounding; where q is 0 or 1 the quotient has a limit of its own.
+    by_budget = sign * p * (1 - p) / torch.where(c == 0, torch.zeros_like(q), (p - q).abs())
+    by_budget = torch.where(q == 0, 1 - p, torch.where(q == 1, -p, by_budget))
+    by_rate = by_budget * (torch.logit(p) - torch.logit(q))
+    nothing = torch.zeros_like(q)
+    # Without a budget the limit is the rate itself, and a negative budget counts as none.
+    by_rate = torch.where(c > 0, by_rate, nothing + 1)
+    by_budget = torch.where(c < 0, nothing, by_budget)
+    return torch.where(live, by_rate, nothing) * upstream, torch.where(live, by_budget, nothing) * upstream

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from lightning_sloppy.bounds.relative_entropy import kl_inverse, log_xi
+from lightning_sloppy.bounds.events import event_nats, mean_upper, require_probability
+from lightning_sloppy.bounds.relative_entropy import kl_inverse
 from lightning_sloppy.errors import ConfigurationError
 
 PAC_SHARE: Final[float] = 0.6
@@ -71,10 +72,8 @@ def pair_bound(
     upper = empirical_risk
     if subsample is not None:
         require_probability(delta_risk, "delta_risk")
-        if subsample < 1:
-            raise ConfigurationError(f"A risk was asked of {subsample} examples; look at one at least.")
-        upper = kl_inverse(empirical_risk, math.log(1.0 / delta_risk) / subsample)
-    right_side = log_ratio + log_xi(n) - math.log(delta_pac)
+        upper = mean_upper(empirical_risk, subsample, delta_risk)
+    right_side = event_nats(log_ratio, n=n, delta=delta_pac)
     budget = max(right_side, 0.0) / n
     return PairBound(value=kl_inverse(upper, budget), risk_upper=upper, budget=budget, clamped=right_side < 0.0)
 
@@ -103,13 +102,3 @@ def scheduled_delta(delta: float, evaluation: int) -> float:
             f"An evaluation is numbered from 1, found {evaluation}; count the evaluations of the run."
         )
     return 6.0 * delta / (math.pi**2 * evaluation**2)
-
-
-def require_probability(delta: float, name: str) -> None:
-    """Check a failure probability.
-
-    Raises:
-        ConfigurationError: Outside (0, 1).
-    """
-    if not 0.0 < delta < 1.0:
-        raise ConfigurationError(f"{name} must lie strictly between 0 and 1, found {delta}; 0.05 is usual.")

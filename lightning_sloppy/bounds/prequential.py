@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Final
 
-from lightning_sloppy.bounds.pac_bayes import require_probability
-from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.bounds.events import catoni_limit
 
 PREQUENTIAL_GRID: Final[tuple[float, ...]] = tuple(0.05 * 2.0**power for power in range(10))
 """Ten values from 0.05 to 25.6, written down before any data: ln 10 nats for the choice among them."""
@@ -34,14 +32,9 @@ def prequential_bound(mean: float, *, examples: int, delta: float, grid: Sequenc
     Raises:
         ConfigurationError: For no example, an empty grid or numbers out of range.
 
+    >>> import math
     >>> expected = (1 - 20 ** (-1 / 100)) / (1 - math.exp(-1))  # X = 0
     >>> math.isclose(prequential_bound(0.0, examples=100, delta=0.05, grid=[1.0]), expected, rel_tol=1e-12)
     True
     """
-    require_probability(delta, "delta")
-    if examples < 1 or not 0.0 <= mean <= 1.0:
-        raise ConfigurationError(f"A mean loss of {mean} on {examples} examples was given; it must lie in [0, 1].")
-    if not grid or min(grid) <= 0:
-        raise ConfigurationError(f"grid={list(grid)} was asked for; give at least one positive number.")
-    nats = math.log(len(grid) / delta) / examples
-    return min(*(math.expm1(-rate * mean - nats) / math.expm1(-rate) for rate in grid), 1.0)
+    return catoni_limit(mean, 0.0, n=examples, delta=delta, grid=grid)

@@ -22,6 +22,7 @@ from lightning_sloppy.bounds import (
     maurer_seeger_bound,
     mcallester_bound,
     monte_carlo_bound,
+    pair_bound,
     prequential_bound,
     quadratic_bound,
     split_kl_bound,
@@ -46,6 +47,7 @@ BOUNDS = (maurer_seeger_bound, mcallester_bound, quadratic_bound, lambda_bound, 
 @pytest.mark.parametrize(("risk", "complexity", "n", "delta", "expected"), ROWS)
 def test_the_event_inverted(risk: float, complexity: float, n: int, delta: float, expected: float) -> None:
     assert maurer_seeger_bound(risk, complexity, n=n, delta=delta) == pytest.approx(expected, abs=6e-11)
+    assert pair_bound(risk, complexity, n=n, delta_pac=delta).value == pytest.approx(expected, abs=6e-11)
 
 
 @settings(max_examples=200, deadline=None)
@@ -165,15 +167,21 @@ def test_bad_numbers_have_one_sentence() -> None:
         quadratic_bound(0.1, 1.0, n=0, delta=0.05)
     with pytest.raises(ConfigurationError, match="trade_off=2"):
         lambda_bound(0.1, 1.0, n=10, delta=0.05, trade_off=2.0)
-    with pytest.raises(ConfigurationError, match="inverse temperature"):
+    with pytest.raises(ConfigurationError, match="at least one positive number"):
         catoni_bound(0.1, 1.0, n=10, delta=0.05, grid=[])
     with pytest.raises(ConfigurationError, match="strictly inside"):
         split_kl_bound(0.1, 0.1, 1.0, n=10, delta=0.05, low=0.0, middle=0.0, high=1.0)
-    with pytest.raises(ConfigurationError, match="draw one network"):
+    with pytest.raises(ConfigurationError, match="belong to no loss"):
+        split_kl_bound(0.7, 0.4, 1.0, n=10, delta=0.05, low=-1.0, middle=0.0, high=1.0)
+    with pytest.raises(ConfigurationError, match="strictly between 0 and 1"):
+        split_kl_bound(0.1, 0.1, 1.0, n=10, delta=1.5, low=-1.0, middle=0.0, high=1.0)
+    with pytest.raises(ConfigurationError, match="one at least"):
         gibbs_risk_upper(0.1, draws=0, delta=0.05)
     with pytest.raises(ConfigurationError, match="one for each"):
         block_risk_upper([1.0], [1, 2], delta=0.05)
-    with pytest.raises(ConfigurationError, match="mean loss"):
+    with pytest.raises(ConfigurationError, match="examples not 0"):
         prequential_bound(0.1, examples=0, delta=0.05)
+    with pytest.raises(ConfigurationError, match="mean loss must be a probability"):
+        prequential_bound(1.1, examples=3, delta=0.05)
     assert maurer_seeger_bound(0.1, math.nan, n=10, delta=0.05) == 1.0
     assert monte_carlo_bound(0.1, math.inf, n=10, draws=5, delta_pac=0.05, delta_risk=0.05) == 1.0

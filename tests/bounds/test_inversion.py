@@ -72,6 +72,24 @@ def test_where_there_is_no_slope() -> None:
     assert budgets.grad.tolist() == [math.inf, 0.0, 0.0]
 
 
+def slopes(inverse, q: float, c: float) -> list[float]:
+    rate, budget = double(q).requires_grad_(), double(c).requires_grad_()
+    inverse(rate, budget).sum().backward()
+    return [rate.grad.item(), budget.grad.item()]
+
+
+def test_slopes_at_the_ends() -> None:
+    """One-sided limits: ``1 - exp(-c)`` from a rate of 0, and its mirror image from a rate of 1."""
+    assert slopes(kl_inverse, 0.0, 0.0) == [1.0, 1.0]
+    assert slopes(kl_inverse, 0.0, 0.3)[1] == pytest.approx(math.exp(-0.3), rel=1e-14)
+    assert slopes(kl_inverse, 0.0, 0.3)[0] == math.inf
+    assert slopes(kl_inverse, 1.0, 0.3) == [0.0, 0.0]
+    assert slopes(kl_inverse_lower, 1.0, 0.0) == [1.0, -1.0]
+    assert slopes(kl_inverse_lower, 1.0, 0.3)[1] == pytest.approx(-math.exp(-0.3), rel=1e-14)
+    assert slopes(kl_inverse_lower, 0.0, 0.3) == [0.0, 0.0]
+    assert slopes(kl_inverse_lower, 0.2, 0.0) == [1.0, -math.inf]
+
+
 def test_a_bound_can_be_minimised() -> None:
     """The best Gaussian mean for a quadratic risk: the slope of the bound leads there."""
     place = double(0.0).requires_grad_()

@@ -19,22 +19,6 @@ from lightning_sloppy.bounds.relative_entropy import binary_kl, kl_inverse, log_
 from lightning_sloppy.errors import ConfigurationError
 
 
-@pytest.mark.parametrize(
-    ("rate", "kl", "n", "delta", "expected"),
-    [
-        (0.1, 0.0, 1000, 0.05, 0.1382341336),
-        (0.0, 0.0, 1000, 0.05, 0.0066698208),
-        (0.028, 5144.0, 55000, 0.025, 0.1606446540),
-        (0.02, 100.0, 30000, 0.025, 0.0343431476),
-        (0.0879, 26160.27734375, 55000, 0.025, 0.5460136956),
-        (0.2, 1190.0, 25000, 0.025, 0.3403001020),
-        (0.01, 0.0, 60000, 0.05, 0.0117929818),
-    ],
-)
-def test_full_bound_rows(rate: float, kl: float, n: int, delta: float, expected: float) -> None:
-    assert pair_bound(rate, kl, n=n, delta_pac=delta).value == pytest.approx(expected, abs=1e-9)
-
-
 @pytest.mark.parametrize(("rate", "slack"), [(0.0, 0.0005), (0.03, 0.0055), (0.1, 0.0094)])
 def test_the_subsample_is_paid_for(rate: float, slack: float) -> None:
     bound = pair_bound(rate, 50.0, n=60000, delta_pac=0.03, delta_risk=0.01, subsample=10000)

@@ -7,18 +7,18 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from tiny import CLASSES, FEATURES, blobs, trainer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from zoo import Trained
 
 from lightning_sloppy import FisherSpectrum, HessianSpectrum, hessian_spectrum
 
 COUNT = 24
 
 
-class Net(LightningModule):
+class Net(Trained):
     """Any network with cross-entropy."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -27,15 +27,6 @@ class Net(LightningModule):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.net(inputs)
-
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return self.loss(self(batch[0]), batch[1])
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
 def plain() -> nn.Sequential:
@@ -53,17 +44,16 @@ class Reentrant(nn.Module):
         return self.second(checkpoint(self.first, inputs.requires_grad_(), use_reentrant=True).tanh())
 
 
-class Letters(Net):
-    """Connectionist temporal classification of short words."""
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return words(outputs, targets)
-
-
 def words(outputs: Tensor, targets: Tensor) -> Tensor:
     steps = torch.full((len(outputs),), outputs.shape[1])
     lengths = torch.full((len(outputs),), targets.shape[1])
     return F.ctc_loss(outputs.log_softmax(2).movedim(1, 0), targets, steps, lengths)
+
+
+class Letters(Net):
+    """Connectionist temporal classification of short words."""
+
+    loss = staticmethod(words)
 
 
 def compiled_part() -> nn.Module:

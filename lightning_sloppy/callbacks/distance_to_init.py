@@ -34,12 +34,14 @@ class DistanceToInit(SloppyCallback):
         gamma: Strength, at least 0. The loss is a mean over samples, so a useful strength does not grow with their
             number.
         schedule: "constant", or "linear": from 0 at the start to gamma at the planned end of the training.
-        parameters: Shell-style patterns of the names of the parameters that are held; null: all that are trained.
+        parameters: Shell-style patterns of the names of the parameters that are held; null: all that are trained when
+            the fit starts (layers that thaw later are not held). Several callbacks may hold different ones.
 
     Raises:
         ConfigurationError: For a negative gamma, an unknown schedule, a pattern without a match, manual optimisation,
             or "linear" without a planned end.
-        UnsupportedError: Under 16-mixed precision with a fused optimiser, which keeps gradients scaled.
+        UnsupportedError: Under 16-mixed precision with a fused optimiser, which keeps gradients scaled, and for sparse
+            gradients.
 
     Example:
         >>> DistanceToInit(gamma=1e-3).gamma
@@ -57,8 +59,14 @@ class DistanceToInit(SloppyCallback):
         self.gamma = gamma
         self.schedule = schedule
         self.parameters = parameters
-        self._start: Tensor | None = None
+        self._start: dict[str, Tensor] = {}
         self._held: list[tuple[torch.nn.Parameter, Tensor]] = []
+
+    @property
+    def state_key(self) -> str:
+        """Of the state in a checkpoint: callbacks for different parameters have a state each."""
+        patterns = self.settings()["parameters"]
+        return type(self).__name__ if patterns is None else f"{type(self).__name__}{{'parameters': {patterns!r}}}"
 
     def settings(self) -> dict[str, Any]:
         """What was asked for."""
@@ -69,7 +77,7 @@ class DistanceToInit(SloppyCallback):
         """Refuse what can never work."""
         if stage != "fit":
             return
-        self._start, self._held = None, []
+        self._start, self._held = {}, []
         if not pl_module.automatic_optimization:
             raise ConfigurationError(
                 f"DistanceToInit adds a term to the loss of automatic optimisation, but {type(pl_module).__name__} "
@@ -89,18 +97,24 @@ class DistanceToInit(SloppyCallback):
                 "or use schedule='constant'."
             )
         context = fit_context(trainer, pl_module)
-        if self._start is None and trainer.global_step > 0:
+        begun = context.layout.table(context.start)
+        wanted = ParameterLayout.of(pl_module, self.parameters)
+        shapes = dict(zip(wanted.names, wanted.shapes, strict=True))
+        known = {name: start for name, start in self._start.items() if shapes.get(name) == start.shape}
+        unknown = [name for name in wanted.names if name not in known]
+        if trainer.global_step > 0 and unknown:
             rank_zero_warn(
-                "DistanceToInit was not in the run that wrote the checkpoint, so distances count from the weights with "
-                "which this part of the training begins."
+                f"DistanceToInit does not know where the training of {', '.join(unknown[:3])}"
+                f"{' and others' if len(unknown) > 3 else ''} began (no checkpoint of its own, or other layers were "
+                "trained then), so their distances count from the weights with which this fit begins."
             )
-        self._start = context.started_from(self._start)
-        chosen = set(ParameterLayout.of(pl_module, self.parameters).names)
+        self._start = {name: known.get(name, begun[name]) for name in wanted.names}
+        if self.parameters is not None:  # a checkpoint would hold the whole tensor for the view of a part
+            self._start = {name: start.clone() for name, start in self._start.items()}
         table = dict(pl_module.named_parameters())
         self._held = [
             (table[name], start.to(table[name].device, table[name].dtype, copy=True))
-            for name, start in context.layout.table(self._start).items()
-            if name in chosen
+            for name, start in self._start.items()
         ]
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -116,8 +130,14 @@ class DistanceToInit(SloppyCallback):
         stepped = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         with torch.no_grad():
             for parameter, start in self._held:
-                if parameter in stepped and parameter.grad is not None:
-                    parameter.grad.add_(parameter - start, alpha=2 * strength)
+                if parameter not in stepped or parameter.grad is None:
+                    continue
+                if parameter.grad.is_sparse:
+                    raise UnsupportedError(
+                        "DistanceToInit moves every weight at each step, which a sparse gradient has no place for; "
+                        "pass sparse=False to the embedding, or leave it out by parameters=."
+                    )
+                parameter.grad.add_(parameter - start, alpha=2 * strength)
 
     def strength(self, trainer: Trainer) -> float:
         """Gamma at this moment."""
@@ -126,13 +146,18 @@ class DistanceToInit(SloppyCallback):
         return self.gamma * (trainer_internals.fraction_done(trainer) or 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Also where the training began, a tensor of the model's size, shared with those of the measurements."""
-        return {**super().state_dict(), **({} if self._start is None else {"start": self._start})}
+        """Also where the training began, by name; without patterns, views of the tensor that measurements keep as well."""
+        return {**super().state_dict(), **({"start": self._start} if self._start else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the same beginning."""
         super().load_state_dict(state_dict)
-        self._start = state_dict.get("start")
+        self._start = dict(state_dict.get("start", {}))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let the parameters go."""
+        super().on_exception(trainer, pl_module, exception)
+        self._held = []
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the parameters go."""

@@ -130,10 +130,84 @@ def test_a_checkpoint_without_the_beginning_is_named(tmp_path):
     host = trainer(tmp_path, max_epochs=1)
     host.fit(Regressor(), data())
     host.save_checkpoint(tmp_path / "run.ckpt")
-    with pytest.warns(UserWarning, match="distances count from the weights with which this part"):
+    with pytest.warns(UserWarning, match=r"does not know where the training of net.0.weight, net.0.bias, net.2.weight"):
         trainer(tmp_path, callbacks=[DistanceToInit(GAMMA)], max_epochs=2).fit(
             Regressor(), data(), ckpt_path=tmp_path / "run.ckpt"
         )
+
+
+class Thawed(Regressor):
+    """Its first layer is trained in the second part alone."""
+
+    def __init__(self, *, frozen: bool) -> None:
+        super().__init__()
+        self.net[0].requires_grad_(not frozen)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.05)
+
+
+def test_layers_that_are_trained_later_are_named_and_the_others_keep_their_beginning(tmp_path):
+    torch.manual_seed(0)
+    first, callback = Thawed(frozen=True), DistanceToInit(GAMMA)
+    begun = first.net[2].weight.detach().clone()
+    host = trainer(tmp_path, callbacks=[callback], max_epochs=2)
+    host.fit(first, data())
+    host.save_checkpoint(tmp_path / "run.ckpt")
+    again = DistanceToInit(GAMMA)
+    with pytest.warns(UserWarning, match=r"does not know where the training of net.0.weight, net.0.bias began"):
+        trainer(tmp_path, callbacks=[again], max_epochs=3).fit(
+            Thawed(frozen=False), data(), ckpt_path=tmp_path / "run.ckpt", **SAFELY
+        )
+    start = again.state_dict()["start"]
+    assert torch.equal(start["net.2.weight"], begun)
+    assert torch.equal(start["net.0.weight"], first.net[0].weight)
+
+
+def test_two_of_them_hold_different_layers(tmp_path):
+    both = [DistanceToInit(GAMMA, parameters="net.0.*"), DistanceToInit(GAMMA, parameters=["net.2.*"])]
+    expected = fitted(tmp_path, lambda: ByHand(lambda _: GAMMA), [])
+    torch.manual_seed(0)
+    module = Regressor()
+    module.configure_optimizers = partial(momentum, module)
+    host = trainer(tmp_path, callbacks=both, max_epochs=4)
+    host.fit(module, data())
+    for name, value in expected.named_parameters():
+        torch.testing.assert_close(module.get_parameter(name), value, rtol=1e-4, atol=1e-6)
+    host.save_checkpoint(tmp_path / "run.ckpt")
+    states = torch.load(tmp_path / "run.ckpt", weights_only=True)["callbacks"]
+    assert sorted(name for state in states.values() for name in state.get("start", {})) == [
+        "net.0.bias",
+        "net.0.weight",
+        "net.2.bias",
+        "net.2.weight",
+    ]
+
+
+def test_its_beginning_and_that_of_the_measurements_are_one_tensor(tmp_path):
+    callback, monitor = DistanceToInit(GAMMA), SloppyMonitor(strict=True)
+    trainer(tmp_path, callbacks=[monitor, callback], max_epochs=1).fit(Classifier(), DataLoader(blobs(64), 16))
+    whole = monitor.state_dict()["hessian"]["start"]
+    for start in callback.state_dict()["start"].values():
+        assert start.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+
+
+def test_sparse_gradients_have_one_sentence(tmp_path):
+    class Words(Regressor):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(5, 6, sparse=True)
+
+        def training_step(self, batch):
+            return super().training_step((self.table(batch[0]), batch[1]))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    words = DataLoader(torch.utils.data.TensorDataset(torch.arange(5), torch.ones(5, 2)), 5)
+    with pytest.raises(UnsupportedError, match="sparse=False"):
+        trainer(tmp_path, callbacks=[DistanceToInit(1.0)]).fit(Words(), words)
+    trainer(tmp_path, callbacks=[DistanceToInit(1.0, parameters="net.*")]).fit(Words(), words)
 
 
 def test_the_other_copy_of_lightning_takes_it(tmp_path):
@@ -159,7 +233,10 @@ def test_the_other_copy_of_lightning_takes_it(tmp_path):
         enable_progress_bar=False,
         default_root_dir=tmp_path,
     ).fit(Other(), data())
-    assert callback.state_dict()["start"].shape == (14,)
+    assert {name: tuple(start.shape) for name, start in callback.state_dict()["start"].items()} == {
+        "net.weight": (2, 6),
+        "net.bias": (2,),
+    }
 
 
 class Manual(Regressor):

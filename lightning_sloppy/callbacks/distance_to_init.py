@@ -146,7 +146,7 @@ class DistanceToInit(SloppyCallback):
         return self.gamma * (trainer_internals.fraction_done(trainer) or 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Also where the training began, by name; without patterns, views of the tensor that measurements keep as well."""
+        """Also where the training began, by name; without patterns, views of the tensor that measurements keep too."""
         return {**super().state_dict(), **({"start": self._start} if self._start else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

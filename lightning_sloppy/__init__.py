@@ -13,8 +13,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lightning_sloppy.analysis import fisher_spectrum, hessian_spectrum, input_spectrum
     from lightning_sloppy.bounds.inversion import kl_inverse
+    from lightning_sloppy.bounds.learning import LearningPlan
     from lightning_sloppy.callbacks.distance_to_init import DistanceToInit
     from lightning_sloppy.callbacks.early_stopping import EffectiveDimensionEarlyStopping, StoppingReason
+    from lightning_sloppy.callbacks.final_certificate import FinalCertificate
     from lightning_sloppy.callbacks.fisher_spectrum import FisherSpectrum
     from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
     from lightning_sloppy.callbacks.input_spectrum import InputSpectrum
@@ -27,9 +29,11 @@ if TYPE_CHECKING:
         StoppingOptions,
     )
     from lightning_sloppy.callbacks.pac_bayes import PACBayesBound
+    from lightning_sloppy.certificate import Certificate
     from lightning_sloppy.errors import ConfigurationError, MissingExtraError, SloppyError, UnsupportedError
     from lightning_sloppy.measures.effective_dimension import curvature_scale, effective_dimension
-    from lightning_sloppy.records import Certificate, Cost, Density, Estimate, Measurement, Spectrum, Status
+    from lightning_sloppy.probing.prior_split import PriorSplit
+    from lightning_sloppy.records import Cost, Density, Estimate, Measurement, Spectrum, Status
 
 _WHERE = {
     # callbacks
@@ -38,6 +42,7 @@ _WHERE = {
     "HessianSpectrum": "callbacks.hessian_spectrum",
     "FisherSpectrum": "callbacks.fisher_spectrum",
     "PACBayesBound": "callbacks.pac_bayes",
+    "FinalCertificate": "callbacks.final_certificate",
     "EffectiveDimensionEarlyStopping": "callbacks.early_stopping",
     "DistanceToInit": "callbacks.distance_to_init",
     "StoppingReason": "callbacks.early_stopping",
@@ -47,6 +52,9 @@ _WHERE = {
     "FisherOptions": "callbacks.monitor",
     "BoundOptions": "callbacks.monitor",
     "StoppingOptions": "callbacks.monitor",
+    "LearningPlan": "bounds.learning",
+    # data
+    "PriorSplit": "probing.prior_split",
     # functions
     "hessian_spectrum": "analysis",
     "fisher_spectrum": "analysis",
@@ -55,7 +63,7 @@ _WHERE = {
     "effective_dimension": "measures.effective_dimension",
     "kl_inverse": "bounds.inversion",
     # records
-    "Certificate": "records",
+    "Certificate": "certificate",
     "Cost": "records",
     "Density": "records",
     "Estimate": "records",
@@ -75,6 +83,7 @@ __all__ = [  # noqa: RUF022 - grouped by what they are
     "HessianSpectrum",
     "FisherSpectrum",
     "PACBayesBound",
+    "FinalCertificate",
     "EffectiveDimensionEarlyStopping",
     "DistanceToInit",
     "StoppingReason",
@@ -83,6 +92,8 @@ __all__ = [  # noqa: RUF022 - grouped by what they are
     "FisherOptions",
     "BoundOptions",
     "StoppingOptions",
+    "LearningPlan",
+    "PriorSplit",
     "hessian_spectrum",
     "fisher_spectrum",
     "input_spectrum",

@@ -1,4 +1,4 @@
-"""The command line: ``lightning-sloppy fit --config ...``, Lightning's own with our names known to it."""
+"""The command line: ``lightning-sloppy fit --config ...``, Lightning's own with our names known, and ``certify``."""
 
 from __future__ import annotations
 
@@ -35,10 +35,20 @@ def main(args: Sequence[str] | None = None) -> None:
         )
     from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
+    from lightning_sloppy.callbacks.certifying import CertifyingTrainer
+
     # A class is found by its bare name only once its module is imported, and the public names are loaded lazily.
     importlib.import_module("lightning_sloppy.demo")
     for name in lightning_sloppy.__all__:
         getattr(lightning_sloppy, name)
+
+    class CLI(LightningCLI):
+        """With the verbs of this package."""
+
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            """Lightning's own, and ours."""
+            return {**LightningCLI.subcommands(), "certify": {"model", "datamodule"}}
 
     class SaveConfigBesideLogs(SaveConfigCallback):
         """Saves the configuration in the run's folder; without a logger there is none, and nothing is written.
@@ -58,7 +68,8 @@ def main(args: Sequence[str] | None = None) -> None:
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli")
         try:
-            LightningCLI(
+            CLI(
+                trainer_class=CertifyingTrainer,
                 args=None if args is None else list(args),
                 save_config_callback=SaveConfigBesideLogs,
                 save_config_kwargs={"overwrite": True},  # resuming a named version writes into the same folder

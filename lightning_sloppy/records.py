@@ -13,6 +13,8 @@ from enum import Enum
 
 from torch import Tensor, float64, zeros
 
+from lightning_sloppy.certificate import Certificate
+
 
 class Status(Enum):
     """How a measurement ended; the value is what a person should read and do."""
@@ -186,60 +188,3 @@ class Measurement:
     notes: tuple[str, ...] = ()
     certificate: Certificate | None = None
     companions: Mapping[str, Spectrum] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """A bound on a true error with everything it rests on.
-
-    Attributes:
-        kind: "pac_bayes_pair" (antithetic pair of drawn networks) or "hold_out".
-        certified_predictor: Who is certified: "pair_of_draws" or "fixed_network".
-        value: The bound; 1.0 when vacuous; NaN when ``valid`` is False.
-        valid: Whether every blocking condition holds.
-        reasons: Why there is no bound: sentences, empty when valid.
-        conditions: The statements under which the bound holds, among them the user's own.
-        remarks: Facts about this evaluation worth knowing, which are no conditions.
-        n: Training samples the bound divides by (hold-out samples for "hold_out").
-        empirical_risk: Error rate of the certified predictor on the samples looked at.
-        risk_upper: The same after paying for the subsample.
-        risk_samples: Samples looked at for the empirical risk.
-        log_ratio: ln dQ/dP of the drawn weights to the mixture prior, nats, mean of the pair.
-        kl_displacement: ``epsilon/2 ||mu - w0||^2``, nats.
-        kl_covariance: The rest of KL(Q||P_epsilon), nats.
-        log_xi: ln xi(n).
-        delta: Total failure probability of all that the run calls a bound.
-        delta_pac: Part spent on the PAC-Bayes event at this evaluation.
-        delta_risk: Part spent on the subsampled risk at this evaluation.
-        evaluation: Number t of this evaluation in the schedule 6/(pi^2 t^2).
-        epsilon: Prior precision of the grid nearest to the posterior's.
-        tau: Weight of the curvature in the posterior precision, ``tau lambda + epsilon``.
-        mean_scale: The posterior mean is ``w0 + mean_scale (w - w0)``.
-        rank: Number of eigenpairs in the posterior.
-        prior: The user's statement about the prior mean.
-    """
-
-    kind: str
-    certified_predictor: str
-    value: float
-    valid: bool
-    n: int
-    delta: float
-    reasons: tuple[str, ...] = ()
-    conditions: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-    empirical_risk: float = float("nan")
-    risk_upper: float = float("nan")
-    risk_samples: int = 0
-    log_ratio: float = float("nan")
-    kl_displacement: float = float("nan")
-    kl_covariance: float = float("nan")
-    log_xi: float = float("nan")
-    delta_pac: float = 0.0
-    delta_risk: float = 0.0
-    evaluation: int = 0
-    epsilon: float = float("nan")
-    tau: float = float("nan")
-    mean_scale: float = 1.0
-    rank: int = 0
-    prior: str = ""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
+from importlib.metadata import version
 
 import torch
+from torch import Tensor
 
 from lightning_sloppy.bounds.drawing import Evidence, draw_and_judge
 from lightning_sloppy.bounds.pac_bayes import PAC_SHARE, RISK_SHARE, PairBound, pair_bound, scheduled_delta
-from lightning_sloppy.bounds.relative_entropy import log_xi
+from lightning_sloppy.bounds.relative_entropy import kl_inverse, log_xi
+from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.records import Certificate
 
 _CLAMPED = "The right side of the inequality was negative and was taken as 0."
 _SHRUNK = "The posterior mean is moreover scaled by tau lambda / (tau lambda + epsilon) in each direction."
@@ -65,6 +68,18 @@ def certify(
         bound = pair_bound(
             drawn.rate, drawn.log_ratio, n=evidence.n, delta_pac=delta_pac, delta_risk=delta_risk, subsample=subsample
         )
+    weakest = (
+        ""
+        if reasons
+        else weakest_term(
+            rate=drawn.rate,
+            risk_upper=bound.risk_upper,
+            budget=bound.budget,
+            displacement=drawn.displacement,
+            covariance=drawn.covariance,
+            n=evidence.n,
+        )
+    )
     remarks = [sentence for sentence, said in ((_CLAMPED, bound.clamped), (_SHRUNK, drawn.choice.shrink)) if said]
     return Certificate(
         kind="pac_bayes_pair",
@@ -90,5 +105,46 @@ def certify(
         tau=drawn.choice.tau(evidence.n),
         mean_scale=drawn.choice.mean_scale,
         rank=drawn.rank,
+        posterior="low_rank" if drawn.rank else "isotropic",
+        weakest=weakest,
         prior=prior,
+        prior_hash=weights_hash(evidence.prior_mean),
+        software=software(),
     )
+
+
+def weakest_term(
+    *, rate: float, risk_upper: float, budget: float, displacement: float, covariance: float, n: int
+) -> str:
+    """Which term a bound would fall most without: "risk", "subsample", "displacement", "covariance" or "sample".
+
+    Args:
+        rate: Error rate seen.
+        risk_upper: The same after paying for the subsample.
+        budget: Nats for each example inside the inverted kl.
+        displacement: KL of the mean, nats.
+        covariance: KL of the covariance, nats.
+        n: Examples.
+
+    >>> weakest_term(rate=0.0, risk_upper=0.0, budget=0.1, displacement=90.0, covariance=5.0, n=1000)
+    'displacement'
+    """
+    without = {
+        "risk": kl_inverse(0.0, budget),
+        "subsample": kl_inverse(rate, budget),
+        "displacement": kl_inverse(risk_upper, max(budget - displacement / n, 0.0)),
+        "covariance": kl_inverse(risk_upper, max(budget - covariance / n, 0.0)),
+        "sample": kl_inverse(risk_upper, min(budget, (displacement + covariance) / n)),
+    }
+    return min(without, key=lambda name: without[name])
+
+
+def weights_hash(weights: Tensor) -> str:
+    """SHA-256 of flat weights as little-endian float32."""
+    plain = weights.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4")
+    return hashlib.sha256(plain.tobytes()).hexdigest()
+
+
+def software() -> str:
+    """Versions of this package and of torch."""
+    return f"lightning-sloppy {version('lightning-sloppy')}, torch {torch.__version__}"

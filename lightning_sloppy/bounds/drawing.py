@@ -12,12 +12,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.gaussian import draw_pair, kl_parts, log_density_ratio
+from lightning_sloppy.bounds.gaussian import Gaussian, draw_pair, kl_parts, log_density_ratio
 from lightning_sloppy.bounds.mixture import PRIOR_GRID, mixture_log_ratio
 from lightning_sloppy.bounds.posterior import posterior_family
 from lightning_sloppy.bounds.relative_entropy import log_xi
 from lightning_sloppy.bounds.selection import Choice, Risk, member, select_posterior
 from lightning_sloppy.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Two opposite draws, and what they did.
+
+    Attributes:
+        networks: Their weights, in the type in which they were evaluated.
+        log_ratios: ln dQ/dP of each to the mixture prior, nats.
+        rates: Error rate of each.
+        looked_at: Examples behind the two rates together.
+        exact: Whether each network saw all n examples.
+    """
+
+    networks: tuple[Tensor, Tensor]
+    log_ratios: tuple[float, float]
+    rates: tuple[float, float]
+    looked_at: int
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -132,19 +151,60 @@ def draw_and_judge(evidence: Evidence, *, delta_pac: float, generator: torch.Gen
         pilot_samples=evidence.pilot_samples,
     )
     posterior = member(family, choice, n)
-    pair = draw_pair(posterior, generator, dtype=dtype)
-    ratios = [mixture_log_ratio(log_density_ratio(posterior, family.prior_mean, PRIOR_GRID, drawn)) for drawn in pair]
-    exact = n <= evidence.risk_samples
-    each = n if exact else evidence.risk_samples // 2
-    errors = sum(evidence.mistakes(drawn, _subsample(n, each, generator)) for drawn in pair)
+    judged = judge_pair(
+        posterior,
+        family.prior_mean,
+        evidence.mistakes,
+        n=n,
+        generator=generator,
+        dtype=dtype,
+        samples=evidence.risk_samples,
+    )
     displacement, covariance = kl_parts(posterior, family.prior_mean, choice.epsilon)
     return Drawn(
         choice=choice,
         rank=posterior.rank,
         displacement=displacement,
         covariance=covariance,
-        log_ratio=sum(ratios) / len(ratios),
-        rate=errors / (2 * each),
+        log_ratio=sum(judged.log_ratios) / 2,
+        rate=sum(judged.rates) / 2,
+        looked_at=judged.looked_at,
+        exact=judged.exact,
+    )
+
+
+def judge_pair(
+    posterior: Gaussian,
+    prior_mean: Tensor,
+    risk: Risk,
+    *,
+    n: int,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    samples: int,
+) -> Judged:
+    """Draw a pair from a posterior that is chosen, and count its mistakes on examples drawn after it.
+
+    Args:
+        posterior: Q.
+        prior_mean: w0, shape (p,).
+        risk: Counts mistakes.
+        n: Examples.
+        generator: A stream that nothing has looked at.
+        dtype: Type in which the networks are evaluated.
+        samples: Examples looked at, half of them for each network; where n is no larger, both see all n.
+    """
+    first, second = draw_pair(posterior, generator, dtype=dtype)
+    exact = n <= samples
+    each = n if exact else samples // 2
+    ratios = [
+        mixture_log_ratio(log_density_ratio(posterior, prior_mean, PRIOR_GRID, drawn)) for drawn in (first, second)
+    ]
+    rates = [risk(drawn, _subsample(n, each, generator)) / each for drawn in (first, second)]
+    return Judged(
+        networks=(first, second),
+        log_ratios=(ratios[0], ratios[1]),
+        rates=(rates[0], rates[1]),
         looked_at=n if exact else 2 * each,
         exact=exact,
     )

@@ -8,8 +8,8 @@ from scipy.special import betainccinv
 
 from lightning_sloppy.bounds.events import mean_upper, require_probability
 from lightning_sloppy.bounds.pac_bayes import HOLD_OUT_SHARE, scheduled_delta
+from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.records import Certificate
 
 
 def hold_out_bound(errors: int, n: int, delta: float) -> float:

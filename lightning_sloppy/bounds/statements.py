@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lightning_sloppy.records import Certificate
+from lightning_sloppy.certificate import Certificate
 
 CONDITIONS = (
     "The training examples are independent draws from the distribution that the bound speaks of.",
@@ -13,6 +13,11 @@ CONDITIONS = (
     "resumed from one checkpoint that is true for each, not for the best of them.",
 )
 STATEMENTS = {"initialisation": "the weights at the start of training do not depend on the training examples."}
+FINAL_STATEMENTS = {
+    **STATEMENTS,
+    "split": "the prior's mean was trained on other examples, and nothing in its training or choice depends on the "
+    "certifying ones.",
+}
 HOLD_OUT_CONDITION = "The validation examples were not used to train or to steer the training."
 
 

@@ -64,6 +64,16 @@ class SloppyCallback(Callback, ABC):
         """What the closing summary should say about how the training ended; usually nothing."""
         return []
 
+    def after_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called once at the end of the training, when every callback of the fit has made its last measurement."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last callback of the fit lets all do what comes after the last measurements."""
+        family = peers(trainer)
+        if family and self.parts[-1] is family[-1]:
+            for peer in family:
+                peer.after_training(trainer, pl_module)
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say the summary once, after every callback has made its last measurement."""
         if stage == "fit":
@@ -80,8 +90,8 @@ class MeasurementSubscriber(SloppyCallback):
     needs_eigenvectors: ClassVar[bool] = False
 
     @abstractmethod
-    def listens_to(self, callback: MeasuringCallback) -> bool:
-        """Whether this callback wants to hear of ``callback``'s measurements."""
+    def listens_to(self, callback: MeasuringCallback, trainer: Trainer) -> bool:
+        """Whether this callback wants to hear of ``callback``'s measurements in this fit."""
 
     @abstractmethod
     def on_measurement(self, trainer: Trainer, pl_module: LightningModule, measurement: Measurement) -> None:
@@ -139,7 +149,11 @@ class MeasuringCallback(SloppyCallback):
 
     def subscribers(self, trainer: Trainer) -> list[MeasurementSubscriber]:
         """Who wants to hear of these measurements."""
-        return [peer for peer in peers(trainer) if isinstance(peer, MeasurementSubscriber) and peer.listens_to(self)]
+        return [
+            peer
+            for peer in peers(trainer)
+            if isinstance(peer, MeasurementSubscriber) and peer.listens_to(self, trainer)
+        ]
 
     def take(self, trainer: Trainer, pl_module: LightningModule, *, step: int) -> None:
         """Measure, publish under the x-value ``step``, tell the subscribers."""

@@ -100,7 +100,7 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         self._dim = None
         self._judged_at = None
 
-    def listens_to(self, callback: MeasuringCallback) -> bool:
+    def listens_to(self, callback: MeasuringCallback, trainer: Trainer) -> bool:
         """The callback that publishes the monitor."""
         return callback.group == MONITORS[self.monitor][0]
 
@@ -110,7 +110,8 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         A resumed run first measures the weights that the run before it has judged already: that is no new measurement.
         """
         done = next(
-            (p.measured_at for p in peers(trainer) if isinstance(p, ScheduledCallback) and self.listens_to(p)), None
+            (p.measured_at for p in peers(trainer) if isinstance(p, ScheduledCallback) and self.listens_to(p, trainer)),
+            None,
         )
         if done is not None and done == self._judged_at:
             return

@@ -112,7 +112,9 @@ class FisherSpectrum(ScaledCallback):
                 choice.objective,
                 batches,
                 fisher=Fisher(self.kind, seed=self.seed),
-                solve=Solve(k=10),
+                solve=Solve(
+                    k=10, eigenvectors=any(listener.needs_eigenvectors for listener in self.subscribers(trainer))
+                ),
                 ranks=context.ranks,
                 rng=generator(self.seed),
             )

@@ -116,9 +116,9 @@ class SloppyMonitor(SloppyCallback):
 
     Args:
         input: Eigenspectrum of the training inputs at train start.
-        hessian: Spectrum of the Hessian; null switches the bound off as well.
+        hessian: Spectrum of the Hessian.
         fisher: Spectrum of the Fisher information.
-        bound: PAC-Bayes bound at every Hessian measurement; without ``hessian`` there is none.
+        bound: PAC-Bayes bound at every Hessian measurement, without ``hessian`` at every Fisher measurement.
         early_stopping: Stop on the plateau of the effective dimension; off by default.
         epsilon: Prior precision behind every effective dimension; null: p / ||w0||^2.
         objective: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
@@ -196,7 +196,7 @@ class SloppyMonitor(SloppyCallback):
             self._parts["hessian"] = HessianSpectrum(**asdict(hessian), **curvature)
         if fisher is not None:
             self._parts["fisher"] = FisherSpectrum(**asdict(fisher), **curvature)
-        if bound is not None and hessian is not None:
+        if bound is not None and (hessian is not None or fisher is not None):
             self._parts["bound"] = PACBayesBound(**asdict(bound), seed=seed, strict=strict)
         if early_stopping is not None:
             self._parts["early_stopping"] = EffectiveDimensionEarlyStopping(**asdict(early_stopping))

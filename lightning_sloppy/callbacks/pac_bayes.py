@@ -1,17 +1,19 @@
-"""A valid PAC-Bayes bound at every Hessian measurement, or the reasons why there is none."""
+"""A valid PAC-Bayes bound at every Hessian or Fisher measurement, or the reasons why there is none."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_sloppy.bounds import Evidence, certify
+from lightning_sloppy.bounds.estimates import bound_estimates, spent_delta
 from lightning_sloppy.bounds.statements import CONDITIONS, STATEMENTS, no_bound
 from lightning_sloppy.callbacks.base import MeasurementSubscriber, MeasuringCallback, peers
+from lightning_sloppy.callbacks.fisher_spectrum import FisherSpectrum
 from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
+from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.linalg.vectors import generator
@@ -21,7 +23,7 @@ from lightning_sloppy.probing.error_counts import ErrorCounter
 from lightning_sloppy.probing.hold_out import HoldOut
 from lightning_sloppy.probing.objective import ObjectiveChoice
 from lightning_sloppy.probing.samples import SampleSource
-from lightning_sloppy.records import Certificate, Cost, Estimate, Measurement, Spectrum, Status
+from lightning_sloppy.records import Cost, Estimate, Measurement, Spectrum, Status
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -31,12 +33,13 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
     """Certify, from the training data alone, the true 0-1 error of two networks drawn around the model.
 
     Prior ``N(w0, 1/epsilon)`` with w0 the weights before the first step and a fixed grid of epsilon as mixture;
-    posterior a low-rank Gaussian from the latest Hessian spectrum, its scale and mean chosen by a pilot; the bound is
+    posterior a low-rank Gaussian from the latest spectrum, its scale and mean chosen by a pilot; the bound is
     that of an antithetic pair of draws, with the mean of ``ln dQ/dP`` divided by all n training examples and the risk
     on a fresh subsample (Rivasplata et al. 2020, theorem 1; Viallard et al. 2024). Of delta, 0.6 is spent on the
     PAC-Bayes event, 0.2 on the subsampled risk and 0.2 on the hold-out bound of the validation set.
 
-    It rides on the measurements of a :class:`HessianSpectrum` in the same Trainer.
+    It rides on the measurements of a :class:`HessianSpectrum` in the same Trainer, without one on those of a
+    :class:`FisherSpectrum`, and adds no product to them.
 
     Args:
         delta: Failure probability of everything that this run calls a bound.
@@ -47,7 +50,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         strict: Raise errors instead of warning.
 
     Raises:
-        ConfigurationError: For delta outside (0, 1), or without a HessianSpectrum in the Trainer.
+        ConfigurationError: For delta outside (0, 1), or without a spectrum in the Trainer.
 
     Example:
         >>> PACBayesBound(delta=0.05).delta
@@ -93,29 +96,29 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         self._last_step: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that there is a Hessian to ride on."""
+        """Check that there is a spectrum to ride on."""
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         self._forget()
-        if not any(isinstance(peer, HessianSpectrum) for peer in peers(trainer)):
+        if _ridden(trainer) is None:
             raise ConfigurationError(
-                "PACBayesBound builds its posterior from the Hessian, but no HessianSpectrum is among the callbacks; "
-                "add HessianSpectrum() to the Trainer's callbacks."
+                "PACBayesBound builds its posterior from the Hessian or the Fisher matrix, but neither HessianSpectrum "
+                "nor FisherSpectrum is among the callbacks; add HessianSpectrum() to the Trainer's callbacks."
             )
 
-    def listens_to(self, callback: MeasuringCallback) -> bool:
-        """The Hessian's measurements."""
-        return isinstance(callback, HessianSpectrum)
+    def listens_to(self, callback: MeasuringCallback, trainer: Trainer) -> bool:
+        """The Hessian's measurements, else the Fisher matrix's."""
+        return callback is _ridden(trainer)
 
     def on_measurement(self, trainer: Trainer, pl_module: LightningModule, measurement: Measurement) -> None:
-        """Evaluate the bound at the step of the Hessian measurement, once for each step.
+        """Evaluate the bound at the step of the measurement, once for each step.
 
         A resumed run begins with a measurement that the run before may have had, or would not have had: it gets no
         share of delta, so that evaluations are numbered as in a run that was never cut.
         """
-        hessian = next(peer for peer in peers(trainer) if isinstance(peer, HessianSpectrum))
-        if self._resumed and hessian.measured_at == measurement.step:
+        ridden = _ridden(trainer)
+        if self._resumed and ridden is not None and ridden.measured_at == measurement.step:
             return
         if measurement.step == self._last_step or measurement.spectrum is None or not measurement.status.ok:
             return
@@ -135,8 +138,8 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         elif not self._begun and self._prior_mean is not None and torch.equal(self._prior_mean, context.start):
             self._prior_mean = context.start  # one tensor for all, in memory and in the next checkpoint
         self._begun = True
-        hessian = next(peer for peer in peers(trainer) if isinstance(peer, HessianSpectrum))
-        choice = context.objective(trainer, hessian.objective)
+        ridden = _ridden(trainer)
+        choice = context.objective(trainer, None if ridden is None else ridden.objective)
         if not context.indexable(trainer):
             certificate = no_bound(
                 context.train_size(trainer) or 0,
@@ -159,10 +162,10 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             self._data_reasons = validity.data_reasons(trainer, context, source)
         reasons = [*validity.module_reasons(context, self._prior_mean), *self._data_reasons]
         if not reasons:
-            self._evaluation += 1
+            self.count_evaluation()
         if self._measurable(context):
             certificate = self._certificate(trainer, context, source, choice, reasons)
-            estimates = _estimates(certificate)
+            estimates = bound_estimates(certificate)
         else:
             certificate, estimates = no_bound(len(source), self.delta, *reasons), {}
         held_out = None
@@ -172,7 +175,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             estimates["hold_out"] = Estimate(held_out.value)
             estimates["hold_out_error"] = Estimate(held_out.empirical_risk)
         if certificate.valid or held_out is not None:
-            estimates["delta_spent"] = Estimate(self._spent())
+            estimates["delta_spent"] = Estimate(spent_delta(self.delta, self._evaluation, self._hold_out.evaluation))
         return self._measurement(trainer, choice, step, certificate, estimates)
 
     def _measurable(self, context: FitContext) -> bool:
@@ -244,13 +247,10 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             prior=STATEMENTS[self.prior],
         )
 
-    def _spent(self) -> float:
-        """Failure probability spent so far: 0.8 of delta on the pairs, 0.2 on the hold-out bounds."""
-        pairs, held_out = (
-            6 / math.pi**2 * sum(1 / t**2 for t in range(1, count + 1))
-            for count in (self._evaluation, self._hold_out.evaluation)
-        )
-        return self.delta * (0.8 * pairs + 0.2 * held_out)
+    def count_evaluation(self) -> int:
+        """Take the next number of the run's schedule, for a certificate beside the curve."""
+        self._evaluation += 1
+        return self._evaluation
 
     def settings(self) -> dict[str, Any]:
         """Failure probability, statement about the prior, examples to judge on."""
@@ -276,20 +276,10 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         self._hold_out.load(state_dict)
 
 
-def _estimates(certificate: Certificate) -> dict[str, Estimate]:
-    found = {
-        "gibbs_error": certificate.empirical_risk,
-        "log_ratio": certificate.log_ratio,
-        "kl_displacement": certificate.kl_displacement,
-        "kl_covariance": certificate.kl_covariance,
-        "epsilon": certificate.epsilon,
-        "tau": certificate.tau,
-        "mean_scale": certificate.mean_scale,
-    }
-    if certificate.valid:
-        found |= {
-            "pac_bayes": certificate.value,
-            "risk_upper": certificate.risk_upper,
-            "evaluation": float(certificate.evaluation),
-        }
-    return {name: Estimate(value) for name, value in found.items()}
+def _ridden(trainer: Trainer) -> HessianSpectrum | FisherSpectrum | None:
+    """Whose measurements the bound follows."""
+    for kind in (HessianSpectrum, FisherSpectrum):
+        for peer in peers(trainer):
+            if isinstance(peer, kind):
+                return peer
+    return None

@@ -143,6 +143,7 @@ class ScheduledCallback(MeasuringCallback):
             self._waiting = False
             self._tells_share = not any((peer._measured_at or 0) < done for peer in self._behind(trainer))
             self.take(trainer, pl_module, step=done - 1)
+        super().on_train_end(trainer, pl_module)
 
     def due(self, trainer: Trainer) -> bool:
         """Whether the schedule wants a measurement behind the batch that just ended."""

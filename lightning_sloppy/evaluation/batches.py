@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.nests import map_tensors, tensors_of
+from lightning_sloppy.evaluation.nests import map_tensors, tensors_of, with_tensors
 
 Batch = tuple[Any, Any]
 """Inputs and targets: tensors, or nests of tensors that the module and the loss accept."""
@@ -92,6 +92,28 @@ def picked(batch: Batch, places: Tensor) -> Batch:
         return leaf[places.to(leaf.device)] if leaf.shape[:1] == (count,) else leaf
 
     return map_batch(pick, batch)
+
+
+def joined(batches: list[Batch]) -> Batch | None:
+    """All samples as one batch; None when some tensor has no row for each sample, or the batches are of several shapes.
+
+    >>> joined([(torch.zeros(2, 3), torch.zeros(2)), (torch.zeros(1, 3), torch.zeros(1))])[0].shape
+    torch.Size([3, 3])
+    """
+    columns = [tensors_of(batch[0] if is_whole(batch) else batch) for batch in batches]
+    alike = {tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves) for leaves in columns}
+    rows = all(
+        leaf.shape[:1] == (sample_count(batch),)
+        for batch, leaves in zip(batches, columns, strict=True)
+        for leaf in leaves
+    )
+    if len(alike) != 1 or not rows:
+        return None
+    merged = [torch.cat(parts) for parts in zip(*columns, strict=True)]
+    if is_whole(batches[0]):
+        nest = with_tensors(batches[0][0], merged)
+        return nest, nest
+    return with_tensors(batches[0], merged)
 
 
 def collected(batches: Iterable[Any]) -> list[Batch]:

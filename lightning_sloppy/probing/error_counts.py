@@ -1,4 +1,4 @@
-"""Counting the mistakes of a network with given weights on given samples: the 0-1 loss of a certificate."""
+"""The networks of a certificate at work: mistakes of given weights on given samples, and the loss they learn from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_sloppy.evaluation.batches import Batch, private, rows_of
+from lightning_sloppy.evaluation.batches import Batch, joined, picked, private
 from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.probing.context import FitContext
@@ -28,7 +28,7 @@ class ErrorCounter:
         trainer: The running Trainer; its transfer hooks apply to the samples.
         context: The fit.
         source: Where the samples come from.
-        objective: Gives the outputs; class scores, (N, C).
+        objective: Gives outputs and loss; class scores, (N, C).
     """
 
     def __init__(self, trainer: Trainer, context: FitContext, source: SampleSource, objective: Objective) -> None:
@@ -36,12 +36,12 @@ class ErrorCounter:
         self._context = context
         self._source = source
         self._objective = objective
-        self._held: list[Batch] | None = None
+        self._held: Batch | None = None
         first = context.read(trainer, source, torch.arange(1), 1)[0]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(first))
         if size * len(source) <= CACHE_BYTES:
             everything = context.read(trainer, source, torch.arange(len(source)), READ_CHUNK)
-            self._held = objective.prepare(everything)
+            self._held = joined(objective.prepare(everything))
 
     def __call__(self, weights: Tensor, indices: Tensor) -> int:
         """Mistakes of the network with these flat weights, shape (p,)."""
@@ -50,10 +50,22 @@ class ErrorCounter:
         with torch.no_grad(), self._source.untouched():
             for batch in self._batches(indices):
                 inputs, targets = private(batch)
-                outputs = self._objective.outputs(table, inputs)
-                # A score that is not a number is a mistake, whatever argmax makes of it.
-                wrong += ((outputs.argmax(1) != targets) | ~torch.isfinite(outputs).all(1)).sum()
+                wrong += _mistakes(self._objective.outputs(table, inputs), targets)
         return int(wrong)
+
+    def surrogate(self, weights: Tensor, indices: Tensor) -> tuple[Tensor, int]:
+        """Mean loss on these samples with a graph to the weights, and the mistakes, of one forward."""
+        assert self._objective.loss_fn is not None
+        table = self._context.layout.table(weights.to(self._objective.device, self._objective.dtype))
+        loss = torch.zeros((), dtype=self._objective.dtype, device=self._objective.device)
+        wrong = 0
+        with self._source.untouched():
+            for batch in self._batches(indices):
+                inputs, targets = private(batch)
+                outputs = self._objective.outputs(table, inputs)
+                loss = loss + self._objective.loss_fn(outputs, targets) * (len(targets) / len(indices))
+                wrong += int(_mistakes(outputs.detach(), targets))
+        return loss, wrong
 
     def _batches(self, indices: Tensor) -> Iterator[Batch]:
         if self._held is None:
@@ -61,10 +73,11 @@ class ErrorCounter:
             for part in torch.split(indices, self._source.batch_size):
                 read = self._context.read_once(self._trainer, self._source, part, len(part))
                 yield from self._objective.prepare(read)
-        elif len(indices) == len(self._source):
-            yield from self._held
         else:
-            # Chunks were read in order, so the sample i lies in chunk i // READ_CHUNK.
-            for number in torch.unique(indices // READ_CHUNK).tolist():
-                inside = indices[indices // READ_CHUNK == number] - number * READ_CHUNK
-                yield rows_of(self._held[number], inside)
+            for part in torch.split(indices, READ_CHUNK):
+                yield picked(self._held, part)
+
+
+def _mistakes(outputs: Tensor, targets: Tensor) -> Tensor:
+    # A score that is not a number is a mistake, whatever argmax makes of it.
+    return ((outputs.argmax(1) != targets) | ~torch.isfinite(outputs).all(1)).sum()

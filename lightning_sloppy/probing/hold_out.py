@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_sloppy.bounds import hold_out_certificate
 from lightning_sloppy.bounds.statements import HOLD_OUT_CONDITION
+from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.probing import trainer_internals, validity
@@ -13,7 +14,6 @@ from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.digests import sample_digests
 from lightning_sloppy.probing.error_counts import ErrorCounter
 from lightning_sloppy.probing.samples import SampleSource, probe_indices
-from lightning_sloppy.records import Certificate
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_sloppy.certificate import Reason
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.preserve import random_streams
 from lightning_sloppy.probing.context import FitContext
+from lightning_sloppy.probing.digests import SampleDigests, sample_digests
 from lightning_sloppy.probing.samples import SampleSource, probe_indices
 
 if TYPE_CHECKING:
@@ -24,26 +26,63 @@ TWICE = 16
 
 def data_reasons(trainer: Trainer, context: FitContext, source: SampleSource) -> list[str]:
     """Why error counts on these samples cannot feed a bound: random reads, repeated samples."""
-    reasons = []
+    reasons: list[str] = []
     if reads_differ(trainer, context, source):
-        reasons.append(
-            "Two reads of the same sample differ (augmentation), so the n examples are not fixed; give the training "
-            "data without random transforms, for instance by augmenting in training_step."
-        )
+        reasons.append(_random_reads())
     repeated = source.repeated_indices()
     if repeated:
         reasons.append(
-            f"{repeated:,} of the {len(source):,} training samples are repeated by index, so they are not independent "
-            "draws; use every sample once."
+            Reason(
+                f"{repeated:,} of the {len(source):,} training samples are repeated by index, so they are not "
+                "independent draws; use every sample once.",
+                flag="duplicated_examples",
+            )
         )
     elif not reasons:
         digests = context.training_digests(trainer)
         if digests.copies:
-            reasons.append(
-                f"{digests.copies:,} of {digests.looked_at:,} training samples are exact copies of others, so they are "
-                "not independent draws; remove duplicates before splitting and training."
-            )
+            reasons.append(_copies(digests))
     return reasons
+
+
+def split_reasons(trainer: Trainer, context: FitContext, certifying: SampleSource) -> list[str]:
+    """The same for a prior trained on other samples: its buffers may be functions of those, as its weights are.
+
+    Args:
+        trainer: The Trainer.
+        context: Of the fit.
+        certifying: Samples that certify.
+    """
+    reasons: list[str] = []
+    if reads_differ(trainer, context, certifying):
+        reasons.append(_random_reads())
+    digests = sample_digests(certifying)
+    if digests.copies:
+        reasons.append(_copies(digests))
+    shared = len(digests.distinct & context.training_digests(trainer).distinct)
+    if shared:
+        reasons.append(
+            Reason(
+                f"{shared:,} of the certifying samples are training samples as well, so the prior depends on them; "
+                "remove duplicates before the split.",
+                flag="prior_depends_on_sample",
+            )
+        )
+    if context.layout != ParameterLayout.of(context.module):
+        reasons.append(_changed_parameters())
+    return [*reasons, *_low_precision(context)]
+
+
+def _changed_parameters() -> Reason:
+    return Reason(
+        "The set of trainable parameters changed during the fit; keep it fixed from the start.",
+        flag="parameters_changed",
+    )
+
+
+def sample_fingerprint(source: SampleSource) -> str:
+    """One hash for all samples, whatever their order."""
+    return sample_digests(source).fingerprint
 
 
 def reads_differ(trainer: Trainer, context: FitContext, source: SampleSource) -> bool:
@@ -60,39 +99,74 @@ def reads_differ(trainer: Trainer, context: FitContext, source: SampleSource) ->
 
 def module_reasons(context: FitContext, prior_mean: Tensor | None) -> list[str]:
     """Why the weights or buffers of the module forbid a PAC-Bayes bound at this moment."""
-    reasons = []
+    reasons: list[str] = []
     if prior_mean is None:
         reasons.append(
-            "The weights were trained before this fit (or hold gradients of a tuner) and the callback's state with the "
-            "initial weights is missing; start from fresh weights, or resume from a checkpoint with this callback."
+            Reason(
+                "The weights were trained before this fit (or hold gradients of a tuner) and the callback's state with "
+                "the initial weights is missing; start from fresh weights, or resume from a checkpoint with this "
+                "callback.",
+                flag="prior_depends_on_sample",
+            )
         )
     elif len(prior_mean) != context.layout.dim:
         reasons.append(
-            f"The checkpoint holds {len(prior_mean):,} initial weights, but the module has {context.layout.dim:,} "
-            "trainable parameters; resume with the same model."
+            Reason(
+                f"The checkpoint holds {len(prior_mean):,} initial weights, but the module has {context.layout.dim:,} "
+                "trainable parameters; resume with the same model.",
+                flag="other_architecture",
+            )
         )
     if context.layout != ParameterLayout.of(context.module):
-        reasons.append("The set of trainable parameters changed during the fit; keep it fixed from the start.")
+        reasons.append(_changed_parameters())
     names = batch_statistics(context)
     if names:
         reasons.append(
-            f"Batch statistics of the training data are kept by {len(names)} of the layers (first: {names[0]}), and "
-            "the prior does not cover them; use GroupNorm or LayerNorm, or keep them in eval mode from the start."
+            Reason(
+                f"Batch statistics of the training data are kept by {len(names)} of the layers (first: {names[0]}), "
+                "and the prior does not cover them; use GroupNorm or LayerNorm, or keep them in eval mode from the "
+                "start.",
+                flag="buffers_depend_on_sample",
+            )
         )
     moved = changed_buffers(context.module, context.start_buffers)
     moved = [name for name in moved if name.rpartition(".")[0] not in set(names)]
     if moved:
         reasons.append(
-            f"Buffers changed during training (first: {moved[0]}): they depend on the data, and the prior does not "
-            "cover them; make them parameters or constants."
+            Reason(
+                f"Buffers changed during training (first: {moved[0]}): they depend on the data, and the prior does not "
+                "cover them; make them parameters or constants.",
+                flag="buffers_depend_on_sample",
+            )
         )
+    return [*reasons, *_low_precision(context)]
+
+
+def _low_precision(context: FitContext) -> list[str]:
     low = [p.dtype for p in context.module.parameters() if p.dtype in (torch.float16, torch.bfloat16)]
-    if low:
-        reasons.append(
-            f"Weights in {str(low[0]).removeprefix('torch.')} round away the noise of the posterior; keep the "
-            "parameters in float32 (mixed precision does)."
-        )
-    return reasons
+    sentence = (
+        f"Weights in {str(low[0]).removeprefix('torch.')} round away the noise of the posterior; keep the parameters "
+        "in float32 (mixed precision does)."
+        if low
+        else ""
+    )
+    return [Reason(sentence, flag="low_precision")] if low else []
+
+
+def _random_reads() -> Reason:
+    return Reason(
+        "Two reads of the same sample differ (augmentation), so the n examples are not fixed; give the training data "
+        "without random transforms, for instance by augmenting in training_step.",
+        flag="augmentation_in_certification",
+    )
+
+
+def _copies(digests: SampleDigests) -> Reason:
+    return Reason(
+        f"{digests.copies:,} of {digests.looked_at:,} training samples are exact copies of others, so they are not "
+        "independent draws; remove duplicates before splitting and training.",
+        flag="duplicated_examples",
+    )
 
 
 def batch_statistics(context: FitContext) -> list[str]:

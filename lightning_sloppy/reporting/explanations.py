@@ -147,6 +147,16 @@ BOUND = {
     "hold_out_error": "Error rate of the model on the hold-out samples, before the bound is paid for.",
 }
 
+CERTIFICATE = {
+    "pair": "Final bound on the true error of picking one of the two drawn networks at random, after the posterior was "
+    "optimised; the networks and the certificate are files beside the run.",
+    "single": "The same for the first of the two networks: one that can be deployed.",
+    "gibbs_error": "Error rate of the drawn pair on all certifying examples.",
+    "log_ratio": "ln dQ/dP of the drawn weights to the mixture prior, in nats, mean of the pair: divided by n.",
+    "kl_displacement": "epsilon/2 ||mu - w0||^2, nats: what the distance from the prior's mean costs.",
+    "kl_covariance": "Rest of the KL divergence, nats: what being sure about the weights costs.",
+}
+
 _PEAK = (
     "Highest memory of the process so far, when {} ended: torch's allocator on CUDA, resident memory elsewhere. A step "
     "up means that it, or the training before it, needed more than ever before."
@@ -157,6 +167,8 @@ COST = {
     "seconds_hessian": "Wall-clock seconds of one Hessian measurement. Lower `k`, `probes` or `num_samples`, or "
     "measure less often.",
     "seconds_fisher": "Wall-clock seconds of one Fisher measurement. It grows with the square of `num_samples`.",
+    "seconds_certificate": "Wall-clock seconds of learning and judging the final posterior; `learning.seconds` limits "
+    "them.",
     "seconds_bound": "Wall-clock seconds of one evaluation of the bound.",
     "products_hessian": "Matrix-vector products of one Hessian measurement, the Gauss-Newton ones included. A rise at "
     "constant settings means that the spectrum has become harder.",

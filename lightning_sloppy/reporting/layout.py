@@ -75,6 +75,9 @@ _CHARTS: Mapping[str, Mapping[str, tuple[str, str, tuple[str, ...]]]] = {
         "Bounds and errors": ("Multiline", "bound", ("pac_bayes", "hold_out", "gibbs_error", "hold_out_error")),
         "Complexity (nats)": ("Multiline", "bound", ("log_ratio", "kl_displacement", "kl_covariance")),
     },
+    "Sloppy: certificate": {
+        "Final bounds and error": ("Multiline", "certificate", ("pair", "single", "gibbs_error")),
+    },
     "Sloppy: cost": {
         "Seconds": (
             "Multiline",

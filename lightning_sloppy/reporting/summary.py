@@ -11,7 +11,8 @@ import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from lightning_sloppy.records import Certificate, Estimate, Measurement, Status
+from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.records import Estimate, Measurement, Status
 
 WIDTH = 100
 

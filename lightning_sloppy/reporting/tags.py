@@ -14,9 +14,9 @@ from types import MappingProxyType
 
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.records import Estimate, Measurement, Status
-from lightning_sloppy.reporting.explanations import BOUND, COST, FISHER, HESSIAN, INPUT
+from lightning_sloppy.reporting.explanations import BOUND, CERTIFICATE, COST, FISHER, HESSIAN, INPUT
 
-GROUPS = ("input", "hessian", "fisher", "bound", "cost")
+GROUPS = ("input", "hessian", "fisher", "bound", "certificate", "cost")
 
 QUANTITIES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
@@ -24,6 +24,7 @@ QUANTITIES: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "hessian": MappingProxyType(HESSIAN),
         "fisher": MappingProxyType(FISHER),
         "bound": MappingProxyType(BOUND),
+        "certificate": MappingProxyType(CERTIFICATE),
         "cost": MappingProxyType(COST),
     }
 )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import pytest
 import torch
+from softmax import CLASSES, TRAIN, Problem, softmax_problem
 from torch import Tensor
 
 from lightning_sloppy.bounds import Evidence, certify, kl_inverse
@@ -16,59 +17,8 @@ from lightning_sloppy.bounds.mixture import PRIOR_GRID
 from lightning_sloppy.bounds.posterior import posterior_family
 from lightning_sloppy.bounds.relative_entropy import log_xi
 from lightning_sloppy.bounds.selection import TAU_GRID, select_posterior
+from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.records import Certificate
-
-FEATURES, CLASSES, TRAIN, TEST = 5, 3, 2000, 40_000
-
-
-@dataclass(frozen=True)
-class Problem:
-    inputs: Tensor
-    labels: Tensor
-    test_inputs: Tensor
-    test_labels: Tensor
-    weights: Tensor
-    eigenvalues: Tensor
-    eigenvectors: Tensor
-    trace: float
-
-    def risk(self, flat: Tensor, indices: Tensor) -> int:
-        scores = self.inputs[indices] @ flat.view(FEATURES, CLASSES)
-        return int((scores.argmax(1) != self.labels[indices]).sum())
-
-    def true_error(self, flat: Tensor) -> float:
-        scores = self.test_inputs @ flat.view(FEATURES, CLASSES)
-        return float((scores.argmax(1) != self.test_labels).double().mean())
-
-
-def softmax_problem(random_labels: bool) -> Problem:
-    generator = torch.Generator().manual_seed(0)
-    teacher = torch.randn(FEATURES, CLASSES, generator=generator)
-    inputs = torch.randn(TRAIN + TEST, FEATURES, generator=generator)
-    labels = (inputs @ teacher + 0.3 * torch.randn(TRAIN + TEST, CLASSES, generator=generator)).argmax(1)
-    if random_labels:
-        labels = torch.randint(CLASSES, labels.shape, generator=generator)
-    train_inputs, train_labels = inputs[:TRAIN], labels[:TRAIN]
-
-    def loss(flat: Tensor) -> Tensor:
-        return torch.nn.functional.cross_entropy(train_inputs @ flat.view(FEATURES, CLASSES), train_labels)
-
-    weights = torch.zeros(FEATURES * CLASSES)
-    for _ in range(150):
-        weights = (weights - torch.autograd.functional.jacobian(loss, weights)).detach()
-    values, vectors = torch.linalg.eigh(torch.autograd.functional.hessian(loss, weights))
-    values, vectors = values.flip(0), vectors.flip(1)
-    return Problem(
-        train_inputs,
-        train_labels,
-        inputs[TRAIN:],
-        labels[TRAIN:],
-        weights,
-        values[:4],
-        vectors[:, :4],
-        float(values.sum()),
-    )
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from lightning_sloppy.bounds.families import DiagonalGaussian, JoinedGaussian, K
 from lightning_sloppy.bounds.gaussian import Gaussian, draw_pair, kl_parts, log_density_ratio
 from lightning_sloppy.bounds.mixture import PRIOR_GRID, mixture_log_ratio
 from lightning_sloppy.bounds.posterior import family_kl, low_rank_posterior, posterior_family
+from lightning_sloppy.bounds.scaled import ScaledGaussian, isotropic, scaled
 from lightning_sloppy.errors import ConfigurationError
 
 EPSILON, TAU = 20.0, 4.0 * 999
@@ -54,10 +55,21 @@ def random_family(name: str, seed: int) -> tuple[Gaussian, Tensor]:
             random_posterior(seed + 1, 4, 1)[0],
         )
     )
-    return {"low rank": low_rank, "diagonal": diagonal, "kronecker": kronecker, "joined": joined}[name], origin
+    stretched = ScaledGaussian(
+        normal(12), 0.3 * normal(12).exp(), torch.linalg.qr(normal(12, 3)).Q, 4 * normal(3).exp()
+    )
+    families = {
+        "low rank": low_rank,
+        "diagonal": diagonal,
+        "kronecker": kronecker,
+        "joined": joined,
+        "scaled": stretched,
+        "low rank as scaled": scaled(low_rank),
+    }
+    return families[name], origin
 
 
-FAMILIES = ("low rank", "diagonal", "kronecker", "joined")
+FAMILIES = ("low rank", "diagonal", "kronecker", "joined", "scaled", "low rank as scaled")
 
 
 def dense_precision(posterior: Gaussian) -> Tensor:
@@ -122,6 +134,14 @@ def test_a_diagonal_of_one_precision_is_isotropic_and_costs_nothing_at_the_prior
     )
 
 
+def test_a_scaled_low_rank_gaussian_is_the_same() -> None:
+    posterior, origin = random_posterior(3, 9, 2)
+    same = scaled(posterior)
+    assert same.rank == 2
+    assert sum(kl_parts(same, origin, 7.0)) == pytest.approx(sum(kl_parts(posterior, origin, 7.0)), rel=1e-12)
+    assert isotropic(ORIGIN, EPSILON**-0.5).covariance_cost(EPSILON) == pytest.approx(0.0, abs=1e-12)
+
+
 def test_a_kronecker_anchor() -> None:
     """Rotations by 0.3 and 0.7; element variances q, prior precision 20: the KL by hand."""
 
@@ -153,6 +173,12 @@ def test_families_that_make_no_sense() -> None:
         KroneckerGaussian(ORIGIN, eye[0], eye[1] * 1.001, ones.view(2, 3))
     with pytest.raises(ConfigurationError, match="they must be positive"):
         KroneckerGaussian(ORIGIN, *eye, -ones.view(2, 3))
+    with pytest.raises(ConfigurationError, match=r"vectors \(p, k\) and factors \(k,\)"):
+        ScaledGaussian(ORIGIN, ones, ones[:, None], ones)
+    with pytest.raises(ConfigurationError, match="not positive numbers"):
+        ScaledGaussian(ORIGIN, -ones, ones[:, None] / 6**0.5, ones[:1])
+    with pytest.raises(ConfigurationError, match="vectors of a posterior are orthonormal only to"):
+        ScaledGaussian(ORIGIN, ones, ones[:, None], ones[:1])
     with pytest.raises(ConfigurationError, match="at least one part"):
         JoinedGaussian(())
 

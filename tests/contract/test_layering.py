@@ -21,7 +21,9 @@ FLOORS = [
     {"analysis"},
     {"bounds", "measures", "curvature", "inputs"},
     {"evaluation", "linalg"},
-    {"records", "errors"},
+    {"records"},
+    {"certificate"},
+    {"errors"},
 ]
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 ROOMS_WITH_LIGHTNING = {"cli", "callbacks", "probing", "reporting", "demo"}

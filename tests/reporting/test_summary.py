@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from lightning_sloppy.records import Certificate, Cost, Estimate, Measurement, Status
+from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.records import Cost, Estimate, Measurement, Status
 from lightning_sloppy.reporting.summary import WIDTH, summarise
 
 STOP = "Training stopped after epoch 23 because the effective dimension of the Fisher matrix had reached its plateau."

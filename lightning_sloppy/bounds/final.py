@@ -1,0 +1,128 @@
+"""The last word on a posterior: fresh draws judged on all examples, a certificate for the pair and one for a single."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lightning_sloppy.bounds.certify import software, weakest_term, weights_hash
+from lightning_sloppy.bounds.drawing import Judged, judge_pair
+from lightning_sloppy.bounds.gaussian import Gaussian, kl_parts
+from lightning_sloppy.bounds.mixture import PRIOR_GRID
+from lightning_sloppy.bounds.pac_bayes import PAC_SHARE, pair_bound, scheduled_delta
+from lightning_sloppy.bounds.relative_entropy import log_xi
+from lightning_sloppy.bounds.selection import Risk
+from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class FinalCertificates:
+    """What a posterior was certified for.
+
+    Attributes:
+        pair: For picking one of the two networks at random.
+        single: For the first network: one that can be deployed.
+        networks: Their flat weights, (p,) each.
+        judged: The draws behind them.
+    """
+
+    pair: Certificate
+    single: Certificate
+    networks: tuple[Tensor, Tensor]
+
+
+def certify_posterior(
+    posterior: Gaussian,
+    prior_mean: Tensor,
+    risk: Risk,
+    *,
+    n: int,
+    delta: float,
+    generator: torch.Generator,
+    evaluation: int = 1,
+    dtype: torch.dtype = torch.float32,
+    reasons: Sequence[str] = (),
+    template: Certificate | None = None,
+) -> FinalCertificates:
+    """Certify draws from a posterior that was chosen in any way, with risks on all n examples.
+
+    Both certificates are PAC-Bayes-kl for drawn networks (Rivasplata et al. 2020, theorem 1; docs/certificates.md),
+    each at half of ``6 (0.6 delta) / (pi^2 t^2)``, so that they hold together with all others of the run. One draw lets
+    its log-ratio fluctuate by the root of ``1/2 sum_i (1 - epsilon/x_i)^2 + epsilon^2 Delta^T Lambda^-1 Delta`` around
+    the KL; the pair is rid of the second part.
+
+    Args:
+        posterior: Q; its choice must not have seen this generator.
+        prior_mean: w0, shape (p,).
+        risk: Counts mistakes on indices below n.
+        n: Distinct examples, none of which the prior depends on.
+        delta: Failure probability of all that the run calls a bound.
+        generator: A stream of its own.
+        evaluation: Number t in the schedule of the run.
+        dtype: Type in which the networks are evaluated, float32 or float64.
+        reasons: Why there is no bound; empty for one.
+        template: Conditions, prior and the like, which are copied.
+
+    Returns:
+        Both certificates, and the networks.
+
+    Raises:
+        ConfigurationError: For fewer than two examples, or delta out of range.
+    """
+    if n < 2:
+        raise ConfigurationError(f"A certificate was asked for from {n} examples; it needs at least 2.")
+    if not 0.0 < delta < 1.0:
+        raise ConfigurationError(f"delta must lie strictly between 0 and 1, found {delta}; 0.05 is usual.")
+    judged = judge_pair(posterior, prior_mean, risk, n=n, generator=generator, dtype=dtype, samples=n)
+    parts = [kl_parts(posterior, prior_mean, epsilon) for epsilon in PRIOR_GRID]
+    place = min(range(len(parts)), key=lambda j: sum(parts[j]))
+    if not math.isfinite(sum(parts[place])) or not all(map(math.isfinite, judged.log_ratios)):
+        raise ConfigurationError(
+            "The KL of the posterior is not a finite number, so nothing can be certified; look for NaN in the weights."
+        )
+    base = template or Certificate("", "", math.nan, valid=True, n=n, delta=delta)
+    common = replace(
+        base,
+        n=n,
+        delta=delta,
+        reasons=tuple(reasons),
+        valid=not reasons,
+        risk_samples=n,
+        kl_displacement=parts[place][0],
+        kl_covariance=parts[place][1],
+        log_xi=log_xi(n),
+        delta_pac=0.0 if reasons else scheduled_delta(PAC_SHARE * delta, evaluation) / 2,
+        evaluation=evaluation,
+        epsilon=PRIOR_GRID[place],
+        rank=getattr(posterior, "rank", 0),
+        prior_hash=weights_hash(prior_mean),
+        software=software(),
+    )
+    return FinalCertificates(
+        pair=_completed(replace(common, kind="pac_bayes_pair", certified_predictor="pair_of_draws"), judged, 2),
+        single=_completed(replace(common, kind="pac_bayes_draw", certified_predictor="single_draw"), judged, 1),
+        networks=judged.networks,
+    )
+
+
+def _completed(certificate: Certificate, judged: Judged, draws: int) -> Certificate:
+    """With the error, the log-ratio and the bound of the first draws."""
+    rate, log_ratio = sum(judged.rates[:draws]) / draws, sum(judged.log_ratios[:draws]) / draws
+    seen = replace(certificate, empirical_risk=rate, log_ratio=log_ratio)
+    if not certificate.valid:
+        return replace(seen, value=math.nan)
+    bound = pair_bound(rate, log_ratio, n=certificate.n, delta_pac=certificate.delta_pac)
+    weakest = weakest_term(
+        rate=rate,
+        risk_upper=bound.risk_upper,
+        budget=bound.budget,
+        displacement=certificate.kl_displacement,
+        covariance=certificate.kl_covariance,
+        n=certificate.n,
+    )
+    return replace(seen, value=bound.value, risk_upper=bound.risk_upper, weakest=weakest)

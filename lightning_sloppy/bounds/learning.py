@@ -1,0 +1,310 @@
+"""Optimise a posterior for its bound: descend ``kl_inverse(risk, (K + ln(xi(n)/delta)) / n)`` by draws of weights.
+
+Everything learnt belongs to the posterior, so it may be learnt on the training examples at no cost in the bound. What
+it shows on the way is an estimate; only fresh draws make a bound (``certify``).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_sloppy.bounds.events import event_nats
+from lightning_sloppy.bounds.gaussian import double
+from lightning_sloppy.bounds.mixture import LOG_GRID_COST, PRIOR_GRID
+from lightning_sloppy.bounds.relative_entropy import kl_inverse
+from lightning_sloppy.bounds.scaled import ScaledGaussian
+from lightning_sloppy.errors import ConfigurationError
+
+Surrogate = Callable[[Tensor, Tensor], tuple[Tensor, int]]
+"""``surrogate(flat_weights, indices)``: a mean loss with a graph to the weights, and the mistakes, of one forward."""
+
+Spread = Literal["weights", "layers"]
+"""What has a deviation of its own."""
+
+MEMORY: Final[float] = 0.98
+"""Weight of the past in the running risk and loss: about fifty steps."""
+REFRESH: Final[int] = 10
+"""Steps between two looks at the KL's sums over all weights, which change slowly and cost as much as a step's rest."""
+LEAST_RATE: Final[float] = 0.02
+"""Learning rate at the end of its cosine, as a part of that at the start."""
+
+
+@dataclass(frozen=True)
+class LearningPlan:
+    """How a posterior is optimised.
+
+    Args:
+        seconds: Time limit.
+        epochs: Passes over the examples at most; None for as many as the time allows.
+        batch_size: Examples in a step, all judged by one draw of the weights.
+        mean_rate: Adam's learning rate of the mean.
+        spread_rate: Adam's learning rate of the logarithms of deviations and factors.
+        spread: "weights": a deviation for each weight, 3 p numbers more while learning. "layers": one for each
+            parameter tensor, few numbers and quickly learnt.
+
+    Raises:
+        ConfigurationError: For numbers out of range.
+    """
+
+    seconds: float = 300.0
+    epochs: int | None = None
+    batch_size: int = 128
+    mean_rate: float = 1e-3
+    spread_rate: float = 1e-2
+    spread: Spread = "weights"
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if min(self.seconds, self.batch_size) <= 0 or (self.epochs is not None and self.epochs < 1):
+            raise ConfigurationError(
+                f"seconds={self.seconds}, epochs={self.epochs} and batch_size={self.batch_size} were asked for; all "
+                "must be positive, epochs may be None."
+            )
+        if min(self.mean_rate, self.spread_rate) < 0 or self.spread not in ("weights", "layers"):
+            raise ConfigurationError(
+                f"mean_rate={self.mean_rate}, spread_rate={self.spread_rate} and spread={self.spread!r} were asked "
+                "for; rates may not be negative, and spread is 'weights' or 'layers'."
+            )
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """An optimised posterior.
+
+    Attributes:
+        posterior: The posterior.
+        steps: Steps taken.
+        seconds: Time they took.
+        estimates: Estimated bound after each epoch: no bound, for the draws were used to learn.
+    """
+
+    posterior: ScaledGaussian
+    steps: int
+    seconds: float
+    estimates: tuple[float, ...]
+
+
+def learn_posterior(
+    start: ScaledGaussian,
+    prior_mean: Tensor,
+    surrogate: Surrogate,
+    *,
+    n: int,
+    examples: Tensor,
+    delta: float,
+    plan: LearningPlan,
+    generator: torch.Generator,
+    sizes: Sequence[int] = (),
+    on_step: Callable[[float], None] | None = None,
+) -> Learnt:
+    """Minimise the inverted kl over mean, deviations and factors of directions, one draw of weights a step.
+
+    The bound B rises with the risk q and with ``c = (K + ln(xi(n) / delta)) / n``; its gradient points along ``tau
+    grad(q) + grad(K)`` with ``tau = n (dB/dq) / (dB/dc) = n (logit B - logit q)``, the implicit derivatives at the
+    running risk. K is the KL to the mixture of priors, so that no precision has to be rounded to the grid at the end.
+    In place of the gradient of the 0-1 risk stands that of the surrogate, scaled to the size of the risk (the quotient
+    of the two running means), as Garcia-Perez et al. (arXiv 2510.07935) found best. The derivatives of K are closed;
+    only the surrogate is differentiated. Reparametrised draws: Blundell et al., ICML 2015, equation 4.
+
+    Args:
+        start: Where to begin; its directions V stay, their factors are learnt.
+        prior_mean: w0, shape (p,).
+        surrogate: Loss and mistakes of weights of its own data type, shape (p,), on examples.
+        n: Examples that the bound will divide by.
+        examples: Indices to learn from, all of which the posterior may see.
+        delta: Failure probability of the event that the bound will spend.
+        plan: Time, rates, and what has a deviation of its own.
+        generator: Source of batches and draws; never used again for the certificate.
+        sizes: Entries of each parameter tensor, for ``spread="layers"``.
+        on_step: Told of the part of the plan that is done, in (0, 1], after each step.
+
+    Returns:
+        The posterior in float64, and how it was found.
+
+    Raises:
+        ConfigurationError: If shapes disagree, or the loss is not finite at the first step.
+    """
+    if len(examples) == 0 or n < 2:
+        raise ConfigurationError(f"A posterior was to be learnt from {len(examples)} examples for n={n}; give some.")
+    ascent = _Descent(start, prior_mean, plan, n=n, delta=delta, sizes=sizes)
+    began = time.perf_counter()
+    steps, done, estimates = 0, 0.0, []
+    per_epoch = max(len(examples) // plan.batch_size, 1)
+    for epoch in _epochs(plan.epochs):
+        for step, part in enumerate(_batches(examples, plan.batch_size, generator)):
+            ascent.step(surrogate, part, done, generator)
+            steps += 1
+            done = (time.perf_counter() - began) / plan.seconds
+            if plan.epochs is not None:
+                done = max(done, (epoch + (step + 1) / per_epoch) / plan.epochs)
+            if on_step is not None:
+                on_step(min(done, 1.0))
+            if done >= 1.0:
+                break
+        estimates.append(ascent.estimate)
+        if done >= 1.0:
+            break
+    return Learnt(ascent.posterior(), steps, time.perf_counter() - began, tuple(estimates))
+
+
+def _epochs(limit: int | None) -> Iterator[int]:
+    epoch = 0
+    while limit is None or epoch < limit:
+        yield epoch
+        epoch += 1
+
+
+def _batches(examples: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Whole batches in random order; what is left over comes in another epoch."""
+    order = examples[torch.randperm(len(examples), generator=generator, device=generator.device).cpu()]
+    size = min(size, len(order))
+    for start in range(0, len(order) - size + 1, size):
+        yield order[start : start + size]
+
+
+class _Descent:
+    """The numbers that are learnt, in the precision of the network, and one step of it."""
+
+    def __init__(
+        self,
+        start: ScaledGaussian,
+        prior_mean: Tensor,
+        plan: LearningPlan,
+        *,
+        n: int,
+        delta: float,
+        sizes: Sequence[int],
+    ) -> None:
+        self.device = start.mean.device
+        self.plan, self.n, self.delta = plan, n, delta
+        self.prior = prior_mean.detach().to(self.device, torch.float32)
+        self.mean = start.mean.to(torch.float32)
+        self.log_deviations = start.deviations.log().to(torch.float32)
+        self.log_factors = start.factors.log().to(torch.float32)
+        self.vectors = start.vectors.to(torch.float32)
+        self.exact_vectors = start.vectors
+        self.sizes = list(sizes) or [len(self.mean)]
+        if sum(self.sizes) != len(self.mean):
+            raise ConfigurationError(
+                f"The sizes of the parameters add up to {sum(self.sizes):,}, but there are {len(self.mean):,} weights; "
+                "give the number of entries of each tensor, in order."
+            )
+        layers = plan.spread == "layers"
+        self.shifts = torch.zeros(len(self.sizes), device=self.device) if layers else None
+        self.base = self.log_deviations.clone() if layers else None
+        spread = self.log_deviations if self.shifts is None else self.shifts
+        self.optimiser = torch.optim.Adam(
+            [
+                {"params": [self.mean], "lr": plan.mean_rate},
+                {"params": [spread, self.log_factors], "lr": plan.spread_rate},
+            ],
+            betas=(0.9, 0.99),
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        self.rates = [group["lr"] for group in self.optimiser.param_groups]
+        self.grid = torch.tensor(PRIOR_GRID, dtype=torch.float64)
+        self.risk: float | None = None
+        self.loss: float | None = None
+        self.estimate = 1.0
+        self._noise: Tensor | None = None
+        self._steps = 0
+        self._sums = (0.0, 0.0)
+
+    def step(self, surrogate: Surrogate, indices: Tensor, done: float, generator: torch.Generator) -> None:
+        """Draw weights, look at some examples, go down."""
+        noise = self._fresh(generator)
+        along = self.vectors.T @ noise
+        roots = torch.exp(-0.5 * self.log_factors)
+        turned = noise + self.vectors @ ((roots - 1.0) * along) if len(along) else noise
+        deviations = self.log_deviations.exp()
+        weights = torch.addcmul(self.mean, deviations, turned).requires_grad_()
+        loss, mistakes = surrogate(weights, indices)
+        (slope,) = torch.autograd.grad(loss, weights)
+        self._remember(float(loss.detach()), mistakes / len(indices))
+        tau, epsilon = self._prices(deviations)
+        pushed = slope.mul_(tau) * deviations
+        spread = pushed * turned
+        variances = epsilon * deviations.square_()
+        excess = torch.exp(-self.log_factors) - 1.0
+        whole = variances * (1.0 + self.vectors.square() @ excess) if len(along) else variances
+        spread.add_(whole).sub_(1.0)
+        slope.add_(self.mean - self.prior, alpha=epsilon)
+        self.mean.grad = slope
+        if len(along):
+            shares = self.vectors.square().T @ variances
+            by_draw = -0.5 * roots * along * (self.vectors.T @ pushed)
+            self.log_factors.grad = by_draw + 0.5 * (1.0 - shares * torch.exp(-self.log_factors))
+        if self.shifts is None:
+            self.log_deviations.grad = spread
+        else:
+            self.shifts.grad = torch.stack([part.sum() for part in torch.split(spread, self.sizes)])
+        height = LEAST_RATE + (1 - LEAST_RATE) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * height
+        self.optimiser.step()
+        if self.shifts is not None and self.base is not None:
+            each = torch.repeat_interleave(self.shifts, torch.tensor(self.sizes, device=self.device))
+            self.log_deviations = self.base + each
+
+    def _fresh(self, generator: torch.Generator) -> Tensor:
+        """Noise, and at the next step its opposite: half the drawing, and the part that is linear in it cancels."""
+        if self._noise is None:
+            drawn = torch.randn(len(self.mean), generator=generator, device=generator.device).to(self.device)
+            self._noise = -drawn
+            return drawn
+        opposite, self._noise = self._noise, None
+        return opposite
+
+    def _remember(self, loss: float, risk: float) -> None:
+        if not math.isfinite(loss):
+            raise ConfigurationError(
+                "The loss of a drawn network is not finite, so its posterior cannot be learnt; lower mean_rate, or "
+                "begin with smaller deviations."
+            )
+        self.risk = risk if self.risk is None else MEMORY * self.risk + (1 - MEMORY) * risk
+        self.loss = loss if self.loss is None else MEMORY * self.loss + (1 - MEMORY) * loss
+
+    def _prices(self, deviations: Tensor) -> tuple[float, float]:
+        """How many nats a unit of surrogate is worth, and the prior's precision as K sees it."""
+        assert self.risk is not None
+        assert self.loss is not None
+        p = len(self.mean)
+        if self._steps % REFRESH == 0:
+            self._sums = self._summed(deviations)
+        self._steps += 1
+        size, log_det = self._sums
+        costs = 0.5 * (self.grid * size - p - p * self.grid.log() + log_det)
+        nats = float(LOG_GRID_COST - torch.logsumexp(-costs, 0))
+        epsilon = float(torch.softmax(-costs, 0) @ self.grid)
+        risk = min(max(self.risk, 0.5 / self.n), 1.0 - 1e-6)
+        budget = max(event_nats(nats, n=self.n, delta=self.delta), 0.0) / self.n
+        self.estimate = kl_inverse(risk, budget)
+        limit = min(max(self.estimate, risk), 1.0 - 1e-6)
+        tau = self.n * (math.log(limit / (1 - limit)) - math.log(risk / (1 - risk)))
+        return tau * self.risk / max(self.loss, 1e-12), epsilon
+
+    def _summed(self, deviations: Tensor) -> tuple[float, float]:
+        """``||mu - w0||^2 + tr(Lambda^-1)`` and ``ln det Lambda``."""
+        squares = deviations.square()
+        trace = squares.sum(dtype=torch.float64)
+        if len(self.log_factors):
+            excess = (torch.exp(-self.log_factors) - 1.0).double()
+            trace = trace + excess @ (self.vectors.square().T @ squares).double()
+        size = float((self.mean - self.prior).square().sum(dtype=torch.float64) + trace)
+        return size, float(self.log_factors.double().sum() - 2.0 * self.log_deviations.sum(dtype=torch.float64))
+
+    def posterior(self) -> ScaledGaussian:
+        """What was learnt, as it would be drawn from."""
+        return ScaledGaussian(
+            mean=double(self.mean, self.device),
+            deviations=double(self.log_deviations, self.device).exp(),
+            vectors=self.exact_vectors,
+            factors=double(self.log_factors, self.device).exp(),
+        )

@@ -1,0 +1,236 @@
+"""Optimised posteriors: the gradient is the bound's, and what is learnt is certified by what it never saw."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from softmax import CLASSES, FEATURES, TRAIN, Problem, softmax_problem
+from torch import Tensor
+
+from lightning_sloppy.bounds.final import certify_posterior
+from lightning_sloppy.bounds.gaussian import kl_parts
+from lightning_sloppy.bounds.learning import LearningPlan, _Descent, learn_posterior
+from lightning_sloppy.bounds.mixture import PRIOR_GRID
+from lightning_sloppy.bounds.relative_entropy import kl_inverse, log_xi
+from lightning_sloppy.bounds.scaled import ScaledGaussian, isotropic
+from lightning_sloppy.errors import ConfigurationError
+
+N = 1000
+STILL = LearningPlan(mean_rate=0.0, spread_rate=0.0)
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return softmax_problem(random_labels=False)
+
+
+def learnt(problem: Problem, *, spread: str = "weights", epochs: int = 30, seed: int = 0, **options: object):
+    plan = LearningPlan(seconds=60, epochs=epochs, batch_size=100, mean_rate=0.02, spread_rate=0.05, spread=spread)
+    return learn_posterior(
+        isotropic(problem.weights, 0.5),
+        torch.zeros_like(problem.weights),
+        problem.surrogate,
+        n=TRAIN,
+        examples=torch.arange(TRAIN),
+        delta=0.03,
+        plan=plan,
+        generator=torch.Generator().manual_seed(seed),
+        **options,
+    )
+
+
+def certified(problem: Problem, posterior: ScaledGaussian, seed: int = 1):
+    return certify_posterior(
+        posterior,
+        torch.zeros_like(problem.weights),
+        problem.risk,
+        n=TRAIN,
+        delta=0.05,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def start(k: int) -> ScaledGaussian:
+    generator = torch.Generator().manual_seed(k)
+    normal = torch.randn(6, generator=generator, dtype=torch.float64)
+    vectors = torch.linalg.qr(torch.randn(6, k, generator=generator, dtype=torch.float64)).Q
+    return ScaledGaussian(normal, 0.1 * normal.roll(1).exp(), vectors, torch.linspace(0.5, 4, k).double())
+
+
+def objective(mean: Tensor, log_deviations: Tensor, log_factors: Tensor, vectors: Tensor, noise: Tensor, tau: float):
+    """``tau * loss + K`` from the dense covariance, for autograd."""
+    deviations = log_deviations.exp()
+    roots = torch.exp(-0.5 * log_factors) - 1
+    weights = mean + deviations * (noise + vectors @ (roots * (vectors.T @ noise)))
+    inner = torch.eye(6) + vectors @ torch.diag(torch.exp(-log_factors) - 1) @ vectors.T
+    covariance = deviations[:, None] * inner * deviations
+    grid = torch.tensor(PRIOR_GRID)
+    size = mean.square().sum() + covariance.trace()
+    costs = 0.5 * (grid * size - 6 - 6 * grid.log() - torch.logdet(covariance))
+    return tau * weights.square().sum() - torch.logsumexp(-costs, 0)
+
+
+@pytest.mark.parametrize("k", [0, 2])
+@pytest.mark.parametrize("spread", ["weights", "layers"])
+def test_one_step_follows_the_gradient_of_risk_and_complexity(k: int, spread: str) -> None:
+    posterior = start(k)
+    plan = dataclasses.replace(STILL, spread=spread)
+    descent = _Descent(posterior, torch.zeros(6), plan, n=N, delta=0.03, sizes=[4, 2])
+    noise = torch.randn(6, generator=torch.Generator().manual_seed(5))
+    descent.step(lambda w, _: (w.square().sum(), 2), torch.arange(10), 0.0, torch.Generator().manual_seed(5))
+    leaves = [t.float().clone().requires_grad_() for t in (posterior.mean, posterior.deviations.log())]
+    factors = posterior.factors.log().float().requires_grad_()
+    vectors = posterior.vectors.float()
+    limit = min(max(descent.estimate, 0.2), 1 - 1e-6)
+    tau = N * (math.log(limit / (1 - limit)) - math.log(0.2 / 0.8)) * 0.2 / float(descent.loss)
+    value = objective(*leaves, factors, vectors, noise, tau)
+    expected = torch.autograd.grad(value, [*leaves, factors])
+    torch.testing.assert_close(descent.mean.grad, expected[0], rtol=2e-3, atol=1e-2)
+    if spread == "weights":
+        torch.testing.assert_close(descent.log_deviations.grad, expected[1], rtol=2e-3, atol=1e-2)
+    else:
+        by_layer = torch.stack([expected[1][:4].sum(), expected[1][4:].sum()])
+        torch.testing.assert_close(descent.shifts.grad, by_layer, rtol=2e-3, atol=1e-2)
+    if k:
+        torch.testing.assert_close(descent.log_factors.grad, expected[2], rtol=2e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("spread", ["weights", "layers"])
+def test_learning_lowers_the_certified_bound(problem: Problem, spread: str) -> None:
+    before = certified(problem, isotropic(problem.weights, 0.5)).pair
+    sizes = (6, FEATURES * CLASSES - 6)
+    found = learnt(problem, spread=spread, sizes=sizes)
+    after = certified(problem, found.posterior)
+    assert after.pair.value < before.value - 0.01
+    truth = sum(problem.true_error(network) for network in after.networks) / 2
+    assert truth < after.pair.value
+    assert problem.true_error(after.networks[0]) < after.single.value
+    assert found.steps == 30 * (TRAIN // 100)
+    assert found.estimates[-1] == pytest.approx(after.pair.value, abs=0.03)
+    if spread == "layers":
+        first, second = torch.split(found.posterior.deviations, sizes)
+        assert len(set(first.tolist())) == len(set(second.tolist())) == 1
+        assert first[0] != second[0]
+
+
+def test_the_same_seed_learns_the_same(problem: Problem) -> None:
+    one, other, another = (learnt(problem, epochs=2, seed=seed).posterior.mean for seed in (0, 0, 1))
+    assert torch.equal(one, other)
+    assert not torch.equal(one, another)
+
+
+def test_a_time_limit_ends_it_and_progress_is_told(problem: Problem) -> None:
+    told: list[float] = []
+    found = learn_posterior(
+        isotropic(problem.weights, 0.5),
+        torch.zeros_like(problem.weights),
+        problem.surrogate,
+        n=TRAIN,
+        examples=torch.arange(TRAIN),
+        delta=0.03,
+        plan=LearningPlan(seconds=0.2),
+        generator=torch.Generator().manual_seed(0),
+        on_step=told.append,
+    )
+    assert len(told) == found.steps > 0
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+    assert found.seconds >= 0.2
+
+
+def test_what_is_certified_is_what_the_parts_say(problem: Problem) -> None:
+    final = certified(problem, learnt(problem, epochs=3).posterior)
+    for certificate, draws in ((final.pair, 2), (final.single, 1)):
+        assert certificate.valid
+        assert certificate.n == certificate.risk_samples == TRAIN
+        assert certificate.delta_pac == pytest.approx(0.6 * 0.05 * 6 / math.pi**2 / 2)
+        networks = final.networks[:draws]
+        rate = sum(problem.risk(network, torch.arange(TRAIN)) for network in networks) / TRAIN / draws
+        assert certificate.empirical_risk == pytest.approx(rate)
+        budget = (certificate.log_ratio + log_xi(TRAIN) - math.log(certificate.delta_pac)) / TRAIN
+        assert certificate.value == pytest.approx(kl_inverse(rate, budget), abs=1e-12)
+        assert certificate.weakest in ("risk", "displacement", "covariance", "sample")
+        assert certificate.epsilon in PRIOR_GRID
+    assert final.pair.certified_predictor == "pair_of_draws"
+    assert final.single.certified_predictor == "single_draw"
+
+
+def test_the_recorded_precision_is_the_best_of_the_grid(problem: Problem) -> None:
+    posterior = learnt(problem, epochs=3).posterior
+    found = certified(problem, posterior).pair
+    costs = [sum(kl_parts(posterior, torch.zeros(FEATURES * CLASSES), epsilon)) for epsilon in PRIOR_GRID]
+    assert found.kl_displacement + found.kl_covariance == pytest.approx(min(costs))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_random_labels_are_never_certified_below_chance(seed: int) -> None:
+    problem = softmax_problem(random_labels=True)
+    found = certified(problem, learnt(problem, seed=seed).posterior)
+    assert found.pair.value > 1 - 1 / CLASSES
+
+
+def test_reasons_leave_the_parts_but_no_number(problem: Problem) -> None:
+    final = certify_posterior(
+        isotropic(problem.weights, 0.3),
+        torch.zeros_like(problem.weights),
+        problem.risk,
+        n=TRAIN,
+        delta=0.05,
+        generator=torch.Generator().manual_seed(0),
+        reasons=["The prior saw the sample."],
+    )
+    for certificate in (final.pair, final.single):
+        assert not certificate.valid
+        assert math.isnan(certificate.value)
+        assert certificate.delta_pac == 0.0
+        assert certificate.reasons == ("The prior saw the sample.",)
+        assert certificate.empirical_risk < 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n": 1}, "it needs at least 2"),
+        ({"delta": 1.5}, "delta must lie strictly between 0 and 1, found 1.5"),
+        ({"prior_mean": torch.full((FEATURES * CLASSES,), math.nan)}, "KL of the posterior is not a finite number"),
+    ],
+)
+def test_what_cannot_be_certified_is_said(problem: Problem, change: dict[str, object], message: str) -> None:
+    given = {"prior_mean": torch.zeros_like(problem.weights), "n": TRAIN, "delta": 0.05, **change}
+    prior_mean = given.pop("prior_mean")
+    with pytest.raises(ConfigurationError, match=message):
+        certify_posterior(
+            isotropic(problem.weights, 0.3),
+            prior_mean,
+            problem.risk,
+            generator=torch.Generator().manual_seed(0),
+            **given,
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seconds": 0}, "all must be positive"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"mean_rate": -1.0}, "rates may not be negative"),
+        ({"spread": "blocks"}, "spread is 'weights' or 'layers'"),
+    ],
+)
+def test_plans_that_make_no_sense(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        LearningPlan(**options)
+
+
+def test_a_loss_that_is_not_finite_and_sizes_that_do_not_fit() -> None:
+    common = {"n": N, "delta": 0.03, "plan": STILL, "generator": torch.Generator().manual_seed(0)}
+    bad = {"surrogate": lambda w, _: (w.sum() * math.nan, 0), "examples": torch.arange(10)}
+    with pytest.raises(ConfigurationError, match="not finite, so its posterior cannot be learnt"):
+        learn_posterior(start(0), torch.zeros(6), **bad, **common)
+    with pytest.raises(ConfigurationError, match="add up to 5, but there are 6 weights"):
+        learn_posterior(start(0), torch.zeros(6), **bad, **common, sizes=[5])
+    with pytest.raises(ConfigurationError, match="from 0 examples"):
+        learn_posterior(start(0), torch.zeros(6), **{**bad, "examples": torch.arange(0)}, **common)

@@ -1,0 +1,107 @@
+"""The record, its words, its file."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import pickle
+
+import pytest
+
+from lightning_sloppy import Certificate, ConfigurationError
+from lightning_sloppy.certificate import Reason
+
+WHOLE = Certificate(
+    kind="pac_bayes_pair",
+    certified_predictor="pair_of_draws",
+    value=0.1234,
+    valid=True,
+    n=55_000,
+    delta=0.05,
+    conditions=("The examples are independent draws.",),
+    remarks=("A remark.",),
+    n_prior=500,
+    empirical_risk=0.03,
+    risk_upper=0.04,
+    risk_samples=10_000,
+    log_ratio=1234.5,
+    kl_displacement=1000.0,
+    kl_covariance=230.0,
+    log_xi=5.7,
+    delta_pac=0.01,
+    evaluation=2,
+    epsilon=100.0,
+    weakest="displacement",
+    prior="the weights at the start do not depend on the examples.",
+    networks=("certified_1.ckpt", "certified_2.ckpt"),
+    seed=3,
+)
+
+
+def test_the_statement_says_who_with_which_probability_and_provided_what() -> None:
+    assert WHOLE.statement() == (
+        "With probability at least 95 % over the draw of the 55,000 training examples and of the weights, the error of "
+        "picking one of the two networks drawn around the model at random is at most 0.1234, provided that: The "
+        "examples are independent draws. The user's statement: the weights at the start do not depend on the examples."
+    )
+
+
+def test_the_explanation_names_every_part_and_what_would_help() -> None:
+    text = WHOLE.explain()
+    for words in (
+        "PAC-Bayes-kl for two opposite draws",
+        "0.0300 on 10,000 examples",
+        "at most 0.0400 on all 55,000",
+        "1,234.5 nats",
+        "1,000.0 for the distance",
+        "230.0 for the precision",
+        f"{5.7 - math.log(0.01):.1f} nats",
+        "500 other examples",
+        "DistanceToInit",
+        "A remark.",
+    ):
+        assert words in text, words
+
+
+@pytest.mark.parametrize("weakest", ["risk", "displacement", "covariance", "sample", "subsample"])
+def test_every_weakest_term_has_advice(weakest: str) -> None:
+    assert dataclasses.replace(WHOLE, weakest=weakest).explain().count("What costs most") == 1
+
+
+def test_without_a_bound_there_are_reasons_only() -> None:
+    reason = Reason("Two reads differ.", flag="augmentation_in_certification")
+    none = dataclasses.replace(WHOLE, valid=False, value=math.nan, reasons=(reason, "Something else."))
+    assert none.statement() == none.explain() == "There is no bound. Two reads differ. Something else."
+    assert none.flags == ("augmentation_in_certification", "other")
+    assert none.vacuous
+    assert not WHOLE.vacuous
+    assert "says nothing" in dataclasses.replace(WHOLE, value=1.0).explain()
+
+
+def test_the_file_gives_back_the_certificate(tmp_path) -> None:
+    reasons = (Reason("Two reads differ.", flag="augmentation_in_certification"),)
+    for certificate in (WHOLE, dataclasses.replace(WHOLE, valid=False, value=math.nan, reasons=reasons, seed=None)):
+        path = certificate.save(tmp_path / "deep" / "certificate.json")
+        plain = json.loads(path.read_text())
+        assert plain["statement"] == certificate.statement()
+        assert plain["tau"] is None
+        again = Certificate.load(path)
+        assert again.flags == certificate.flags
+        assert repr(again) == repr(certificate)
+
+
+def test_what_is_no_certificate_is_refused(tmp_path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text("{}")
+    with pytest.raises(ConfigurationError, match=r"other.json cannot be read as a certificate \(KeyError"):
+        Certificate.load(path)
+    with pytest.raises(ConfigurationError, match="FileNotFoundError"):
+        Certificate.load(tmp_path / "none.json")
+
+
+def test_reasons_survive_copies_and_pickles() -> None:
+    reason = Reason("Because.", flag="x")
+    for again in (copy.deepcopy(reason), pickle.loads(pickle.dumps(reason))):
+        assert (again, again.flag) == ("Because.", "x")

@@ -28,6 +28,8 @@ TAU_GRID: Final[tuple[float, ...]] = (0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 16.0)
 MEAN_SCALE_GRID: Final[tuple[float, ...]] = (0.25, 0.35, 0.5, 0.7, 0.85, 1.0)
 """Interpolations of the mean between w0 and w."""
 _PAIRS: Final[int] = 4
+_STRIDE: Final[int] = 6
+_NEAR: Final[float] = 1.1
 _KL_LEVELS: Final[tuple[float, ...]] = (0.3, 0.1, 0.9, 0.03)
 """First looks, as KL/n: bounds between 3 % and 60 % live there. Epsilon itself has no such natural scale."""
 
@@ -180,14 +182,25 @@ def select_posterior(
         dtype=dtype,
         budget=max(max_evaluations, 1),
     )
+    curved = float(family.eigenvalues.sum()) + family.residual_eigenvalue > 0.0
+    if family.squared_distance == 0.0 and not curved:
+        return _widest(pilot)
     best = _best(pilot, [pilot.matched(Choice(0), level * n) for level in _KL_LEVELS])
     best = _climb(pilot, best, lambda at, way: _step_epsilon(at, 4 * way))
     best = _climb(pilot, best, lambda at, way: _step_scale(pilot, at, way))
     best = _climb(pilot, best, lambda at, way: _step_epsilon(at, 2 * way))
     best = _best(pilot, [best, replace(best, shrink=True)])
-    if float(family.eigenvalues.sum()) + family.residual_eigenvalue > 0.0:
+    if curved:
         best = _climb(pilot, best, lambda at, way: _step_tau(pilot, at, way))
     return _climb(pilot, best, _step_epsilon)
+
+
+def _widest(pilot: _Pilot) -> Choice:
+    """At the prior itself every width costs nothing: the widest whose bound is near the best leaves room to move."""
+    choices = [Choice(place, tau_index=0) for place in range(len(PRIOR_GRID) - 1, -1, -_STRIDE)]
+    limits = [pilot.bound(choice) for choice in choices]
+    near = [choice for choice, limit in zip(choices, limits, strict=True) if limit <= _NEAR * min(limits)]
+    return near[-1]
 
 
 def _best(pilot: _Pilot, candidates: Sequence[Choice]) -> Choice:

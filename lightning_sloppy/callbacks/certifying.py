@@ -82,8 +82,7 @@ class CertifyingTrainer(Trainer):
         )
         shown: list[Callback] = [peer for peer in self.callbacks if isinstance(peer, (ProgressBar, ModelSummary))]
         self.callbacks: list[Callback] = [*shown, _NoStep(), final]
-        self.fit_loop.max_epochs, self.fit_loop.min_epochs = -1, 0
-        self.fit_loop.epoch_loop.max_steps, self.fit_loop.epoch_loop.min_steps = -1, None
+        self._leave_room(state)
         self.num_sanity_val_steps = 0
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
@@ -100,6 +99,14 @@ class CertifyingTrainer(Trainer):
         if final.certificates is not None:
             rank_zero_info("\n\n".join(certificate.explain() for certificate in final.certificates))
         return final
+
+    def _leave_room(self, state: Mapping[str, Any]) -> None:
+        """A training that is over would be skipped as a whole; its limits stay near, for schedules may read them."""
+        self.fit_loop.min_epochs, self.fit_loop.epoch_loop.min_steps = 0, None
+        if self.max_epochs is not None and 0 <= self.max_epochs < state.get("epoch", 0) + 2:
+            self.fit_loop.max_epochs = state.get("epoch", 0) + 2
+        if 0 <= self.max_steps <= state.get("global_step", 0):
+            self.fit_loop.epoch_loop.max_steps = state.get("global_step", 0) + 1
 
 
 class _NoStep(Callback):

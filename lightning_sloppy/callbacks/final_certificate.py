@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
@@ -168,9 +169,11 @@ class FinalCertificate(MeasuringCallback):
                     shown = int(100 * done)
 
             self.learnt, final = learnt_and_certified(context, question, tell)
-        final = save(trainer, context, folder_of(trainer, self.folder), final)
+        folder = folder_of(trainer, self.folder)
+        final = save(trainer, context, folder, final)
         self.certificates = (final.pair, final.single)
-        return self._measurement(trainer, step, final.pair, final, str(choice.objective.dtype))
+        found = self._measurement(trainer, step, final.pair, final, str(choice.objective.dtype))
+        return replace(found, notes=(f"Networks and certificates: {folder}.",))
 
     def _sample(self, trainer: Trainer, context: FitContext) -> tuple[SampleSource, list[str]]:
         """The samples that certify, and what forbids a bound on them."""

@@ -121,6 +121,7 @@ def _learnt(context: FitContext, start: ScaledGaussian, question: Question, on_s
             delta=scheduled_delta(PAC_SHARE * question.delta, question.evaluation) / 2,
             plan=question.plan,
             generator=_stream(question, 1),
+            local=question.counter.local,
             sizes=[shape.numel() for shape in context.layout.shapes],
             on_step=on_step,
         )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lightning_sloppy.evaluation.batches import Batch, joined, picked, private
+from lightning_sloppy.evaluation.local_noise import LocalNoise
 from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.probing.context import FitContext
@@ -55,14 +57,28 @@ class ErrorCounter:
 
     def surrogate(self, weights: Tensor, indices: Tensor) -> tuple[Tensor, int]:
         """Mean loss on these samples with a graph to the weights, and the mistakes, of one forward."""
-        assert self._objective.loss_fn is not None
         table = self._context.layout.table(weights.to(self._objective.device, self._objective.dtype))
+        return self._learnt_from(table, indices, nullcontext)
+
+    def local(
+        self, means: Tensor, variances: Tensor, indices: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, int]:
+        """The same of weights drawn inside the network, for each sample apart where layers allow it."""
+        layout, kind = self._context.layout, (self._objective.device, self._objective.dtype)
+        centres, spreads = layout.table(means.to(*kind)), layout.table(variances.to(*kind))
+        return self._learnt_from(centres, indices, lambda: LocalNoise(centres, spreads, generator))
+
+    def _learnt_from(
+        self, table: dict[str, Tensor], indices: Tensor, noise: Callable[[], AbstractContextManager[Any]]
+    ) -> tuple[Tensor, int]:
+        assert self._objective.loss_fn is not None
         loss = torch.zeros((), dtype=self._objective.dtype, device=self._objective.device)
         wrong = 0
         with self._source.untouched():
             for batch in self._batches(indices):
                 inputs, targets = private(batch)
-                outputs = self._objective.outputs(table, inputs)
+                with noise():
+                    outputs = self._objective.outputs(table, inputs)
                 loss = loss + self._objective.loss_fn(outputs, targets) * (len(targets) / len(indices))
                 wrong += int(_mistakes(outputs.detach(), targets))
         return loss, wrong

@@ -16,7 +16,8 @@ from lightning_sloppy.records import Estimate, Measurement, Status
 
 WIDTH = 100
 
-_TITLES = {"input": "Inputs", "hessian": "Hessian", "fisher": "Fisher matrix", "bound": "Bound", "cost": "Cost"}
+_TITLES = {"input": "Inputs", "hessian": "Hessian", "fisher": "Fisher matrix", "bound": "Bound"}
+_TITLES |= {"certificate": "Certificate", "cost": "Cost"}
 
 
 def summarise(
@@ -35,7 +36,7 @@ def summarise(
         log_dirs: Folders that hold event files.
         training_seconds: Wall-clock seconds of the whole fit, for the share that measuring took.
     """
-    parts = {"input": _input, "hessian": _hessian, "fisher": _fisher, "bound": _bound}
+    parts = {"input": _input, "hessian": _hessian, "fisher": _fisher, "bound": _bound, "certificate": _certificate}
     sections = [_section(_TITLES[m], parts[m](measurements[m])) for m in parts if m in measurements]
     sections.append(_section("Stop", [stop]))
     sections.append(_section(_TITLES["cost"], [_cost(measurements, training_seconds)]))
@@ -113,6 +114,15 @@ def _bound(events: Sequence[Measurement]) -> list[str]:
         on = "" if error is None else f" (error on them: {error:.4f})"
         paragraphs.append(f"Hold-out bound for the model itself, from samples it never saw: {hold_out:.4f}{on}.")
     return [*paragraphs, *event.notes]
+
+
+def _certificate(events: Sequence[Measurement]) -> list[str]:
+    event = _last(events)
+    if event is None or event.certificate is None:
+        return [_why_nothing(events)]
+    single = _value(event, "single")
+    deployable = [] if single is None else [f"For the first network alone, to be deployed: {single:.4f}."]
+    return [*event.certificate.explain().splitlines(), *deployable, *event.notes]
 
 
 def _verdict(certificate: Certificate | None) -> str:

@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from softmax import CLASSES, TRAIN, Problem, softmax_problem
+from softmax import CLASSES, FEATURES, TRAIN, Problem, softmax_problem
 from torch import Tensor
 
 from lightning_sloppy.bounds import Evidence, certify, kl_inverse
@@ -237,3 +237,19 @@ def test_one_example_is_bounded_by_one(problem: Problem, arguments: dict[str, ob
     )
     judged = draw_and_judge(evidence, delta_pac=0.03, generator=torch.Generator().manual_seed(0))
     assert judged.exact
+
+
+def test_at_the_prior_the_widest_posterior_that_costs_little_is_taken(problem: Problem) -> None:
+    family = posterior_family(
+        problem.weights, problem.weights, eigenvalues=torch.zeros(0), eigenvectors=torch.zeros(FEATURES * CLASSES, 0)
+    )
+    choice = select_posterior(
+        family, n=TRAIN, log_penalty=9.0, risk=problem.risk, generator=torch.Generator().manual_seed(0)
+    )
+    errors = []
+    for epsilon in (choice.epsilon, choice.epsilon / 10, PRIOR_GRID[-1]):
+        noise = torch.randn(20, len(problem.weights), generator=torch.Generator().manual_seed(1)) / epsilon**0.5
+        errors.append(sum(problem.risk(problem.weights + row, torch.arange(TRAIN)) for row in noise) / 20 / TRAIN)
+    own, wider, narrowest = errors
+    assert own < 1.5 * narrowest + 0.01
+    assert wider > own + 0.01

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightning_sloppy import Certificate
 from lightning_sloppy.cli import main
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -45,7 +46,7 @@ def named(name: str) -> str:
 
 
 def test_the_promised_configurations_are_there():
-    assert {"digits", "early_stopping", "minimal", "mnist_fc"} <= {path.stem for path in CONFIGS}
+    assert {"digits", "early_stopping", "minimal", "mnist_certified", "mnist_fc"} <= {path.stem for path in CONFIGS}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -60,7 +61,9 @@ def test_the_printed_configuration_is_complete_and_prints_the_same_again(config,
     assert isinstance(yaml.safe_load(texts[0])["seed_everything"], int)
 
 
-@pytest.mark.parametrize("config", [path for path in CONFIGS if path.stem != "mnist_fc"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "config", [path for path in CONFIGS if not path.stem.startswith("mnist")], ids=lambda path: path.stem
+)
 def test_fits_for_a_step(config, tmp_path):
     main(["fit", f"--config={config}", *ONE_STEP])
     assert any(tag.startswith("sloppy_fisher/") for tag in curves(tmp_path).Tags()["scalars"])
@@ -72,6 +75,25 @@ def test_mnist_fits_for_a_step_on_the_default_folder(tmp_path):
     tags = curves(tmp_path).Tags()["scalars"]
     for group in ("input", "hessian", "fisher", "bound"):
         assert any(tag.startswith(f"sloppy_{group}/") for tag in tags)
+
+
+def test_mnist_is_certified_and_its_checkpoint_again(tmp_path, capsys):
+    write_images(tmp_path / "data/MNIST/raw", packed=True)
+    quick = ["--model.widths=[784,20,10]", "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1"]
+    config = f"--config={named('mnist_certified')}"
+    learning = "--trainer.callbacks.learning={seconds: 60, epochs: 2}"
+    main(["fit", config, *quick, "--trainer.max_epochs=2", learning])
+    (folder,) = (tmp_path / "runs").rglob("certificate")
+    first = Certificate.load(folder / "certificate.json")
+    assert first.valid
+    assert (first.n, first.n_prior) == (66, 66)
+    (checkpoint,) = (tmp_path / "runs").rglob("epoch*.ckpt")
+    again = [f"--ckpt_path={checkpoint}", "--prior=split", "--learning.epochs=2", "--folder=again"]
+    main(["certify", config, *quick, *again])
+    second = Certificate.load(tmp_path / "again" / "certificate.json")
+    assert second.valid
+    assert second.prior_hash == first.prior_hash
+    assert second.evaluation == first.evaluation == 1
 
 
 def test_mnist_fits_for_a_step_on_two_classes_of_another_folder(tmp_path):

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lightning_sloppy.analysis import fisher_spectrum, hessian_spectrum, input_spectrum
     from lightning_sloppy.bounds.inversion import kl_inverse
-    from lightning_sloppy.bounds.learning import LearningPlan
+    from lightning_sloppy.bounds.plan import LearningPlan
     from lightning_sloppy.callbacks.distance_to_init import DistanceToInit
     from lightning_sloppy.callbacks.early_stopping import EffectiveDimensionEarlyStopping, StoppingReason
     from lightning_sloppy.callbacks.final_certificate import FinalCertificate
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_sloppy.callbacks.input_spectrum import InputSpectrum
     from lightning_sloppy.callbacks.monitor import (
         BoundOptions,
+        CertificateOptions,
         FisherOptions,
         HessianOptions,
         InputOptions,
@@ -51,8 +52,9 @@ _WHERE = {
     "HessianOptions": "callbacks.monitor",
     "FisherOptions": "callbacks.monitor",
     "BoundOptions": "callbacks.monitor",
+    "CertificateOptions": "callbacks.monitor",
     "StoppingOptions": "callbacks.monitor",
-    "LearningPlan": "bounds.learning",
+    "LearningPlan": "bounds.plan",
     # data
     "PriorSplit": "probing.prior_split",
     # functions
@@ -91,6 +93,7 @@ __all__ = [  # noqa: RUF022 - grouped by what they are
     "HessianOptions",
     "FisherOptions",
     "BoundOptions",
+    "CertificateOptions",
     "StoppingOptions",
     "LearningPlan",
     "PriorSplit",

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_sloppy.bounds.learning import LearningPlan
+from lightning_sloppy.bounds.plan import LearningPlan
 from lightning_sloppy.callbacks.final_certificate import FinalCertificate, Prior
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from lightning_sloppy.bounds.final import FinalCertificates
-from lightning_sloppy.bounds.learning import LearningPlan, Learnt
+from lightning_sloppy.bounds.learning import Learnt
+from lightning_sloppy.bounds.plan import LearningPlan
 from lightning_sloppy.bounds.statements import CONDITIONS, FINAL_STATEMENTS, no_bound
 from lightning_sloppy.callbacks.base import MeasuringCallback, peers
 from lightning_sloppy.callbacks.pac_bayes import PACBayesBound

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from lightning_sloppy.bounds.plan import LearningPlan
 from lightning_sloppy.callbacks.base import MeasuringCallback, SloppyCallback
 from lightning_sloppy.callbacks.early_stopping import EffectiveDimensionEarlyStopping
+from lightning_sloppy.callbacks.final_certificate import FinalCertificate, Prior
 from lightning_sloppy.callbacks.fisher_spectrum import FisherSpectrum
 from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
 from lightning_sloppy.callbacks.input_spectrum import InputSpectrum
@@ -83,6 +85,21 @@ class BoundOptions:
 
 
 @dataclass(frozen=True)
+class CertificateOptions:
+    """Options of the final certificate; its delta is that of the bound.
+
+    Args:
+        prior: Where the prior is centred: "initialisation", or "split" with a PriorSplit.
+        learning: How the posterior is optimised; null for the defaults.
+        folder: Where networks and certificates go; null: ``certificate`` in the run's log folder.
+    """
+
+    prior: Prior = "initialisation"
+    learning: LearningPlan | None = None
+    folder: str | None = None
+
+
+@dataclass(frozen=True)
 class StoppingOptions:
     """Options of the early stopping.
 
@@ -119,6 +136,7 @@ class SloppyMonitor(SloppyCallback):
         hessian: Spectrum of the Hessian.
         fisher: Spectrum of the Fisher information.
         bound: PAC-Bayes bound at every Hessian measurement, without ``hessian`` at every Fisher measurement.
+        certificate: Optimise and certify a posterior at the end of the fit; off by default, for it takes minutes.
         early_stopping: Stop on the plateau of the effective dimension; off by default.
         epsilon: Prior precision behind every effective dimension; null: p / ||w0||^2.
         objective: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
@@ -153,6 +171,7 @@ class SloppyMonitor(SloppyCallback):
         hessian: HessianOptions | None = HessianOptions(),
         fisher: FisherOptions | None = FisherOptions(),
         bound: BoundOptions | None = BoundOptions(),
+        certificate: CertificateOptions | None = None,
         early_stopping: StoppingOptions | None = None,
         epsilon: float | None = None,
         objective: Loss | None = None,
@@ -173,6 +192,7 @@ class SloppyMonitor(SloppyCallback):
                 "hessian": (hessian, HessianOptions),
                 "fisher": (fisher, FisherOptions),
                 "bound": (bound, BoundOptions),
+                "certificate": (certificate, CertificateOptions),
                 "early_stopping": (early_stopping, StoppingOptions),
             }
         )
@@ -198,6 +218,9 @@ class SloppyMonitor(SloppyCallback):
             self._parts["fisher"] = FisherSpectrum(**asdict(fisher), **curvature)
         if bound is not None and (hessian is not None or fisher is not None):
             self._parts["bound"] = PACBayesBound(**asdict(bound), seed=seed, strict=strict)
+        if certificate is not None:
+            shares: dict[str, Any] = {} if bound is None else {"delta": bound.delta}
+            self._parts["certificate"] = FinalCertificate(**vars(certificate), **shares, seed=seed, strict=strict)
         if early_stopping is not None:
             self._parts["early_stopping"] = EffectiveDimensionEarlyStopping(**asdict(early_stopping))
 

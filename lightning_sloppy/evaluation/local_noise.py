@@ -21,6 +21,8 @@ LEAST_VARIANCE = 1e-12
 """Added under the root, which has no derivative at zero."""
 
 _LINEAR = F.linear
+_VIEWS = (Tensor.T, Tensor.mT, Tensor.H, Tensor.mH, Tensor.real, Tensor.imag, Tensor.data)
+"""Attributes that hold the numbers themselves."""
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 
 
@@ -54,8 +56,8 @@ class LocalNoise(TorchFunctionMode):
             if id(given["weight"]) in self._pairs:
                 rest = {name: value for name, value in kwargs.items() if name not in ("input", "weight", "bias")}
                 return self._local(func, given["input"], given["weight"], given.get("bias"), args[3:], rest)
-        if getattr(func, "__name__", "") == "__get__":  # a shape, a device
-            return func(*args, **kwargs)
+        if getattr(func, "__name__", "") == "__get__" and getattr(func, "__self__", None) not in _VIEWS:
+            return func(*args, **kwargs)  # a shape, a device
         return func(*(self._drawn(arg) for arg in args), **{name: self._drawn(arg) for name, arg in kwargs.items()})
 
     def _local(

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.bounds.final import FinalCertificates, certify_posterior
-from lightning_sloppy.bounds.learning import LearningPlan, Learnt, learn_posterior
+from lightning_sloppy.bounds.learning import Learnt, learn_posterior
 from lightning_sloppy.bounds.pac_bayes import PAC_SHARE, scheduled_delta
+from lightning_sloppy.bounds.plan import LearningPlan
 from lightning_sloppy.bounds.posterior import posterior_family
 from lightning_sloppy.bounds.relative_entropy import log_xi
 from lightning_sloppy.bounds.scaled import ScaledGaussian, scaled

@@ -10,10 +10,12 @@ import torch
 from softmax import CLASSES, FEATURES, TRAIN, Problem, softmax_problem
 from torch import Tensor
 
+from lightning_sloppy.bounds.descent import Descent
 from lightning_sloppy.bounds.final import certify_posterior
 from lightning_sloppy.bounds.gaussian import kl_parts
-from lightning_sloppy.bounds.learning import LearningPlan, _Descent, learn_posterior
+from lightning_sloppy.bounds.learning import learn_posterior
 from lightning_sloppy.bounds.mixture import PRIOR_GRID
+from lightning_sloppy.bounds.plan import LearningPlan
 from lightning_sloppy.bounds.relative_entropy import kl_inverse, log_xi
 from lightning_sloppy.bounds.scaled import ScaledGaussian, isotropic
 from lightning_sloppy.errors import ConfigurationError
@@ -78,7 +80,7 @@ def objective(
 @pytest.mark.parametrize("spread", ["weights", "layers"])
 def test_one_step_follows_the_gradient_of_risk_and_complexity(k: int, spread: str) -> None:
     plan = dataclasses.replace(STILL, spread=spread)
-    descent = _Descent(start(k), torch.zeros(6), plan, n=N, delta=0.03, sizes=[4, 2])
+    descent = Descent(start(k), torch.zeros(6), plan, n=N, delta=0.03, sizes=[4, 2])
     leaves = [
         tensor.clone().requires_grad_()
         for tensor in (descent.mean, descent.relative, descent.scale, descent.log_factors)
@@ -100,7 +102,7 @@ def test_one_step_follows_the_gradient_of_risk_and_complexity(k: int, spread: st
 
 
 def test_the_running_complexity_is_that_of_the_posterior() -> None:
-    descent = _Descent(start(2), torch.zeros(6), STILL, n=N, delta=0.03, sizes=[])
+    descent = Descent(start(2), torch.zeros(6), STILL, n=N, delta=0.03, sizes=[])
     descent.step(lambda w, _: (w.square().sum(), 2), None, torch.arange(10), 0.0, torch.Generator().manual_seed(5))
     squared_distance, covariance = descent._sums
     epsilon = min(PRIOR_GRID, key=lambda e: abs(math.log(e / descent.epsilon)))

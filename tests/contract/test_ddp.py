@@ -32,6 +32,15 @@ def test_two_processes_agree_with_one(found, tmp_path):
         assert result["epochs"] == alone["epochs"] == 1
 
 
+def test_two_processes_certify_what_one_does(found, tmp_path):
+    alone = json.loads(json.dumps(two_ranks.run("certified", tmp_path)))
+    for kind in ("pair", "single"):
+        assert alone[kind]["valid"]
+        assert alone[kind]["n"] == alone[kind]["risk_samples"] == 43
+        for result in (rank["certified"][kind] for rank in found):
+            assert result == alone[kind]
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
 def test_processes_that_lightning_starts_agree_with_one(tmp_path, strategy):
     paths = [str(Path(launched.__file__).parent), str(Path(launched.__file__).parents[2])]

@@ -6,6 +6,7 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,10 +19,12 @@ from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_sloppy import (
+    FinalCertificate,
     FisherOptions,
     FisherSpectrum,
     HessianOptions,
     HessianSpectrum,
+    LearningPlan,
     SloppyMonitor,
     StoppingOptions,
 )
@@ -170,7 +173,17 @@ def short_of_memory(folder: Path, **options: Any) -> dict[str, Any]:
     return {**found, "work": [hessian.work.num_samples, hessian.work.probes, hessian.work.k]}
 
 
-ALL = (everything, uneven, stream, current, failing, unguarded, short_of_memory)
+def certified(folder: Path, **options: Any) -> dict[str, Any]:
+    """43 samples of which the sampler pads a shard, weights that stand still."""
+    plan = LearningPlan(seconds=60, epochs=3, batch_size=10)
+    final = FinalCertificate(learning=plan, folder=str(folder / "certificate"), strict=True)
+    host = trainer(folder, callbacks=[final], max_epochs=1, **options)
+    host.fit(Classifier(lr=0.0), DataLoader(blobs(43), BATCH // (1 if options == {} else 2)))
+    assert final.certificates is not None
+    return {kind: asdict(one) for kind, one in zip(("pair", "single"), final.certificates, strict=True)}
+
+
+ALL = (certified, everything, uneven, stream, current, failing, unguarded, short_of_memory)
 SCENARIOS = {scenario.__name__: scenario for scenario in ALL}
 
 

@@ -1,0 +1,49 @@
+"""How a posterior is optimised, as a person writes it down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning_sloppy.errors import ConfigurationError
+
+Spread = Literal["weights", "layers"]
+"""What has a deviation of its own."""
+
+
+@dataclass(frozen=True)
+class LearningPlan:
+    """How a posterior is optimised.
+
+    Args:
+        seconds: Time limit.
+        epochs: Passes over the examples at most; None for as many as the time allows.
+        batch_size: Examples in a step, all judged by one draw of the weights.
+        mean_rate: Adam's learning rate of the mean.
+        spread_rate: Adam's learning rate of the logarithms of deviations and factors.
+        spread: "weights": a deviation for each weight, 3 p numbers more while learning. "layers": one for each
+            parameter tensor, few numbers and quickly learnt.
+
+    Raises:
+        ConfigurationError: For numbers out of range.
+    """
+
+    seconds: float = 300.0
+    epochs: int | None = None
+    batch_size: int = 128
+    mean_rate: float = 1e-3
+    spread_rate: float = 1e-2
+    spread: Spread = "weights"
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if min(self.seconds, self.batch_size) <= 0 or (self.epochs is not None and self.epochs < 1):
+            raise ConfigurationError(
+                f"seconds={self.seconds}, epochs={self.epochs} and batch_size={self.batch_size} were asked for; all "
+                "must be positive, epochs may be None."
+            )
+        if min(self.mean_rate, self.spread_rate) < 0 or self.spread not in ("weights", "layers"):
+            raise ConfigurationError(
+                f"mean_rate={self.mean_rate}, spread_rate={self.spread_rate} and spread={self.spread!r} were asked "
+                "for; rates may not be negative, and spread is 'weights' or 'layers'."
+            )

@@ -78,6 +78,8 @@ class Certificate:
         tau: Weight of the curvature in the posterior precision, ``tau lambda + epsilon``; NaN when it was optimised.
         mean_scale: The posterior mean is ``w0 + mean_scale (w - w0)``; NaN when it was optimised.
         rank: Number of directions with a precision of their own.
+        effective_dimension: ``sum tau lambda / (tau lambda + epsilon)`` of a posterior from a spectrum.
+        stiff_directions: ``p(n, epsilon)``: its directions with ``tau lambda >= epsilon``.
         posterior: Its family: "low_rank", "diagonal", "layers", ...
         weakest: The term that costs most: the name of what would lower the bound most, were it nothing.
         prior: The user's statement about the prior mean.
@@ -113,6 +115,8 @@ class Certificate:
     tau: float = float("nan")
     mean_scale: float = float("nan")
     rank: int = 0
+    effective_dimension: float = float("nan")
+    stiff_directions: int = 0
     posterior: str = ""
     weakest: str = ""
     prior: str = ""

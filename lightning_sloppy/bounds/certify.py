@@ -105,6 +105,8 @@ def certify(
         tau=drawn.choice.tau(evidence.n),
         mean_scale=drawn.choice.mean_scale,
         rank=drawn.rank,
+        effective_dimension=drawn.dimension,
+        stiff_directions=drawn.stiff,
         posterior="low_rank" if drawn.rank else "isotropic",
         weakest=weakest,
         prior=prior,

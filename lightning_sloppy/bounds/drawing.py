@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_sloppy.bounds.gaussian import Gaussian, draw_pair, kl_parts, log_density_ratio
 from lightning_sloppy.bounds.mixture import PRIOR_GRID, mixture_log_ratio
-from lightning_sloppy.bounds.posterior import posterior_family
+from lightning_sloppy.bounds.posterior import posterior_dimension, posterior_family
 from lightning_sloppy.bounds.relative_entropy import log_xi
 from lightning_sloppy.bounds.selection import Choice, Risk, member, select_posterior
 from lightning_sloppy.errors import ConfigurationError
@@ -48,6 +48,9 @@ class Drawn:
         rank: Number of eigenpairs in it.
         displacement: KL of the mean, nats.
         covariance: KL of the covariance, nats.
+        dimension: ``N_eff = sum tau lambda / (tau lambda + epsilon)`` of the posterior, the other directions by their
+            mean curvature.
+        stiff: ``p(n, epsilon)``: directions among the k with ``tau lambda >= epsilon``.
         log_ratio: ln dQ/dP to the mixture prior, mean of the pair, nats.
         rate: Mean error rate of the pair.
         looked_at: Examples behind the rate.
@@ -58,6 +61,8 @@ class Drawn:
     rank: int
     displacement: float
     covariance: float
+    dimension: float
+    stiff: int
     log_ratio: float
     rate: float
     looked_at: int
@@ -166,6 +171,8 @@ def draw_and_judge(evidence: Evidence, *, delta_pac: float, generator: torch.Gen
         rank=posterior.rank,
         displacement=displacement,
         covariance=covariance,
+        dimension=posterior_dimension(family, epsilon=choice.epsilon, tau=choice.tau(n)),
+        stiff=int((choice.tau(n) * family.eigenvalues >= choice.epsilon).sum()),
         log_ratio=sum(judged.log_ratios) / 2,
         rate=sum(judged.rates) / 2,
         looked_at=judged.looked_at,

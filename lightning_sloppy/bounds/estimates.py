@@ -19,6 +19,8 @@ def bound_estimates(certificate: Certificate) -> dict[str, Estimate]:
         "epsilon": certificate.epsilon,
         "tau": certificate.tau,
         "mean_scale": certificate.mean_scale,
+        "posterior_dimension": certificate.effective_dimension,
+        "stiff_directions": float(certificate.stiff_directions),
     }
     if certificate.valid:
         found |= {

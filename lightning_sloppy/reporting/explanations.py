@@ -142,6 +142,10 @@ BOUND = {
     "tau": "Weight of the curvature in the posterior precision tau lambda + epsilon. Zero means that curvature did not "
     "help this bound.",
     "mean_scale": "The posterior mean is w0 + mean_scale (w - w0). Below 1, a shrunk model has the better bound.",
+    "posterior_dimension": "N_eff = sum tau lambda / (tau lambda + epsilon): how many directions the posterior pins "
+    "down. Far above `stiff_directions`, the many flat directions count together.",
+    "stiff_directions": "p(n, epsilon): the eigenpairs at hand with tau lambda of at least epsilon. If it is k itself, "
+    "more pairs would give a better posterior.",
     "evaluation": "Number t of this evaluation; the failure probability is spent as 6 / (pi^2 t^2).",
     "delta_spent": "Failure probability spent so far by all that this run calls a bound. It never exceeds `delta`.",
     "hold_out_error": "Error rate of the model on the hold-out samples, before the bound is paid for.",

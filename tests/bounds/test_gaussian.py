@@ -13,7 +13,13 @@ from torch import Tensor
 from lightning_sloppy.bounds.families import DiagonalGaussian, JoinedGaussian, KroneckerGaussian, LowRankGaussian
 from lightning_sloppy.bounds.gaussian import Gaussian, draw_pair, kl_parts, log_density_ratio
 from lightning_sloppy.bounds.mixture import PRIOR_GRID, mixture_log_ratio
-from lightning_sloppy.bounds.posterior import family_kl, low_rank_posterior, posterior_family
+from lightning_sloppy.bounds.posterior import (
+    diagonal_posterior,
+    family_kl,
+    low_rank_posterior,
+    posterior_dimension,
+    posterior_family,
+)
 from lightning_sloppy.bounds.scaled import ScaledGaussian, isotropic, scaled
 from lightning_sloppy.errors import ConfigurationError
 
@@ -327,3 +333,37 @@ def test_bad_ingredients_are_refused() -> None:
     family = posterior_family(one, one, eigenvalues=one[:1], eigenvectors=vectors)
     with pytest.raises(ConfigurationError, match="epsilon > 0"):
         low_rank_posterior(family, epsilon=0.0, tau=1.0)
+
+
+@pytest.mark.parametrize("shrink", [False, True])
+def test_a_diagonal_posterior_is_what_its_formula_says(shrink: bool) -> None:
+    weights, curvature = SHIFT.float(), torch.tensor([0.0, 1.0, 2.0, -1.0, 0.5, 3.0])
+    found = diagonal_posterior(
+        weights, ORIGIN.float() + 1, curvature, epsilon=2.0, tau=4.0, mean_scale=0.5, shrink=shrink
+    )
+    stiff = 4.0 * curvature.double().clamp(min=0)
+    torch.testing.assert_close(found.precisions, stiff + 2.0)
+    kept = 0.5 * (stiff / (stiff + 2.0) if shrink else torch.ones(6).double())
+    torch.testing.assert_close(found.mean, 1 + kept * (weights.double() - 1))
+
+
+def test_the_dimension_of_a_posterior_from_its_dense_spectrum() -> None:
+    values = torch.tensor([3.0, 0.5, 0.1, 0.1, 0.1, 0.1], dtype=torch.float64)
+    family = posterior_family(
+        SHIFT,
+        ORIGIN,
+        eigenvalues=values[:2],
+        eigenvectors=torch.eye(6, dtype=torch.float64)[:, :2],
+        trace=float(values.sum()),
+    )
+    expected = float((TAU * values / (TAU * values + EPSILON)).sum())
+    assert posterior_dimension(family, epsilon=EPSILON, tau=TAU) == pytest.approx(expected, rel=1e-12)
+
+
+def test_diagonal_posteriors_that_make_no_sense() -> None:
+    with pytest.raises(ConfigurationError, match="weights, prior mean and curvature"):
+        diagonal_posterior(SHIFT, ORIGIN, SHIFT[:3], epsilon=1.0, tau=1.0)
+    with pytest.raises(ConfigurationError, match="epsilon > 0"):
+        diagonal_posterior(SHIFT, ORIGIN, SHIFT, epsilon=0.0, tau=1.0)
+    with pytest.raises(ConfigurationError, match="NaN or infinity"):
+        diagonal_posterior(SHIFT, ORIGIN, SHIFT * math.nan, epsilon=1.0, tau=1.0)

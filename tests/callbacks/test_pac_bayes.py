@@ -10,7 +10,7 @@ import torch
 from tiny import CLASSES, FEATURES, SAFELY, Classifier, Regressor, blobs, loader, trainer
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
-from lightning_sloppy import HessianSpectrum, PACBayesBound, Status
+from lightning_sloppy import ConfigurationError, FisherSpectrum, HessianSpectrum, PACBayesBound, Status
 from lightning_sloppy.bounds import kl_inverse, log_xi
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
@@ -45,6 +45,34 @@ def test_the_bound_is_what_its_parts_say_and_lies_above_the_truth(tmp_path):
     assert "do not depend" in certificates[-1].prior
     spent = [m.estimates["delta_spent"].value for m in bound.measurements]
     assert all(a < b < 0.05 for a, b in itertools.pairwise(spent))
+
+
+def test_without_a_hessian_it_follows_the_fisher_matrix(tmp_path):
+    torch.manual_seed(0)
+    fisher, bound = FisherSpectrum(num_samples=64, strict=True), PACBayesBound(strict=True)
+    host = trainer(tmp_path, callbacks=[bound, fisher], max_epochs=3)
+    host.fit(Classifier(), loader(blobs(2000)))
+    assert [m.step for m in bound.measurements] == [m.step for m in fisher.measurements]
+    last = bound.measurements[-1]
+    assert last.certificate.valid
+    assert last.certificate.rank == 10
+    assert 0 < last.certificate.value < 1 - 1 / CLASSES
+    assert last.estimates["posterior_dimension"].value >= 0
+    assert 0 <= last.estimates["stiff_directions"].value <= 10
+
+
+def test_beside_a_hessian_the_fisher_matrix_makes_no_vectors(tmp_path):
+    fisher, bound = FisherSpectrum(num_samples=64, strict=True), PACBayesBound(strict=True)
+    host = trainer(tmp_path, callbacks=[HessianSpectrum(k=2, num_samples=64), fisher, bound], max_epochs=1)
+    host.fit(Classifier(), loader(blobs(200)))
+    assert fisher.subscribers(host) == []
+    assert bound.measurements[-1].certificate.rank == 2
+
+
+def test_there_must_be_something_to_follow(tmp_path):
+    host = trainer(tmp_path, callbacks=[PACBayesBound()], max_epochs=1)
+    with pytest.raises(ConfigurationError, match="neither HessianSpectrum nor FisherSpectrum"):
+        host.fit(Classifier(), loader(blobs(200)))
 
 
 def test_at_the_start_nothing_was_moved(tmp_path):

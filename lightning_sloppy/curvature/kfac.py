@@ -1,0 +1,78 @@
+"""Kronecker factors of the curvature, by curvlinops."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sloppy.curvature.parameters import ParameterLayout
+from lightning_sloppy.errors import ConfigurationError, MissingExtraError
+from lightning_sloppy.evaluation.batches import Batch
+
+KNOWN_LOSSES = (nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss)
+
+
+def kronecker_factors(
+    module: nn.Module, loss_fn: nn.Module, batches: Sequence[Batch]
+) -> tuple[list[tuple[Tensor, Tensor] | None], list[int]]:
+    """B and A of every linear layer and 2-d convolution: Gauss-Newton is about ``B x A`` (Martens and Grosse 2015).
+
+    With the exact curvature of the loss in the outputs, so without sampling; one backward for each class.
+
+    Args:
+        module: In eval mode.
+        loss_fn: ``CrossEntropyLoss``, ``MSELoss`` or ``BCEWithLogitsLoss`` of torch, mean-reduced.
+        batches: Inputs and targets, tensors.
+
+    Returns:
+        For each trainable parameter tensor, in order, its factors or None, and its number of entries: what
+        :func:`lightning_sloppy.bounds.kronecker_posterior` takes.
+
+    Raises:
+        MissingExtraError: Without curvlinops.
+        ConfigurationError: For another loss.
+    """
+    if importlib.util.find_spec("curvlinops") is None:
+        raise MissingExtraError(
+            "Kronecker factors are made by curvlinops, which is not installed: pip install 'lightning-sloppy[kfac]'."
+        )
+    from curvlinops import KFACLinearOperator
+
+    if not isinstance(loss_fn, KNOWN_LOSSES):
+        raise ConfigurationError(
+            f"Kronecker factors are known for {', '.join(kind.__name__ for kind in KNOWN_LOSSES)} of torch, found "
+            f"{type(loss_fn).__name__}; pass one of them."
+        )
+    layout = ParameterLayout.of(module)
+    table = dict(module.named_parameters())
+    holders = {
+        f"{name}.{kind}".lstrip("."): kind
+        for name, child in module.named_modules()
+        if isinstance(child, (nn.Linear, nn.Conv2d))
+        for kind in ("weight", "bias")
+    }
+    wanted = [name for name in layout.names if name in holders]
+    operator = KFACLinearOperator(
+        module,
+        loss_fn,
+        [table[name] for name in wanted],
+        list(batches),
+        fisher_type="type-2",
+        check_deterministic=False,
+    )
+    operator.compute_kronecker_factors()
+    state = operator.state_dict()
+    factors: list[tuple[Tensor, Tensor] | None] = []
+    for name in layout.names:
+        if name not in holders:
+            factors.append(None)
+            continue
+        layer = name.rpartition(".")[0]
+        outputs = state["gradient_covariances"][layer]
+        inputs = state["input_covariances"].get(layer)
+        one = torch.ones(1, 1, dtype=outputs.dtype, device=outputs.device)
+        factors.append((outputs, inputs if holders[name] == "weight" and inputs is not None else one))
+    return factors, [table[name].numel() for name in layout.names]

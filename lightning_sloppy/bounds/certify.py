@@ -11,12 +11,16 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.bounds.drawing import Evidence, draw_and_judge
+from lightning_sloppy.bounds.mixture import PRIOR_GRID
 from lightning_sloppy.bounds.pac_bayes import PAC_SHARE, RISK_SHARE, PairBound, pair_bound, scheduled_delta
 from lightning_sloppy.bounds.relative_entropy import kl_inverse, log_xi
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.errors import ConfigurationError
 
 _CLAMPED = "The right side of the inequality was negative and was taken as 0."
+_EDGE = (
+    "The precision of the prior is an end of its grid: a wider grid, written down beforehand, might have done better."
+)
 _SHRUNK = "The posterior mean is moreover scaled by tau lambda / (tau lambda + epsilon) in each direction."
 
 
@@ -80,7 +84,7 @@ def certify(
             n=evidence.n,
         )
     )
-    remarks = [sentence for sentence, said in ((_CLAMPED, bound.clamped), (_SHRUNK, drawn.choice.shrink)) if said]
+    remarks = remarks_on(bound, drawn.choice.epsilon) + ([_SHRUNK] if drawn.choice.shrink else [])
     return Certificate(
         kind="pac_bayes_pair",
         certified_predictor="pair_of_draws",
@@ -113,6 +117,12 @@ def certify(
         prior_hash=weights_hash(evidence.prior_mean),
         software=software(),
     )
+
+
+def remarks_on(bound: PairBound, epsilon: float) -> list[str]:
+    """What is worth knowing of a bound, and no condition of it."""
+    edges = (PRIOR_GRID[0], PRIOR_GRID[-1])
+    return [text for text, said in ((_CLAMPED, bound.clamped), (_EDGE, epsilon in edges)) if said]
 
 
 def weakest_term(

@@ -84,6 +84,7 @@ class Evidence:
         risk_samples: Examples looked at, half of them for each network. Where n is no larger, both networks
             see all n and the risk costs nothing. 10,000 cost .005 to .01 of bound.
         pilot_samples: Examples behind each of at most 20 pilot risks that choose the posterior.
+        start: Where the search for the posterior begins, when a good choice was known a little earlier.
 
     Raises:
         ConfigurationError: For low-precision weights or numbers out of range.
@@ -98,6 +99,7 @@ class Evidence:
     risk: Risk
     risk_samples: int = 10_000
     pilot_samples: int = 1_000
+    start: Choice | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked before anything is drawn."""
@@ -154,6 +156,7 @@ def draw_and_judge(evidence: Evidence, *, delta_pac: float, generator: torch.Gen
         generator=_own_stream(generator),
         dtype=dtype,
         pilot_samples=evidence.pilot_samples,
+        start=evidence.start,
     )
     posterior = member(family, choice, n)
     judged = judge_pair(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.certify import software, weakest_term, weights_hash
+from lightning_sloppy.bounds.certify import remarks_on, software, weakest_term, weights_hash
 from lightning_sloppy.bounds.drawing import Judged, judge_pair
 from lightning_sloppy.bounds.gaussian import Gaussian, kl_parts
 from lightning_sloppy.bounds.mixture import PRIOR_GRID
@@ -125,4 +125,5 @@ def _completed(certificate: Certificate, judged: Judged, draws: int) -> Certific
         covariance=certificate.kl_covariance,
         n=certificate.n,
     )
-    return replace(seen, value=bound.value, risk_upper=bound.risk_upper, weakest=weakest)
+    remarks = tuple(remarks_on(bound, certificate.epsilon))
+    return replace(seen, value=bound.value, risk_upper=bound.risk_upper, weakest=weakest, remarks=remarks)

@@ -17,6 +17,9 @@ from lightning_sloppy.bounds.families import DiagonalGaussian, JoinedGaussian, K
 from lightning_sloppy.bounds.gaussian import Gaussian, double, relative_cost
 from lightning_sloppy.errors import ConfigurationError
 
+NEARLY = 0.01
+"""Largest entry of ``V^T V - I`` at which one Cholesky step leaves rounding alone."""
+
 
 @dataclass(frozen=True)
 class PosteriorFamily:
@@ -78,7 +81,7 @@ def posterior_family(
         raise ConfigurationError(
             "A posterior was asked of weights or a spectrum that hold NaN or infinity; measure again before bounding."
         )
-    basis = torch.linalg.qr(vectors).Q if k else vectors
+    basis = _orthonormal(vectors) if k else vectors
     rest = 0.0 if trace is None or p == k else max(trace - float(values.sum()), 0.0) / (p - k)
     return PosteriorFamily(
         prior_mean=origin,
@@ -89,6 +92,17 @@ def posterior_family(
         eigenvalues=values.clamp(min=0.0),
         residual_eigenvalue=rest,
     )
+
+
+def _orthonormal(vectors: Tensor) -> Tensor:
+    """An orthonormal basis; by Cholesky where the columns are nearly one already, which is faster than QR."""
+    gram = vectors.T @ vectors
+    excess = gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    if float(excess.abs().max()) > NEARLY:
+        basis: Tensor = torch.linalg.qr(vectors).Q
+    else:
+        basis = vectors @ torch.linalg.inv(torch.linalg.cholesky(gram, upper=True))
+    return basis
 
 
 def low_rank_posterior(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from lightning_sloppy.bounds import Evidence, certify
 from lightning_sloppy.bounds.estimates import bound_estimates, spent_delta
+from lightning_sloppy.bounds.selection import Choice
 from lightning_sloppy.bounds.statements import CONDITIONS, STATEMENTS, no_bound
 from lightning_sloppy.callbacks.base import MeasurementSubscriber, MeasuringCallback, peers
 from lightning_sloppy.callbacks.fisher_spectrum import FisherSpectrum
@@ -82,6 +84,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         self.seed = seed
         self._prior_mean: Tensor | None = None
         self._evaluation = 0
+        self._choice: Choice | None = None
         self._hold_out = HoldOut()
         self._forget()
 
@@ -133,7 +136,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         """One evaluation: posterior, fresh pair, fresh subsample, bound; and the hold-out bound beside it."""
         if not self._begun and context.fresh:
             # Weights that no fit has touched begin a new run; others go on with the prior that is known, if any.
-            self._prior_mean, self._evaluation = context.start, 0
+            self._prior_mean, self._evaluation, self._choice = context.start, 0, None
             self._hold_out.start_run()
         elif not self._begun and self._prior_mean is not None and torch.equal(self._prior_mean, context.start):
             self._prior_mean = context.start  # one tensor for all, in memory and in the next checkpoint
@@ -236,8 +239,10 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             n=len(source),
             risk=self._training,
             risk_samples=self.risk_samples,
+            # A whole search at evaluations 1, 2, 4, 8, ...: in between, the choice moves little.
+            start=self._choice if number & (number - 1) else None,
         )
-        return certify(
+        found = certify(
             evidence,
             delta=self.delta,
             evaluation=number,
@@ -246,6 +251,8 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             conditions=CONDITIONS,
             prior=STATEMENTS[self.prior],
         )
+        self._choice = Choice.nearest(epsilon=found.epsilon, tau=found.tau / found.n, mean_scale=found.mean_scale)
+        return found
 
     def count_evaluation(self) -> int:
         """Take the next number of the run's schedule, for a certificate beside the curve."""
@@ -264,6 +271,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             **super().state_dict(),
             "prior_mean": self._prior_mean,
             "evaluation": self._evaluation,
+            "choice": None if self._choice is None else asdict(self._choice),
             **self._hold_out.state(),
         }
 
@@ -272,6 +280,8 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         super().load_state_dict(state_dict)
         self._prior_mean = state_dict.get("prior_mean")
         self._evaluation = int(state_dict.get("evaluation", 0))
+        choice = state_dict.get("choice")
+        self._choice = None if choice is None else Choice(**choice)
         self._resumed = self._prior_mean is not None
         self._hold_out.load(state_dict)
 

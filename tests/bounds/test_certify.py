@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import fields
@@ -16,7 +17,7 @@ from lightning_sloppy.bounds.drawing import draw_and_judge
 from lightning_sloppy.bounds.mixture import PRIOR_GRID
 from lightning_sloppy.bounds.posterior import posterior_family
 from lightning_sloppy.bounds.relative_entropy import log_xi
-from lightning_sloppy.bounds.selection import TAU_GRID, select_posterior
+from lightning_sloppy.bounds.selection import TAU_GRID, Choice, select_posterior
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.errors import ConfigurationError
 
@@ -253,3 +254,45 @@ def test_at_the_prior_the_widest_posterior_that_costs_little_is_taken(problem: P
     own, wider, narrowest = errors
     assert own < 1.5 * narrowest + 0.01
     assert wider > own + 0.01
+
+
+def test_a_search_that_goes_on_is_as_good_and_cheaper(problem: Problem) -> None:
+    family = posterior_family(
+        problem.weights,
+        torch.zeros_like(problem.weights),
+        eigenvalues=problem.eigenvalues,
+        eigenvectors=problem.eigenvectors,
+        trace=problem.trace,
+    )
+    looks = []
+    choices = []
+    for start in (None, "first"):
+        risk, calls = recorded(problem.risk)
+        choices.append(
+            select_posterior(
+                family,
+                n=TRAIN,
+                log_penalty=9.0,
+                risk=risk,
+                generator=torch.Generator().manual_seed(0),
+                start=choices[0] if start else None,
+            )
+        )
+        looks.append(len(calls))
+    assert looks[1] < 0.75 * looks[0]
+    assert choices[1] == choices[0]
+    first = choices[0]
+    named = Choice.nearest(epsilon=first.epsilon, tau=first.tau(1), mean_scale=first.mean_scale)
+    assert named == dataclasses.replace(first, shrink=False)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-3, 0.3])
+def test_the_basis_is_orthonormal_however_the_vectors_were(size: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.linalg.qr(torch.randn(30, 4, generator=generator, dtype=torch.float64)).Q
+    vectors = vectors + size * torch.randn(30, 4, generator=generator, dtype=torch.float64)
+    family = posterior_family(torch.ones(30), torch.zeros(30), eigenvalues=torch.ones(4), eigenvectors=vectors)
+    torch.testing.assert_close(family.vectors.T @ family.vectors, torch.eye(4).double(), rtol=0, atol=1e-12)
+    # The same space.
+    outside = vectors - family.vectors @ (family.vectors.T @ vectors)
+    assert float(outside.abs().max()) < 1e-12

@@ -252,3 +252,17 @@ def test_a_loss_that_is_not_finite_and_sizes_that_do_not_fit() -> None:
         learn_posterior(start(0), torch.zeros(6), **bad, **common, sizes=[5])
     with pytest.raises(ConfigurationError, match="from 0 examples"):
         learn_posterior(start(0), torch.zeros(6), **{**bad, "examples": torch.arange(0)}, **common)
+
+
+def test_an_end_of_the_grid_is_said(problem: Problem) -> None:
+    narrow = certify_posterior(
+        isotropic(problem.weights, 1e-4),
+        problem.weights,
+        problem.risk,
+        n=TRAIN,
+        delta=0.05,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert narrow.pair.epsilon == PRIOR_GRID[-1]
+    assert any("end of its grid" in remark for remark in narrow.pair.remarks)
+    assert certified(problem, isotropic(problem.weights, 0.5)).pair.remarks == ()

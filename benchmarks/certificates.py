@@ -34,6 +34,24 @@ DELTA = 0.05
 RECORD = common.RESULTS / "certificates_cpu.json"
 
 
+PLAIN: dict[str, Any] = {
+    "logger": False,
+    "accelerator": "cpu",
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+    "limit_val_batches": 0,
+}
+"""A Trainer that does nothing else."""
+
+
+def quiet() -> None:
+    """Only the numbers."""
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "pytorch_lightning", "lightning_sloppy"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 class Network(LightningModule):
     """A network with SGD, momentum and a cosine."""
 
@@ -147,12 +165,7 @@ def measured(row: Row, options: argparse.Namespace) -> dict[str, Any]:
             max_epochs=max(round(row.epochs * options.share), 1),
             callbacks=callbacks,
             default_root_dir=scratch,
-            logger=False,
-            accelerator="cpu",
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            limit_val_batches=0,
+            **PLAIN,
         )
         trainer.fit(module, datamodule=data)
         spent = time.perf_counter() - start
@@ -214,9 +227,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a fiftieth of the time: does everything run?")
     options = parser.parse_args()
     options.device, options.share = "cpu", 0.02 if options.quick else 1.0
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "pytorch_lightning", "lightning_sloppy"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     kept = {}
     if RECORD.is_file():
         kept = {row["setting"]: row for row in json.loads(RECORD.read_text())["rows"]}

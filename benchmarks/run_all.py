@@ -21,6 +21,8 @@ NAMES = (
     "callback_overhead",
     "overhead_budget",
     "two_processes",
+    "live_bound",
+    "certificates",
 )
 
 

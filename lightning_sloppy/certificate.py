@@ -225,7 +225,7 @@ at most 0.0300, provided that: Nobody peeked.
 
 _ADVICE = {
     "risk": "What costs most: the error of networks drawn so far from the model. Train the model to a wider minimum, "
-    "or optimise the posterior (FinalCertificate).",
+    "or optimise the posterior, and longer (FinalCertificate).",
     "displacement": "What costs most: the distance from where training began. Hold the weights back (DistanceToInit), "
     "or begin nearer, with a prior learnt on examples that are then left out (PriorSplit).",
     "covariance": "What costs most: how precisely the weights must be known. Fewer directions that matter (a smaller "

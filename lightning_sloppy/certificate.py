@@ -87,6 +87,7 @@ class Certificate:
         sample_hash: SHA-256 of what the n samples are; empty where they were not read for it.
         seed: Of the draws.
         networks: Files of the drawn networks, where they were saved.
+        network_hashes: SHA-256 of their weights as float32, in the order of the prior's.
         software: Versions behind it.
     """
 
@@ -124,6 +125,7 @@ class Certificate:
     sample_hash: str = ""
     seed: int | None = None
     networks: tuple[str, ...] = ()
+    network_hashes: tuple[str, ...] = ()
     software: str = ""
 
     @property
@@ -146,7 +148,9 @@ at most 0.0300, provided that: Nobody peeked.
         """
         if not self.valid:
             return " ".join(["There is no bound.", *self.reasons])
-        draw = "hold-out examples" if self.kind == "hold_out" else "training examples and of the weights"
+        draw = {"hold_out": "hold-out examples"}.get(self.kind, "training examples and of the weights")
+        if self.n_prior:
+            draw = "certifying examples and of the weights"
         who = _WHO.get(self.certified_predictor, self.certified_predictor)
         provided = [*self.conditions, *([f"The user's statement: {self.prior}"] if self.prior else [])]
         return (
@@ -210,13 +214,13 @@ at most 0.0300, provided that: Nobody peeked.
             found = json.loads(Path(path).read_text(encoding="utf-8"))
             assert found["format"] == _FORMAT
             values = {field.name: found[field.name] for field in dataclasses.fields(cls)}
+            values["reasons"] = tuple(Reason(r["sentence"], flag=r["flag"]) for r in values["reasons"])
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
             raise ConfigurationError(
                 f"{path} cannot be read as a certificate ({type(error).__name__}: {error}); give a file that "
                 "Certificate.save wrote."
             ) from error
-        values["reasons"] = tuple(Reason(r["sentence"], flag=r["flag"]) for r in values["reasons"])
-        for name in ("conditions", "remarks", "networks"):
+        for name in ("conditions", "remarks", "networks", "network_hashes"):
             values[name] = tuple(values[name])
         numbers = [field.name for field in dataclasses.fields(cls) if field.type == "float"]
         whole: dict[str, Any] = {k: math.nan if v is None and k in numbers else v for k, v in values.items()}
@@ -227,7 +231,7 @@ _ADVICE = {
     "risk": "What costs most: the error of networks drawn so far from the model. Train the model to a wider minimum, "
     "or optimise the posterior, and longer (FinalCertificate).",
     "displacement": "What costs most: the distance from where training began. Hold the weights back (DistanceToInit), "
-    "or begin nearer, with a prior learnt on examples that are then left out (PriorSplit).",
+    "or begin nearer, with a prior learnt on more examples that are then left out (PriorSplit).",
     "covariance": "What costs most: how precisely the weights must be known. Fewer directions that matter (a smaller "
     "model, more regularisation) or an optimised posterior make it less.",
     "sample": "What costs most: ln(xi(n)/delta). Only more examples make it less.",

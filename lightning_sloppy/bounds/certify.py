@@ -18,9 +18,7 @@ from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.errors import ConfigurationError
 
 _CLAMPED = "The right side of the inequality was negative and was taken as 0."
-_EDGE = (
-    "The precision of the prior is an end of its grid: a wider one, written down before, might have done better."
-)
+_EDGE = "The precision of the prior is an end of its grid: a wider one, written down before, might have done better."
 _SHRUNK = "The posterior mean is moreover scaled by tau lambda / (tau lambda + epsilon) in each direction."
 
 

@@ -17,12 +17,12 @@ from lightning_sloppy.bounds.relative_entropy import kl_inverse
 from lightning_sloppy.bounds.scaled import ScaledGaussian
 from lightning_sloppy.errors import ConfigurationError
 
-Surrogate = Callable[[Tensor, Tensor], tuple[Tensor, int]]
-"""``surrogate(flat_weights, indices)``: a mean loss with a graph to the weights, and the mistakes, of one forward."""
+Surrogate = Callable[[Tensor, Tensor], tuple[float, int, Tensor]]
+"""``surrogate(flat_weights, indices)``: a mean loss, the mistakes, and the loss's slope in the weights."""
 
-LocalSurrogate = Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, int]]
+LocalSurrogate = Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[float, int, Tensor, Tensor]]
 """``local(means, variances, indices, generator)``: the same for weights drawn inside the network, for each example
-apart where layers allow it, with a graph to means and variances."""
+apart where layers allow it, with the slopes in means and variances."""
 
 MEMORY: Final[float] = 0.98
 """Weight of the past in the running risk and loss: about fifty steps."""
@@ -143,10 +143,8 @@ class Descent:
         roots = torch.exp(-0.5 * self.log_factors)
         turned = noise + self.vectors @ ((roots - 1.0) * along) if len(along) else noise
         deviations = widths * float(self.scale.exp())
-        weights = torch.addcmul(self.mean, deviations, turned).requires_grad_()
-        loss, mistakes = surrogate(weights, indices)
-        (slope,) = torch.autograd.grad(loss, weights)
-        self._remember(float(loss.detach()), mistakes / len(indices))
+        loss, mistakes, slope = surrogate(torch.addcmul(self.mean, deviations, turned), indices)
+        self._remember(loss, mistakes / len(indices))
         pushed = slope * deviations
         return slope, pushed * turned, -0.5 * roots * along * (self.vectors.T @ pushed)
 
@@ -154,12 +152,10 @@ class Descent:
         self, local: LocalSurrogate, widths: Tensor, indices: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Slopes of the loss of weights drawn in the network, in mean and log-deviations."""
-        means = self.mean.detach().clone().requires_grad_()
-        variances = widths.square().mul_(1.0 / self.epsilon).requires_grad_()
-        loss, mistakes = local(means, variances, indices, generator)
-        slope, by_variance = torch.autograd.grad(loss, [means, variances])
-        self._remember(float(loss.detach()), mistakes / len(indices))
-        return slope, by_variance.mul_(variances.detach()).mul_(2.0)
+        variances = widths.square().mul_(1.0 / self.epsilon)
+        loss, mistakes, slope, by_variance = local(self.mean, variances, indices, generator)
+        self._remember(loss, mistakes / len(indices))
+        return slope, by_variance * variances * 2.0
 
     def _round(self) -> None:
         nearest = min(PRIOR_GRID, key=lambda epsilon: abs(math.log(epsilon / self.epsilon)))

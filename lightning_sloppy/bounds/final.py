@@ -16,6 +16,7 @@ from lightning_sloppy.bounds.mixture import PRIOR_GRID
 from lightning_sloppy.bounds.pac_bayes import PAC_SHARE, pair_bound, scheduled_delta
 from lightning_sloppy.bounds.relative_entropy import log_xi
 from lightning_sloppy.bounds.selection import Risk
+from lightning_sloppy.bounds.statements import conditions
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.errors import ConfigurationError
 
@@ -113,7 +114,13 @@ def certify_posterior(
 def _completed(certificate: Certificate, judged: Judged, draws: int) -> Certificate:
     """With the error, the log-ratio and the bound of the first draws."""
     rate, log_ratio = sum(judged.rates[:draws]) / draws, sum(judged.log_ratios[:draws]) / draws
-    seen = replace(certificate, empirical_risk=rate, log_ratio=log_ratio)
+    seen = replace(
+        certificate,
+        empirical_risk=rate,
+        log_ratio=log_ratio,
+        conditions=conditions(certificate.certified_predictor, "certifying" if certificate.n_prior else "training"),
+        network_hashes=tuple(weights_hash(network) for network in judged.networks[:draws]),
+    )
     if not certificate.valid:
         return replace(seen, value=math.nan)
     bound = pair_bound(rate, log_ratio, n=certificate.n, delta_pac=certificate.delta_pac)

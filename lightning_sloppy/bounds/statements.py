@@ -6,12 +6,27 @@ import math
 
 from lightning_sloppy.certificate import Certificate
 
-CONDITIONS = (
-    "The training examples are independent draws from the distribution that the bound speaks of.",
-    "It certifies the 0-1 error, in eval mode, of one of the two drawn networks picked at random.",
+INDEPENDENT = "The {} examples are independent draws from the distribution that the bound speaks of."
+TOGETHER = (
     "All bounds of this run hold together: evaluation t spends 6/(pi^2 t^2) of each share of delta. Of several runs "
-    "resumed from one checkpoint that is true for each, not for the best of them.",
+    "resumed from one checkpoint, or certificates made of it, that is true for each, not for the best of them."
 )
+PREDICTORS = {
+    "pair_of_draws": "It certifies the 0-1 error, in eval mode, of one of the two drawn networks picked at random.",
+    "single_draw": "It certifies the 0-1 error, in eval mode, of the drawn network that was saved, as evaluated.",
+}
+
+
+def conditions(predictor: str, examples: str = "training") -> tuple[str, ...]:
+    """Under which conditions a bound on drawn networks holds.
+
+    Args:
+        predictor: Who is certified.
+        examples: "training", or "certifying" for those that were kept from it.
+    """
+    return (INDEPENDENT.format(examples), PREDICTORS[predictor], TOGETHER)
+
+
 STATEMENTS = {"initialisation": "the weights at the start of training do not depend on the training examples."}
 FINAL_STATEMENTS = {
     **STATEMENTS,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -16,9 +15,9 @@ from lightning_sloppy.bounds.plan import LearningPlan
 from lightning_sloppy.callbacks.final_certificate import FinalCertificate, Prior
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from lightning_sloppy.evaluation.objective import Loss
+from lightning_sloppy.probing.context import notice_training, was_fitted
+from lightning_sloppy.probing.digests import rest_digests
 
 
 class CertifyingTrainer(Trainer):
@@ -32,8 +31,10 @@ class CertifyingTrainer(Trainer):
         prior: Prior = "initialisation",
         delta: float | None = None,
         learning: LearningPlan = LearningPlan(),  # noqa: B008 - frozen; the parser shows its fields
+        objective: Loss | None = None,
         folder: str | None = None,
         seed: int = 0,
+        weights_only: bool = True,
     ) -> FinalCertificate:
         """Certify a checkpoint: optimise a posterior around it, draw two networks, say what is guaranteed of them.
 
@@ -49,8 +50,10 @@ class CertifyingTrainer(Trainer):
                 FinalCertificate(prior="split").
             delta: Failure probability; null: that of the run, else 0.05.
             learning: Time limit, rates, and what has a deviation of its own.
+            objective: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
             folder: Where networks and certificates go; null: ``certificate`` beside the checkpoint.
             seed: Of the learning and the draws.
+            weights_only: Read plain values alone; false for a checkpoint that you trust and that holds more.
 
         Returns:
             The callback that holds the certificates.
@@ -58,11 +61,7 @@ class CertifyingTrainer(Trainer):
         Raises:
             ConfigurationError: Without a checkpoint, or for one of another model.
         """
-        if ckpt_path is None or not Path(ckpt_path).is_file():
-            raise ConfigurationError(
-                f"There is no checkpoint {ckpt_path} to certify; pass --ckpt_path with a file that a fit has written."
-            )
-        state = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+        state = _opened(ckpt_path, weights_only)
         runs = list(_runs(state.get("callbacks", {})))
         if delta is None:
             delta = next((run["settings"]["delta"] for run in runs if "settings" in run), 0.05)
@@ -70,43 +69,66 @@ class CertifyingTrainer(Trainer):
             delta,
             prior=prior,
             learning=learning,
-            folder=folder or str(Path(ckpt_path).parent / "certificate"),
+            objective=objective,
+            folder=folder or str(Path(str(ckpt_path)).parent / "certificate"),
             seed=seed,
             strict=True,
         )
-        fresh: Tensor = ParameterLayout.of(model).vector(model).cpu()
-        final.go_on_from(
-            prior_mean=next((run["prior_mean"] for run in runs), fresh),
-            evaluation=max((int(run.get("evaluation", 0)) for run in runs), default=0),
-            trained_on=next((run["trained_on"] for run in runs if run.get("trained_on")), None),
-        )
+        if runs:
+            known = dict(next((run for run in runs if "split" in run), runs[0]))
+            known["evaluation"] = max(int(run.get("evaluation", 0)) for run in runs)
+        else:
+            known = self._fresh(model, ckpt_path, state)
+        final.go_on_from(known)
+        try:
+            model.load_state_dict(state["state_dict"])
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"{ckpt_path} holds the weights of another model than the configured {type(model).__name__}; use the "
+                f"configuration of its training. {str(error).splitlines()[0]}"
+            ) from error
+        notice_training(model)
         shown: list[Callback] = [peer for peer in self.callbacks if isinstance(peer, (ProgressBar, ModelSummary))]
         self.callbacks: list[Callback] = [*shown, _NoStep(), final]
-        self._leave_room(state)
         self.num_sanity_val_steps = 0
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
-            warnings.filterwarnings("ignore", message=".*mid-epoch checkpoint.*")
-            try:
-                self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
-            except RuntimeError as error:
-                if "state_dict" not in str(error):
-                    raise
-                raise ConfigurationError(
-                    f"{ckpt_path} holds the weights of another model than the configured {type(model).__name__}; use "
-                    f"the configuration of its training. {str(error).splitlines()[0]}"
-                ) from error
+        self.fit_loop.min_epochs, self.fit_loop.epoch_loop.min_steps = 0, None
+        self.fit(model, datamodule=datamodule)
         if final.certificates is not None:
             rank_zero_info("\n\n".join(certificate.explain() for certificate in final.certificates))
         return final
 
-    def _leave_room(self, state: Mapping[str, Any]) -> None:
-        """A training that is over would be skipped as a whole; its limits stay near, for schedules may read them."""
-        self.fit_loop.min_epochs, self.fit_loop.epoch_loop.min_steps = 0, None
-        if self.max_epochs is not None and 0 <= self.max_epochs < state.get("epoch", 0) + 2:
-            self.fit_loop.max_epochs = state.get("epoch", 0) + 2
-        if 0 <= self.max_steps <= state.get("global_step", 0):
-            self.fit_loop.epoch_loop.max_steps = state.get("global_step", 0) + 1
+    def _fresh(self, model: LightningModule, ckpt_path: str | None, state: Mapping[str, Any]) -> dict[str, Any]:
+        """What a run that kept nothing began with: any weights that no example has touched are as good a prior."""
+        table = dict(model.named_parameters())
+        same = all(torch.equal(table[name].cpu(), t) for name, t in state["state_dict"].items() if name in table)
+        if was_fitted(model) or same:
+            raise ConfigurationError(
+                f"{ckpt_path} keeps no initial weights (it was written without FinalCertificate or PACBayesBound), and "
+                "the module that was given is trained itself; give a freshly made one."
+            )
+        return {"prior_mean": ParameterLayout.of(model).vector(model).cpu(), "rest": rest_digests(model)}
+
+
+def _opened(ckpt_path: str | None, weights_only: bool) -> dict[str, Any]:
+    """The checkpoint.
+
+    Raises:
+        ConfigurationError: If it is none.
+    """
+    if ckpt_path is None or not Path(ckpt_path).is_file():
+        raise ConfigurationError(
+            f"There is no checkpoint {ckpt_path} to certify; pass --ckpt_path with a file that a fit has written."
+        )
+    try:
+        state = torch.load(ckpt_path, map_location="cpu", weights_only=weights_only)
+    except Exception as error:
+        raise ConfigurationError(
+            f"{ckpt_path} cannot be read ({type(error).__name__}); if it is a checkpoint that you trust and that holds "
+            "more than plain values, pass --weights_only false."
+        ) from error
+    if not isinstance(state, dict) or "state_dict" not in state:
+        raise ConfigurationError(f"{ckpt_path} is no checkpoint of Lightning; pass a file that a fit has written.")
+    return state
 
 
 class _NoStep(Callback):

@@ -6,20 +6,20 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
-
 from lightning_sloppy.bounds.final import FinalCertificates
 from lightning_sloppy.bounds.learning import Learnt
 from lightning_sloppy.bounds.plan import LearningPlan
-from lightning_sloppy.bounds.statements import CONDITIONS, FINAL_STATEMENTS, no_bound
+from lightning_sloppy.bounds.statements import FINAL_STATEMENTS, no_bound
 from lightning_sloppy.callbacks.base import MeasuringCallback, peers
 from lightning_sloppy.callbacks.pac_bayes import PACBayesBound
 from lightning_sloppy.certificate import Certificate, Reason
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.probing import trainer_internals, validity
-from lightning_sloppy.probing.certification import Question, folder_of, learnt_and_certified, save
+from lightning_sloppy.probing.certification import Question, Run, folder_of, forget_files, learnt_and_certified, save
 from lightning_sloppy.probing.context import FitContext, fit_context
 from lightning_sloppy.probing.error_counts import ErrorCounter
+from lightning_sloppy.probing.guard import measuring
 from lightning_sloppy.probing.prior_split import PriorSplit
 from lightning_sloppy.probing.samples import SampleSource
 from lightning_sloppy.records import Cost, Estimate, Measurement, Status
@@ -50,6 +50,7 @@ class FinalCertificate(MeasuringCallback):
         prior: Where the prior is centred; with it you state that those weights do not depend on the certifying
             examples.
         learning: Time limit, rates, and what has a deviation of its own; None for the defaults of LearningPlan.
+        objective: Mean-reduced loss of (outputs, targets) to learn from; None: found from the module and checked.
         folder: Where networks and certificates go; None: ``certificate`` in the run's log folder.
         seed: Of the learning and the draws.
         strict: Raise errors instead of warning.
@@ -75,6 +76,7 @@ class FinalCertificate(MeasuringCallback):
         *,
         prior: Prior = "initialisation",
         learning: LearningPlan | None = None,
+        objective: Loss | None = None,
         folder: str | None = None,
         seed: int = 0,
         strict: bool = False,
@@ -87,78 +89,95 @@ class FinalCertificate(MeasuringCallback):
         self.delta = delta
         self.prior = prior
         self.learning = learning or LearningPlan()
+        self.objective = objective
         self.folder = folder
         self.seed = seed
         self.certificates: tuple[Certificate, Certificate] | None = None
         self.learnt: Learnt | None = None
-        self._prior_mean: Tensor | None = None
-        self._evaluation = 0
-        self._trained_on: str | None = None
+        self._given: Run | None = None
+        self._run = Run()
+        self._bound: PACBayesBound | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot be certified."""
+        """Refuse what cannot be certified; what an earlier fit has left counts only for the initial weights."""
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         self.certificates = self.learnt = None
+        self._run = self._given or replace(self._run, split=None)
+        self._given = None
         if self.prior == "split" and not isinstance(getattr(trainer, "datamodule", None), PriorSplit):
             raise ConfigurationError(
                 "FinalCertificate(prior='split') was asked for, but the fit's data module is no PriorSplit, so no "
                 "examples are kept for certifying; pass datamodule=PriorSplit(your_datamodule)."
             )
-        live = self._live(trainer)
-        if live is not None and live.delta != self.delta:
+        self._bound = next((peer for peer in peers(trainer) if isinstance(peer, PACBayesBound)), None)
+        if self._bound is not None and self._bound.delta != self.delta:
             raise ConfigurationError(
-                f"FinalCertificate has delta={self.delta} and PACBayesBound delta={live.delta}, but one run has one "
-                "failure probability; give both the same."
+                f"FinalCertificate has delta={self.delta} and PACBayesBound delta={self._bound.delta}, but one run has "
+                "one failure probability; give both the same."
+            )
+        if self.learning.seconds > trainer_internals.process_group_seconds(trainer) / 2:
+            raise ConfigurationError(
+                f"The posterior may be learnt for {self.learning.seconds:g} s while other processes wait, and they "
+                f"give up after {trainer_internals.process_group_seconds(trainer):g} s; lower learning.seconds, or "
+                "raise the strategy's timeout to more than twice as much."
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the weights before the first step, and which samples are trained on."""
+        """Remember the weights before the first step, all else in the network, and which samples are trained on."""
         try:
             context = fit_context(trainer, pl_module)
-        except ConfigurationError:
-            return  # the measurement says what is wrong
-        split = getattr(trainer, "datamodule", None)
-        now = split.fingerprint() if isinstance(split, PriorSplit) else None
+            split = None
+            if self.prior == "split":
+                with measuring(pl_module):
+                    split = context.training_digests(trainer).fingerprint
+        except Exception:
+            return  # the measurement at the end says what is wrong
         if context.fresh:
-            self._prior_mean, self._evaluation, self._trained_on = context.start, 0, now
-        elif self._trained_on != now:
-            self._trained_on = None
+            self._run = Run(context.start, 0, split, dict(context.start_rest))
+        elif self._run.split != split:
+            self._run = replace(self._run, split=None)
 
     def after_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Learn, certify, save."""
+        """Learn, certify, save; not in a dry run."""
+        if trainer.fast_dev_run:
+            return
         self.take(trainer, pl_module, step=max(trainer_internals.effective_batches(trainer) - 1, 0))
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """The final certificates, or why there are none."""
-        choice = context.objective(trainer, None)
+        folder = folder_of(trainer, self.folder)
+        if trainer.is_global_zero:
+            forget_files(folder)
+        choice = context.objective(trainer, self.objective)
+        dtype = str(choice.objective.dtype)
         if not context.indexable(trainer) or not choice.classification:
             certificate = no_bound(
                 context.train_size(trainer) or 0,
                 self.delta,
                 Reason(
                     "A certificate needs a classification loss with (N, C) scores and (N,) class indices, and samples "
-                    f"that can be read by index; the objective found is {choice.source}.",
+                    f"that can be read by index; the objective found is {choice.source}. If it is one, pass its loss "
+                    "as objective=.",
                     flag="loss_not_bounded",
                 ),
             )
-            return self._measurement(trainer, step, certificate, None, str(choice.objective.dtype))
+            return self._measurement(trainer, step, certificate, None, dtype)
         source, reasons = self._sample(trainer, context)
-        prior_mean = context.layout.vector(context.module) if self.prior == "split" else self._prior_mean
-        if prior_mean is None or len(prior_mean) != context.layout.dim or any(_fatal(reason) for reason in reasons):
-            certificate = no_bound(len(source), self.delta, *reasons)
-            return self._measurement(trainer, step, certificate, None, str(choice.objective.dtype))
+        if reasons:
+            return self._measurement(trainer, step, no_bound(len(source), self.delta, *reasons), None, dtype)
+        prior_mean = context.layout.vector(context.module) if self.prior == "split" else self._run.prior_mean
+        assert prior_mean is not None
         question = Question(
             prior_mean=prior_mean,
             counter=ErrorCounter(trainer, context, source, choice.objective),
             n=len(source),
             delta=self.delta,
-            evaluation=self._next_evaluation(trainer) if not reasons else 1,
+            evaluation=self._next_evaluation(),
             plan=self.learning,
             seed=self.seed,
-            reasons=reasons,
-            template=self._template(trainer, context, source),
+            template=self._template(context, trainer, source),
         )
         with progress(trainer, f"Certificate: learning a posterior, at most {self.learning.seconds:g} s", 100) as bar:
             shown = 0
@@ -170,32 +189,33 @@ class FinalCertificate(MeasuringCallback):
                     shown = int(100 * done)
 
             self.learnt, final = learnt_and_certified(context, question, tell)
-        folder = folder_of(trainer, self.folder)
         final = save(trainer, context, folder, final)
         self.certificates = (final.pair, final.single)
-        found = self._measurement(trainer, step, final.pair, final, str(choice.objective.dtype))
+        found = self._measurement(trainer, step, final.pair, final, dtype)
         return replace(found, notes=(f"Networks and certificates: {folder}.",))
 
     def _sample(self, trainer: Trainer, context: FitContext) -> tuple[SampleSource, list[str]]:
         """The samples that certify, and what forbids a bound on them."""
         source = context.source(trainer)
         if self.prior == "initialisation":
-            reasons = validity.module_reasons(context, self._prior_mean)
+            reasons = validity.module_reasons(context, self._run.prior_mean, self._run.rest)
             return source, [*reasons, *validity.data_reasons(trainer, context, source)]
-        split = trainer.datamodule
+        split: PriorSplit = trainer.datamodule
         certifying = SampleSource(split.certification_dataloader())
         reasons = validity.split_reasons(trainer, context, certifying)
-        if not context.fresh and self._trained_on is None:
+        trained_here = trainer_internals.fits_on(trainer, split) and split.gave(source.loader.dataset)
+        if self._run.split is None or not trained_here:
             reasons.append(
                 Reason(
-                    "The weights were trained before this fit, or on another split, so they may have seen the "
-                    "certifying examples; train on this PriorSplit from fresh weights, or resume with this callback.",
+                    "The weights were trained before this fit, or on other samples than this split's, so they may have "
+                    "seen the certifying examples; train on this PriorSplit from fresh weights, or resume with this "
+                    "callback.",
                     flag="prior_depends_on_sample",
                 )
             )
         return certifying, reasons
 
-    def _template(self, trainer: Trainer, context: FitContext, source: SampleSource) -> Certificate:
+    def _template(self, context: FitContext, trainer: Trainer, source: SampleSource) -> Certificate:
         split = self.prior == "split"
         return Certificate(
             kind="",
@@ -204,7 +224,6 @@ class FinalCertificate(MeasuringCallback):
             valid=True,
             n=len(source),
             delta=self.delta,
-            conditions=CONDITIONS,
             n_prior=len(context.source(trainer)) if split else 0,
             posterior={"weights": "diagonal", "layers": "layers"}[self.learning.spread],
             prior=FINAL_STATEMENTS[self.prior],
@@ -212,13 +231,16 @@ class FinalCertificate(MeasuringCallback):
             seed=self.seed,
         )
 
-    def _live(self, trainer: Trainer) -> PACBayesBound | None:
-        return next((peer for peer in peers(trainer) if isinstance(peer, PACBayesBound)), None)
+    def _evaluations(self) -> int:
+        """Of the run's schedule so far, those of a bound beside this one included."""
+        return max(self._run.evaluation, 0 if self._bound is None else self._bound.evaluations)
 
-    def _next_evaluation(self, trainer: Trainer) -> int:
-        live = self._live(trainer)
-        self._evaluation = self._evaluation + 1 if live is None else live.count_evaluation()
-        return self._evaluation
+    def _next_evaluation(self) -> int:
+        number = self._evaluations() + 1
+        self._run = replace(self._run, evaluation=number)
+        if self._bound is not None:
+            self._bound.evaluations = number
+        return number
 
     def _measurement(
         self, trainer: Trainer, step: int, certificate: Certificate, final: FinalCertificates | None, dtype: str
@@ -248,15 +270,13 @@ class FinalCertificate(MeasuringCallback):
             certificate=certificate,
         )
 
-    def go_on_from(self, *, prior_mean: Tensor | None, evaluation: int, trained_on: str | None) -> None:
-        """Take up an earlier run.
+    def go_on_from(self, state: dict[str, Any]) -> None:
+        """Take up an earlier run at the next ``setup``: before a fit that restores no callbacks.
 
         Args:
-            prior_mean: Weights before its first step, flat.
-            evaluation: Evaluations of its schedule so far.
-            trained_on: Fingerprint of the split that it trained on.
+            state: As :meth:`state_dict` gives it.
         """
-        self._prior_mean, self._evaluation, self._trained_on = prior_mean, evaluation, trained_on
+        self._given = Run.of(state)
 
     def settings(self) -> dict[str, Any]:
         """Failure probability and prior."""
@@ -264,19 +284,9 @@ class FinalCertificate(MeasuringCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Also the initial weights, the evaluations so far, and which split was trained on."""
-        known = {} if self._prior_mean is None else {"prior_mean": self._prior_mean}
-        return {**super().state_dict(), **known, "evaluation": self._evaluation, "trained_on": self._trained_on}
+        return {**super().state_dict(), **replace(self._run, evaluation=self._evaluations()).state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the prior of the run that wrote the checkpoint."""
+        """Go on with the run that wrote the checkpoint."""
         super().load_state_dict(state_dict)
-        self.go_on_from(
-            prior_mean=state_dict.get("prior_mean"),
-            evaluation=int(state_dict.get("evaluation", 0)),
-            trained_on=state_dict.get("trained_on"),
-        )
-
-
-def _fatal(reason: str) -> bool:
-    """Whether there is not even a posterior to learn."""
-    return getattr(reason, "flag", "") in ("low_precision", "parameters_changed")
+        self._run = Run.of(state_dict)

@@ -220,7 +220,9 @@ class SloppyMonitor(SloppyCallback):
             self._parts["bound"] = PACBayesBound(**asdict(bound), seed=seed, strict=strict)
         if certificate is not None:
             shares: dict[str, Any] = {} if bound is None else {"delta": bound.delta}
-            self._parts["certificate"] = FinalCertificate(**vars(certificate), **shares, seed=seed, strict=strict)
+            self._parts["certificate"] = FinalCertificate(
+                **vars(certificate), **shares, objective=objective, seed=seed, strict=strict
+            )
         if early_stopping is not None:
             self._parts["early_stopping"] = EffectiveDimensionEarlyStopping(**asdict(early_stopping))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_sloppy.bounds import Evidence, certify
 from lightning_sloppy.bounds.estimates import bound_estimates, spent_delta
 from lightning_sloppy.bounds.selection import Choice
-from lightning_sloppy.bounds.statements import CONDITIONS, STATEMENTS, no_bound
+from lightning_sloppy.bounds.statements import STATEMENTS, conditions, no_bound
 from lightning_sloppy.callbacks.base import MeasurementSubscriber, MeasuringCallback, peers
 from lightning_sloppy.callbacks.fisher_spectrum import FisherSpectrum
 from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
@@ -51,6 +51,9 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         seed: Of the draws and subsamples.
         strict: Raise errors instead of warning.
 
+    Attributes:
+        evaluations: Numbers of the run's schedule that are spent; a certificate beside the curve spends one as well.
+
     Raises:
         ConfigurationError: For delta outside (0, 1), or without a spectrum in the Trainer.
 
@@ -83,8 +86,9 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         self.risk_samples = risk_samples
         self.seed = seed
         self._prior_mean: Tensor | None = None
-        self._evaluation = 0
+        self.evaluations = 0
         self._choice: Choice | None = None
+        self._rest: dict[str, str] | None = None
         self._hold_out = HoldOut()
         self._forget()
 
@@ -136,7 +140,8 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         """One evaluation: posterior, fresh pair, fresh subsample, bound; and the hold-out bound beside it."""
         if not self._begun and context.fresh:
             # Weights that no fit has touched begin a new run; others go on with the prior that is known, if any.
-            self._prior_mean, self._evaluation, self._choice = context.start, 0, None
+            self._prior_mean, self.evaluations, self._choice = context.start, 0, None
+            self._rest = dict(context.start_rest)
             self._hold_out.start_run()
         elif not self._begun and self._prior_mean is not None and torch.equal(self._prior_mean, context.start):
             self._prior_mean = context.start  # one tensor for all, in memory and in the next checkpoint
@@ -163,9 +168,9 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             return self._measurement(trainer, choice, step, certificate, {})
         if self._data_reasons is None:
             self._data_reasons = validity.data_reasons(trainer, context, source)
-        reasons = [*validity.module_reasons(context, self._prior_mean), *self._data_reasons]
+        reasons = [*validity.module_reasons(context, self._prior_mean, self._rest), *self._data_reasons]
         if not reasons:
-            self.count_evaluation()
+            self.evaluations += 1
         if self._measurable(context):
             certificate = self._certificate(trainer, context, source, choice, reasons)
             estimates = bound_estimates(certificate)
@@ -178,7 +183,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             estimates["hold_out"] = Estimate(held_out.value)
             estimates["hold_out_error"] = Estimate(held_out.empirical_risk)
         if certificate.valid or held_out is not None:
-            estimates["delta_spent"] = Estimate(spent_delta(self.delta, self._evaluation, self._hold_out.evaluation))
+            estimates["delta_spent"] = Estimate(spent_delta(self.delta, self.evaluations, self._hold_out.evaluation))
         return self._measurement(trainer, choice, step, certificate, estimates)
 
     def _measurable(self, context: FitContext) -> bool:
@@ -228,7 +233,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         known = self._prior_mean is not None and len(self._prior_mean) == len(weights)
         start = self._prior_mean if known and self._prior_mean is not None else context.start
         # The evaluation number seeds the draws: fresh ones each time, the same ones on every rank.
-        number = max(self._evaluation, 1)
+        number = max(self.evaluations, 1)
         draws = generator((self.seed + 1) * 1_000_003 + number if not reasons else self.seed)
         evidence = Evidence(
             weights=weights,
@@ -248,16 +253,11 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             evaluation=number,
             generator=draws,
             reasons=reasons,
-            conditions=CONDITIONS,
+            conditions=conditions("pair_of_draws"),
             prior=STATEMENTS[self.prior],
         )
         self._choice = Choice.nearest(epsilon=found.epsilon, tau=found.tau / found.n, mean_scale=found.mean_scale)
         return found
-
-    def count_evaluation(self) -> int:
-        """Take the next number of the run's schedule, for a certificate beside the curve."""
-        self._evaluation += 1
-        return self._evaluation
 
     def settings(self) -> dict[str, Any]:
         """Failure probability, statement about the prior, examples to judge on."""
@@ -270,7 +270,8 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         return {
             **super().state_dict(),
             "prior_mean": self._prior_mean,
-            "evaluation": self._evaluation,
+            "evaluation": self.evaluations,
+            "rest": self._rest,
             "choice": None if self._choice is None else asdict(self._choice),
             **self._hold_out.state(),
         }
@@ -279,7 +280,8 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         """Take up the prior of the run that wrote the checkpoint."""
         super().load_state_dict(state_dict)
         self._prior_mean = state_dict.get("prior_mean")
-        self._evaluation = int(state_dict.get("evaluation", 0))
+        self.evaluations = int(state_dict.get("evaluation", 0))
+        self._rest = state_dict.get("rest")
         choice = state_dict.get("choice")
         self._choice = None if choice is None else Choice(**choice)
         self._resumed = self._prior_mean is not None

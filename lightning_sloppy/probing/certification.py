@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lightning_sloppy.bounds.certify import weights_hash
+from lightning_sloppy.bounds.descent import LocalSurrogate
 from lightning_sloppy.bounds.final import FinalCertificates, certify_posterior
 from lightning_sloppy.bounds.learning import Learnt, learn_posterior
 from lightning_sloppy.bounds.pac_bayes import PAC_SHARE, scheduled_delta
@@ -21,8 +24,10 @@ from lightning_sloppy.bounds.relative_entropy import log_xi
 from lightning_sloppy.bounds.scaled import ScaledGaussian, scaled
 from lightning_sloppy.bounds.selection import member, select_posterior
 from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.ranks import Ranks
 from lightning_sloppy.linalg.vectors import generator
+from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.error_counts import ErrorCounter
 
@@ -32,6 +37,33 @@ if TYPE_CHECKING:
 CHECKPOINTS = ("certified_1.ckpt", "certified_2.ckpt")
 PAIR, SINGLE = "certificate.json", "certified_1.json"
 """Names of the files in the folder of the certificates."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a certificate must know of the run.
+
+    Attributes:
+        prior_mean: Weights before the first step.
+        evaluation: Evaluations of the schedule so far.
+        split: Fingerprint of the samples that were trained on; None: nobody knows.
+        rest: Digests of buffers and frozen parameters before the first step.
+    """
+
+    prior_mean: Tensor | None = None
+    evaluation: int = 0
+    split: str | None = None
+    rest: dict[str, str] | None = None
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Run:
+        """From a checkpoint."""
+        return cls(state.get("prior_mean"), int(state.get("evaluation", 0)), state.get("split"), state.get("rest"))
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        known = {} if self.prior_mean is None else {"prior_mean": self.prior_mean}
+        return {**known, "evaluation": self.evaluation, "split": self.split, "rest": self.rest}
 
 
 @dataclass(frozen=True)
@@ -46,7 +78,6 @@ class Question:
         evaluation: Number in the schedule of the run.
         plan: How the posterior is learnt.
         seed: Of everything that is drawn.
-        reasons: Why there is no bound.
         template: Conditions and statements to copy into the certificates.
     """
 
@@ -57,7 +88,6 @@ class Question:
     evaluation: int
     plan: LearningPlan
     seed: int
-    reasons: Sequence[str]
     template: Certificate
 
 
@@ -83,10 +113,9 @@ def learnt_and_certified(
         question.counter,
         n=question.n,
         delta=question.delta,
-        generator=_stream(question, 2),
+        generator=_judging_stream(question, posterior),
         evaluation=question.evaluation,
         dtype=weights.dtype,
-        reasons=question.reasons,
         template=question.template,
     )
     return learnt or Learnt(posterior, 0, 0.0, ()), final
@@ -112,7 +141,7 @@ def _start(weights: Tensor, question: Question) -> ScaledGaussian:
 
 
 def _learnt(context: FitContext, start: ScaledGaussian, question: Question, on_step: Callable[[float], None]) -> Learnt:
-    with torch.enable_grad():
+    def learn(local: LocalSurrogate | None) -> Learnt:
         return learn_posterior(
             start,
             question.prior_mean,
@@ -122,10 +151,17 @@ def _learnt(context: FitContext, start: ScaledGaussian, question: Question, on_s
             delta=scheduled_delta(PAC_SHARE * question.delta, question.evaluation) / 2,
             plan=question.plan,
             generator=_stream(question, 1),
-            local=question.counter.local,
+            local=local,
             sizes=[shape.numel() for shape in context.layout.shapes],
             on_step=on_step,
         )
+
+    with torch.enable_grad():
+        try:
+            return learn(question.counter.local)
+        except (RuntimeError, NotImplementedError, TypeError):
+            # Forwards that torch functions do not see (scripted, or functions of their own): one draw for each batch.
+            return learn(None)
 
 
 def _everybodys(ranks: Ranks, learnt: ScaledGaussian | None, start: ScaledGaussian) -> ScaledGaussian:
@@ -141,12 +177,29 @@ def _everybodys(ranks: Ranks, learnt: ScaledGaussian | None, start: ScaledGaussi
 
 
 def _stream(question: Question, part: int) -> torch.Generator:
-    """Choice, learning and certification never share a stream; each evaluation has its own."""
+    """Choice and learning never share a stream; each evaluation has its own."""
     return generator(((question.seed + 7) * 1_000_003 + question.evaluation) * 3 + part)
 
 
+def _judging_stream(question: Question, posterior: ScaledGaussian) -> torch.Generator:
+    """Draws that depend on the whole posterior: nobody can have chosen it by looking at them, in an earlier run either.
+
+    A hash of the posterior takes part in the seed, so that another plan, or another checkpoint, gets other draws, the
+    same ones on every rank.
+    """
+    parts = (posterior.mean, posterior.deviations, posterior.factors)
+    whole = "".join(weights_hash(part) for part in parts) + f"{question.seed} {question.evaluation}"
+    return generator(int(hashlib.sha256(whole.encode()).hexdigest()[:15], 16))
+
+
+def forget_files(folder: Path) -> None:
+    """Take away what an earlier run has left under the names that are written here: it would vouch for another."""
+    for name in (PAIR, SINGLE, *CHECKPOINTS):
+        (folder / name).unlink(missing_ok=True)
+
+
 def save(trainer: Trainer, context: FitContext, folder: Path, final: FinalCertificates) -> FinalCertificates:
-    """Write both networks as normal checkpoints, and the certificates beside them.
+    """Write both networks as normal checkpoints, and the certificates beside them; on rank 0, without a word to others.
 
     Args:
         trainer: The Trainer; its module holds each network while it is written, and its own weights again afterwards.
@@ -156,19 +209,37 @@ def save(trainer: Trainer, context: FitContext, folder: Path, final: FinalCertif
 
     Returns:
         The certificates with the names of the files in them.
+
+    Raises:
+        ConfigurationError: When a file does not hold the network that was judged.
     """
-    for name, weights in zip(CHECKPOINTS, final.networks, strict=True):
-        with _holding(context, weights):
-            trainer.save_checkpoint(folder / name, weights_only=True)
     named = replace(
         final,
         pair=replace(final.pair, networks=CHECKPOINTS),
         single=replace(final.single, networks=CHECKPOINTS[:1]),
     )
-    if trainer.is_global_zero:
-        named.pair.save(folder / PAIR)
-        named.single.save(folder / SINGLE)
+    if not trainer.is_global_zero:
+        return named
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, weights in zip(CHECKPOINTS, final.networks, strict=True):
+        with _holding(context, weights):
+            state = trainer_internals.weights_file(trainer)
+            _compare(context, state["state_dict"], weights)
+            torch.save(state, folder / name)
+    named.pair.save(folder / PAIR)
+    named.single.save(folder / SINGLE)
     return named
+
+
+def _compare(context: FitContext, state: Mapping[str, Tensor], weights: Tensor) -> None:
+    """Whether what goes into a file is what was judged, to the last bit."""
+    for name, judged in context.layout.table(weights).items():
+        written = state.get(name)
+        if written is None or not torch.equal(written.to(judged), judged):
+            raise ConfigurationError(
+                f"The checkpoint of a certified network would hold another {name} than was judged, so nothing was "
+                "written; look for hooks that change the state (on_save_checkpoint), or parameters of mixed precision."
+            )
 
 
 @contextmanager

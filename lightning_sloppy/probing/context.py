@@ -20,7 +20,7 @@ from lightning_sloppy.evaluation.batches import Batch, as_pair
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.evaluation.ranks import ALONE, all_ranks, together
 from lightning_sloppy.probing import trainer_internals
-from lightning_sloppy.probing.digests import SampleDigests, sample_digests
+from lightning_sloppy.probing.digests import SampleDigests, rest_digests, sample_digests
 from lightning_sloppy.probing.objective import ObjectiveChoice, choose_objective
 from lightning_sloppy.probing.passing import PassingBatches
 from lightning_sloppy.probing.samples import SampleSource, probe_indices
@@ -52,7 +52,7 @@ class FitContext:
         modes: Every submodule with its training flag when the fit started.
         fresh: Whether the weights have seen no optimiser step that we know of.
         start: The weights when the fit started, one vector (p,) on the CPU.
-        start_buffers: The buffers at that moment.
+        start_rest: Digests of buffers and frozen parameters at that moment, by name.
         layout_written: Whether the custom-scalars layout was written.
         measuring_seconds: Time spent in measurements so far, also before a resume.
         decision: The latest step at which measurements were due, and whether they were taken.
@@ -75,10 +75,10 @@ class FitContext:
                 f"{type(module).__name__} has no trainable parameters, so there is nothing to measure; "
                 "build the layers before the fit and leave requires_grad on."
             )
-        self.fresh = trainer.global_step == 0 and module not in _fitted
+        self.fresh = trainer.global_step == 0 and module not in _fitted and not trainer.ckpt_path
         _fitted.add(module)
         self.start = self.layout.vector(module).cpu()
-        self.start_buffers = {name: buffer.detach().cpu().clone() for name, buffer in module.named_buffers()}
+        self.start_rest = rest_digests(module)
         self.measuring_seconds = 0.0
         self.decision: tuple[int, bool] | None = None
         self.stretched = False
@@ -223,6 +223,16 @@ class FitContext:
     def share(self) -> float:
         """Seconds of measuring per second of training without it."""
         return self.measuring_seconds / self.training_seconds
+
+
+def was_fitted(module: LightningModule) -> bool:
+    """Whether a fit in this process has trained these weights, as far as can be seen."""
+    return module in _fitted or any(p.grad is not None for p in module.parameters())
+
+
+def notice_training(module: LightningModule) -> None:
+    """The weights come from a training, whatever this process has seen of it."""
+    _fitted.add(module)
 
 
 def notice_earlier_fits(module: LightningModule) -> None:

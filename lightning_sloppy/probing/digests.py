@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.probing.samples import READ_CHUNK, SampleSource, probe_indices
@@ -45,6 +46,17 @@ def sample_digests(source: SampleSource) -> SampleDigests:
             seen.extend(_rows(batch))
     whole = hashlib.blake2b(b"".join(sorted(seen)), digest_size=16).hexdigest()
     return SampleDigests(len(seen), frozenset(seen), whole)
+
+
+def rest_digests(module: nn.Module) -> dict[str, str]:
+    """A hash of every buffer and every frozen parameter: what a network is made of besides its trained weights."""
+    rest = [*module.named_buffers(), *((name, p) for name, p in module.named_parameters() if not p.requires_grad)]
+    return {name: _digest(tensor) for name, tensor in rest}
+
+
+def _digest(tensor: Tensor) -> str:
+    plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.blake2b(plain.tobytes() + str(tuple(tensor.shape)).encode(), digest_size=16).hexdigest()
 
 
 def _rows(batch: Any) -> Iterator[bytes]:

@@ -55,33 +55,61 @@ class ErrorCounter:
                 wrong += _mistakes(self._objective.outputs(table, inputs), targets)
         return int(wrong)
 
-    def surrogate(self, weights: Tensor, indices: Tensor) -> tuple[Tensor, int]:
-        """Mean loss on these samples with a graph to the weights, and the mistakes, of one forward."""
-        table = self._context.layout.table(weights.to(self._objective.device, self._objective.dtype))
-        return self._learnt_from(table, indices, nullcontext)
+    def surrogate(self, weights: Tensor, indices: Tensor) -> tuple[float, int, Tensor]:
+        """Mean loss on these samples, the mistakes, and the loss's slope in the weights."""
+        leaf = self._leaf(weights)
+        loss, wrong, (slope,) = self._differentiated(self._context.layout.table(leaf), indices, [leaf], nullcontext)
+        return loss, wrong, slope
 
     def local(
         self, means: Tensor, variances: Tensor, indices: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, int]:
-        """The same of weights drawn inside the network, for each sample apart where layers allow it."""
-        layout, kind = self._context.layout, (self._objective.device, self._objective.dtype)
-        centres, spreads = layout.table(means.to(*kind)), layout.table(variances.to(*kind))
-        return self._learnt_from(centres, indices, lambda: LocalNoise(centres, spreads, generator))
+    ) -> tuple[float, int, Tensor, Tensor]:
+        """The same of weights drawn inside the network, for each sample apart where layers allow it.
 
-    def _learnt_from(
-        self, table: dict[str, Tensor], indices: Tensor, noise: Callable[[], AbstractContextManager[Any]]
-    ) -> tuple[Tensor, int]:
-        assert self._objective.loss_fn is not None
-        loss = torch.zeros((), dtype=self._objective.dtype, device=self._objective.device)
-        wrong = 0
+        Raises:
+            RuntimeError: Where no noise reaches the loss: the forward goes around the functions of torch.
+        """
+        leaves = [self._leaf(means), self._leaf(variances)]
+        centres, spreads = (self._context.layout.table(leaf) for leaf in leaves)
+        loss, wrong, (by_mean, by_variance) = self._differentiated(
+            centres, indices, leaves, lambda: LocalNoise(centres, spreads, generator)
+        )
+        if not bool(by_variance.any()):
+            raise RuntimeError("no noise of the weights reaches the loss")
+        return loss, wrong, by_mean, by_variance
+
+    def _leaf(self, weights: Tensor) -> Tensor:
+        return weights.detach().to(self._objective.device, self._objective.dtype).requires_grad_()
+
+    def _differentiated(
+        self,
+        table: dict[str, Tensor],
+        indices: Tensor,
+        leaves: list[Tensor],
+        noise: Callable[[], AbstractContextManager[Any]],
+    ) -> tuple[float, int, list[Tensor]]:
+        """Loss, mistakes and slopes, with weights and noise in place also while a checkpointed forward is run again."""
+        loss_fn = self._objective.loss_fn
+        assert loss_fn is not None
+        total, wrong = 0.0, 0
+        slopes = [torch.zeros_like(leaf) for leaf in leaves]
         with self._source.untouched():
             for batch in self._batches(indices):
                 inputs, targets = private(batch)
-                with noise():
-                    outputs = self._objective.outputs(table, inputs)
-                loss = loss + self._objective.loss_fn(outputs, targets) * (len(targets) / len(indices))
-                wrong += int(_mistakes(outputs.detach(), targets))
-        return loss, wrong
+                share = len(targets) / len(indices)
+
+                def run(inputs: Any = inputs, targets: Any = targets, share: float = share) -> tuple[float, int]:
+                    with noise():
+                        outputs = self._objective.outputs(table, inputs)
+                        loss = loss_fn(outputs, targets) * share
+                        parts = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
+                    for slope, part in zip(slopes, parts, strict=True):
+                        slope += 0 if part is None else part
+                    return float(loss.detach()), int(_mistakes(outputs.detach(), targets))
+
+                one, mistakes = self._objective.swapped(table, run)
+                total, wrong = total + one, wrong + mistakes
+        return total, wrong, slopes
 
     def _batches(self, indices: Tensor) -> Iterator[Batch]:
         if self._held is None:

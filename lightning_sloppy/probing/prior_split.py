@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import lightning.pytorch
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
 
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.probing.samples import SampleSource
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule
+else:
+    import pytorch_lightning
+
+    class LightningDataModule(lightning.pytorch.LightningDataModule, pytorch_lightning.LightningDataModule):
+        """Accepted by both copies of Lightning."""
+
 
 PASSED_ON = (
     "val_dataloader",
@@ -48,46 +56,55 @@ class PriorSplit(LightningDataModule):
         (719, 719)
     """
 
-    def __init__(self, datamodule: LightningDataModule, prior_fraction: float = 0.5, *, seed: int = 0) -> None:
+    def __init__(
+        self, datamodule: lightning.pytorch.LightningDataModule, prior_fraction: float = 0.5, *, seed: int = 0
+    ) -> None:
         super().__init__()
         if not 0.0 < prior_fraction < 1.0:
             raise ConfigurationError(f"prior_fraction={prior_fraction} must lie in (0, 1): give for instance 0.5.")
         self.datamodule = datamodule
+        self._split: tuple[DataLoader[Any], Subset[Any], Subset[Any]] | None = None
         self.prior_fraction = prior_fraction
         self.seed = seed
         for name in PASSED_ON:
             setattr(self, name, getattr(datamodule, name))
 
+    def __getattr__(self, name: str) -> Any:
+        """What only the inner data module has: its number of classes, its transforms."""
+        inner = self.__dict__.get("datamodule")
+        if inner is None:
+            raise AttributeError(name)
+        return getattr(inner, name)
+
     def prepare_data(self) -> None:
-        """Pass on."""
+        """Pass on, with the Trainer."""
+        self.datamodule.trainer = self.trainer
         self.datamodule.prepare_data()
 
     def setup(self, stage: str) -> None:
         """Pass on, with the Trainer."""
         self.datamodule.trainer = self.trainer
         self.datamodule.setup(stage)
+        if stage == "fit":
+            self._split = None
 
     def teardown(self, stage: str) -> None:
         """Pass on."""
         self.datamodule.teardown(stage)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """The part that training sees, as the inner loader would give it."""
-        loader = self._loader()
-        part, _ = self._parts(loader)
-        shuffled = isinstance(loader.sampler, RandomSampler)
-        return _like(loader, Subset(loader.dataset, part.tolist()), shuffle=shuffled, drop_last=loader.drop_last)
+        """The part that training sees; the same however often a fit asks for it."""
+        loader, part, _ = self._parts()
+        return _like(loader, part, shuffle=isinstance(loader.sampler, RandomSampler), drop_last=loader.drop_last)
 
     def certification_dataloader(self) -> DataLoader[Any]:
         """The samples that certify, in order of their indices."""
-        loader = self._loader()
-        _, rest = self._parts(loader)
-        return _like(loader, Subset(loader.dataset, rest.tolist()), shuffle=False, drop_last=False)
+        loader, _, rest = self._parts()
+        return _like(loader, rest, shuffle=False, drop_last=False)
 
-    def fingerprint(self) -> str:
-        """A hash of which samples certify: two fits of the same one trained on the same part."""
-        _, rest = self._parts(self._loader())
-        return hashlib.sha256(rest.numpy().tobytes()).hexdigest()
+    def gave(self, dataset: Any) -> bool:
+        """Whether this data set is the part that training sees."""
+        return self._split is not None and dataset is self._split[1]
 
     def state_dict(self) -> dict[str, Any]:
         """The inner state."""
@@ -97,34 +114,44 @@ class PriorSplit(LightningDataModule):
         """Pass on."""
         self.datamodule.load_state_dict(state_dict)
 
-    def _loader(self) -> DataLoader[Any]:
-        loader = self.datamodule.train_dataloader()
+    def _parts(self) -> tuple[DataLoader[Any], Subset[Any], Subset[Any]]:
+        """The inner loader and the two parts of its data set, once for a fit."""
+        if self._split is None:
+            loader = self._checked(self.datamodule.train_dataloader())
+            part, rest = self._indices(len(SampleSource(loader)), loader)
+            self._split = (loader, Subset(loader.dataset, part.tolist()), Subset(loader.dataset, rest.tolist()))
+        return self._split
+
+    def _checked(self, loader: Any) -> DataLoader[Any]:
         if not isinstance(loader, DataLoader):
             raise ConfigurationError(
                 f"PriorSplit needs one training DataLoader, but {type(self.datamodule).__name__} gives a "
                 f"{type(loader).__name__}; combine the data sets into one."
             )
-        SampleSource(loader)  # says in a sentence what cannot be indexed
-        plain = type(loader.batch_sampler) is BatchSampler
-        if not plain or not isinstance(loader.sampler, (RandomSampler, SequentialSampler)):
+        total = len(SampleSource(loader))  # says in a sentence what cannot be indexed
+        sampler = loader.sampler
+        random = type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == total
+        if type(loader.batch_sampler) is not BatchSampler or not (random or type(sampler) is SequentialSampler):
             raise ConfigurationError(
-                f"PriorSplit needs a loader that shuffles or not, but found {type(loader.sampler).__name__} in "
-                f"{type(loader.batch_sampler).__name__}; weights and quotas would spoil their independence."
+                f"PriorSplit needs a loader that shuffles or not, but found {type(sampler).__name__} in "
+                f"{type(loader.batch_sampler).__name__}; weights, quotas and replacement spoil the independence of the "
+                "samples."
             )
         return loader
 
-    def _parts(self, loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
-        total = len(loader.dataset)  # type: ignore[arg-type]  # SampleSource has checked it
+    def _indices(self, total: int, loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
         size = round(total * self.prior_fraction)
-        if not 0 < size < total - 1:
+        least = int(loader.batch_size or 1) if loader.drop_last else 1
+        if not least <= size < total - 1:
             raise ConfigurationError(
-                f"prior_fraction={self.prior_fraction} of {total} samples leaves too few for one of the parts."
+                f"prior_fraction={self.prior_fraction} of {total} samples leaves too few for one of the parts (a batch "
+                f"has {loader.batch_size})."
             )
         order = torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))
         return order[:size].sort().values, order[size:].sort().values
 
 
-def _like(loader: DataLoader[Any], dataset: Any, *, shuffle: bool, drop_last: bool) -> DataLoader[Any]:
+def _like(loader: DataLoader[Any], dataset: Subset[Any], *, shuffle: bool, drop_last: bool) -> DataLoader[Any]:
     workers = loader.num_workers
     return DataLoader(
         dataset,

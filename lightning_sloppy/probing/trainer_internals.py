@@ -92,6 +92,22 @@ def reloads_loaders(trainer: Trainer) -> bool:
     return bool(trainer.reload_dataloaders_every_n_epochs)
 
 
+def fits_on(trainer: Trainer, datamodule: Any) -> bool:
+    """Whether the running fit takes its samples from this data module: an earlier one may still hang on the Trainer."""
+    return trainer.fit_loop._data_source.instance is datamodule
+
+
+def weights_file(trainer: Trainer) -> dict[str, Any]:
+    """What a checkpoint with the weights alone holds, made on this rank without waiting for others."""
+    return dict(trainer._checkpoint_connector.dump_checkpoint(weights_only=True))
+
+
+def process_group_seconds(trainer: Trainer) -> float:
+    """How long processes wait for one another before they give up; infinite for a process alone."""
+    timeout = getattr(trainer.strategy, "_timeout", None)
+    return math.inf if trainer.world_size == 1 or timeout is None else float(timeout.total_seconds())
+
+
 def strategy_is_supported(trainer: Trainer) -> bool:
     """Single device and data parallelism: every rank holds all parameters. Sharded ones have no double backward."""
     names = {kind.__name__ for kind in type(trainer.strategy).__mro__}

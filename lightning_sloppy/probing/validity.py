@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_sloppy.certificate import Reason
 from lightning_sloppy.curvature.parameters import ParameterLayout
+from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.preserve import random_streams
+from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext
-from lightning_sloppy.probing.digests import SampleDigests, sample_digests
+from lightning_sloppy.probing.digests import SampleDigests, rest_digests, sample_digests
 from lightning_sloppy.probing.samples import SampleSource, probe_indices
 
 if TYPE_CHECKING:
@@ -29,15 +34,8 @@ def data_reasons(trainer: Trainer, context: FitContext, source: SampleSource) ->
     reasons: list[str] = []
     if reads_differ(trainer, context, source):
         reasons.append(_random_reads())
-    repeated = source.repeated_indices()
-    if repeated:
-        reasons.append(
-            Reason(
-                f"{repeated:,} of the {len(source):,} training samples are repeated by index, so they are not "
-                "independent draws; use every sample once.",
-                flag="duplicated_examples",
-            )
-        )
+    if source.repeated_indices():
+        reasons.append(_repeated(source))
     elif not reasons:
         digests = context.training_digests(trainer)
         if digests.copies:
@@ -56,21 +54,50 @@ def split_reasons(trainer: Trainer, context: FitContext, certifying: SampleSourc
     reasons: list[str] = []
     if reads_differ(trainer, context, certifying):
         reasons.append(_random_reads())
+    if certifying.repeated_indices():
+        reasons.append(_repeated(certifying))
     digests = sample_digests(certifying)
     if digests.copies:
         reasons.append(_copies(digests))
-    shared = len(digests.distinct & context.training_digests(trainer).distinct)
+    trained = context.source(trainer)
+    shared = max(
+        len(digests.distinct & context.training_digests(trainer).distinct),
+        len(certifying.identities() & trained.identities()),
+    )
     if shared:
-        reasons.append(
-            Reason(
-                f"{shared:,} of the certifying samples are training samples as well, so the prior depends on them; "
-                "remove duplicates before the split.",
-                flag="prior_depends_on_sample",
-            )
-        )
+        reasons.append(_seen(f"{shared:,} of the certifying samples are training samples as well"))
+    held_out = [SampleSource(loader) for loader in _indexable(trainer_internals.validation_loaders(trainer))]
+    watched = sum(len(digests.distinct & sample_digests(source).distinct) for source in held_out)
+    if watched:
+        reasons.append(_seen(f"{watched:,} of the certifying samples are validation samples, which may have chosen it"))
     if context.layout != ParameterLayout.of(context.module):
         reasons.append(_changed_parameters())
     return [*reasons, *_low_precision(context)]
+
+
+def _indexable(loaders: list[DataLoader[Any]]) -> list[DataLoader[Any]]:
+    found = []
+    for loader in loaders:
+        with suppress(ConfigurationError):
+            SampleSource(loader)
+            found.append(loader)
+    return found
+
+
+def _seen(what: str) -> Reason:
+    return Reason(
+        f"{what}, so the prior depends on them; keep training, validation and certifying samples apart, and remove "
+        "duplicates before the split.",
+        flag="prior_depends_on_sample",
+    )
+
+
+def _repeated(source: SampleSource) -> Reason:
+    return Reason(
+        f"{source.repeated_indices():,} of the {len(source):,} samples are repeated by index, so they are not "
+        "independent draws; use every sample once.",
+        flag="duplicated_examples",
+    )
 
 
 def _changed_parameters() -> Reason:
@@ -97,8 +124,14 @@ def reads_differ(trainer: Trainer, context: FitContext, source: SampleSource) ->
     return any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def module_reasons(context: FitContext, prior_mean: Tensor | None) -> list[str]:
-    """Why the weights or buffers of the module forbid a PAC-Bayes bound at this moment."""
+def module_reasons(context: FitContext, prior_mean: Tensor | None, start: Mapping[str, str] | None = None) -> list[str]:
+    """Why the weights or buffers of the module forbid a PAC-Bayes bound at this moment.
+
+    Args:
+        context: Of the fit.
+        prior_mean: Weights before the first step; None when nobody knows them.
+        start: Digests of buffers and frozen parameters before the first step; None: those of this fit's start.
+    """
     reasons: list[str] = []
     if prior_mean is None:
         reasons.append(
@@ -129,13 +162,13 @@ def module_reasons(context: FitContext, prior_mean: Tensor | None) -> list[str]:
                 flag="buffers_depend_on_sample",
             )
         )
-    moved = changed_buffers(context.module, context.start_buffers)
+    moved = changed_rest(context.module, context.start_rest if start is None else start)
     moved = [name for name in moved if name.rpartition(".")[0] not in set(names)]
     if moved:
         reasons.append(
             Reason(
-                f"Buffers changed during training (first: {moved[0]}): they depend on the data, and the prior does not "
-                "cover them; make them parameters or constants.",
+                f"Buffers or frozen parameters changed during training (first: {moved[0]}): they depend on the data, "
+                "and the prior does not cover them; make them trained parameters or constants.",
                 flag="buffers_depend_on_sample",
             )
         )
@@ -181,10 +214,6 @@ def batch_statistics(context: FitContext) -> list[str]:
     ]
 
 
-def changed_buffers(module: nn.Module, start: dict[str, Tensor]) -> list[str]:
-    """Names of buffers that differ from the start of the fit: functions of the data that no prior accounts for."""
-    return [
-        name
-        for name, buffer in module.named_buffers()
-        if name not in start or start[name].shape != buffer.shape or not torch.equal(start[name], buffer.cpu())
-    ]
+def changed_rest(module: nn.Module, start: Mapping[str, str]) -> list[str]:
+    """Names of buffers and frozen parameters that are not as they were: functions of the data, for all one knows."""
+    return [name for name, digest in rest_digests(module).items() if start.get(name) != digest]

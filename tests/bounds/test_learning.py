@@ -62,6 +62,10 @@ def start(k: int) -> ScaledGaussian:
     return ScaledGaussian(normal, 0.1 * normal.roll(1).exp(), vectors, torch.linspace(0.5, 4, k).double())
 
 
+def squares(weights: Tensor, indices: Tensor) -> tuple[float, int, Tensor]:
+    return float(weights.square().sum()), 2, 2 * weights
+
+
 def objective(
     mean: Tensor, relative: Tensor, scale: Tensor, log_factors: Tensor, vectors: Tensor, noise: Tensor, tau: float
 ) -> Tensor:
@@ -86,7 +90,9 @@ def test_one_step_follows_the_gradient_of_risk_and_complexity(k: int, spread: st
         for tensor in (descent.mean, descent.relative, descent.scale, descent.log_factors)
     ]
     noise = torch.randn(6, generator=torch.Generator().manual_seed(5))
-    descent.step(lambda w, _: (w.square().sum(), 2), None, torch.arange(10), 0.0, torch.Generator().manual_seed(5))
+    descent.step(
+        lambda w, _: (float(w.square().sum()), 2, 2 * w), None, torch.arange(10), 0.0, torch.Generator().manual_seed(5)
+    )
     tau = N * (math.log(descent.estimate / (1 - descent.estimate)) - math.log(0.2 / 0.8)) * 0.2 / float(descent.loss)
     value = objective(*leaves, descent.vectors, noise, tau)
     mean, relative, scale, factors = torch.autograd.grad(value, leaves, allow_unused=True)
@@ -103,7 +109,9 @@ def test_one_step_follows_the_gradient_of_risk_and_complexity(k: int, spread: st
 
 def test_the_running_complexity_is_that_of_the_posterior() -> None:
     descent = Descent(start(2), torch.zeros(6), STILL, n=N, delta=0.03, sizes=[])
-    descent.step(lambda w, _: (w.square().sum(), 2), None, torch.arange(10), 0.0, torch.Generator().manual_seed(5))
+    descent.step(
+        lambda w, _: (float(w.square().sum()), 2, 2 * w), None, torch.arange(10), 0.0, torch.Generator().manual_seed(5)
+    )
     squared_distance, covariance = descent._sums
     epsilon = min(PRIOR_GRID, key=lambda e: abs(math.log(e / descent.epsilon)))
     assert descent.epsilon == pytest.approx(epsilon, rel=1e-6)
@@ -245,7 +253,7 @@ def test_plans_that_make_no_sense(options: dict[str, object], message: str) -> N
 
 def test_a_loss_that_is_not_finite_and_sizes_that_do_not_fit() -> None:
     common = {"n": N, "delta": 0.03, "plan": STILL, "generator": torch.Generator().manual_seed(0)}
-    bad = {"surrogate": lambda w, _: (w.sum() * math.nan, 0), "examples": torch.arange(10)}
+    bad = {"surrogate": lambda w, _: (math.nan, 0, w), "examples": torch.arange(10)}
     with pytest.raises(ConfigurationError, match="not finite, so its posterior cannot be learnt"):
         learn_posterior(start(0), torch.zeros(6), **bad, **common)
     with pytest.raises(ConfigurationError, match="add up to 5, but there are 6 weights"):

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from lightning.pytorch import LightningDataModule
 from tiny import CLASSES, SAFELY, Classifier, Regressor, blobs, loader, trainer
 from torch.utils.data import DataLoader, TensorDataset
@@ -20,6 +21,7 @@ from lightning_sloppy import (
     PriorSplit,
 )
 from lightning_sloppy.bounds.certify import weights_hash
+from lightning_sloppy.callbacks.certifying import CertifyingTrainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*"),
@@ -149,8 +151,9 @@ def test_batch_norm_is_covered_by_a_split_prior_alone(tmp_path):
     assert fit(tmp_path, data=PriorSplit(Data(blobs(400))), model=model, prior="split").certificates[0].valid
     with pytest.warns(UserWarning, match="Batch statistics"):
         final = fit(tmp_path, model=Classifier(batch_norm=True))
-    assert final.certificates[0].flags == ("buffers_depend_on_sample",)
-    assert math.isnan(final.certificates[0].value)
+    assert flags(final) == ("buffers_depend_on_sample",)
+    assert math.isnan(final.measurements[-1].certificate.value)
+    assert final.certificates is None
 
 
 def flags(final: FinalCertificate) -> tuple[str, ...]:
@@ -169,7 +172,7 @@ def test_weights_that_trained_on_another_split_forbid_it(tmp_path):
     model = Classifier()
     samples = blobs(400)
     fit(tmp_path, data=PriorSplit(Data(samples), seed=1), model=model, prior="split")
-    with pytest.warns(UserWarning, match="trained before this fit, or on another split"):
+    with pytest.warns(UserWarning, match="trained before this fit, or on other samples"):
         final = fit(tmp_path, data=PriorSplit(Data(samples), seed=2), model=model, prior="split")
     assert flags(final) == ("prior_depends_on_sample",)
 
@@ -199,7 +202,7 @@ def test_a_split_goes_on_after_a_resume(tmp_path):
     host.save_checkpoint(path)
     resumed = fit(tmp_path, data=split, epochs=2, ckpt_path=path, prior="split")
     assert resumed.certificates[0].valid
-    with pytest.warns(UserWarning, match="on another split"):
+    with pytest.warns(UserWarning, match="on other samples"):
         other = fit(tmp_path, data=PriorSplit(Data(blobs(400)), seed=2), epochs=2, ckpt_path=path, prior="split")
     assert flags(other) == ("prior_depends_on_sample",)
 
@@ -213,13 +216,10 @@ def test_regression_has_no_certificate(tmp_path):
 
 
 def test_a_failure_ends_nothing(tmp_path):
-    def refuse(*_, **__):
-        raise OSError("No space left on device")
-
-    final = FinalCertificate(learning=QUICK)
+    (tmp_path / "taken").write_text("no folder")
+    final = FinalCertificate(learning=QUICK, folder=str(tmp_path / "taken"))
     host = trainer(tmp_path, callbacks=[final], max_epochs=1)
-    host.save_checkpoint = refuse
-    with pytest.warns(UserWarning, match="The certificate measurement failed; training goes on. No space left"):
+    with pytest.warns(UserWarning, match="The certificate measurement failed; training goes on. .*taken"):
         host.fit(Classifier(), loader(blobs(200)))
     assert final.certificates is None
 
@@ -228,3 +228,212 @@ def test_a_failure_ends_nothing(tmp_path):
 def test_bad_arguments(options):
     with pytest.raises(ConfigurationError, match="pass"):
         FinalCertificate(**options)
+
+
+def test_the_same_callback_on_another_model_knows_nothing_of_its_training(tmp_path):
+    samples, final = blobs(400), FinalCertificate(learning=QUICK, prior="split", strict=True)
+    trainer(tmp_path, callbacks=[final], max_epochs=1).fit(Classifier(), datamodule=PriorSplit(Data(samples)))
+    model = Classifier()
+    trainer(tmp_path, max_epochs=1).fit(model, loader(samples))
+    with pytest.warns(UserWarning, match="trained before this fit"):
+        trainer(tmp_path, callbacks=[final], max_epochs=1).fit(model, datamodule=PriorSplit(Data(samples)))
+    assert flags(final) == ("prior_depends_on_sample",)
+
+
+def test_the_same_indices_of_reordered_samples_are_another_split(tmp_path):
+    samples = blobs(400)
+    first = FinalCertificate(learning=QUICK, prior="split", strict=True)
+    host = trainer(tmp_path, callbacks=[first], max_epochs=1)
+    host.fit(Classifier(), datamodule=PriorSplit(Data(samples)))
+    host.save_checkpoint(tmp_path / "last.ckpt")
+    turned = TensorDataset(*(tensor.flip(0) for tensor in samples.tensors))
+    with pytest.warns(UserWarning, match="or on other samples"):
+        other = fit(tmp_path, data=PriorSplit(Data(turned)), epochs=2, ckpt_path=tmp_path / "last.ckpt", prior="split")
+    assert flags(other) == ("prior_depends_on_sample",)
+
+
+def test_a_data_module_of_an_earlier_fit_does_not_vouch_for_this_one(tmp_path):
+    samples, final = blobs(400), FinalCertificate(learning=QUICK, prior="split")
+    host = trainer(tmp_path, callbacks=[final], max_epochs=1)
+    host.fit(Classifier(), datamodule=PriorSplit(Data(samples)))
+    host.fit_loop.max_epochs = 2
+    with (
+        pytest.warns(UserWarning, match="prior depends on them"),
+        pytest.warns(UserWarning, match="or on other samples"),
+    ):
+        host.fit(Classifier(), loader(samples))
+    assert "prior_depends_on_sample" in flags(final)
+
+
+def test_validation_samples_that_certify_forbid_it(tmp_path):
+    class Leaking(Data):
+        def val_dataloader(self):
+            return DataLoader(self.samples, batch_size=50)
+
+    with pytest.warns(UserWarning, match="are validation samples"):
+        final = fit(tmp_path, data=PriorSplit(Leaking(blobs(400))), prior="split")
+    assert flags(final) == ("prior_depends_on_sample",)
+
+
+class Keeping(Classifier):
+    """A buffer, or a frozen layer, that learns from the batches."""
+
+    def __init__(self, *, frozen: bool) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1))
+        self.teacher = torch.nn.Linear(1, 1).requires_grad_(False)
+        self.frozen = frozen
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        with torch.no_grad():
+            (self.teacher.weight if self.frozen else self.mean).add_(batch[0].mean())
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_learns_outside_the_weights_forbids_it_also_after_a_resume(tmp_path, frozen):
+    final = FinalCertificate(learning=QUICK)
+    host = trainer(tmp_path, callbacks=[final], max_epochs=1)
+    with pytest.warns(UserWarning, match="Buffers or frozen parameters changed"):
+        host.fit(Keeping(frozen=frozen), loader(blobs(200)))
+    assert flags(final) == ("buffers_depend_on_sample",)
+    host.save_checkpoint(tmp_path / "last.ckpt")
+    model = Keeping(frozen=frozen)
+    model.on_train_batch_end = lambda *_: None
+    with pytest.warns(UserWarning, match="Buffers or frozen parameters changed"):
+        fit(tmp_path, data=blobs(200), model=model, epochs=2, ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_delta_goes_on_where_either_callback_left_it(tmp_path):
+    live, final = PACBayesBound(strict=True), FinalCertificate(learning=QUICK, strict=True)
+    host = trainer(tmp_path, callbacks=[HessianSpectrum(k=2, num_samples=64), live, final], max_epochs=2)
+    host.fit(Classifier(), loader(blobs(200)))
+    host.save_checkpoint(tmp_path / "last.ckpt")
+    with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
+        alone = fit(tmp_path, data=blobs(200), epochs=3, ckpt_path=tmp_path / "last.ckpt")
+    assert alone.certificates[0].evaluation == 5
+    assert final.certificates[0].evaluation == live.evaluations == 4
+
+
+def test_other_posteriors_are_judged_by_other_draws(tmp_path):
+    hashes = set()
+    for epochs in (1, 2):
+        torch.manual_seed(0)
+        plan = LearningPlan(seconds=60, epochs=epochs, batch_size=50, mean_rate=0.0, spread_rate=1e-6)
+        folder = tmp_path / str(epochs)
+        pair = fit(tmp_path, learning=plan, folder=str(folder)).certificates[0]
+        first = torch.load(folder / pair.networks[0], weights_only=True)["state_dict"]
+        second = torch.load(folder / pair.networks[1], weights_only=True)["state_dict"]
+        hashes.add(round(float((first["net.0.weight"] - second["net.0.weight"]).abs().sum()), 3))
+    assert len(hashes) == 2
+
+
+class Averaging(Classifier):
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["state_dict"]["net.0.weight"] = checkpoint["state_dict"]["net.0.weight"] * 0.5
+
+
+def test_a_file_that_would_hold_other_weights_is_not_written(tmp_path):
+    folder = tmp_path / "mine"
+    with pytest.warns(UserWarning, match="another net.0.weight than was judged"):
+        final = fit(tmp_path, model=Averaging(), folder=str(folder), strict=False)
+    assert final.certificates is None
+    assert not list(folder.glob("*"))
+
+
+def test_files_of_an_earlier_run_do_not_stay_beside_a_refusal(tmp_path):
+    folder = tmp_path / "mine"
+    fit(tmp_path, folder=str(folder))
+    assert len(list(folder.glob("*"))) == 4
+    with pytest.warns(UserWarning, match="Batch statistics"):
+        fit(tmp_path, model=Classifier(batch_norm=True), folder=str(folder))
+    assert not list(folder.glob("*"))
+
+
+def test_a_dry_run_learns_nothing(tmp_path):
+    final = FinalCertificate(learning=LearningPlan(seconds=1000), folder=str(tmp_path / "mine"))
+    trainer(tmp_path, callbacks=[final], fast_dev_run=True).fit(Classifier(), loader(blobs(200)))
+    assert final.measurements == []
+    assert not (tmp_path / "mine").exists()
+
+
+class Checkpointed(Classifier):
+    def forward(self, inputs):
+        return torch.utils.checkpoint.checkpoint(self.net, inputs, use_reentrant=False)
+
+
+class Doubling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, inputs, weight):
+        ctx.save_for_backward(inputs, weight)
+        return inputs @ weight.T
+
+    @staticmethod
+    def backward(ctx, upstream):
+        inputs, weight = ctx.saved_tensors
+        return upstream @ weight, upstream.T @ inputs
+
+
+class OwnFunction(Classifier):
+    def forward(self, inputs):
+        return Doubling.apply(torch.relu(Doubling.apply(inputs, self.net[0].weight)), self.net[4].weight)
+
+
+@pytest.mark.parametrize("kind", [Checkpointed, OwnFunction])
+def test_forwards_with_ways_of_their_own_are_learnt_too(tmp_path, kind):
+    torch.manual_seed(0)
+    final = fit(tmp_path, data=blobs(2000), model=kind(), epochs=5)
+    assert final.certificates[0].valid
+    assert final.certificates[0].value < 1 - 1 / CLASSES
+
+
+class Manual(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(torch.nn.functional.cross_entropy(self(batch[0]), batch[1]))
+        optimizer.step()
+
+
+def test_a_loss_can_be_given(tmp_path):
+    model = Manual()
+    del model.loss_fn
+    final = fit(tmp_path, model=model, objective=torch.nn.functional.cross_entropy)
+    assert final.certificates[0].valid
+
+
+def test_a_run_is_certified_from_its_file_alone(tmp_path):
+    first = FinalCertificate(learning=QUICK, strict=True)
+    host = trainer(tmp_path, callbacks=[first], max_epochs=1)
+    model = Classifier()
+    host.fit(model, loader(blobs(200)))
+    host.save_checkpoint(tmp_path / "last.ckpt", weights_only=False)
+    options = {"ckpt_path": str(tmp_path / "last.ckpt"), "learning": QUICK}
+
+    def host_of_certificates() -> CertifyingTrainer:
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "max_epochs": 1}
+        return CertifyingTrainer(accelerator="cpu", default_root_dir=tmp_path, enable_checkpointing=False, **quiet)
+
+    again = host_of_certificates().certify(Classifier(), Data(blobs(200)), **options)
+    assert again.certificates[0].evaluation == 2
+    assert again.certificates[0].prior_hash == first.certificates[0].prior_hash
+    # Without the state of a run the fresh module is the prior, and a trained one is refused.
+    bare = trainer(tmp_path, max_epochs=1)
+    bare.fit(Classifier(), loader(blobs(200)))
+    bare.save_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    assert host_of_certificates().certify(Classifier(), Data(blobs(200)), **options).certificates[0].valid
+    with pytest.raises(ConfigurationError, match="is trained itself; give a freshly made one"):
+        host_of_certificates().certify(model, Data(blobs(200)), **options)
+    with pytest.raises(ConfigurationError, match="weights of another model than the configured Regressor"):
+        host_of_certificates().certify(Regressor(), Data(blobs(200)), **options)
+    with pytest.raises(ConfigurationError, match=r"There is no checkpoint none\.ckpt"):
+        host_of_certificates().certify(Classifier(), Data(blobs(200)), ckpt_path="none.ckpt")
+    (tmp_path / "junk.ckpt").write_bytes(b"junk")
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        host_of_certificates().certify(Classifier(), Data(blobs(200)), ckpt_path=str(tmp_path / "junk.ckpt"))
+    torch.save([1], tmp_path / "list.ckpt")
+    with pytest.raises(ConfigurationError, match="is no checkpoint of Lightning"):
+        host_of_certificates().certify(Classifier(), Data(blobs(200)), ckpt_path=str(tmp_path / "list.ckpt"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import pytorch_lightning
 import torch
 from lightning.pytorch import LightningDataModule
 from tiny import blobs
@@ -59,8 +60,20 @@ def test_the_parts_are_disjoint_whole_seeded_and_like_the_inner_loader() -> None
     assert not certifying.drop_last
     assert isinstance(train.sampler, torch.utils.data.RandomSampler)
     assert isinstance(certifying.sampler, torch.utils.data.SequentialSampler)
+    assert split.gave(train.dataset)
+    assert not split.gave(certifying.dataset)
     same, other = PriorSplit(Data(), 0.4, seed=3), PriorSplit(Data(), 0.4, seed=4)
-    assert same.fingerprint() == split.fingerprint() != other.fingerprint()
+    assert same.train_dataloader().dataset.indices == train.dataset.indices
+    assert other.train_dataloader().dataset.indices != train.dataset.indices
+
+
+def test_a_fit_that_asks_again_gets_the_same_part() -> None:
+    split = PriorSplit(Data(lambda samples: DataLoader(torch.utils.data.Subset(samples, range(40)), batch_size=8)))
+    split.setup("fit")
+    first = split.train_dataloader().dataset
+    assert split.train_dataloader().dataset is first
+    split.setup("fit")
+    assert split.train_dataloader().dataset is not first
 
 
 def test_everything_else_is_the_inner_module() -> None:
@@ -77,6 +90,16 @@ def test_everything_else_is_the_inner_module() -> None:
         "predict",
     )
     assert split.on_after_batch_transfer(None, 0) == "after"
+
+
+def test_what_only_the_inner_module_has_is_found() -> None:
+    inner = Data()
+    inner.num_classes = 3
+    split = PriorSplit(inner)
+    assert split.num_classes == 3
+    with pytest.raises(AttributeError):
+        split.no_such_thing  # noqa: B018
+    assert isinstance(split, pytorch_lightning.LightningDataModule)
 
 
 def test_hooks_that_are_not_overridden_do_not_look_so() -> None:
@@ -102,6 +125,13 @@ class Stream(IterableDataset):
             lambda samples: DataLoader(samples, sampler=WeightedRandomSampler([1.0] * 50, 50)),
             "found WeightedRandomSampler in BatchSampler",
         ),
+        (
+            lambda samples: DataLoader(
+                samples, sampler=torch.utils.data.RandomSampler(samples, replacement=True, num_samples=99)
+            ),
+            "found RandomSampler in BatchSampler",
+        ),
+        (lambda samples: DataLoader(samples, batch_size=30, drop_last=True), "a batch has 30"),
     ],
 )
 def test_loaders_that_cannot_be_split(make, message: str) -> None:

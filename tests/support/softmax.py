@@ -25,10 +25,12 @@ class Problem:
         scores = self.inputs[indices] @ flat.view(FEATURES, CLASSES)
         return int((scores.argmax(1) != self.labels[indices]).sum())
 
-    def surrogate(self, flat: Tensor, indices: Tensor) -> tuple[Tensor, int]:
-        scores = self.inputs[indices] @ flat.view(FEATURES, CLASSES)
+    def surrogate(self, flat: Tensor, indices: Tensor) -> tuple[float, int, Tensor]:
+        leaf = flat.detach().requires_grad_()
+        scores = self.inputs[indices] @ leaf.view(FEATURES, CLASSES)
         loss = torch.nn.functional.cross_entropy(scores, self.labels[indices])
-        return loss, int((scores.detach().argmax(1) != self.labels[indices]).sum())
+        (slope,) = torch.autograd.grad(loss, leaf)
+        return float(loss.detach()), int((scores.detach().argmax(1) != self.labels[indices]).sum()), slope
 
     def true_error(self, flat: Tensor) -> float:
         scores = self.test_inputs @ flat.view(FEATURES, CLASSES)

@@ -5,6 +5,7 @@ The network is known only by ``risk(flat_weights, indices)``, the number of its 
 
 from lightning_sloppy.bounds.certify import certify
 from lightning_sloppy.bounds.drawing import Evidence
+from lightning_sloppy.bounds.factored import diagonal_posterior, kronecker_posterior
 from lightning_sloppy.bounds.families import DiagonalGaussian, JoinedGaussian, KroneckerGaussian, LowRankGaussian
 from lightning_sloppy.bounds.final import FinalCertificates, certify_posterior
 from lightning_sloppy.bounds.gaussian import Gaussian, draw_pair, kl_parts, log_density_ratio
@@ -25,12 +26,7 @@ from lightning_sloppy.bounds.learning import Learnt, learn_posterior
 from lightning_sloppy.bounds.mixture import PRIOR_GRID, mixture_log_ratio
 from lightning_sloppy.bounds.pac_bayes import pair_bound
 from lightning_sloppy.bounds.plan import LearningPlan
-from lightning_sloppy.bounds.posterior import (
-    diagonal_posterior,
-    kronecker_posterior,
-    low_rank_posterior,
-    posterior_family,
-)
+from lightning_sloppy.bounds.posterior import low_rank_posterior, posterior_family
 from lightning_sloppy.bounds.prequential import PREQUENTIAL_GRID, prequential_bound
 from lightning_sloppy.bounds.relative_entropy import log_xi
 from lightning_sloppy.bounds.scaled import ScaledGaussian, isotropic, scaled

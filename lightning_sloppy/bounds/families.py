@@ -39,10 +39,10 @@ class LowRankGaussian(Gaussian):
         """Number of directions k with a precision of their own."""
         return self.precisions.numel()
 
-    def root_covariance_times(self, noise: Tensor, along: Tensor | None = None) -> Tensor:
-        """``Lambda^(-1/2) z``; ``V^T z`` may be given, where several members of a family draw with the same noise."""
+    def root_covariance_times(self, noise: Tensor) -> Tensor:
+        """``Lambda^(-1/2) z``."""
         rest = self.residual_precision**-0.5
-        along = self.vectors.T @ noise if along is None else along
+        along = self.vectors.T @ noise
         step: Tensor = rest * noise + self.vectors @ ((self.precisions.rsqrt() - rest) * along)
         return step
 

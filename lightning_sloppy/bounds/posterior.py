@@ -1,4 +1,4 @@
-"""Posteriors from curvature: stiff directions and one precision for all others, a diagonal, Kronecker factors.
+"""Posteriors from a spectrum: stiff directions from the curvature, one precision for all others.
 
 Whatever the posterior is, the bound holds: eigenpairs may be stale, approximate, or from few samples, and
 the numbers (epsilon, tau, mean_scale, shrink) may be chosen on the data.
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.families import DiagonalGaussian, JoinedGaussian, KroneckerGaussian, LowRankGaussian
-from lightning_sloppy.bounds.gaussian import Gaussian, double, relative_cost
+from lightning_sloppy.bounds.families import LowRankGaussian
+from lightning_sloppy.bounds.gaussian import double, relative_cost
 from lightning_sloppy.errors import ConfigurationError
 
 NEARLY = 0.01
@@ -128,17 +128,42 @@ def low_rank_posterior(
     Raises:
         ConfigurationError: If epsilon, tau or mean_scale lie outside their range.
     """
-    _require(epsilon, tau, mean_scale)
+    require_numbers(epsilon, tau, mean_scale)
+    parts = member_parts(family, epsilon=epsilon, tau=tau, mean_scale=mean_scale, shrink=shrink)
+    return LowRankGaussian(
+        mean=family.prior_mean + parts.kept * family.displacement + family.vectors @ parts.along,
+        vectors=family.vectors,
+        precisions=parts.precisions,
+        residual_precision=parts.residual_precision,
+    )
+
+
+@dataclass(frozen=True)
+class MemberParts:
+    """The few numbers that make a member of a family out of its large vectors.
+
+    Attributes:
+        kept: How much of ``w - w0`` the mean keeps: ``mu = w0 + kept (w - w0) + V along``.
+        along: Shape (k,).
+        precisions: lambda_bar, shape (k,).
+        residual_precision: Of all other directions.
+    """
+
+    kept: float
+    along: Tensor
+    precisions: Tensor
+    residual_precision: float
+
+
+def member_parts(
+    family: PosteriorFamily, *, epsilon: float, tau: float, mean_scale: float, shrink: bool
+) -> MemberParts:
+    """The numbers of a member; arguments as for :func:`low_rank_posterior`."""
     curvature = tau * family.eigenvalues
     residual = tau * family.residual_eigenvalue
-    rest = float(_kept(torch.tensor(residual, dtype=torch.float64), epsilon, mean_scale, shrink))
-    along = (_kept(curvature, epsilon, mean_scale, shrink) - rest) * family.coordinates
-    return LowRankGaussian(
-        mean=family.prior_mean + rest * family.displacement + family.vectors @ along,
-        vectors=family.vectors,
-        precisions=curvature + epsilon,
-        residual_precision=residual + epsilon,
-    )
+    rest = float(kept(torch.tensor(residual, dtype=torch.float64), epsilon, mean_scale, shrink))
+    along = (kept(curvature, epsilon, mean_scale, shrink) - rest) * family.coordinates
+    return MemberParts(rest, along, curvature + epsilon, residual + epsilon)
 
 
 def family_kl(
@@ -162,7 +187,7 @@ def family_kl(
     curvature = tau * family.eigenvalues.cpu()
     residual = torch.full_like(grid[:, 0], tau * family.residual_eigenvalue)
     top, rest = (
-        _kept(part, epsilon, mean_scale, shrink) for part, epsilon in ((curvature, grid), (residual, grid[:, 0]))
+        kept(part, epsilon, mean_scale, shrink) for part, epsilon in ((curvature, grid), (residual, grid[:, 0]))
     )
     squared = (top.square() * squared_along).sum(1) + rest.square() * squared_rest
     bulk = family.displacement.numel() - family.coordinates.numel()
@@ -186,98 +211,18 @@ def posterior_dimension(family: PosteriorFamily, *, epsilon: float, tau: float) 
     return float((stiff / (stiff + epsilon)).sum()) + others * rest / (rest + epsilon)
 
 
-def _kept(curvature: Tensor, epsilon: Tensor | float, mean_scale: float, shrink: bool) -> Tensor:
+def kept(curvature: Tensor, epsilon: Tensor | float, mean_scale: float, shrink: bool) -> Tensor:
     """Fraction of w - w0 that the mean keeps in directions of the given ``tau lambda``."""
     kept = curvature / (curvature + epsilon) if shrink else torch.ones_like(curvature + epsilon)
     return mean_scale * kept
 
 
-def diagonal_posterior(
-    weights: Tensor,
-    prior_mean: Tensor,
-    curvature: Tensor,
-    *,
-    epsilon: float,
-    tau: float,
-    mean_scale: float = 1.0,
-    shrink: bool = False,
-) -> DiagonalGaussian:
-    """Precision ``tau h_i + epsilon`` for each weight, from a diagonal of the curvature.
-
-    The diagonal may be that of the Fisher matrix (``curvature.diagonal.fisher_diagonal``), or Adam's second moment
-    times the batch size (``adam_second_moment``), which costs nothing; it may be stale or approximate.
-
-    Args:
-        weights: Trained weights w, flat, shape (p,).
-        prior_mean: Prior mean w0, flat, shape (p,).
-        curvature: h, of the mean loss per example, shape (p,); what is negative counts as 0.
-        epsilon: Prior precision, positive.
-        tau: Weight of the curvature, in samples, at least 0.
-        mean_scale: Interpolation of the mean towards w0, in [0, 1].
-        shrink: Whether each weight moves moreover by ``tau h / (tau h + epsilon)`` of its way alone: what is flat goes
-            back to w0.
+def require_numbers(epsilon: float, tau: float, mean_scale: float) -> None:
+    """Check what every member needs.
 
     Raises:
-        ConfigurationError: If shapes disagree, a number is out of range, or something is not finite.
-
-    >>> zeros = torch.zeros(2)
-    >>> diagonal_posterior(zeros + 1, zeros, torch.tensor([0.0, 3.0]), epsilon=1.0, tau=1.0, shrink=True).mean
-    tensor([0.0000, 0.7500], dtype=torch.float64)
+        ConfigurationError: Out of range.
     """
-    _require(epsilon, tau, mean_scale)
-    if not weights.shape == prior_mean.shape == curvature.shape == (weights.numel(),):
-        raise ConfigurationError(
-            f"A diagonal posterior needs weights, prior mean and curvature (p,); found {tuple(weights.shape)}, "
-            f"{tuple(prior_mean.shape)} and {tuple(curvature.shape)}: flatten the parameters in one order."
-        )
-    device = torch.device("cpu") if weights.device.type == "mps" else weights.device
-    origin, diagonal = double(prior_mean, device), tau * double(curvature, device).clamp(min=0.0)
-    displacement = double(weights, device) - origin
-    if not bool(torch.isfinite(displacement).all() and torch.isfinite(diagonal).all()):
-        raise ConfigurationError("A posterior was asked of weights or a curvature that hold NaN or infinity.")
-    return DiagonalGaussian(origin + _kept(diagonal, epsilon, mean_scale, shrink) * displacement, diagonal + epsilon)
-
-
-def kronecker_posterior(
-    weights: Tensor,
-    factors: Sequence[tuple[Tensor, Tensor] | None],
-    sizes: Sequence[int],
-    *,
-    epsilon: float,
-    tau: float,
-) -> JoinedGaussian:
-    """Precision ``tau B x A + epsilon`` for each layer, in the eigenbases of its two factors.
-
-    Args:
-        weights: Posterior mean, flat, shape (p,).
-        factors: For each parameter tensor, in order: B (o, o) and A (i, i) of a weight of o i entries, A = [[1]] for a
-            bias (``curvature.kfac.kronecker_factors``); None for a tensor that keeps the prior's precision.
-        sizes: Entries of each tensor.
-        epsilon: Prior precision, positive.
-        tau: Weight of the curvature, in samples, at least 0.
-
-    Raises:
-        ConfigurationError: If sizes disagree, or a number is out of range.
-    """
-    _require(epsilon, tau, 1.0)
-    if len(factors) != len(sizes) or sum(sizes) != weights.numel():
-        raise ConfigurationError(
-            f"A Kronecker posterior of {weights.numel()} weights was given {len(factors)} pairs of factors and sizes "
-            f"of {list(sizes)}; give one entry for each parameter tensor."
-        )
-    device = torch.device("cpu") if weights.device.type == "mps" else weights.device
-    parts: list[Gaussian] = []
-    for mean, pair in zip(torch.split(double(weights, device), list(sizes)), factors, strict=True):
-        if pair is None:
-            parts.append(DiagonalGaussian(mean, torch.full_like(mean, epsilon)))
-            continue
-        (of_outputs, outputs), (of_inputs, inputs) = (torch.linalg.eigh(double(factor, device)) for factor in pair)
-        curvature = of_outputs.clamp(min=0.0)[:, None] * of_inputs.clamp(min=0.0)
-        parts.append(KroneckerGaussian(mean, outputs, inputs, tau * curvature + epsilon))
-    return JoinedGaussian(tuple(parts))
-
-
-def _require(epsilon: float, tau: float, mean_scale: float) -> None:
     if not 0.0 < epsilon < math.inf or not 0.0 <= tau < math.inf or not 0.0 <= mean_scale <= 1.0:
         raise ConfigurationError(
             f"A posterior needs epsilon > 0, tau >= 0 and mean_scale in [0, 1]; found {epsilon}, {tau}, {mean_scale}."

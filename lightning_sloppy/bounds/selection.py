@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_sloppy.bounds.families import LowRankGaussian
 from lightning_sloppy.bounds.gaussian import draw_noise
 from lightning_sloppy.bounds.mixture import LOG_GRID_COST, PRIOR_GRID
-from lightning_sloppy.bounds.posterior import PosteriorFamily, family_kl, low_rank_posterior
+from lightning_sloppy.bounds.posterior import PosteriorFamily, family_kl, low_rank_posterior, member_parts
 from lightning_sloppy.bounds.relative_entropy import kl_inverse
 
 Risk = Callable[[Tensor, Tensor], int]
@@ -90,7 +90,6 @@ class _Pilot:
         indices: Examples, shared out among the networks.
         dtype: Type of the weights handed to ``risk``.
         budget: Most members whose risk is looked at.
-        along: V^T z of each noise.
         values: Estimated bound of every member looked at.
     """
 
@@ -102,13 +101,16 @@ class _Pilot:
     indices: Tensor
     dtype: torch.dtype
     budget: int
-    along: tuple[Tensor, ...] = ()
     values: dict[Choice, float] = field(default_factory=dict)
     _kl: dict[Choice, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """What all members share."""
-        self.along = tuple(self.family.vectors.T @ noise for noise in self.noises)
+        """What all members share: in the precision of the network, for a pilot needs no more."""
+        family, kind = self.family, self.dtype
+        self._along = torch.stack([family.vectors.T @ noise for noise in self.noises], dim=1)
+        self._vectors = family.vectors.T.to(kind).contiguous()
+        self._origin, self._displacement = family.prior_mean.to(kind), family.displacement.to(kind)
+        self._noises = [noise.to(kind) for noise in self.noises]
 
     def kl(self, choice: Choice) -> Tensor:
         """KL of the member at every epsilon of the grid, shape (100,)."""
@@ -139,14 +141,25 @@ class _Pilot:
         return self.values[choice]
 
     def _risk(self, choice: Choice) -> float:
-        posterior = member(self.family, choice, self.n)
+        parts = member_parts(
+            self.family,
+            epsilon=choice.epsilon,
+            tau=choice.tau(self.n),
+            mean_scale=choice.mean_scale,
+            shrink=choice.shrink,
+        )
+        rest = parts.residual_precision**-0.5
+        # The mean and every draw have a part within the k directions: one pass over the vectors serves all.
+        draws = (parts.precisions.rsqrt() - rest)[:, None] * self._along
+        inside = torch.cat([parts.along[:, None], draws], dim=1).to(self.dtype).T @ self._vectors
+        mean = self._origin + parts.kept * self._displacement + inside[0]
         shares = iter(torch.tensor_split(self.indices, 2 * len(self.noises)))
         errors = 0
-        for noise, along in zip(self.noises, self.along, strict=True):
-            step = posterior.root_covariance_times(noise, along)
+        for noise, own in zip(self._noises, inside[1:], strict=True):
+            step = own.add_(noise, alpha=rest)
             # The pair comes first: zip then stops before it takes a third share.
-            for drawn, share in zip((posterior.mean + step, posterior.mean - step), shares, strict=False):
-                errors += self.risk(drawn.to(self.dtype), share) if share.numel() else 0
+            for drawn, share in zip((mean + step, mean - step), shares, strict=False):
+                errors += self.risk(drawn, share) if share.numel() else 0
         return errors / self.indices.numel()
 
 

@@ -152,17 +152,9 @@ class FinalCertificate(MeasuringCallback):
             forget_files(folder)
         choice = context.objective(trainer, self.objective)
         dtype = str(choice.objective.dtype)
-        if not context.indexable(trainer) or not choice.classification:
-            certificate = no_bound(
-                context.train_size(trainer) or 0,
-                self.delta,
-                Reason(
-                    "A certificate needs a classification loss with (N, C) scores and (N,) class indices, and samples "
-                    f"that can be read by index; the objective found is {choice.source}. If it is one, pass its loss "
-                    "as objective=.",
-                    flag="loss_not_bounded",
-                ),
-            )
+        uncountable = validity.uncountable(trainer, context, choice)
+        if uncountable is not None:
+            certificate = no_bound(context.train_size(trainer) or 0, self.delta, uncountable)
             return self._measurement(trainer, step, certificate, None, dtype)
         source, reasons = self._sample(trainer, context)
         if reasons:

@@ -148,24 +148,11 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         self._begun = True
         ridden = _ridden(trainer)
         choice = context.objective(trainer, None if ridden is None else ridden.objective)
-        if not context.indexable(trainer):
-            certificate = no_bound(
-                context.train_size(trainer) or 0,
-                self.delta,
-                "The training samples cannot be read by index (iterable data, several loaders), so no error on n known "
-                "examples can be counted; use one map-style data set, or leave the bound out.",
-            )
+        uncountable = validity.uncountable(trainer, context, choice)
+        if uncountable is not None:
+            certificate = no_bound(context.train_size(trainer) or 0, self.delta, uncountable)
             return self._measurement(trainer, choice, step, certificate, {})
         source = context.source(trainer)
-        if not choice.classification:
-            certificate = no_bound(
-                len(source),
-                self.delta,
-                f"The bound is for classification with (N, C) scores and (N,) class indices, and the objective "
-                f"({choice.source}) is not known to be one; leave the bound out (bound=None in SloppyMonitor), or, if "
-                "it is one, pass its loss as objective=.",
-            )
-            return self._measurement(trainer, choice, step, certificate, {})
         if self._data_reasons is None:
             self._data_reasons = validity.data_reasons(trainer, context, source)
         reasons = [*validity.module_reasons(context, self._prior_mean, self._rest), *self._data_reasons]

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_sloppy.bounds.factored import diagonal_posterior
 from lightning_sloppy.bounds.families import DiagonalGaussian, JoinedGaussian, KroneckerGaussian, LowRankGaussian
 from lightning_sloppy.bounds.gaussian import Gaussian, draw_pair, kl_parts, log_density_ratio
 from lightning_sloppy.bounds.mixture import PRIOR_GRID, mixture_log_ratio
 from lightning_sloppy.bounds.posterior import (
-    diagonal_posterior,
     family_kl,
     low_rank_posterior,
     posterior_dimension,

@@ -34,7 +34,7 @@ class CertifyingTrainer(Trainer):
         objective: Loss | None = None,
         folder: str | None = None,
         seed: int = 0,
-        weights_only: bool = True,
+        weights_only: bool | None = None,
     ) -> FinalCertificate:
         """Certify a checkpoint: optimise a posterior around it, draw two networks, say what is guaranteed of them.
 
@@ -53,7 +53,7 @@ class CertifyingTrainer(Trainer):
             objective: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
             folder: Where networks and certificates go; null: ``certificate`` beside the checkpoint.
             seed: Of the learning and the draws.
-            weights_only: Read plain values alone; false for a checkpoint that you trust and that holds more.
+            weights_only: Read plain values alone; false for a checkpoint that you trust and that holds more. null: true.
 
         Returns:
             The callback that holds the certificates.
@@ -61,7 +61,7 @@ class CertifyingTrainer(Trainer):
         Raises:
             ConfigurationError: Without a checkpoint, or for one of another model.
         """
-        state = _opened(ckpt_path, weights_only)
+        state = _opened(ckpt_path, weights_only is not False)
         runs = list(_runs(state.get("callbacks", {})))
         if delta is None:
             delta = next((run["settings"]["delta"] for run in runs if "settings" in run), 0.05)

@@ -76,12 +76,14 @@ def posterior_family(
     device = torch.device("cpu") if weights.device.type == "mps" else weights.device
     origin, values, vectors = (double(tensor, device) for tensor in (prior_mean, eigenvalues, eigenvectors))
     displacement = double(weights, device) - origin
-    finite = all(bool(torch.isfinite(tensor).all()) for tensor in (displacement, values, vectors))
+    # Of the vectors their Gram matrix tells, k numbers squared instead of p k.
+    gram = vectors.T @ vectors
+    finite = all(bool(torch.isfinite(tensor).all()) for tensor in (displacement, values, gram))
     if not finite or not (trace is None or math.isfinite(trace)):
         raise ConfigurationError(
             "A posterior was asked of weights or a spectrum that hold NaN or infinity; measure again before bounding."
         )
-    basis = _orthonormal(vectors) if k else vectors
+    basis = _orthonormal(vectors, gram) if k else vectors
     rest = 0.0 if trace is None or p == k else max(trace - float(values.sum()), 0.0) / (p - k)
     return PosteriorFamily(
         prior_mean=origin,
@@ -94,9 +96,8 @@ def posterior_family(
     )
 
 
-def _orthonormal(vectors: Tensor) -> Tensor:
+def _orthonormal(vectors: Tensor, gram: Tensor) -> Tensor:
     """An orthonormal basis; by Cholesky where the columns are nearly one already, which is faster than QR."""
-    gram = vectors.T @ vectors
     excess = gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     if float(excess.abs().max()) > NEARLY:
         basis: Tensor = torch.linalg.qr(vectors).Q

@@ -197,18 +197,22 @@ def select_posterior(
         dtype: Type of the weights handed to ``risk``.
         pilot_samples: Examples behind each pilot risk, half of them for each network of the pair.
         max_evaluations: Most pilot risks, at least 1; 20 at the defaults cost 20,000 forward passes.
-        start: A choice that was good a little earlier; the search then goes on from there, at about half the cost.
+        start: A choice that was good a little earlier; the search then goes on from there, with half the draws
+            on half the samples, at about a quarter of the cost.
 
     Returns:
         The best choice seen.
     """
+    looked_at = pilot_samples if start is None else -(-pilot_samples // 2)
     pilot = _Pilot(
         family=family,
         n=n,
         log_penalty=log_penalty,
         risk=risk,
-        noises=tuple(draw_noise(family.displacement, generator) for _ in range(_PAIRS)),
-        indices=torch.randperm(n, generator=generator, device=generator.device)[:pilot_samples].cpu(),
+        noises=tuple(
+            draw_noise(family.displacement, generator) for _ in range(_PAIRS if start is None else _PAIRS // 2)
+        ),
+        indices=torch.randperm(n, generator=generator, device=generator.device)[:looked_at].cpu(),
         dtype=dtype,
         budget=max(max_evaluations, 1),
     )

@@ -203,15 +203,13 @@ def select_posterior(
     Returns:
         The best choice seen.
     """
-    looked_at = pilot_samples if start is None else -(-pilot_samples // 2)
+    looked_at, pairs = (pilot_samples, _PAIRS) if start is None else (-(-pilot_samples // 2), _PAIRS // 2)
     pilot = _Pilot(
         family=family,
         n=n,
         log_penalty=log_penalty,
         risk=risk,
-        noises=tuple(
-            draw_noise(family.displacement, generator) for _ in range(_PAIRS if start is None else _PAIRS // 2)
-        ),
+        noises=tuple(draw_noise(family.displacement, generator) for _ in range(pairs)),
         indices=torch.randperm(n, generator=generator, device=generator.device)[:looked_at].cpu(),
         dtype=dtype,
         budget=max(max_evaluations, 1),

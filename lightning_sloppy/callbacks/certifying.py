@@ -53,7 +53,7 @@ class CertifyingTrainer(Trainer):
             objective: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
             folder: Where networks and certificates go; null: ``certificate`` beside the checkpoint.
             seed: Of the learning and the draws.
-            weights_only: Read plain values alone; false for a checkpoint that you trust and that holds more. null: true.
+            weights_only: Read plain values alone; false for a file that you trust and that holds more. null: true.
 
         Returns:
             The callback that holds the certificates.

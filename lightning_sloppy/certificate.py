@@ -166,7 +166,9 @@ at most 0.0300, provided that: Nobody peeked.
         if self.vacuous:
             lines.append("A bound of 1 says nothing: every network makes at most that many mistakes.")
         lines.append(f"Inequality: {_KINDS.get(self.kind, self.kind)}.")
-        of = "of the certified networks" if self.kind != "hold_out" else "of the model"
+        of = {"pair_of_draws": "of the two networks", "single_draw": "of the network"}.get(
+            self.certified_predictor, "of the model"
+        )
         lines.append(f"Seen: an error {of} of {self.empirical_risk:.4f} on {self.risk_samples:,} examples.")
         if self.risk_upper > self.empirical_risk and self.kind != "hold_out":
             lines.append(f"That is at most {self.risk_upper:.4f} on all {self.n:,}, for only some were looked at.")

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
-from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_sloppy.bounds.plan import LearningPlan
 from lightning_sloppy.callbacks.final_certificate import FinalCertificate, Prior
@@ -93,8 +92,6 @@ class CertifyingTrainer(Trainer):
         self.num_sanity_val_steps = 0
         self.fit_loop.min_epochs, self.fit_loop.epoch_loop.min_steps = 0, None
         self.fit(model, datamodule=datamodule)
-        if final.certificates is not None:
-            rank_zero_info("\n\n".join(certificate.explain() for certificate in final.certificates))
         return final
 
     def _fresh(self, model: LightningModule, ckpt_path: str | None, state: Mapping[str, Any]) -> dict[str, Any]:

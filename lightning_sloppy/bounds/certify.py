@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 
 import torch
 from torch import Tensor
 
 from lightning_sloppy.bounds.drawing import Evidence, draw_and_judge
+from lightning_sloppy.bounds.events import require_probability
 from lightning_sloppy.bounds.mixture import PRIOR_GRID
-from lightning_sloppy.bounds.pac_bayes import PAC_SHARE, RISK_SHARE, PairBound, pair_bound, scheduled_delta
+from lightning_sloppy.bounds.pac_bayes import PAC_SHARE, RISK_SHARE, pair_bound, scheduled_delta
 from lightning_sloppy.bounds.relative_entropy import kl_inverse, log_xi
 from lightning_sloppy.certificate import Certificate
-from lightning_sloppy.errors import ConfigurationError
 
 _CLAMPED = "The right side of the inequality was negative and was taken as 0."
 _EDGE = "The precision of the prior is an end of its grid: a wider one, written down before, might have done better."
@@ -57,51 +58,28 @@ def certify(
     Raises:
         ConfigurationError: If an argument is out of range, shapes disagree, or ``risk`` returns no count.
     """
-    if not 0.0 < delta < 1.0:
-        raise ConfigurationError(f"delta must lie strictly between 0 and 1, found {delta}; 0.05 is usual.")
+    require_probability(delta, "delta")
     delta_pac = scheduled_delta(PAC_SHARE * delta, evaluation)
     drawn = draw_and_judge(evidence, delta_pac=delta_pac, generator=generator)
     delta_risk = 0.0 if drawn.exact else scheduled_delta(RISK_SHARE * delta, evaluation)
-    if reasons:
-        delta_pac, delta_risk = 0.0, 0.0
-        bound = PairBound(value=math.nan, risk_upper=math.nan, budget=math.nan, clamped=False)
-    else:
-        subsample = None if drawn.exact else drawn.looked_at
-        bound = pair_bound(
-            drawn.rate, drawn.log_ratio, n=evidence.n, delta_pac=delta_pac, delta_risk=delta_risk, subsample=subsample
-        )
-    weakest = (
-        ""
-        if reasons
-        else weakest_term(
-            rate=drawn.rate,
-            risk_upper=bound.risk_upper,
-            budget=bound.budget,
-            displacement=drawn.displacement,
-            covariance=drawn.covariance,
-            n=evidence.n,
-        )
-    )
-    remarks = remarks_on(bound, drawn.choice.epsilon) + ([_SHRUNK] if drawn.choice.shrink else [])
-    return Certificate(
+    parts = Certificate(
         kind="pac_bayes_pair",
         certified_predictor="pair_of_draws",
-        value=bound.value,
+        value=math.nan,
         valid=not reasons,
         n=evidence.n,
         delta=delta,
         reasons=tuple(reasons),
         conditions=tuple(conditions),
-        remarks=tuple(remarks),
+        remarks=(_SHRUNK,) if drawn.choice.shrink else (),
         empirical_risk=drawn.rate,
-        risk_upper=bound.risk_upper,
         risk_samples=drawn.looked_at,
         log_ratio=drawn.log_ratio,
         kl_displacement=drawn.displacement,
         kl_covariance=drawn.covariance,
         log_xi=log_xi(evidence.n),
-        delta_pac=delta_pac,
-        delta_risk=delta_risk,
+        delta_pac=0.0 if reasons else delta_pac,
+        delta_risk=0.0 if reasons else delta_risk,
         evaluation=evaluation,
         epsilon=drawn.choice.epsilon,
         tau=drawn.choice.tau(evidence.n),
@@ -110,17 +88,45 @@ def certify(
         effective_dimension=drawn.dimension,
         stiff_directions=drawn.stiff,
         posterior="low_rank" if drawn.rank else "isotropic",
-        weakest=weakest,
         prior=prior,
         prior_hash=weights_hash(evidence.prior_mean),
         software=software(),
     )
+    return parts if reasons else bounded(parts, subsample=None if drawn.exact else drawn.looked_at)
 
 
-def remarks_on(bound: PairBound, epsilon: float) -> list[str]:
-    """What is worth knowing of a bound, and no condition of it."""
-    edges = (PRIOR_GRID[0], PRIOR_GRID[-1])
-    return [text for text, said in ((_CLAMPED, bound.clamped), (_EDGE, epsilon in edges)) if said]
+def bounded(parts: Certificate, *, subsample: int | None = None) -> Certificate:
+    """The same certificate with the bound that its parts make, what costs most in it, and what is worth knowing.
+
+    Args:
+        parts: With error, log-ratio and both probabilities.
+        subsample: Examples looked at where not each network saw all n.
+    """
+    bound = pair_bound(
+        parts.empirical_risk,
+        parts.log_ratio,
+        n=parts.n,
+        delta_pac=parts.delta_pac,
+        delta_risk=parts.delta_risk,
+        subsample=subsample,
+    )
+    weakest = weakest_term(
+        rate=parts.empirical_risk,
+        risk_upper=bound.risk_upper,
+        budget=bound.budget,
+        displacement=parts.kl_displacement,
+        covariance=parts.kl_covariance,
+        n=parts.n,
+    )
+    edge = parts.epsilon in (PRIOR_GRID[0], PRIOR_GRID[-1])
+    remarks = [text for text, said in ((_CLAMPED, bound.clamped), (_EDGE, edge)) if said]
+    return replace(
+        parts,
+        value=bound.value,
+        risk_upper=bound.risk_upper,
+        weakest=weakest,
+        remarks=(*remarks, *parts.remarks),
+    )
 
 
 def weakest_term(

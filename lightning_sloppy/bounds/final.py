@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.certify import remarks_on, software, weakest_term, weights_hash
+from lightning_sloppy.bounds.certify import bounded, software, weights_hash
 from lightning_sloppy.bounds.drawing import Judged, judge_pair
+from lightning_sloppy.bounds.events import require_probability
 from lightning_sloppy.bounds.gaussian import Gaussian, kl_parts
 from lightning_sloppy.bounds.mixture import PRIOR_GRID
-from lightning_sloppy.bounds.pac_bayes import PAC_SHARE, pair_bound, scheduled_delta
+from lightning_sloppy.bounds.pac_bayes import PAC_SHARE, scheduled_delta
 from lightning_sloppy.bounds.relative_entropy import log_xi
 from lightning_sloppy.bounds.selection import Risk
 from lightning_sloppy.bounds.statements import conditions
@@ -47,7 +47,6 @@ def certify_posterior(
     generator: torch.Generator,
     evaluation: int = 1,
     dtype: torch.dtype = torch.float32,
-    reasons: Sequence[str] = (),
     template: Certificate | None = None,
 ) -> FinalCertificates:
     """Certify draws from a posterior that was chosen in any way, with risks on all n examples.
@@ -66,7 +65,6 @@ def certify_posterior(
         generator: A stream of its own.
         evaluation: Number t in the schedule of the run.
         dtype: Type in which the networks are evaluated, float32 or float64.
-        reasons: Why there is no bound; empty for one.
         template: Conditions, prior and the like, which are copied.
 
     Returns:
@@ -77,8 +75,7 @@ def certify_posterior(
     """
     if n < 2:
         raise ConfigurationError(f"A certificate was asked for from {n} examples; it needs at least 2.")
-    if not 0.0 < delta < 1.0:
-        raise ConfigurationError(f"delta must lie strictly between 0 and 1, found {delta}; 0.05 is usual.")
+    require_probability(delta, "delta")
     judged = judge_pair(posterior, prior_mean, risk, n=n, generator=generator, dtype=dtype, samples=n)
     parts = [kl_parts(posterior, prior_mean, epsilon) for epsilon in PRIOR_GRID]
     place = min(range(len(parts)), key=lambda j: sum(parts[j]))
@@ -91,13 +88,11 @@ def certify_posterior(
         base,
         n=n,
         delta=delta,
-        reasons=tuple(reasons),
-        valid=not reasons,
         risk_samples=n,
         kl_displacement=parts[place][0],
         kl_covariance=parts[place][1],
         log_xi=log_xi(n),
-        delta_pac=0.0 if reasons else scheduled_delta(PAC_SHARE * delta, evaluation) / 2,
+        delta_pac=scheduled_delta(PAC_SHARE * delta, evaluation) / 2,
         evaluation=evaluation,
         epsilon=PRIOR_GRID[place],
         rank=getattr(posterior, "rank", 0),
@@ -121,16 +116,4 @@ def _completed(certificate: Certificate, judged: Judged, draws: int) -> Certific
         conditions=conditions(certificate.certified_predictor, "certifying" if certificate.n_prior else "training"),
         network_hashes=tuple(weights_hash(network) for network in judged.networks[:draws]),
     )
-    if not certificate.valid:
-        return replace(seen, value=math.nan)
-    bound = pair_bound(rate, log_ratio, n=certificate.n, delta_pac=certificate.delta_pac)
-    weakest = weakest_term(
-        rate=rate,
-        risk_upper=bound.risk_upper,
-        budget=bound.budget,
-        displacement=certificate.kl_displacement,
-        covariance=certificate.kl_covariance,
-        n=certificate.n,
-    )
-    remarks = tuple(remarks_on(bound, certificate.epsilon))
-    return replace(seen, value=bound.value, risk_upper=bound.risk_upper, weakest=weakest, remarks=remarks)
+    return bounded(seen)

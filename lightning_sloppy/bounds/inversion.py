@@ -73,7 +73,7 @@ def kl_inverse(q: float | Tensor, c: float | Tensor) -> float | Tensor:
     tensor([0.0952, 1.0000], dtype=torch.float64)
     """
     if isinstance(q, Tensor) or isinstance(c, Tensor):
-        return _apply(_UpperLimit, q, c)
+        return _apply(_Limit, q, c, 1)
     return scalars.kl_inverse(q, c)
 
 
@@ -100,13 +100,13 @@ def kl_inverse_lower(q: float | Tensor, c: float | Tensor) -> float | Tensor:
     0.10246995119
     """
     if isinstance(q, Tensor) or isinstance(c, Tensor):
-        return _apply(_LowerLimit, q, c)
+        return _apply(_Limit, q, c, -1)
     return scalars.kl_inverse_lower(q, c)
 
 
-def _apply(function: Any, first: float | Tensor, second: float | Tensor) -> Tensor:
+def _apply(function: Any, first: float | Tensor, second: float | Tensor, *more: int) -> Tensor:
     one, other = _double(first), _double(second)
-    result: Tensor = function.apply(one + torch.zeros_like(other), other + torch.zeros_like(one))
+    result: Tensor = function.apply(one + torch.zeros_like(other), other + torch.zeros_like(one), *more)
     return result
 
 
@@ -134,36 +134,22 @@ class _RelativeEntropy(torch.autograd.Function):
         return upstream * (torch.logit(q) - torch.logit(p)), upstream * (p - q) / (p * (1 - p))
 
 
-class _UpperLimit(torch.autograd.Function):
-    """``kl_inverse`` and its two slopes."""
+class _Limit(torch.autograd.Function):
+    """``kl_inverse`` (sign 1) or ``kl_inverse_lower`` (sign -1), and its two slopes."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, c: Tensor) -> Tensor:
-        limit = _each(scalars.kl_inverse, q, c)
+    def forward(ctx: Any, q: Tensor, c: Tensor, sign: int) -> Tensor:
+        limit = _each(scalars.kl_inverse if sign > 0 else scalars.kl_inverse_lower, q, c)
         ctx.save_for_backward(q, c, limit)
+        ctx.sign = sign
         return limit
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:
         q, c, p = ctx.saved_tensors
-        return _slopes(q, c, p, upstream, sign=1, live=p < 1 - SATURATED)
-
-
-class _LowerLimit(torch.autograd.Function):
-    """``kl_inverse_lower`` and its two slopes."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, c: Tensor) -> Tensor:
-        limit = _each(scalars.kl_inverse_lower, q, c)
-        ctx.save_for_backward(q, c, limit)
-        return limit
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
-        q, c, p = ctx.saved_tensors
-        return _slopes(q, c, p, upstream, sign=-1, live=p > SATURATED)
+        live = p < 1 - SATURATED if ctx.sign > 0 else p > SATURATED
+        return *_slopes(q, c, p, upstream, sign=ctx.sign, live=live), None
 
 
 def _slopes(q: Tensor, c: Tensor, p: Tensor, upstream: Tensor, *, sign: int, live: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,12 +27,14 @@ class Learnt:
         posterior: The posterior.
         steps: Steps taken.
         seconds: Time they took.
+        method: Where the noise was drawn, in words.
         estimates: Estimated bound after each epoch: no bound, for the draws were used to learn.
     """
 
     posterior: ScaledGaussian
     steps: int
     seconds: float
+    method: str
     estimates: tuple[float, ...]
 
 
@@ -68,8 +70,8 @@ def learn_posterior(
         delta: Failure probability of the event that the bound will spend.
         plan: Time, rates, and what has a deviation of its own.
         generator: Source of batches and draws; never used again for the certificate.
-        local: Loss of weights that are drawn inside the network. Preferred where the start has no directions: its
-            gradients are far less noisy (784-600-600-2 on MNIST reached in one minute what took draws of weights ten).
+        local: Loss of weights that are drawn inside the network. Preferred where the start has no directions, for
+            its gradients are far less noisy.
         sizes: Entries of each parameter tensor, for ``spread="layers"``.
         on_step: Told of the part of the plan that is done, in (0, 1], after each step.
 
@@ -99,7 +101,8 @@ def learn_posterior(
         estimates.append(descent.estimate)
         if done >= 1.0:
             break
-    return Learnt(descent.posterior(), steps, time.perf_counter() - began, tuple(estimates))
+    method = "noise of each example" if local is not None and start.rank == 0 else "one draw for each batch"
+    return Learnt(descent.posterior(), steps, time.perf_counter() - began, method, tuple(estimates))
 
 
 def _epochs(limit: int | None) -> Iterator[int]:

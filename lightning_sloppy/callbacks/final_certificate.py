@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from lightning_sloppy.bounds.events import require_probability
 from lightning_sloppy.bounds.final import FinalCertificates
 from lightning_sloppy.bounds.learning import Learnt
 from lightning_sloppy.bounds.plan import LearningPlan
@@ -82,8 +83,7 @@ class FinalCertificate(MeasuringCallback):
         strict: bool = False,
     ) -> None:
         super().__init__(strict=strict)
-        if not 0 < delta < 1:
-            raise ConfigurationError(f"delta={delta} is no failure probability; pass a number between 0 and 1.")
+        require_probability(delta, "delta")
         if prior not in FINAL_STATEMENTS:
             raise ConfigurationError(f"prior={prior!r} is no known prior; pass 'initialisation' or 'split'.")
         self.delta = delta
@@ -219,7 +219,7 @@ class FinalCertificate(MeasuringCallback):
             n_prior=len(context.source(trainer)) if split else 0,
             posterior={"weights": "diagonal", "layers": "layers"}[self.learning.spread],
             prior=FINAL_STATEMENTS[self.prior],
-            sample_hash=validity.sample_fingerprint(source),
+            sample_hash=context.digests(source).fingerprint,
             seed=self.seed,
         )
 
@@ -242,20 +242,20 @@ class FinalCertificate(MeasuringCallback):
         estimates = {}
         if final is not None:
             estimates = {
+                "pair": Estimate(final.pair.value),
+                "single": Estimate(final.single.value),
                 "gibbs_error": Estimate(certificate.empirical_risk),
                 "log_ratio": Estimate(certificate.log_ratio),
                 "kl_displacement": Estimate(certificate.kl_displacement),
                 "kl_covariance": Estimate(certificate.kl_covariance),
             }
-        if final is not None and certificate.valid:
-            estimates |= {"pair": Estimate(final.pair.value), "single": Estimate(final.single.value)}
         return Measurement(
             step=step,
             epoch=trainer.current_epoch,
             matrix=self.group,
             spectrum=None,
             estimates=estimates,
-            cost=Cost(method="optimised"),
+            cost=Cost(method="" if self.learnt is None else self.learnt.method),
             status=Status.CONVERGED if certificate.valid else Status.UNAVAILABLE,
             num_samples=certificate.risk_samples,
             precision=dtype.removeprefix("torch."),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_sloppy.bounds import Evidence, certify
 from lightning_sloppy.bounds.estimates import bound_estimates, spent_delta
+from lightning_sloppy.bounds.events import require_probability
 from lightning_sloppy.bounds.selection import Choice
 from lightning_sloppy.bounds.statements import STATEMENTS, conditions, no_bound
 from lightning_sloppy.callbacks.base import MeasurementSubscriber, MeasuringCallback, peers
@@ -75,8 +76,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         strict: bool = False,
     ) -> None:
         super().__init__(strict=strict)
-        if not 0 < delta < 1:
-            raise ConfigurationError(f"delta={delta} is no failure probability; pass a number between 0 and 1.")
+        require_probability(delta, "delta")
         if prior not in STATEMENTS:
             raise ConfigurationError(f"prior={prior!r} is no known statement; pass prior='initialisation'.")
         if risk_samples < 2:

@@ -118,7 +118,7 @@ def learnt_and_certified(
         dtype=weights.dtype,
         template=question.template,
     )
-    return learnt or Learnt(posterior, 0, 0.0, ()), final
+    return learnt or Learnt(posterior, 0, 0.0, "on another rank", ()), final
 
 
 def _start(weights: Tensor, question: Question) -> ScaledGaussian:
@@ -159,8 +159,11 @@ def _learnt(context: FitContext, start: ScaledGaussian, question: Question, on_s
     with torch.enable_grad():
         try:
             return learn(question.counter.local)
-        except (RuntimeError, NotImplementedError, TypeError):
-            # Forwards that torch functions do not see (scripted, or functions of their own): one draw for each batch.
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError):
+            # Forwards that torch functions do not see (scripted, functions of their own) or that run twice (activation
+            # checkpointing): one draw for each batch.
             return learn(None)
 
 

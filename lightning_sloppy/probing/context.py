@@ -89,7 +89,7 @@ class FitContext:
         self.passing = PassingBatches()
         self._probes: dict[tuple[int, int], list[Batch]] = {}
         self._choices: dict[Any, ObjectiveChoice] = {}
-        self._digests: SampleDigests | None = None
+        self._digests: dict[SampleSource, SampleDigests] = {}
 
     def source(self, trainer: Trainer) -> SampleSource:
         """The training samples by index.
@@ -186,9 +186,13 @@ class FitContext:
 
     def training_digests(self, trainer: Trainer) -> SampleDigests:
         """What the training samples are, byte for byte; read once."""
-        if self._digests is None:
-            self._digests = sample_digests(self.source(trainer))
-        return self._digests
+        return self.digests(self.source(trainer))
+
+    def digests(self, source: SampleSource) -> SampleDigests:
+        """The same of any samples."""
+        if source not in self._digests:
+            self._digests[source] = sample_digests(source)
+        return self._digests[source]
 
     def prior_precision(self) -> float | None:
         """``epsilon = p / ||w_0||^2``, a prior as wide as the weights at the start; None when they are all zero."""

@@ -88,7 +88,10 @@ class ErrorCounter:
         leaves: list[Tensor],
         noise: Callable[[], AbstractContextManager[Any]],
     ) -> tuple[float, int, list[Tensor]]:
-        """Loss, mistakes and slopes, with weights and noise in place also while a checkpointed forward is run again."""
+        """Loss, mistakes and slopes; the weights are in place also while a checkpointed forward is run again.
+
+        The noise is not: drawn anew it would belong to another loss. Such a forward fails here, and one draw serves.
+        """
         loss_fn = self._objective.loss_fn
         assert loss_fn is not None
         total, wrong = 0.0, 0
@@ -101,8 +104,8 @@ class ErrorCounter:
                 def run(inputs: Any = inputs, targets: Any = targets, share: float = share) -> tuple[float, int]:
                     with noise():
                         outputs = self._objective.outputs(table, inputs)
-                        loss = loss_fn(outputs, targets) * share
-                        parts = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
+                    loss = loss_fn(outputs, targets) * share
+                    parts = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
                     for slope, part in zip(slopes, parts, strict=True):
                         slope += 0 if part is None else part
                     return float(loss.detach()), int(_mistakes(outputs.detach(), targets))

@@ -19,7 +19,7 @@ from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.preserve import random_streams
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext
-from lightning_sloppy.probing.digests import SampleDigests, rest_digests, sample_digests
+from lightning_sloppy.probing.digests import SampleDigests, rest_digests
 from lightning_sloppy.probing.objective import ObjectiveChoice
 from lightning_sloppy.probing.samples import SampleSource, probe_indices
 
@@ -75,7 +75,7 @@ def split_reasons(trainer: Trainer, context: FitContext, certifying: SampleSourc
         reasons.append(_random_reads())
     if certifying.repeated_indices():
         reasons.append(_repeated(certifying))
-    digests = sample_digests(certifying)
+    digests = context.digests(certifying)
     if digests.copies:
         reasons.append(_copies(digests))
     trained = context.source(trainer)
@@ -86,7 +86,7 @@ def split_reasons(trainer: Trainer, context: FitContext, certifying: SampleSourc
     if shared:
         reasons.append(_seen(f"{shared:,} of the certifying samples are training samples as well"))
     held_out = [SampleSource(loader) for loader in _indexable(trainer_internals.validation_loaders(trainer))]
-    watched = sum(len(digests.distinct & sample_digests(source).distinct) for source in held_out)
+    watched = sum(len(digests.distinct & context.digests(source).distinct) for source in held_out)
     if watched:
         reasons.append(_seen(f"{watched:,} of the certifying samples are validation samples, which may have chosen it"))
     if context.layout != ParameterLayout.of(context.module):
@@ -124,11 +124,6 @@ def _changed_parameters() -> Reason:
         "The set of trainable parameters changed during the fit; keep it fixed from the start.",
         flag="parameters_changed",
     )
-
-
-def sample_fingerprint(source: SampleSource) -> str:
-    """One hash for all samples, whatever their order."""
-    return sample_digests(source).fingerprint
 
 
 def reads_differ(trainer: Trainer, context: FitContext, source: SampleSource) -> bool:

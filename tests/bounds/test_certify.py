@@ -16,7 +16,7 @@ from lightning_sloppy.bounds import Evidence, certify, kl_inverse
 from lightning_sloppy.bounds.drawing import draw_and_judge
 from lightning_sloppy.bounds.gaussian import kl_parts
 from lightning_sloppy.bounds.mixture import PRIOR_GRID
-from lightning_sloppy.bounds.posterior import posterior_family
+from lightning_sloppy.bounds.posterior import PosteriorFamily, posterior_family
 from lightning_sloppy.bounds.relative_entropy import log_xi
 from lightning_sloppy.bounds.selection import TAU_GRID, Choice, member, select_posterior
 from lightning_sloppy.certificate import Certificate
@@ -41,6 +41,16 @@ def arguments(problem: Problem) -> dict[str, object]:
         "evaluation": 1,
         "risk": problem.risk,
     }
+
+
+def family_of(problem: Problem) -> PosteriorFamily:
+    return posterior_family(
+        problem.weights,
+        torch.zeros_like(problem.weights),
+        eigenvalues=problem.eigenvalues,
+        eigenvectors=problem.eigenvectors,
+        trace=problem.trace,
+    )
 
 
 def certified(**given: object) -> Certificate:
@@ -201,13 +211,7 @@ def test_bad_input_is_told_what_to_do(arguments: dict[str, object], change: dict
 
 
 def test_the_search_keeps_its_budget_and_moves_on_from_its_first_look(problem: Problem) -> None:
-    family = posterior_family(
-        problem.weights,
-        torch.zeros_like(problem.weights),
-        eigenvalues=problem.eigenvalues,
-        eigenvectors=problem.eigenvectors,
-        trace=problem.trace,
-    )
+    family = family_of(problem)
     penalty = log_xi(TRAIN) - math.log(0.03)
 
     def search(evaluations: int) -> tuple[int, float]:
@@ -258,13 +262,7 @@ def test_at_the_prior_the_widest_posterior_that_costs_little_is_taken(problem: P
 
 
 def test_a_search_that_goes_on_is_as_good_and_cheaper(problem: Problem) -> None:
-    family = posterior_family(
-        problem.weights,
-        torch.zeros_like(problem.weights),
-        eigenvalues=problem.eigenvalues,
-        eigenvectors=problem.eigenvectors,
-        trace=problem.trace,
-    )
+    family = family_of(problem)
     looks = []
     choices = []
     for start in (None, "first"):

@@ -224,9 +224,16 @@ def test_a_failure_ends_nothing(tmp_path):
     assert final.certificates is None
 
 
-@pytest.mark.parametrize("options", [{"delta": 0.0}, {"delta": 1.0}, {"prior": "pretrained"}])
-def test_bad_arguments(options):
-    with pytest.raises(ConfigurationError, match="pass"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"delta": 0.0}, "delta must lie strictly between 0 and 1, found 0"),
+        ({"delta": 1.0}, "delta must lie strictly between 0 and 1, found 1"),
+        ({"prior": "pretrained"}, "prior='pretrained' is no known prior; pass 'initialisation' or 'split'"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ConfigurationError, match=message):
         FinalCertificate(**options)
 
 
@@ -378,10 +385,11 @@ class OwnFunction(Classifier):
         return Doubling.apply(torch.relu(Doubling.apply(inputs, self.net[0].weight)), self.net[4].weight)
 
 
-@pytest.mark.parametrize("kind", [Checkpointed, OwnFunction])
+@pytest.mark.parametrize("kind", [Classifier, Checkpointed, OwnFunction])
 def test_forwards_with_ways_of_their_own_are_learnt_too(tmp_path, kind):
     torch.manual_seed(0)
     final = fit(tmp_path, data=blobs(2000), model=kind(), epochs=5)
+    assert final.learnt.method == ("noise of each example" if kind is Classifier else "one draw for each batch")
     assert final.certificates[0].valid
     assert final.certificates[0].value < 1 - 1 / CLASSES
 

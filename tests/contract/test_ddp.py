@@ -32,12 +32,14 @@ def test_two_processes_agree_with_one(found, tmp_path):
         assert result["epochs"] == alone["epochs"] == 1
 
 
-def test_two_processes_certify_what_one_does(found, tmp_path):
+def test_two_and_three_processes_certify_what_one_does(found, tmp_path):
+    three = ranks.run(two_ranks.__file__, tmp_path, "certified", count=3)
+    assert len(found + three) == 5
     alone = json.loads(json.dumps(two_ranks.run("certified", tmp_path)))
     for kind in ("pair", "single"):
         assert alone[kind]["valid"]
         assert alone[kind]["n"] == alone[kind]["risk_samples"] == 43
-        for result in (rank["certified"][kind] for rank in found):
+        for result in (rank["certified"][kind] for rank in found + three):
             assert result == alone[kind]
 
 

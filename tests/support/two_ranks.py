@@ -1,8 +1,9 @@
-"""Fits with measurements; run as a script it is one rank of two, told by the environment."""
+"""Fits with measurements; run as a script it is one rank of several, told by the environment."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -196,6 +197,7 @@ def run(name: str, folder: Path, **options: Any) -> dict[str, Any]:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     target = Path(sys.argv[1])
-    results = {name: run(name, target.parent, strategy="ddp", devices=2) for name in sys.argv[2:]}
+    world = int(os.environ["WORLD_SIZE"])  # Lightning takes it away after a fit
+    results = {name: run(name, target.parent, strategy="ddp", devices=world) for name in sys.argv[2:]}
     target.write_text(json.dumps(results))
     ranks.leave()

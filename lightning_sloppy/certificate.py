@@ -62,6 +62,7 @@ class Certificate:
         remarks: Facts about this evaluation worth knowing, which are no conditions.
         n: Training samples the bound divides by (hold-out samples for "hold_out").
         n_prior: Samples that the prior was built from, none of them among the n.
+        examples: What the n are: "training", or "certifying" for samples that were kept from the training.
         loss: What is bounded.
         empirical_risk: Error rate of the certified predictor on the samples looked at.
         risk_upper: The same after paying for the subsample.
@@ -101,6 +102,7 @@ class Certificate:
     conditions: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     n_prior: int = 0
+    examples: str = "training"
     loss: str = "0-1 error"
     empirical_risk: float = float("nan")
     risk_upper: float = float("nan")
@@ -148,9 +150,7 @@ at most 0.0300, provided that: Nobody peeked.
         """
         if not self.valid:
             return " ".join(["There is no bound.", *self.reasons])
-        draw = {"hold_out": "hold-out examples"}.get(self.kind, "training examples and of the weights")
-        if self.n_prior:
-            draw = "certifying examples and of the weights"
+        draw = {"hold_out": "hold-out examples"}.get(self.kind, f"{self.examples} examples and of the weights")
         who = _WHO.get(self.certified_predictor, self.certified_predictor)
         provided = [*self.conditions, *([f"The user's statement: {self.prior}"] if self.prior else [])]
         return (

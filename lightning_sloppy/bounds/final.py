@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.bounds.certify import bounded, software, weights_hash
+from lightning_sloppy.bounds.coordinates import Coordinates
 from lightning_sloppy.bounds.drawing import Judged, judge_pair
 from lightning_sloppy.bounds.events import require_probability
 from lightning_sloppy.bounds.gaussian import Gaussian, kl_parts
@@ -48,6 +49,7 @@ def certify_posterior(
     evaluation: int = 1,
     dtype: torch.dtype = torch.float32,
     template: Certificate | None = None,
+    coordinates: Coordinates | None = None,
 ) -> FinalCertificates:
     """Certify draws from a posterior that was chosen in any way, with risks on all n examples.
 
@@ -66,6 +68,8 @@ def certify_posterior(
         evaluation: Number t in the schedule of the run.
         dtype: Type in which the networks are evaluated, float32 or float64.
         template: Conditions, prior and the like, which are copied.
+        coordinates: In which posterior, prior's mean (the origin: zeros) and the points handed to ``risk`` are given,
+            in float64; None: they are weights.
 
     Returns:
         Both certificates, and the networks.
@@ -76,7 +80,11 @@ def certify_posterior(
     if n < 2:
         raise ConfigurationError(f"A certificate was asked for from {n} examples; it needs at least 2.")
     require_probability(delta, "delta")
-    judged = judge_pair(posterior, prior_mean, risk, n=n, generator=generator, dtype=dtype, samples=n)
+    drawn_as = dtype if coordinates is None else torch.float64  # a network is rounded when its weights are known
+    judged = judge_pair(posterior, prior_mean, risk, n=n, generator=generator, dtype=drawn_as, samples=n)
+    first, second = judged.networks
+    if coordinates is not None:
+        first, second = coordinates.weights(first).to(dtype), coordinates.weights(second).to(dtype)
     parts = [kl_parts(posterior, prior_mean, epsilon) for epsilon in PRIOR_GRID]
     place = min(range(len(parts)), key=lambda j: sum(parts[j]))
     if not math.isfinite(sum(parts[place])) or not all(map(math.isfinite, judged.log_ratios)):
@@ -96,9 +104,10 @@ def certify_posterior(
         evaluation=evaluation,
         epsilon=PRIOR_GRID[place],
         rank=getattr(posterior, "rank", 0),
-        prior_hash=weights_hash(prior_mean),
+        prior_hash=weights_hash(prior_mean if coordinates is None else coordinates.origin.to(dtype)),
         software=software(),
     )
+    judged = replace(judged, networks=(first, second))
     return FinalCertificates(
         pair=_completed(replace(common, kind="pac_bayes_pair", certified_predictor="pair_of_draws"), judged, 2),
         single=_completed(replace(common, kind="pac_bayes_draw", certified_predictor="single_draw"), judged, 1),
@@ -113,7 +122,7 @@ def _completed(certificate: Certificate, judged: Judged, draws: int) -> Certific
         certificate,
         empirical_risk=rate,
         log_ratio=log_ratio,
-        conditions=conditions(certificate.certified_predictor, "certifying" if certificate.n_prior else "training"),
+        conditions=conditions(certificate.certified_predictor, certificate.examples),
         network_hashes=tuple(weights_hash(network) for network in judged.networks[:draws]),
     )
     return bounded(seen)

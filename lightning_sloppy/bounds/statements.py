@@ -30,6 +30,8 @@ def conditions(predictor: str, examples: str = "training") -> tuple[str, ...]:
 STATEMENTS = {"initialisation": "the weights at the start of training do not depend on the training examples."}
 FINAL_STATEMENTS = {
     **STATEMENTS,
+    "curvature": "the weights at the start of training, and the scales of the prior around them, which come from the "
+    "curvature there on held-out examples, do not depend on the training examples.",
     "split": "the prior's mean was trained on other examples, and nothing in its training or choice depends on the "
     "certifying ones.",
 }

@@ -11,12 +11,13 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 
 from lightning_sloppy.bounds.plan import LearningPlan
-from lightning_sloppy.callbacks.final_certificate import FinalCertificate, Prior
+from lightning_sloppy.callbacks.final_certificate import FinalCertificate
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.probing.context import notice_training, was_fitted
 from lightning_sloppy.probing.digests import rest_digests
+from lightning_sloppy.probing.priors import Prior
 
 
 class CertifyingTrainer(Trainer):
@@ -45,8 +46,8 @@ class CertifyingTrainer(Trainer):
             model: The module as it was configured for the training, with its fresh weights.
             datamodule: Its training samples certify; with ``prior="split"`` a PriorSplit.
             ckpt_path: The checkpoint.
-            prior: "initialisation", or "split" for a checkpoint that was trained on a PriorSplit with a
-                FinalCertificate(prior="split").
+            prior: "initialisation"; "curvature", with the validation samples of the configuration; or "split", for a
+                checkpoint that was trained on a PriorSplit with a FinalCertificate(prior="split").
             delta: Failure probability; null: that of the run, else 0.05.
             learning: Time limit, rates, and what has a deviation of its own.
             objective: Mean-reduced loss of (outputs, targets); null: found from the module and checked.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lightning_sloppy.bounds.events import require_probability
 from lightning_sloppy.bounds.final import FinalCertificates
@@ -13,23 +13,24 @@ from lightning_sloppy.bounds.plan import LearningPlan
 from lightning_sloppy.bounds.statements import FINAL_STATEMENTS, no_bound
 from lightning_sloppy.callbacks.base import MeasuringCallback, peers
 from lightning_sloppy.callbacks.pac_bayes import PACBayesBound
-from lightning_sloppy.certificate import Certificate, Reason
+from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.curvature.kfac import need_curvlinops
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.probing import trainer_internals, validity
-from lightning_sloppy.probing.certification import Question, Run, folder_of, forget_files, learnt_and_certified, save
+from lightning_sloppy.probing.certification import folder_of, forget_files, learnt_and_certified, save
 from lightning_sloppy.probing.context import FitContext, fit_context
+from lightning_sloppy.probing.coordinates import CURVATURE_SAMPLES, coordinates_of
 from lightning_sloppy.probing.error_counts import ErrorCounter
 from lightning_sloppy.probing.guard import measuring
-from lightning_sloppy.probing.prior_split import PriorSplit
+from lightning_sloppy.probing.priors import Prior, require_samples, samples_for
+from lightning_sloppy.probing.question import Question, Run
 from lightning_sloppy.probing.samples import SampleSource
 from lightning_sloppy.records import Cost, Estimate, Measurement, Status
 from lightning_sloppy.reporting.progress import progress
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
-
-Prior = Literal["initialisation", "split"]
 
 
 class FinalCertificate(MeasuringCallback):
@@ -41,15 +42,16 @@ class FinalCertificate(MeasuringCallback):
     at random, ``certified_1.json`` for the first of them, to be deployed. The model itself stays what the training made
     it.
 
-    Two priors: "initialisation", the weights before the first step; "split", the trained weights, where a
+    Three priors: "initialisation", isotropic around the weights before the first step; "curvature", around the same
+    weights, but wider where the network is stiffer there, as seen on the validation samples
+    (``lightning_sloppy.bounds.curvature_scales``); "split", isotropic around the trained weights, where a
     :class:`PriorSplit` has kept the certifying examples from the training: then n is their number, and the bound is
     usually several times smaller. Beside a :class:`PACBayesBound` it is the next evaluation of that run's schedule,
     so that all hold together.
 
     Args:
         delta: Failure probability of everything that this run calls a bound, a PACBayesBound's included.
-        prior: Where the prior is centred; with it you state that those weights do not depend on the certifying
-            examples.
+        prior: Where the prior comes from; with it you state that it does not depend on the certifying examples.
         learning: Time limit, rates, and what has a deviation of its own; None for the defaults of LearningPlan.
         objective: Mean-reduced loss of (outputs, targets) to learn from; None: found from the module and checked.
         folder: Where networks and certificates go; None: ``certificate`` in the run's log folder.
@@ -61,8 +63,9 @@ class FinalCertificate(MeasuringCallback):
         learnt: How the posterior was found.
 
     Raises:
-        ConfigurationError: For arguments out of range; in ``setup`` for ``prior="split"`` without a PriorSplit, and
-            beside a PACBayesBound of another delta.
+        ConfigurationError: For arguments out of range; in ``setup`` for ``prior="split"`` without a PriorSplit,
+            ``prior="curvature"`` without validation samples, and beside a PACBayesBound of another delta.
+        MissingExtraError: For ``spread="kronecker"`` without curvlinops.
 
     Example:
         >>> FinalCertificate(learning=LearningPlan(seconds=60)).delta
@@ -85,7 +88,9 @@ class FinalCertificate(MeasuringCallback):
         super().__init__(strict=strict)
         require_probability(delta, "delta")
         if prior not in FINAL_STATEMENTS:
-            raise ConfigurationError(f"prior={prior!r} is no known prior; pass 'initialisation' or 'split'.")
+            raise ConfigurationError(f"prior={prior!r} is no known prior; pass one of {', '.join(FINAL_STATEMENTS)}.")
+        if learning is not None and learning.spread == "kronecker":
+            need_curvlinops()
         self.delta = delta
         self.prior = prior
         self.learning = learning or LearningPlan()
@@ -106,11 +111,7 @@ class FinalCertificate(MeasuringCallback):
         self.certificates = self.learnt = None
         self._run = self._given or replace(self._run, split=None)
         self._given = None
-        if self.prior == "split" and not isinstance(getattr(trainer, "datamodule", None), PriorSplit):
-            raise ConfigurationError(
-                "FinalCertificate(prior='split') was asked for, but the fit's data module is no PriorSplit, so no "
-                "examples are kept for certifying; pass datamodule=PriorSplit(your_datamodule)."
-            )
+        require_samples(trainer, self.prior)
         self._bound = next((peer for peer in peers(trainer) if isinstance(peer, PACBayesBound)), None)
         if self._bound is not None and self._bound.delta != self.delta:
             raise ConfigurationError(
@@ -156,20 +157,31 @@ class FinalCertificate(MeasuringCallback):
         if uncountable is not None:
             certificate = no_bound(context.train_size(trainer) or 0, self.delta, uncountable)
             return self._measurement(trainer, step, certificate, None, dtype)
-        source, reasons = self._sample(trainer, context)
-        if reasons:
-            return self._measurement(trainer, step, no_bound(len(source), self.delta, *reasons), None, dtype)
+        samples = samples_for(trainer, context, self.prior, self._run)
+        source = samples.certifying
+        if samples.reasons:
+            return self._measurement(trainer, step, no_bound(len(source), self.delta, *samples.reasons), None, dtype)
         prior_mean = context.layout.vector(context.module) if self.prior == "split" else self._run.prior_mean
         assert prior_mean is not None
+        coordinates = coordinates_of(
+            trainer,
+            context,
+            choice.objective,
+            origin=prior_mean,
+            spread=self.learning.spread,
+            certifying=source,
+            held_out=samples.held_out,
+        )
         question = Question(
             prior_mean=prior_mean,
-            counter=ErrorCounter(trainer, context, source, choice.objective),
+            counter=ErrorCounter(trainer, context, source, choice.objective, coordinates),
             n=len(source),
             delta=self.delta,
             evaluation=self._next_evaluation(),
             plan=self.learning,
             seed=self.seed,
-            template=self._template(context, trainer, source),
+            template=self._template(context, trainer, source, samples.held_out),
+            coordinates=coordinates,
         )
         with progress(trainer, f"Certificate: learning a posterior, at most {self.learning.seconds:g} s", 100) as bar:
             shown = 0
@@ -186,29 +198,12 @@ class FinalCertificate(MeasuringCallback):
         found = self._measurement(trainer, step, final.pair, final, dtype)
         return replace(found, notes=(f"Networks and certificates: {folder}.",))
 
-    def _sample(self, trainer: Trainer, context: FitContext) -> tuple[SampleSource, list[str]]:
-        """The samples that certify, and what forbids a bound on them."""
-        source = context.source(trainer)
-        if self.prior == "initialisation":
-            reasons = validity.module_reasons(context, self._run.prior_mean, self._run.rest)
-            return source, [*reasons, *validity.data_reasons(trainer, context, source)]
-        split: PriorSplit = trainer.datamodule
-        certifying = SampleSource(split.certification_dataloader())
-        reasons = validity.split_reasons(trainer, context, certifying)
-        trained_here = trainer_internals.fits_on(trainer, split) and split.gave(source.loader.dataset)
-        if self._run.split is None or not trained_here:
-            reasons.append(
-                Reason(
-                    "The weights were trained before this fit, or on other samples than this split's, so they may have "
-                    "seen the certifying examples; train on this PriorSplit from fresh weights, or resume with this "
-                    "callback.",
-                    flag="prior_depends_on_sample",
-                )
-            )
-        return certifying, reasons
-
-    def _template(self, context: FitContext, trainer: Trainer, source: SampleSource) -> Certificate:
-        split = self.prior == "split"
+    def _template(
+        self, context: FitContext, trainer: Trainer, source: SampleSource, held_out: SampleSource | None
+    ) -> Certificate:
+        n_prior = 0 if held_out is None else min(len(held_out), CURVATURE_SAMPLES)
+        if self.prior == "split":
+            n_prior = len(context.source(trainer))
         return Certificate(
             kind="",
             certified_predictor="",
@@ -216,8 +211,9 @@ class FinalCertificate(MeasuringCallback):
             valid=True,
             n=len(source),
             delta=self.delta,
-            n_prior=len(context.source(trainer)) if split else 0,
-            posterior={"weights": "diagonal", "layers": "layers"}[self.learning.spread],
+            n_prior=n_prior,
+            examples="certifying" if self.prior == "split" else "training",
+            posterior={"weights": "diagonal"}.get(self.learning.spread, self.learning.spread),
             prior=FINAL_STATEMENTS[self.prior],
             sample_hash=context.digests(source).fingerprint,
             seed=self.seed,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning_sloppy.bounds.plan import LearningPlan
 from lightning_sloppy.callbacks.base import MeasuringCallback, SloppyCallback
 from lightning_sloppy.callbacks.early_stopping import EffectiveDimensionEarlyStopping
-from lightning_sloppy.callbacks.final_certificate import FinalCertificate, Prior
+from lightning_sloppy.callbacks.final_certificate import FinalCertificate
 from lightning_sloppy.callbacks.fisher_spectrum import FisherSpectrum
 from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
 from lightning_sloppy.callbacks.input_spectrum import InputSpectrum
@@ -18,6 +18,7 @@ from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.inputs.spectrum import InputKind
 from lightning_sloppy.probing.context import ProbeKind
+from lightning_sloppy.probing.priors import Prior
 from lightning_sloppy.records import Measurement
 
 if TYPE_CHECKING:

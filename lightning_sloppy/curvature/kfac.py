@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,20 @@ from lightning_sloppy.errors import ConfigurationError, MissingExtraError
 from lightning_sloppy.evaluation.batches import Batch
 
 KNOWN_LOSSES = (nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss)
+LARGEST_FACTOR = 2_048
+"""Rows or columns of a factor: a larger one is slow to decompose, and 32 MiB in float64."""
+
+
+def need_curvlinops() -> None:
+    """Check for the extra.
+
+    Raises:
+        MissingExtraError: Without curvlinops.
+    """
+    if importlib.util.find_spec("curvlinops") is None:
+        raise MissingExtraError(
+            "Kronecker factors are made by curvlinops, which is not installed: pip install 'lightning-sloppy[kfac]'."
+        )
 
 
 def kronecker_factors(
@@ -28,19 +43,15 @@ def kronecker_factors(
         batches: Inputs and targets, tensors.
 
     Returns:
-        For each trainable parameter tensor, in order, its factors or None, and its number of entries: what
+        For each trainable parameter tensor, in order, its factors or None (also for layers of more than 2,048 inputs,
+        patches included, or outputs, and for grouped convolutions), and its number of entries: what
         :func:`lightning_sloppy.bounds.kronecker_posterior` takes.
 
     Raises:
         MissingExtraError: Without curvlinops.
         ConfigurationError: For another loss.
     """
-    if importlib.util.find_spec("curvlinops") is None:
-        raise MissingExtraError(
-            "Kronecker factors are made by curvlinops, which is not installed: pip install 'lightning-sloppy[kfac]'."
-        )
-    from curvlinops import KFACLinearOperator
-
+    need_curvlinops()
     if not isinstance(loss_fn, KNOWN_LOSSES):
         raise ConfigurationError(
             f"Kronecker factors are known for {', '.join(kind.__name__ for kind in KNOWN_LOSSES)} of torch, found "
@@ -51,20 +62,26 @@ def kronecker_factors(
     holders = {
         f"{name}.{kind}".lstrip("."): kind
         for name, child in module.named_modules()
-        if isinstance(child, (nn.Linear, nn.Conv2d))
+        if isinstance(child, (nn.Linear, nn.Conv2d)) and _turnable(child)
         for kind in ("weight", "bias")
     }
     wanted = [name for name in layout.names if name in holders]
-    operator = KFACLinearOperator(
-        module,
-        loss_fn,
-        [table[name] for name in wanted],
-        list(batches),
-        fisher_type="type-2",
-        check_deterministic=False,
-    )
-    operator.compute_kronecker_factors()
-    state = operator.state_dict()
+    with warnings.catch_warnings():
+        # What it still calls in newer releases of torch is between the two.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        from curvlinops import KFACLinearOperator
+
+        operator = KFACLinearOperator(
+            module,
+            loss_fn,
+            [table[name] for name in wanted],
+            list(batches),
+            fisher_type="type-2",
+            check_deterministic=False,
+        )
+        operator.compute_kronecker_factors()
+        state = operator.state_dict()
     factors: list[tuple[Tensor, Tensor] | None] = []
     for name in layout.names:
         if name not in holders:
@@ -76,3 +93,8 @@ def kronecker_factors(
         one = torch.ones(1, 1, dtype=outputs.dtype, device=outputs.device)
         factors.append((outputs, inputs if holders[name] == "weight" and inputs is not None else one))
     return factors, [table[name].numel() for name in layout.names]
+
+
+def _turnable(layer: nn.Linear | nn.Conv2d) -> bool:
+    rows, columns = layer.weight.flatten(1).shape
+    return max(rows, columns) <= LARGEST_FACTOR and getattr(layer, "groups", 1) == 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -90,6 +91,21 @@ class ParameterLayout:
         """The current parameters as one detached vector, a copy of shape (p,)."""
         table = dict(module.named_parameters())
         return torch.cat([table[name].detach().reshape(-1) for name in self.names])
+
+    @contextmanager
+    def holding(self, module: nn.Module, vector: Tensor) -> Iterator[None]:
+        """Other weights in the module's own tensors; its own bits come back whatever happens."""
+        table = dict(module.named_parameters())
+        own = {name: table[name].detach().clone() for name in self.names}
+        try:
+            with torch.no_grad():
+                for name, value in self.table(vector).items():
+                    table[name].copy_(value)
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in own.items():
+                    table[name].copy_(value)
 
 
 def _plain(name: str) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,18 +16,13 @@ from lightning_sloppy.bounds.descent import LocalSurrogate
 from lightning_sloppy.bounds.final import FinalCertificates, certify_posterior
 from lightning_sloppy.bounds.learning import Learnt, learn_posterior
 from lightning_sloppy.bounds.pac_bayes import PAC_SHARE, scheduled_delta
-from lightning_sloppy.bounds.plan import LearningPlan
-from lightning_sloppy.bounds.posterior import posterior_family
-from lightning_sloppy.bounds.relative_entropy import log_xi
-from lightning_sloppy.bounds.scaled import ScaledGaussian, scaled
-from lightning_sloppy.bounds.selection import member, select_posterior
-from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.bounds.scaled import ScaledGaussian
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.ranks import Ranks
 from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext
-from lightning_sloppy.probing.error_counts import ErrorCounter
+from lightning_sloppy.probing.question import Question, start_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -37,58 +30,6 @@ if TYPE_CHECKING:
 CHECKPOINTS = ("certified_1.ckpt", "certified_2.ckpt")
 PAIR, SINGLE = "certificate.json", "certified_1.json"
 """Names of the files in the folder of the certificates."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a certificate must know of the run.
-
-    Attributes:
-        prior_mean: Weights before the first step.
-        evaluation: Evaluations of the schedule so far.
-        split: Fingerprint of the samples that were trained on; None: nobody knows.
-        rest: Digests of buffers and frozen parameters before the first step.
-    """
-
-    prior_mean: Tensor | None = None
-    evaluation: int = 0
-    split: str | None = None
-    rest: dict[str, str] | None = None
-
-    @classmethod
-    def of(cls, state: dict[str, Any]) -> Run:
-        """From a checkpoint."""
-        return cls(state.get("prior_mean"), int(state.get("evaluation", 0)), state.get("split"), state.get("rest"))
-
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        known = {} if self.prior_mean is None else {"prior_mean": self.prior_mean}
-        return {**known, "evaluation": self.evaluation, "split": self.split, "rest": self.rest}
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is to be certified.
-
-    Attributes:
-        prior_mean: w0, flat.
-        counter: Judges networks on the n samples.
-        n: Samples.
-        delta: Failure probability of all that the run calls a bound.
-        evaluation: Number in the schedule of the run.
-        plan: How the posterior is learnt.
-        seed: Of everything that is drawn.
-        template: Conditions and statements to copy into the certificates.
-    """
-
-    prior_mean: Tensor
-    counter: ErrorCounter
-    n: int
-    delta: float
-    evaluation: int
-    plan: LearningPlan
-    seed: int
-    template: Certificate
 
 
 def learnt_and_certified(
@@ -102,14 +43,14 @@ def learnt_and_certified(
         on_step: Told of the part of the plan that is done.
     """
     weights = context.layout.vector(context.module)
-    start = _start(weights, question)
+    start = start_of(question, weights)
     learnt = None
     if context.ranks.rank == 0:
         learnt = _learnt(context, start, question, on_step)
     posterior = _everybodys(context.ranks, None if learnt is None else learnt.posterior, start)
     final = certify_posterior(
         posterior,
-        question.prior_mean,
+        question.centre,
         question.counter,
         n=question.n,
         delta=question.delta,
@@ -117,40 +58,22 @@ def learnt_and_certified(
         evaluation=question.evaluation,
         dtype=weights.dtype,
         template=question.template,
+        coordinates=question.coordinates,
     )
     return learnt or Learnt(posterior, 0, 0.0, "on another rank", ()), final
-
-
-def _start(weights: Tensor, question: Question) -> ScaledGaussian:
-    """The best isotropic posterior that a pilot finds between the prior's mean and the weights."""
-    family = posterior_family(
-        weights,
-        question.prior_mean.to(weights),
-        eigenvalues=weights.new_zeros(0),
-        eigenvectors=weights.new_zeros(len(weights), 0),
-    )
-    choice = select_posterior(
-        family,
-        n=question.n,
-        log_penalty=log_xi(question.n) - math.log(question.delta),
-        risk=lambda flat, indices: question.counter(flat.to(weights.device), indices),
-        generator=_stream(question, 0),
-        dtype=weights.dtype,
-    )
-    return scaled(member(family, choice, question.n))
 
 
 def _learnt(context: FitContext, start: ScaledGaussian, question: Question, on_step: Callable[[float], None]) -> Learnt:
     def learn(local: LocalSurrogate | None) -> Learnt:
         return learn_posterior(
             start,
-            question.prior_mean,
+            question.centre,
             question.counter.surrogate,
             n=question.n,
             examples=torch.arange(question.n),
             delta=scheduled_delta(PAC_SHARE * question.delta, question.evaluation) / 2,
             plan=question.plan,
-            generator=_stream(question, 1),
+            generator=question.stream(1),
             local=local,
             sizes=[shape.numel() for shape in context.layout.shapes],
             on_step=on_step,
@@ -177,11 +100,6 @@ def _everybodys(ranks: Ranks, learnt: ScaledGaussian | None, start: ScaledGaussi
         for part in (own.mean, own.deviations, own.factors)
     )
     return ScaledGaussian(mean, deviations, start.vectors, factors)
-
-
-def _stream(question: Question, part: int) -> torch.Generator:
-    """Choice and learning never share a stream; each evaluation has its own."""
-    return generator(((question.seed + 7) * 1_000_003 + question.evaluation) * 3 + part)
 
 
 def _judging_stream(question: Question, posterior: ScaledGaussian) -> torch.Generator:
@@ -225,7 +143,7 @@ def save(trainer: Trainer, context: FitContext, folder: Path, final: FinalCertif
         return named
     folder.mkdir(parents=True, exist_ok=True)
     for name, weights in zip(CHECKPOINTS, final.networks, strict=True):
-        with _holding(context, weights):
+        with context.layout.holding(context.module, weights):
             state = trainer_internals.weights_file(trainer)
             _compare(context, state["state_dict"], weights)
             torch.save(state, folder / name)
@@ -243,22 +161,6 @@ def _compare(context: FitContext, state: Mapping[str, Tensor], weights: Tensor) 
                 f"The checkpoint of a certified network would hold another {name} than was judged, so nothing was "
                 "written; look for hooks that change the state (on_save_checkpoint), or parameters of mixed precision."
             )
-
-
-@contextmanager
-def _holding(context: FitContext, weights: Tensor) -> Iterator[None]:
-    """Other weights in the module's own tensors; its own bits come back whatever happens."""
-    table = dict(context.module.named_parameters())
-    own = {name: table[name].detach().clone() for name in context.layout.names}
-    try:
-        with torch.no_grad():
-            for name, value in context.layout.table(weights).items():
-                table[name].copy_(value)
-        yield
-    finally:
-        with torch.no_grad():
-            for name, value in own.items():
-                table[name].copy_(value)
 
 
 def folder_of(trainer: Trainer, given: str | None) -> Path:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_sloppy.bounds.coordinates import Coordinates
 from lightning_sloppy.evaluation.batches import Batch, joined, picked, private
-from lightning_sloppy.evaluation.local_noise import LocalNoise
+from lightning_sloppy.evaluation.local_noise import LocalNoise, RandomWeight
 from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.probing.context import FitContext
@@ -24,20 +25,31 @@ CACHE_BYTES = 256 * 1024**2
 
 
 class ErrorCounter:
-    """``counter(weights, indices)``: the number of samples that the network gets wrong, in eval mode.
+    """``counter(point, indices)``: the number of samples that the network gets wrong, in eval mode.
 
     Args:
         trainer: The running Trainer; its transfer hooks apply to the samples.
         context: The fit.
         source: Where the samples come from.
         objective: Gives outputs and loss; class scores, (N, C).
+        coordinates: In which points are given; None: they are the flat weights themselves.
     """
 
-    def __init__(self, trainer: Trainer, context: FitContext, source: SampleSource, objective: Objective) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        context: FitContext,
+        source: SampleSource,
+        objective: Objective,
+        coordinates: Coordinates | None = None,
+    ) -> None:
         self._trainer = trainer
         self._context = context
         self._source = source
         self._objective = objective
+        # A certificate's points come in float64, where a turn is a turn to 15 digits; all others are quick.
+        self._exact = coordinates
+        self._quick = None if coordinates is None else coordinates.to(objective.device, objective.dtype)
         self._held: Batch | None = None
         first = context.read(trainer, source, torch.arange(1), 1)[0]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(first))
@@ -45,7 +57,13 @@ class ErrorCounter:
             everything = context.read(trainer, source, torch.arange(len(source)), READ_CHUNK)
             self._held = joined(objective.prepare(everything))
 
-    def __call__(self, weights: Tensor, indices: Tensor) -> int:
+    def __call__(self, point: Tensor, indices: Tensor) -> int:
+        """Mistakes of the network of a point, shape (p,)."""
+        coordinates = self._exact if point.dtype == torch.float64 else self._quick
+        weights = point if coordinates is None else coordinates.weights(point.to(coordinates.origin))
+        return self.mistakes(weights, indices)
+
+    def mistakes(self, weights: Tensor, indices: Tensor) -> int:
         """Mistakes of the network with these flat weights, shape (p,)."""
         table = self._context.layout.table(weights.to(self._objective.device, self._objective.dtype))
         wrong = torch.zeros((), dtype=torch.long, device=self._objective.device)
@@ -55,11 +73,11 @@ class ErrorCounter:
                 wrong += _mistakes(self._objective.outputs(table, inputs), targets)
         return int(wrong)
 
-    def surrogate(self, weights: Tensor, indices: Tensor) -> tuple[float, int, Tensor]:
-        """Mean loss on these samples, the mistakes, and the loss's slope in the weights."""
-        leaf = self._leaf(weights)
+    def surrogate(self, point: Tensor, indices: Tensor) -> tuple[float, int, Tensor]:
+        """Mean loss on these samples, the mistakes, and the loss's slope in the point."""
+        leaf = self._leaf(point if self._quick is None else self._quick.weights(point.to(self._quick.origin)))
         loss, wrong, (slope,) = self._differentiated(self._context.layout.table(leaf), indices, [leaf], nullcontext)
-        return loss, wrong, slope
+        return loss, wrong, slope if self._quick is None else self._quick.slope(slope)
 
     def local(
         self, means: Tensor, variances: Tensor, indices: Tensor, generator: torch.Generator
@@ -69,14 +87,29 @@ class ErrorCounter:
         Raises:
             RuntimeError: Where no noise reaches the loss: the forward goes around the functions of torch.
         """
-        leaves = [self._leaf(means), self._leaf(variances)]
-        centres, spreads = (self._context.layout.table(leaf) for leaf in leaves)
-        loss, wrong, (by_mean, by_variance) = self._differentiated(
-            centres, indices, leaves, lambda: LocalNoise(centres, spreads, generator)
-        )
-        if not bool(by_variance.any()):
+        scales = None if self._quick is None else self._quick.scales
+        leaves = [self._leaf(part) for part in _scaled(means, variances, scales)]
+        table, laws = self._laws(*leaves)
+        loss, wrong, slopes = self._differentiated(table, indices, leaves, lambda: LocalNoise(table, laws, generator))
+        if not bool(slopes[1].any()):
             raise RuntimeError("no noise of the weights reaches the loss")
-        return loss, wrong, by_mean, by_variance
+        return loss, wrong, *_scaled(slopes[0], slopes[1], scales)
+
+    def _laws(self, means: Tensor, variances: Tensor) -> tuple[dict[str, Tensor], dict[str, RandomWeight]]:
+        """What the forward is run with, and what each of it stands for."""
+        layout = self._context.layout
+        centres, spreads = layout.table(means), layout.table(variances)
+        if self._quick is None:
+            return centres, {name: RandomWeight(centres[name], spreads[name]) for name in centres}
+        origins = layout.table(self._quick.origin)
+        laws = {}
+        for (name, mean), basis in zip(centres.items(), self._quick.bases, strict=True):
+            left, right = basis or (None, None)
+            shape = mean.shape if left is None or right is None else (len(left), len(right))
+            laws[name] = RandomWeight(
+                mean.reshape(shape), spreads[name].reshape(shape), origin=origins[name], left=left, right=right
+            )
+        return origins, laws
 
     def _leaf(self, weights: Tensor) -> Tensor:
         return weights.detach().to(self._objective.device, self._objective.dtype).requires_grad_()
@@ -123,6 +156,13 @@ class ErrorCounter:
         else:
             for part in torch.split(indices, READ_CHUNK):
                 yield picked(self._held, part)
+
+
+def _scaled(first: Tensor, second: Tensor, scales: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Means and variances, or slopes in them, of entries that are stretched."""
+    if scales is None:
+        return first, second
+    return first.to(scales) * scales, second.to(scales) * scales.square()
 
 
 def _mistakes(outputs: Tensor, targets: Tensor) -> Tensor:

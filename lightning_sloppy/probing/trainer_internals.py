@@ -75,6 +75,19 @@ def validation_loaders(trainer: Trainer) -> list[DataLoader[Any]]:
     return [leaf for leaf in pytree.tree_leaves(loaders) if leaf is not None]
 
 
+def has_validation(trainer: Trainer) -> bool:
+    """Whether there are validation samples, whatever the Trainer does with them."""
+    return bool(trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined())
+
+
+def held_out_loaders(trainer: Trainer) -> list[DataLoader[Any]]:
+    """All validation loaders, also where the Trainer does not validate or has not begun to."""
+    if not has_validation(trainer):
+        return []
+    loaders = trainer.val_dataloaders or trainer.fit_loop.epoch_loop.val_loop._data_source.dataloader()
+    return [leaf for leaf in pytree.tree_leaves(loaders) if leaf is not None]
+
+
 def as_training_sees_it(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
     """Run a collated batch through the conversions and hooks of ``training_epoch_loop.advance``, in its order."""
     batch = trainer.precision_plugin.convert_input(batch)

@@ -94,6 +94,18 @@ def split_reasons(trainer: Trainer, context: FitContext, certifying: SampleSourc
     return [*reasons, *_low_precision(context)]
 
 
+def held_out_reasons(context: FitContext, certifying: SampleSource, held_out: SampleSource) -> list[str]:
+    """Why samples that shape the prior may not: some of them certify.
+
+    Args:
+        context: Of the fit.
+        certifying: Samples that certify.
+        held_out: Samples that shape the prior.
+    """
+    shared = len(context.digests(certifying).distinct & context.digests(held_out).distinct)
+    return [_seen(f"{shared:,} of the training samples are validation samples as well")] if shared else []
+
+
 def _indexable(loaders: list[DataLoader[Any]]) -> list[DataLoader[Any]]:
     found = []
     for loader in loaders:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.utils.checkpoint
-from lightning.pytorch import LightningDataModule
+from certified import QUICK, Data, fit, flags, true_error
 from tiny import CLASSES, SAFELY, Classifier, Regressor, blobs, loader, trainer
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -27,35 +27,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
 ]
-
-QUICK = LearningPlan(seconds=60, epochs=4, batch_size=50)
-
-
-class Data(LightningDataModule):
-    def __init__(self, samples: TensorDataset) -> None:
-        super().__init__()
-        self.samples = samples
-
-    def train_dataloader(self) -> DataLoader:
-        return loader(self.samples)
-
-
-def fit(tmp_path, *, data=None, model=None, before=(), epochs=3, ckpt_path=None, **options) -> FinalCertificate:
-    final = FinalCertificate(**{"learning": QUICK, "strict": True, **options})
-    host = trainer(tmp_path, callbacks=[*before, final], max_epochs=epochs)
-    given = {} if ckpt_path is None else {"ckpt_path": ckpt_path, **SAFELY}
-    data = blobs(600) if data is None else data
-    if isinstance(data, LightningDataModule):
-        host.fit(model or Classifier(), datamodule=data, **given)
-    else:
-        host.fit(model or Classifier(), loader(data), **given)
-    return final
-
-
-def true_error(path, model=None) -> float:
-    inputs, targets = blobs(4000, seed=5).tensors
-    model = Classifier.load_from_checkpoint(path, **SAFELY) if model is None else model
-    return float((model.eval()(inputs).argmax(1) != targets).double().mean())
 
 
 def test_networks_and_certificates_are_files_and_hold(tmp_path):
@@ -156,10 +127,6 @@ def test_batch_norm_is_covered_by_a_split_prior_alone(tmp_path):
     assert final.certificates is None
 
 
-def flags(final: FinalCertificate) -> tuple[str, ...]:
-    return final.measurements[-1].certificate.flags
-
-
 def test_samples_on_both_sides_of_the_split_forbid_it(tmp_path):
     inputs, targets = blobs(200).tensors
     twice = TensorDataset(torch.cat([inputs, inputs]), torch.cat([targets, targets]))
@@ -229,7 +196,7 @@ def test_a_failure_ends_nothing(tmp_path):
     [
         ({"delta": 0.0}, "delta must lie strictly between 0 and 1, found 0"),
         ({"delta": 1.0}, "delta must lie strictly between 0 and 1, found 1"),
-        ({"prior": "pretrained"}, "prior='pretrained' is no known prior; pass 'initialisation' or 'split'"),
+        ({"prior": "pretrained"}, "prior='pretrained' is no known prior; pass one of initialisation, curvature, split"),
     ],
 )
 def test_bad_arguments(options, message):

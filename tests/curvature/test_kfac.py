@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import warnings
 
 import pytest
 import torch
@@ -14,8 +13,6 @@ from lightning_sloppy import ConfigurationError, MissingExtraError
 from lightning_sloppy.bounds import kronecker_posterior
 from lightning_sloppy.bounds.families import DiagonalGaussian, KroneckerGaussian
 from lightning_sloppy.curvature.kfac import kronecker_factors
-
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
 def test_without_curvlinops_the_extra_is_named(monkeypatch) -> None:
@@ -29,9 +26,7 @@ def test_of_one_sample_the_factors_are_the_gauss_newton_matrix() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.LayerNorm(4), nn.Linear(4, 2)).double()
     inputs, targets = torch.randn(1, 3).double(), torch.tensor([1])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        factors, sizes = kronecker_factors(module, nn.CrossEntropyLoss(), [(inputs, targets)])
+    factors, sizes = kronecker_factors(module, nn.CrossEntropyLoss(), [(inputs, targets)])
     names = [name for name, _ in module.named_parameters()]
     assert sizes == [p.numel() for p in module.parameters()]
     assert [factor is None for factor in factors] == ["2." in name for name in names]

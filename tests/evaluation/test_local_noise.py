@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_sloppy.evaluation.local_noise import LocalNoise
+from lightning_sloppy.evaluation.local_noise import LocalNoise, RandomWeight
 
 
 def tables(module: nn.Module, variance: float = 0.04) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -15,8 +15,13 @@ def tables(module: nn.Module, variance: float = 0.04) -> tuple[dict[str, Tensor]
     return means, {name: torch.full_like(mean, variance).requires_grad_() for name, mean in means.items()}
 
 
+def noise(means, variances, seed: int = 0) -> LocalNoise:
+    laws = {name: RandomWeight(means[name], variances[name]) for name in means}
+    return LocalNoise(means, laws, torch.Generator().manual_seed(seed))
+
+
 def outputs(module: nn.Module, means, variances, inputs: Tensor, seed: int = 0) -> Tensor:
-    with LocalNoise(means, variances, torch.Generator().manual_seed(seed)):
+    with noise(means, variances, seed):
         return functional_call(module, means, (inputs,))
 
 
@@ -87,7 +92,7 @@ def test_elsewhere_one_draw_serves_the_whole_forward() -> None:
     assert torch.equal(found[0], found[1])
     assert not torch.allclose(found[0], module(tokens)[0])
     # The same draw, put in place by hand.
-    mode = LocalNoise(means, variances, torch.Generator().manual_seed(0))
+    mode = noise(means, variances)
     with mode:
         functional_call(module, means, (tokens,))
     drawn = {name: mode._draws[id(mean)] for name, mean in means.items()}
@@ -99,7 +104,7 @@ def test_recurrent_layers_get_one_draw(make) -> None:
     module = make()
     means, variances = tables(module)
     inputs = torch.ones(2, 5, 4)
-    with LocalNoise(means, variances, torch.Generator().manual_seed(0)):
+    with noise(means, variances):
         found = functional_call(module, means, (inputs,))[0]
     assert torch.allclose(found[0], found[1])
     assert not torch.allclose(found, functional_call(module, means, (inputs,))[0])
@@ -121,3 +126,66 @@ def test_nothing_of_it_stays() -> None:
     means, variances = tables(module)
     outputs(module, means, variances, torch.ones(1, 3))
     assert torch.equal(module(torch.ones(1, 3)), before)
+
+
+def turned(module: nn.Module, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, RandomWeight]]:
+    """Laws of a layer whose weight and bias are independent in a basis, around the module's own numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    table = {name: p.detach().clone() for name, p in module.named_parameters()}
+    rows, columns = table["weight"].flatten(1).shape
+    left, right = (torch.linalg.qr(torch.randn(k, k, generator=generator)).Q for k in (rows, columns))
+
+    def law(name: str, shape: tuple[int, ...], side: Tensor | None) -> RandomWeight:
+        mean, variance = torch.randn(shape, generator=generator), 0.1 * torch.rand(shape, generator=generator)
+        return RandomWeight(mean.requires_grad_(), variance.requires_grad_(), table[name], left, side)
+
+    laws = {"weight": law("weight", (rows, columns), right)}
+    return table, laws | ({"bias": law("bias", (rows,), None)} if "bias" in table else {})
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nn.Linear(6, 3), (6,)),
+        (nn.Linear(6, 3, bias=False), (6,)),
+        (nn.Conv2d(2, 3, 3, stride=2, padding=1), (2, 5, 5)),
+        (nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (2, 4, 4)),
+        (nn.Conv1d(2, 3, 3, dilation=2), (2, 7)),
+    ],
+)
+@pytest.mark.parametrize("of_bias", [True, False])
+def test_turned_weights_have_the_moments_of_their_draws(
+    module: nn.Module, shape: tuple[int, ...], of_bias: bool
+) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(1, *shape)
+    table, laws = turned(module)
+    if not of_bias:
+        laws = {"weight": laws["weight"]}
+    with LocalNoise(table, laws, torch.Generator().manual_seed(0)):
+        many = functional_call(module, table, (inputs.expand(20_000, *shape),)).detach().flatten(1)
+    generator, drawn = torch.Generator().manual_seed(1), []
+    for _ in range(4_000):
+        drawing = LocalNoise(table, laws, generator)
+        weights = {name: drawing._drawn(value) for name, value in table.items()}
+        drawn.append(functional_call(module, weights, (inputs,)).detach())
+    drawn = torch.stack(drawn).flatten(1)
+    error = drawn.std(0) / 4_000**0.5
+    assert ((many.mean(0) - drawn.mean(0)).abs() < 5 * error + 1e-5).all()
+    torch.testing.assert_close(many.std(0), drawn.std(0), rtol=0.08, atol=0)
+    mean, law = laws["weight"].mean.detach(), laws["weight"]
+    centre = table["weight"] + (law.left @ mean @ law.right.T).view_as(table["weight"])
+    bias = table.get("bias")
+    if bias is not None and of_bias:
+        bias = bias + law.left @ laws["bias"].mean.detach()
+    exact = functional_call(module, {"weight": centre} | ({} if bias is None else {"bias": bias}), (inputs,))
+    assert ((many.mean(0) - exact.flatten()).abs() < 5 * many.std(0) / 20_000**0.5 + 1e-5).all()
+
+
+def test_slopes_reach_turned_means_and_variances() -> None:
+    module = nn.Linear(4, 3)
+    table, laws = turned(module)
+    with LocalNoise(table, laws, torch.Generator().manual_seed(0)):
+        found = functional_call(module, table, (torch.ones(5, 4),))
+    leaves = [leaf for law in laws.values() for leaf in (law.mean, law.variance)]
+    assert all(bool((g != 0).any()) for g in torch.autograd.grad(found.square().sum(), leaves))

@@ -1,0 +1,122 @@
+"""The coordinates of a final certificate, from the curvature of a fit's network: bases of layers, scales of a prior."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_sloppy.bounds.coordinates import Basis, Coordinates, curvature_scales
+from lightning_sloppy.bounds.gaussian import double
+from lightning_sloppy.bounds.plan import Spread
+from lightning_sloppy.curvature.diagonal import fisher_diagonal
+from lightning_sloppy.curvature.kfac import kronecker_factors
+from lightning_sloppy.evaluation.batches import Batch
+from lightning_sloppy.evaluation.objective import Objective
+from lightning_sloppy.evaluation.ranks import gathered_over_ranks
+from lightning_sloppy.probing.context import FitContext
+from lightning_sloppy.probing.samples import READ_CHUNK, SampleSource, probe_indices
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+CURVATURE_SAMPLES = 2_000
+"""Samples behind factors and diagonals: many more than the directions that matter, and few seconds."""
+
+
+def coordinates_of(
+    trainer: Trainer,
+    context: FitContext,
+    objective: Objective,
+    *,
+    origin: Tensor,
+    spread: Spread,
+    certifying: SampleSource,
+    held_out: SampleSource | None,
+) -> Coordinates | None:
+    """Coordinates of the weights around the prior's mean.
+
+    With held-out samples everything comes from the network at ``origin`` on these, so that it may belong to the prior:
+    scales by the curvature of each direction. Without, a Kronecker basis is that of the trained network on the
+    certifying samples, which is the posterior's alone. The loss is the cross-entropy, whatever the training's: weights
+    of classes counted from the training samples would tell of them.
+
+    Args:
+        trainer: The Trainer.
+        context: Of the fit.
+        objective: Gives class scores.
+        origin: w0, flat.
+        spread: Of the plan.
+        certifying: Samples that certify.
+        held_out: Samples that the bound does not use; None: the prior is isotropic.
+
+    Returns:
+        The same on every rank, in float64; None where weights are their own coordinates.
+
+    Raises:
+        MissingExtraError: For a Kronecker basis without curvlinops.
+        ConfigurationError: For a network without curvature at the origin.
+    """
+    if held_out is None and spread != "kronecker":
+        return None
+    found = None
+    if context.ranks.rank == 0:
+        source = certifying if held_out is None else held_out
+        indices = probe_indices(len(source), CURVATURE_SAMPLES, seed=4)
+        batches = objective.prepare(context.read(trainer, source, indices, READ_CHUNK))
+        origin = origin.to(objective.device)
+        at = context.layout.vector(context.module) if held_out is None else origin
+        with context.layout.holding(context.module, at):
+            found = _measured(
+                context, objective, origin, batches, turned=spread == "kronecker", scaled=held_out is not None
+            )
+    if context.ranks.count > 1:
+        found = gathered_over_ranks(None if found is None else found.to(torch.device("cpu"), torch.float64))[0]
+        found = found.to(_exact_device(objective), torch.float64)
+    return found
+
+
+def _measured(
+    context: FitContext, objective: Objective, origin: Tensor, batches: list[Batch], *, turned: bool, scaled: bool
+) -> Coordinates:
+    layout, device = context.layout, _exact_device(objective)
+    sizes = tuple(shape.numel() for shape in layout.shapes)
+    curvatures: list[Tensor | None] = [None] * len(sizes)
+    if scaled:
+        entropy = Objective(objective.module, F.cross_entropy)
+        curvatures = list(torch.split(double(fisher_diagonal(entropy, layout, batches), device), list(sizes)))
+    bases: list[Basis | None] = [None] * len(sizes)
+    if turned:
+        factors, _ = kronecker_factors(_Scores(objective), nn.CrossEntropyLoss(), batches)
+        decomposed: dict[int, tuple[Tensor, Tensor]] = {}
+        for place, pair in enumerate(factors):
+            if pair is None:
+                continue
+            # Weight and bias of a layer share the factor of its outputs, and then also its eigenvectors.
+            for factor in pair:
+                if id(factor) not in decomposed:
+                    decomposed[id(factor)] = torch.linalg.eigh(double(factor, device))
+            (outputs, left), (inputs, right) = (decomposed[id(factor)] for factor in pair)
+            curvatures[place] = (outputs.clamp(min=0.0)[:, None] * inputs.clamp(min=0.0)).reshape(-1)
+            bases[place] = (left, None if len(layout.shapes[place]) == 1 else right)
+    scales = curvature_scales(torch.cat([part for part in curvatures if part is not None])) if scaled else None
+    return Coordinates(double(origin, device), sizes, tuple(bases), scales)
+
+
+def _exact_device(objective: Objective) -> torch.device:
+    """Where float64 is to be had."""
+    return torch.device("cpu") if objective.device.type == "mps" else objective.device
+
+
+class _Scores(nn.Module):
+    """The module of a fit, called as its objective calls it; its parameters keep their order."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.inner = objective.module
+        self._outputs = objective.outputs
+
+    def forward(self, inputs: Any) -> Any:
+        return self._outputs(dict(self.inner.named_parameters()), inputs)

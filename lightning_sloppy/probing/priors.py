@@ -1,0 +1,95 @@
+"""What each prior asks of a fit: samples that certify, samples that shape the prior, and what forbids a bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from lightning_sloppy.certificate import Reason
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.probing import trainer_internals, validity
+from lightning_sloppy.probing.context import FitContext
+from lightning_sloppy.probing.prior_split import PriorSplit
+from lightning_sloppy.probing.question import Run
+from lightning_sloppy.probing.samples import SampleSource
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+Prior = Literal["initialisation", "curvature", "split"]
+"""Where a prior comes from."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a certificate is made of.
+
+    Attributes:
+        certifying: The n samples.
+        held_out: Samples that shape the prior, where they do.
+        reasons: What forbids a bound.
+    """
+
+    certifying: SampleSource
+    held_out: SampleSource | None
+    reasons: list[str]
+
+
+def require_samples(trainer: Trainer, prior: Prior) -> None:
+    """Check at ``setup`` that the fit offers what the prior asks for.
+
+    Raises:
+        ConfigurationError: When it does not.
+    """
+    if prior == "split" and not isinstance(getattr(trainer, "datamodule", None), PriorSplit):
+        raise ConfigurationError(
+            "FinalCertificate(prior='split') was asked for, but the fit's data module is no PriorSplit, so no "
+            "examples are kept for certifying; pass datamodule=PriorSplit(your_datamodule)."
+        )
+    if prior == "curvature" and not trainer_internals.has_validation(trainer):
+        raise ConfigurationError(
+            "FinalCertificate(prior='curvature') looks at the network's start on validation samples, but the fit has "
+            "none; give val_dataloaders, or take prior='initialisation'."
+        )
+
+
+def samples_for(trainer: Trainer, context: FitContext, prior: Prior, run: Run) -> Samples:
+    """The samples of a certificate, and why there may be none.
+
+    Args:
+        trainer: The Trainer.
+        context: Of the fit.
+        prior: Where the prior comes from.
+        run: What is known of the run.
+
+    Raises:
+        ConfigurationError: For validation samples that cannot be read by index, where they shape the prior.
+    """
+    if prior == "split":
+        return _split(trainer, context, run)
+    source = context.source(trainer)
+    reasons = [
+        *validity.module_reasons(context, run.prior_mean, run.rest),
+        *validity.data_reasons(trainer, context, source),
+    ]
+    if prior == "initialisation":
+        return Samples(source, None, reasons)
+    held_out = SampleSource(trainer_internals.held_out_loaders(trainer)[0])
+    return Samples(source, held_out, [*reasons, *validity.held_out_reasons(context, source, held_out)])
+
+
+def _split(trainer: Trainer, context: FitContext, run: Run) -> Samples:
+    split: PriorSplit = trainer.datamodule
+    certifying = SampleSource(split.certification_dataloader())
+    reasons = validity.split_reasons(trainer, context, certifying)
+    trained_here = trainer_internals.fits_on(trainer, split) and split.gave(context.source(trainer).loader.dataset)
+    if run.split is None or not trained_here:
+        reasons.append(
+            Reason(
+                "The weights were trained before this fit, or on other samples than this split's, so they may have "
+                "seen the certifying examples; train on this PriorSplit from fresh weights, or resume with this "
+                "callback.",
+                flag="prior_depends_on_sample",
+            )
+        )
+    return Samples(certifying, None, reasons)

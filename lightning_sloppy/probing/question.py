@@ -1,0 +1,122 @@
+"""What is asked of a final certificate, and where the answer begins."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_sloppy.bounds.coordinates import Coordinates
+from lightning_sloppy.bounds.plan import LearningPlan
+from lightning_sloppy.bounds.posterior import posterior_family
+from lightning_sloppy.bounds.relative_entropy import log_xi
+from lightning_sloppy.bounds.scaled import ScaledGaussian, scaled
+from lightning_sloppy.bounds.selection import member, select_posterior
+from lightning_sloppy.bounds.starts import stiff_start
+from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.linalg.vectors import generator
+from lightning_sloppy.probing.error_counts import ErrorCounter
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a certificate must know of the run.
+
+    Attributes:
+        prior_mean: Weights before the first step.
+        evaluation: Evaluations of the schedule so far.
+        split: Fingerprint of the samples that were trained on; None: nobody knows.
+        rest: Digests of buffers and frozen parameters before the first step.
+    """
+
+    prior_mean: Tensor | None = None
+    evaluation: int = 0
+    split: str | None = None
+    rest: dict[str, str] | None = None
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Run:
+        """From a checkpoint."""
+        return cls(state.get("prior_mean"), int(state.get("evaluation", 0)), state.get("split"), state.get("rest"))
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        known = {} if self.prior_mean is None else {"prior_mean": self.prior_mean}
+        return {**known, "evaluation": self.evaluation, "split": self.split, "rest": self.rest}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be certified.
+
+    Attributes:
+        prior_mean: w0, flat.
+        counter: Judges networks on the n samples.
+        n: Samples.
+        delta: Failure probability of all that the run calls a bound.
+        evaluation: Number in the schedule of the run.
+        plan: How the posterior is learnt.
+        seed: Of everything that is drawn.
+        template: Conditions and statements to copy into the certificates.
+        coordinates: In which the posterior is learnt and the counter judges; None: weights.
+    """
+
+    prior_mean: Tensor
+    counter: ErrorCounter
+    n: int
+    delta: float
+    evaluation: int
+    plan: LearningPlan
+    seed: int
+    template: Certificate
+    coordinates: Coordinates | None = None
+
+    def stream(self, part: int) -> torch.Generator:
+        """Choice and learning never share a stream; each evaluation has its own."""
+        return generator(((self.seed + 7) * 1_000_003 + self.evaluation) * 3 + part)
+
+    @property
+    def centre(self) -> Tensor:
+        """The prior's mean in the coordinates."""
+        return self.prior_mean if self.coordinates is None else torch.zeros_like(self.coordinates.origin)
+
+
+def start_of(question: Question, weights: Tensor) -> ScaledGaussian:
+    """Where the optimisation begins: the best simple posterior that a pilot finds around the weights.
+
+    Args:
+        question: What is to be certified.
+        weights: Of the trained module, flat.
+    """
+    coordinates, counter = question.coordinates, question.counter
+    log_penalty = log_xi(question.n) - math.log(question.delta)
+    if coordinates is not None and coordinates.scales is not None:
+        return stiff_start(
+            coordinates.point(weights.to(coordinates.origin)),
+            coordinates.scales,
+            n=question.n,
+            log_penalty=log_penalty,
+            risk=counter,
+            generator=question.stream(0),
+            dtype=weights.dtype,
+        )
+    family = posterior_family(
+        weights,
+        question.prior_mean.to(weights),
+        eigenvalues=weights.new_zeros(0),
+        eigenvectors=weights.new_zeros(len(weights), 0),
+    )
+    choice = select_posterior(
+        family,
+        n=question.n,
+        log_penalty=log_penalty,
+        risk=lambda flat, indices: counter.mistakes(flat.to(weights.device), indices),
+        generator=question.stream(0),
+        dtype=weights.dtype,
+    )
+    start = scaled(member(family, choice, question.n))
+    # Isotropic in the weights is isotropic in any basis.
+    return start if coordinates is None else replace(start, mean=coordinates.point(start.mean))

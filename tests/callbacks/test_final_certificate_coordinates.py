@@ -1,0 +1,235 @@
+"""Certificates in other coordinates: Kronecker bases, and a prior from the curvature at the start."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from certified import Data, fit, flags, true_error
+from lightning.pytorch import LightningModule
+from tiny import CLASSES, SAFELY, Classifier, blobs, trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_sloppy import ConfigurationError, FinalCertificate, LearningPlan, MissingExtraError, PriorSplit
+from lightning_sloppy.bounds.coordinates import curvature_scales
+from lightning_sloppy.callbacks.certifying import CertifyingTrainer
+from lightning_sloppy.curvature.diagonal import fisher_diagonal
+from lightning_sloppy.curvature.parameters import ParameterLayout
+from lightning_sloppy.evaluation.objective import Objective
+from lightning_sloppy.probing import coordinates as coordinates_module
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
+]
+SPREADS = ["weights", "layers", "kronecker"]
+
+
+def plan(spread: str, **options) -> LearningPlan:
+    return LearningPlan(**{"seconds": 60, "epochs": 4, "batch_size": 50, "spread": spread, **options})
+
+
+class HeldOut(Data):
+    """With validation samples of their own."""
+
+    def __init__(self, samples: TensorDataset, held_out: TensorDataset) -> None:
+        super().__init__(samples)
+        self.held_out = held_out
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.held_out, batch_size=50)
+
+
+def data(count: int = 600) -> HeldOut:
+    return HeldOut(blobs(count), blobs(150, seed=7))
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("prior", ["initialisation", "curvature", "split"])
+def test_every_prior_goes_with_every_spread(tmp_path, prior, spread):
+    torch.manual_seed(0)
+    given = PriorSplit(data(1200)) if prior == "split" else data()
+    final = fit(tmp_path, data=given, prior=prior, learning=plan(spread), folder=str(tmp_path / "mine"))
+    pair, single = final.certificates
+    assert pair.valid
+    assert pair.n == 600
+    assert pair.n_prior == {"initialisation": 0, "curvature": 150, "split": 600}[prior]
+    assert pair.posterior == {"weights": "diagonal"}.get(spread, spread)
+    assert ("certifying" if prior == "split" else "training") in pair.statement()
+    assert final.learnt.method == "noise of each example"
+    errors = [true_error(tmp_path / "mine" / name) for name in pair.networks]
+    assert sum(errors) / 2 < pair.value < 1 - 1 / CLASSES
+    assert errors[0] < single.value
+
+
+def test_what_was_judged_in_coordinates_is_what_was_saved(tmp_path):
+    torch.manual_seed(0)
+    final = fit(tmp_path, data=data(), prior="curvature", learning=plan("kronecker"), folder=str(tmp_path / "mine"))
+    inputs, targets = blobs(600).tensors
+    for name, rate in zip(final.certificates[0].networks, [final.certificates[1].empirical_risk, None], strict=True):
+        network = Classifier.load_from_checkpoint(tmp_path / "mine" / name, **SAFELY).eval()
+        found = float((network(inputs).argmax(1) != targets).double().mean())
+        assert rate is None or rate == pytest.approx(found)
+        rate = 2 * final.certificates[0].empirical_risk - final.certificates[1].empirical_risk if rate is None else rate
+        assert found == pytest.approx(rate)
+
+
+def test_a_turn_alone_changes_no_complexity(tmp_path):
+    still = {"mean_rate": 0.0, "spread_rate": 0.0, "epochs": 1}
+    found = []
+    for spread in ("weights", "kronecker"):
+        torch.manual_seed(0)
+        found.append(fit(tmp_path, learning=plan(spread, **still)).certificates[0])
+    plain, turned = found
+    assert plain.epsilon == turned.epsilon
+    assert turned.kl_displacement == pytest.approx(plain.kl_displacement, rel=1e-6)
+    assert turned.kl_covariance == pytest.approx(plain.kl_covariance, rel=1e-6, abs=1e-9)
+    assert turned.prior_hash == plain.prior_hash
+
+
+def test_the_scales_are_those_of_the_start_on_held_out_samples(tmp_path, monkeypatch):
+    seen = []
+
+    def watched(*arguments, **keywords):
+        seen.append(original(*arguments, **keywords))
+        return seen[-1]
+
+    original = coordinates_module._measured
+    monkeypatch.setattr(coordinates_module, "_measured", watched)
+    torch.manual_seed(0)
+    model = Classifier()
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    fit(tmp_path, data=data(), model=model, prior="curvature", learning=plan("weights"))
+    trained = {name: value.clone() for name, value in model.state_dict().items()}
+    fresh = Classifier()
+    fresh.load_state_dict(start)
+    layout = ParameterLayout.of(fresh)
+    batch = blobs(150, seed=7).tensors
+    expected = fisher_diagonal(Objective(fresh.eval(), nn.CrossEntropyLoss()), layout, [batch])
+    torch.testing.assert_close(seen[0].scales, curvature_scales(expected), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(seen[0].origin, layout.vector(fresh).double())
+    # The trained weights are back, to the last bit.
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in trained.items())
+
+
+def test_validation_samples_that_are_trained_on_forbid_the_prior(tmp_path):
+    samples = blobs(400)
+    shared = TensorDataset(*(tensor[:50] for tensor in samples.tensors))
+    with pytest.warns(UserWarning, match="50 of the training samples are validation samples as well"):
+        final = fit(tmp_path, data=HeldOut(samples, shared), prior="curvature")
+    assert flags(final) == ("prior_depends_on_sample",)
+    assert final.certificates is None
+
+
+def test_without_validation_samples_it_ends_before_the_training(tmp_path):
+    with pytest.raises(ConfigurationError, match="looks at the network's start on validation samples, but the fit has"):
+        fit(tmp_path, data=blobs(200), prior="curvature")
+
+
+def test_where_the_trainer_does_not_validate_the_samples_are_read_all_the_same(tmp_path):
+    final = FinalCertificate(prior="curvature", learning=plan("weights"), strict=True)
+    trainer(tmp_path, callbacks=[final], max_epochs=1, limit_val_batches=0).fit(Classifier(), datamodule=data())
+    assert final.certificates[0].valid
+    assert final.certificates[0].n_prior == 150
+
+
+def test_without_curvlinops_the_extra_is_named_at_once(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"lightning-sloppy\[kfac\]"):
+        FinalCertificate(learning=plan("kronecker"))
+
+
+class Convolving(LightningModule):
+    """Convolutions, one of them grouped, a norm, a bias-free layer, inputs by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.GroupNorm(2, 4),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 3, groups=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(4, 6, 2, stride=2, bias=False),
+            nn.Flatten(),
+            nn.Linear(24, 2),
+        )
+
+    def forward(self, images):
+        return self.body(images)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+
+def images(count: int, seed: int) -> TensorDataset:
+    rng = torch.Generator().manual_seed(seed)
+    targets = torch.randint(0, 2, (count,), generator=rng)
+    found = torch.randn(count, 1, 4, 4, generator=rng)
+    found[:, 0, :2, :2] += 2.0 * targets[:, None, None]
+    return TensorDataset(found, targets)
+
+
+def test_convolutions_are_turned_and_what_cannot_be_is_not(tmp_path, monkeypatch):
+    seen = []
+
+    def watched(*arguments, **keywords):
+        seen.append(original(*arguments, **keywords))
+        return seen[-1]
+
+    original = coordinates_module._measured
+    monkeypatch.setattr(coordinates_module, "_measured", watched)
+    torch.manual_seed(0)
+    given = HeldOut(images(800, 0), images(200, 1))
+    final = fit(tmp_path, data=given, model=Convolving(), prior="curvature", learning=plan("kronecker", epochs=10))
+    assert final.certificates[0].valid
+    assert final.certificates[0].value < 0.5
+    assert final.learnt.method == "noise of each example"
+    turned = {name: basis is not None for name, basis in zip(final_names(), seen[0].bases, strict=True)}
+    assert {name for name, value in turned.items() if not value} == {
+        "body.1.weight",
+        "body.1.bias",
+        "body.3.weight",
+        "body.3.bias",
+    }
+
+
+def final_names() -> tuple[str, ...]:
+    return ParameterLayout.of(Convolving()).names
+
+
+def test_a_checkpoint_is_certified_with_a_curvature_prior(tmp_path):
+    torch.manual_seed(0)
+    first = FinalCertificate(learning=plan("weights"), strict=True)
+    host = trainer(tmp_path, callbacks=[first], max_epochs=2)
+    host.fit(Classifier(), datamodule=data())
+    host.save_checkpoint(tmp_path / "last.ckpt")
+    again = CertifyingTrainer(
+        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu"
+    )
+    given: LightningDataModule = data()
+    final = again.certify(
+        Classifier(), given, str(tmp_path / "last.ckpt"), prior="curvature", learning=plan("kronecker")
+    )
+    assert final.certificates[0].valid
+    assert final.certificates[0].n_prior == 150
+    assert final.certificates[0].prior_hash == first.certificates[0].prior_hash
+
+
+def test_the_trained_model_stays_what_it_is(tmp_path):
+    weights = []
+    for callback in (True, False):
+        torch.manual_seed(0)
+        model = Classifier()
+        callbacks = [FinalCertificate(prior="curvature", learning=plan("kronecker"), strict=True)] if callback else []
+        trainer(tmp_path, callbacks=callbacks, max_epochs=2).fit(model, datamodule=data(200))
+        weights.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))

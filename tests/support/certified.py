@@ -1,0 +1,42 @@
+"""Small fits that end with a certificate."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningDataModule
+from tiny import SAFELY, Classifier, blobs, loader, trainer
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_sloppy import FinalCertificate, LearningPlan
+
+QUICK = LearningPlan(seconds=60, epochs=4, batch_size=50)
+
+
+class Data(LightningDataModule):
+    def __init__(self, samples: TensorDataset) -> None:
+        super().__init__()
+        self.samples = samples
+
+    def train_dataloader(self) -> DataLoader:
+        return loader(self.samples)
+
+
+def fit(tmp_path, *, data=None, model=None, before=(), epochs=3, ckpt_path=None, **options) -> FinalCertificate:
+    final = FinalCertificate(**{"learning": QUICK, "strict": True, **options})
+    host = trainer(tmp_path, callbacks=[*before, final], max_epochs=epochs)
+    given = {} if ckpt_path is None else {"ckpt_path": ckpt_path, **SAFELY}
+    data = blobs(600) if data is None else data
+    if isinstance(data, LightningDataModule):
+        host.fit(model or Classifier(), datamodule=data, **given)
+    else:
+        host.fit(model or Classifier(), loader(data), **given)
+    return final
+
+
+def true_error(path, model=None) -> float:
+    inputs, targets = blobs(4000, seed=5).tensors
+    model = Classifier.load_from_checkpoint(path, **SAFELY) if model is None else model
+    return float((model.eval()(inputs).argmax(1) != targets).double().mean())
+
+
+def flags(final: FinalCertificate) -> tuple[str, ...]:
+    return final.measurements[-1].certificate.flags

@@ -212,13 +212,12 @@ def test_a_checkpoint_is_certified_with_a_curvature_prior(tmp_path):
     host = trainer(tmp_path, callbacks=[first], max_epochs=2)
     host.fit(Classifier(), datamodule=data())
     host.save_checkpoint(tmp_path / "last.ckpt")
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     again = CertifyingTrainer(
-        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu"
+        accelerator="cpu", max_epochs=1, default_root_dir=tmp_path, enable_checkpointing=False, **quiet
     )
-    given: LightningDataModule = data()
-    final = again.certify(
-        Classifier(), given, str(tmp_path / "last.ckpt"), prior="curvature", learning=plan("kronecker")
-    )
+    path = str(tmp_path / "last.ckpt")
+    final = again.certify(Classifier(), data(), path, prior="curvature", learning=plan("kronecker"))
     assert final.certificates[0].valid
     assert final.certificates[0].n_prior == 150
     assert final.certificates[0].prior_hash == first.certificates[0].prior_hash

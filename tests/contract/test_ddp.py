@@ -43,6 +43,18 @@ def test_two_and_three_processes_certify_what_one_does(found, tmp_path):
             assert result == alone[kind]
 
 
+def test_two_processes_certify_in_the_same_coordinates(found, tmp_path):
+    alone = two_ranks.run("turned", tmp_path)
+    for kind in ("pair", "single"):
+        first, second = (rank["turned"][kind] for rank in found)
+        assert first == second
+        assert first["valid"]
+        assert first["n"] == first["risk_samples"] == 43
+        assert first["n_prior"] == 40
+        # Eigenvectors of another process may have another sign, and then get other draws.
+        assert first["kl_displacement"] == pytest.approx(alone[kind]["kl_displacement"], rel=0.2)
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
 def test_processes_that_lightning_starts_agree_with_one(tmp_path, strategy):
     paths = [str(Path(launched.__file__).parent), str(Path(launched.__file__).parents[2])]

@@ -138,6 +138,17 @@ ROWS = (
     ),
     Row("10-class MNIST, LeNet, optimised", 0.30, lenet, "mnist", False, 6, 1e-3, 360),
     Row(
+        "the same, prior from the curvature at the start of LeNet",
+        0.30,
+        lenet,
+        "mnist",
+        False,
+        6,
+        1e-3,
+        360,
+        prior="curvature",
+    ),
+    Row(
         "10-class MNIST, LeNet, half of the samples for the prior",
         0.03,
         lenet,

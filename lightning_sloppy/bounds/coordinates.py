@@ -74,6 +74,12 @@ class Coordinates:
         turned = self._each(weights - self.origin, _turned_back)
         return turned if self.scales is None else turned / self.scales
 
+    def directions(self, vectors: Tensor) -> Tensor:
+        """Directions of w, (p, k), as directions of u; orthonormal ones stay so where s = 1."""
+        columns = [self._each(column, _turned_back) for column in vectors.T]
+        turned = torch.stack(columns, dim=1) if columns else vectors
+        return turned if self.scales is None else turned / self.scales[:, None]
+
     def slope(self, slope: Tensor) -> Tensor:
         """The slope in u of what has this slope in w, shape (p,)."""
         turned = self._each(slope, _turned_back)

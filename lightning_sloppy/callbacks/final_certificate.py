@@ -20,7 +20,7 @@ from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.probing import trainer_internals, validity
 from lightning_sloppy.probing.certification import folder_of, forget_files, learnt_and_certified, save
 from lightning_sloppy.probing.context import FitContext, fit_context
-from lightning_sloppy.probing.coordinates import CURVATURE_SAMPLES, coordinates_of
+from lightning_sloppy.probing.coordinates import CURVATURE_SAMPLES, coordinates_of, leading_pairs
 from lightning_sloppy.probing.error_counts import ErrorCounter
 from lightning_sloppy.probing.guard import measuring
 from lightning_sloppy.probing.priors import Prior, require_samples, samples_for
@@ -91,6 +91,11 @@ class FinalCertificate(MeasuringCallback):
             raise ConfigurationError(f"prior={prior!r} is no known prior; pass one of {', '.join(FINAL_STATEMENTS)}.")
         if learning is not None and learning.spread == "kronecker":
             need_curvlinops()
+        if learning is not None and learning.directions and prior == "curvature":
+            raise ConfigurationError(
+                "directions= are orthogonal where a prior is isotropic, and prior='curvature' is not; leave directions "
+                "0, or take another prior."
+            )
         self.delta = delta
         self.prior = prior
         self.learning = learning or LearningPlan()
@@ -182,6 +187,7 @@ class FinalCertificate(MeasuringCallback):
             seed=self.seed,
             template=self._template(context, trainer, source, samples.held_out),
             coordinates=coordinates,
+            pairs=leading_pairs(trainer, context, choice.objective, source, self.learning.directions),
         )
         with progress(trainer, f"Certificate: learning a posterior, at most {self.learning.seconds:g} s", 100) as bar:
             shown = 0
@@ -213,7 +219,8 @@ class FinalCertificate(MeasuringCallback):
             delta=self.delta,
             n_prior=n_prior,
             examples="certifying" if self.prior == "split" else "training",
-            posterior={"weights": "diagonal"}.get(self.learning.spread, self.learning.spread),
+            posterior={"weights": "diagonal"}.get(self.learning.spread, self.learning.spread)
+            + (" and low rank" if self.learning.directions else ""),
             prior=FINAL_STATEMENTS[self.prior],
             sample_hash=context.digests(source).fingerprint,
             seed=self.seed,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError, MissingExtraError
 from lightning_sloppy.evaluation.batches import Batch
+from lightning_sloppy.evaluation.nests import tensors_of
 
 KNOWN_LOSSES = (nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss)
 LARGEST_FACTOR = 2_048
@@ -40,7 +41,7 @@ def kronecker_factors(
     Args:
         module: In eval mode.
         loss_fn: ``CrossEntropyLoss``, ``MSELoss`` or ``BCEWithLogitsLoss`` of torch, mean-reduced.
-        batches: Inputs and targets, tensors.
+        batches: Inputs, a tensor or a dict of them, and targets, a tensor.
 
     Returns:
         For each trainable parameter tensor, in order, its factors or None (also for layers of more than 2,048 inputs,
@@ -79,6 +80,7 @@ def kronecker_factors(
             list(batches),
             fisher_type="type-2",
             check_deterministic=False,
+            batch_size_fn=lambda inputs: len(tensors_of(inputs)[0]),
         )
         operator.compute_kronecker_factors()
         state = operator.state_dict()

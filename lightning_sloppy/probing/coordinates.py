@@ -1,4 +1,4 @@
-"""The coordinates of a final certificate, from the curvature of a fit's network: bases of layers, scales of a prior."""
+"""What the curvature of a fit's network gives a certificate: bases of layers, scales of a prior, leading directions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from lightning_sloppy.bounds.gaussian import double
 from lightning_sloppy.bounds.plan import Spread
 from lightning_sloppy.curvature.diagonal import fisher_diagonal
 from lightning_sloppy.curvature.kfac import kronecker_factors
+from lightning_sloppy.curvature.spectra import Solve, hessian_of
 from lightning_sloppy.evaluation.batches import Batch
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.ranks import gathered_over_ranks
+from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.samples import READ_CHUNK, SampleSource, probe_indices
+from lightning_sloppy.records import Spectrum
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -63,9 +66,7 @@ def coordinates_of(
         return None
     found = None
     if context.ranks.rank == 0:
-        source = certifying if held_out is None else held_out
-        indices = probe_indices(len(source), CURVATURE_SAMPLES, seed=4)
-        batches = objective.prepare(context.read(trainer, source, indices, READ_CHUNK))
+        batches = _batches(trainer, context, objective, certifying if held_out is None else held_out)
         origin = origin.to(objective.device)
         at = context.layout.vector(context.module) if held_out is None else origin
         with context.layout.holding(context.module, at):
@@ -76,6 +77,33 @@ def coordinates_of(
         found = gathered_over_ranks(None if found is None else found.to(torch.device("cpu"), torch.float64))[0]
         found = found.to(_exact_device(objective), torch.float64)
     return found
+
+
+def leading_pairs(
+    trainer: Trainer, context: FitContext, objective: Objective, certifying: SampleSource, count: int
+) -> Spectrum | None:
+    """The largest eigenpairs of the Hessian of the trained network on the certifying samples, the same on every rank.
+
+    Args:
+        trainer: The Trainer.
+        context: Of the fit.
+        objective: Outputs and loss.
+        certifying: Samples that certify.
+        count: Of pairs; 0 for None.
+    """
+    if count == 0:
+        return None
+    found = None
+    if context.ranks.rank == 0:
+        batches = _batches(trainer, context, objective, certifying)
+        solve = Solve(k=count, which="largest", eigenvectors=True)
+        found = hessian_of(objective, batches, solve=solve, rng=generator(0))
+    return found if context.ranks.count == 1 else gathered_over_ranks(found)[0]
+
+
+def _batches(trainer: Trainer, context: FitContext, objective: Objective, source: SampleSource) -> list[Batch]:
+    indices = probe_indices(len(source), CURVATURE_SAMPLES, seed=4)
+    return objective.prepare(context.read(trainer, source, indices, READ_CHUNK))
 
 
 def _measured(

@@ -93,7 +93,8 @@ class ErrorCounter:
         loss, wrong, slopes = self._differentiated(table, indices, leaves, lambda: LocalNoise(table, laws, generator))
         if not bool(slopes[1].any()):
             raise RuntimeError("no noise of the weights reaches the loss")
-        return loss, wrong, *_scaled(slopes[0], slopes[1], scales)
+        by_mean, by_variance = _scaled(slopes[0], slopes[1], scales)
+        return loss, wrong, by_mean.to(means.device), by_variance.to(means.device)
 
     def _laws(self, means: Tensor, variances: Tensor) -> tuple[dict[str, Tensor], dict[str, RandomWeight]]:
         """What the forward is run with, and what each of it stands for."""

@@ -26,7 +26,7 @@ class Samples:
 
     Attributes:
         certifying: The n samples.
-        held_out: Samples that shape the prior, where they do.
+        held_out: Samples that shape the prior, where they do: those of the first validation loader.
         reasons: What forbids a bound.
     """
 
@@ -47,10 +47,14 @@ def require_samples(trainer: Trainer, prior: Prior) -> None:
             "examples are kept for certifying; pass datamodule=PriorSplit(your_datamodule)."
         )
     if prior == "curvature" and not trainer_internals.has_validation(trainer):
-        raise ConfigurationError(
-            "FinalCertificate(prior='curvature') looks at the network's start on validation samples, but the fit has "
-            "none; give val_dataloaders, or take prior='initialisation'."
-        )
+        raise _no_validation()
+
+
+def _no_validation() -> ConfigurationError:
+    return ConfigurationError(
+        "FinalCertificate(prior='curvature') looks at the network's start on validation samples, but the fit has none; "
+        "give val_dataloaders, or take prior='initialisation'."
+    )
 
 
 def samples_for(trainer: Trainer, context: FitContext, prior: Prior, run: Run) -> Samples:
@@ -74,7 +78,10 @@ def samples_for(trainer: Trainer, context: FitContext, prior: Prior, run: Run) -
     ]
     if prior == "initialisation":
         return Samples(source, None, reasons)
-    held_out = SampleSource(trainer_internals.held_out_loaders(trainer)[0])
+    loaders = trainer_internals.held_out_loaders(trainer)
+    if not loaders:
+        raise _no_validation()
+    held_out = SampleSource(loaders[0])
     return Samples(source, held_out, [*reasons, *validity.held_out_reasons(context, source, held_out)])
 
 

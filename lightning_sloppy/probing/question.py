@@ -19,6 +19,7 @@ from lightning_sloppy.bounds.starts import stiff_start
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.probing.error_counts import ErrorCounter
+from lightning_sloppy.records import Spectrum
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Question:
         seed: Of everything that is drawn.
         template: Conditions and statements to copy into the certificates.
         coordinates: In which the posterior is learnt and the counter judges; None: weights.
+        pairs: Leading eigenpairs at the trained weights, whose directions get a precision of their own.
     """
 
     prior_mean: Tensor
@@ -73,6 +75,7 @@ class Question:
     seed: int
     template: Certificate
     coordinates: Coordinates | None = None
+    pairs: Spectrum | None = None
 
     def stream(self, part: int) -> torch.Generator:
         """Choice and learning never share a stream; each evaluation has its own."""
@@ -103,11 +106,14 @@ def start_of(question: Question, weights: Tensor) -> ScaledGaussian:
             generator=question.stream(0),
             dtype=weights.dtype,
         )
+    pairs = question.pairs
+    vectors = None if pairs is None else pairs.eigenvectors
     family = posterior_family(
         weights,
         question.prior_mean.to(weights),
-        eigenvalues=weights.new_zeros(0),
-        eigenvectors=weights.new_zeros(len(weights), 0),
+        eigenvalues=weights.new_zeros(0) if pairs is None else pairs.eigenvalues[: question.plan.directions],
+        eigenvectors=weights.new_zeros(len(weights), 0) if vectors is None else vectors[:, : question.plan.directions],
+        trace=None if pairs is None or pairs.trace is None else pairs.trace.value,
     )
     choice = select_posterior(
         family,
@@ -118,5 +124,7 @@ def start_of(question: Question, weights: Tensor) -> ScaledGaussian:
         dtype=weights.dtype,
     )
     start = scaled(member(family, choice, question.n))
-    # Isotropic in the weights is isotropic in any basis.
-    return start if coordinates is None else replace(start, mean=coordinates.point(start.mean))
+    if coordinates is None:
+        return start
+    # One deviation for all weights is one in any basis.
+    return replace(start, mean=coordinates.point(start.mean), vectors=coordinates.directions(start.vectors))

@@ -50,6 +50,10 @@ def test_there_and_back_and_slopes(coordinates) -> None:
     left, right = coordinates.bases[0]
     expected = torch.cat([(left @ first.view(4, 3) @ right.T).flatten(), left @ bias, rest]) + coordinates.origin
     torch.testing.assert_close(coordinates.weights(point), expected)
+    vectors = torch.linalg.qr(torch.randn(P, 2, generator=torch.Generator().manual_seed(8)).double()).Q
+    moved = [coordinates.point(coordinates.origin + column) for column in vectors.T]
+    torch.testing.assert_close(coordinates.directions(vectors), torch.stack(moved, dim=1))
+    assert coordinates.directions(vectors[:, :0]).shape == (P, 0)
     leaf = point.clone().requires_grad_()
     weights = coordinates.weights(leaf)
     (slope,) = torch.autograd.grad((weights.sin() * normal(5)).sum(), leaf)

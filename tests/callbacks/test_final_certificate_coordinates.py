@@ -64,6 +64,28 @@ def test_every_prior_goes_with_every_spread(tmp_path, prior, spread):
     assert errors[0] < single.value
 
 
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("prior", ["initialisation", "split"])
+def test_leading_directions_are_learnt_beside_every_spread(tmp_path, prior, spread):
+    torch.manual_seed(0)
+    given = PriorSplit(data(1200)) if prior == "split" else data()
+    final = fit(tmp_path, data=given, prior=prior, learning=plan(spread, directions=3), folder=str(tmp_path / "mine"))
+    pair = final.certificates[0]
+    assert pair.valid
+    assert pair.rank == 3
+    assert pair.posterior.endswith("and low rank")
+    assert final.learnt.method == "one draw for each batch"
+    errors = [true_error(tmp_path / "mine" / name) for name in pair.networks]
+    assert sum(errors) / 2 < pair.value < 1 - 1 / CLASSES
+
+
+def test_directions_and_a_prior_of_several_scales_do_not_go_together():
+    with pytest.raises(ConfigurationError, match="directions= are orthogonal where a prior is isotropic"):
+        FinalCertificate(prior="curvature", learning=plan("weights", directions=2))
+    with pytest.raises(ConfigurationError, match="directions=-1 were asked for"):
+        plan("weights", directions=-1)
+
+
 def test_what_was_judged_in_coordinates_is_what_was_saved(tmp_path):
     torch.manual_seed(0)
     final = fit(tmp_path, data=data(), prior="curvature", learning=plan("kronecker"), folder=str(tmp_path / "mine"))

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from lightning_sloppy import ConfigurationError, MissingExtraError
 from lightning_sloppy.bounds import kronecker_posterior
 from lightning_sloppy.bounds.families import DiagonalGaussian, KroneckerGaussian
-from lightning_sloppy.curvature.kfac import kronecker_factors
+from lightning_sloppy.curvature.kfac import LARGEST_FACTOR, kronecker_factors
 
 
 def test_without_curvlinops_the_extra_is_named(monkeypatch) -> None:
@@ -58,3 +58,28 @@ def test_other_losses_and_wrong_sizes_are_refused() -> None:
         kronecker_factors(nn.Linear(2, 2), nn.L1Loss(), [])
     with pytest.raises(ConfigurationError, match="one entry for each parameter tensor"):
         kronecker_posterior(torch.zeros(4), [None], [3], epsilon=1.0, tau=1.0)
+
+
+class Named(nn.Module):
+    """Takes a dict, has a layer too wide to turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+        self.wide = nn.Linear(LARGEST_FACTOR + 1, 1, bias=False)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, given):
+        return self.last(torch.tanh(self.first(given["small"]) + self.wide(given["large"])))
+
+
+def test_dicts_go_in_and_wide_layers_stay_out() -> None:
+    torch.manual_seed(0)
+    module = Named()
+    inputs = {"small": torch.randn(6, 3), "large": torch.randn(6, LARGEST_FACTOR + 1)}
+    factors, sizes = kronecker_factors(module, nn.CrossEntropyLoss(), [(inputs, torch.zeros(6, dtype=torch.long))])
+    names = [name for name, _ in module.named_parameters()]
+    assert [name for name, factor in zip(names, factors, strict=True) if factor is None] == ["wide.weight"]
+    assert sizes == [p.numel() for p in module.parameters()]
+    second_moment = inputs["small"].T @ inputs["small"] / 6
+    torch.testing.assert_close(factors[names.index("first.weight")][1], second_moment)

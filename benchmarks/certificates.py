@@ -138,7 +138,7 @@ ROWS = (
     ),
     Row("10-class MNIST, LeNet, optimised", 0.30, lenet, "mnist", False, 6, 1e-3, 360),
     Row(
-        "the same, prior from the curvature at the start of LeNet",
+        "10-class MNIST, LeNet, prior from the curvature at the start",
         0.30,
         lenet,
         "mnist",

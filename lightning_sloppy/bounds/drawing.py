@@ -85,6 +85,7 @@ class Evidence:
             see all n and the risk costs nothing. 10,000 cost .005 to .01 of bound.
         pilot_samples: Examples behind each of at most 20 pilot risks that choose the posterior.
         start: Where the search for the posterior begins, when a good choice was known a little earlier.
+        search: Whether to search from there; False takes the start as it is, and costs no passes.
 
     Raises:
         ConfigurationError: For low-precision weights or numbers out of range.
@@ -100,6 +101,7 @@ class Evidence:
     risk_samples: int = 10_000
     pilot_samples: int = 1_000
     start: Choice | None = None
+    search: bool = True
 
     def __post_init__(self) -> None:
         """Check what can be checked before anything is drawn."""
@@ -148,16 +150,19 @@ def draw_and_judge(evidence: Evidence, *, delta_pac: float, generator: torch.Gen
         eigenvectors=evidence.eigenvectors,
         trace=evidence.trace,
     )
-    choice = select_posterior(
-        family,
-        n=n,
-        log_penalty=log_xi(n) - math.log(delta_pac),
-        risk=evidence.mistakes,
-        generator=_own_stream(generator),
-        dtype=dtype,
-        pilot_samples=evidence.pilot_samples,
-        start=evidence.start,
-    )
+    pilot = _own_stream(generator)
+    choice = evidence.start
+    if choice is None or evidence.search:
+        choice = select_posterior(
+            family,
+            n=n,
+            log_penalty=log_xi(n) - math.log(delta_pac),
+            risk=evidence.mistakes,
+            generator=pilot,
+            dtype=dtype,
+            pilot_samples=evidence.pilot_samples,
+            start=choice,
+        )
     posterior = member(family, choice, n)
     judged = judge_pair(
         posterior,

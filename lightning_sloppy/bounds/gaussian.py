@@ -85,8 +85,8 @@ def draw_pair(
 
 
 def draw_noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal float64 noise of the shape and on the device of ``like``, drawn where the generator lives."""
-    noise = torch.randn(like.shape, generator=generator, dtype=torch.float64, device=generator.device)
+    """Standard normal noise of the shape and type and on the device of ``like``, drawn where the generator lives."""
+    noise = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device)
     return noise.to(like.device)
 
 

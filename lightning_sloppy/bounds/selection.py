@@ -85,8 +85,9 @@ class _Pilot:
         n: Training examples.
         log_penalty: ``ln(xi(n) / delta_pac)``.
         risk: Counts mistakes.
-        noises: z of each antithetic pair, shape (p,). Networks drawn so wide differ more from one another than
-            a hundred examples do from the next hundred: several pairs on few examples each tell more.
+        noises: z of each antithetic pair, shape (p,), in the type of the networks. Networks drawn so wide differ more
+            from one another than a hundred examples do from the next hundred: several pairs on few examples each
+            tell more.
         indices: Examples, shared out among the networks.
         dtype: Type of the weights handed to ``risk``.
         budget: Most members whose risk is looked at.
@@ -107,10 +108,9 @@ class _Pilot:
     def __post_init__(self) -> None:
         """What all members share: in the precision of the network, for a pilot needs no more."""
         family, kind = self.family, self.dtype
-        self._along = torch.stack([family.vectors.T @ noise for noise in self.noises], dim=1)
         self._vectors = family.vectors.T.to(kind).contiguous()
+        self._along = torch.stack([self._vectors @ noise for noise in self.noises], dim=1).double()
         self._origin, self._displacement = family.prior_mean.to(kind), family.displacement.to(kind)
-        self._noises = [noise.to(kind) for noise in self.noises]
 
     def kl(self, choice: Choice) -> Tensor:
         """KL of the member at every epsilon of the grid, shape (100,)."""
@@ -155,7 +155,7 @@ class _Pilot:
         mean = self._origin + parts.kept * self._displacement + inside[0]
         shares = iter(torch.tensor_split(self.indices, 2 * len(self.noises)))
         errors = 0
-        for noise, own in zip(self._noises, inside[1:], strict=True):
+        for noise, own in zip(self.noises, inside[1:], strict=True):
             step = own.add_(noise, alpha=rest)
             # The pair comes first: zip then stops before it takes a third share.
             for drawn, share in zip((mean + step, mean - step), shares, strict=False):
@@ -209,7 +209,7 @@ def select_posterior(
         n=n,
         log_penalty=log_penalty,
         risk=risk,
-        noises=tuple(draw_noise(family.displacement, generator) for _ in range(pairs)),
+        noises=tuple(draw_noise(family.displacement.to(dtype), generator) for _ in range(pairs)),
         indices=torch.randperm(n, generator=generator, device=generator.device)[:looked_at].cpu(),
         dtype=dtype,
         budget=max(max_evaluations, 1),

@@ -293,6 +293,18 @@ def test_a_search_that_goes_on_is_as_good_and_cheaper(problem: Problem) -> None:
     assert named == dataclasses.replace(first, shrink=False)
 
 
+def test_a_choice_can_be_kept_without_a_look(arguments: dict[str, object], problem: Problem) -> None:
+    kept = Choice(40, tau_index=2, scale_index=4)
+    for start, looks in ((kept, 2), (None, 20)):
+        risk, calls = recorded(problem.risk)
+        generator = torch.Generator().manual_seed(0)
+        found = certified(**{**arguments, "risk": risk}, start=start, search=False, generator=generator)
+        assert len(calls) >= looks
+        if start is not None:
+            assert len(calls) == looks
+            assert (found.epsilon, found.tau, found.mean_scale) == (kept.epsilon, kept.tau(TRAIN), kept.mean_scale)
+
+
 @pytest.mark.parametrize("size", [0.0, 1e-3, 0.3])
 def test_the_basis_is_orthonormal_however_the_vectors_were(size: float) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -218,7 +218,7 @@ def test_what_cannot_be_certified_is_said(problem: Problem, change: dict[str, ob
         ({"seconds": 0}, "all must be positive"),
         ({"epochs": 0}, "epochs=0"),
         ({"mean_rate": -1.0}, "rates may not be negative"),
-        ({"spread": "blocks"}, "spread is 'weights' or 'layers'"),
+        ({"spread": "blocks"}, "spread is 'weights', 'layers' or 'kronecker'"),
     ],
 )
 def test_plans_that_make_no_sense(options: dict[str, object], message: str) -> None:

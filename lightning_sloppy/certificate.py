@@ -61,7 +61,7 @@ class Certificate:
         conditions: The statements under which the bound holds, among them the user's own.
         remarks: Facts about this evaluation worth knowing, which are no conditions.
         n: Training samples the bound divides by (hold-out samples for "hold_out").
-        n_prior: Samples that the prior was built from, none of them among the n.
+        n_prior: Samples that the prior was built from, none of them among the n as far as can be seen.
         examples: What the n are: "training", or "certifying" for samples that were kept from the training.
         loss: What is bounded.
         empirical_risk: Error rate of the certified predictor on the samples looked at.
@@ -83,8 +83,8 @@ class Certificate:
         stiff_directions: ``p(n, epsilon)``: its directions with ``tau lambda >= epsilon``.
         posterior: Its family: "low_rank", "diagonal", "layers", ...
         weakest: The term that costs most: the name of what would lower the bound most, were it nothing.
-        prior: The user's statement about the prior mean.
-        prior_hash: SHA-256 of the prior mean as float32 bytes.
+        prior: The user's statement about the prior.
+        prior_hash: SHA-256 of the prior's mean, and of its scales and bases where it has them, as float32 bytes.
         sample_hash: SHA-256 of what the n samples are; empty where they were not read for it.
         seed: Of the draws.
         networks: Files of the drawn networks, where they were saved.

@@ -4,6 +4,7 @@ The network is known only by ``risk(flat_weights, indices)``, the number of its 
 """
 
 from lightning_sloppy.bounds.certify import certify
+from lightning_sloppy.bounds.coordinates import Coordinates, curvature_scales
 from lightning_sloppy.bounds.drawing import Evidence
 from lightning_sloppy.bounds.factored import diagonal_posterior, kronecker_posterior
 from lightning_sloppy.bounds.families import DiagonalGaussian, JoinedGaussian, KroneckerGaussian, LowRankGaussian
@@ -30,11 +31,13 @@ from lightning_sloppy.bounds.posterior import low_rank_posterior, posterior_fami
 from lightning_sloppy.bounds.prequential import PREQUENTIAL_GRID, prequential_bound
 from lightning_sloppy.bounds.relative_entropy import log_xi
 from lightning_sloppy.bounds.scaled import ScaledGaussian, isotropic, scaled
+from lightning_sloppy.bounds.starts import stiff_start
 
 __all__ = [
     "CATONI_GRID",
     "PREQUENTIAL_GRID",
     "PRIOR_GRID",
+    "Coordinates",
     "DiagonalGaussian",
     "Evidence",
     "FinalCertificates",
@@ -51,6 +54,7 @@ __all__ = [
     "certify_posterior",
     "chernoff_bound",
     "closed_form_bound",
+    "curvature_scales",
     "diagonal_posterior",
     "draw_pair",
     "gibbs_risk_upper",
@@ -77,4 +81,5 @@ __all__ = [
     "quadratic_bound",
     "scaled",
     "split_kl_bound",
+    "stiff_start",
 ]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.families import ORTHONORMAL
 from lightning_sloppy.errors import ConfigurationError
+
+EXACT, QUICK = 1e-10, 1e-4
+"""How far a basis in float64, and one in less, may be from orthonormal: the first certify, the others learn."""
 
 Basis = tuple[Tensor, Tensor | None]
 """Left (o, o) and right (i, i) eigenvectors of a weight of o rows and i columns; a bias has no right ones."""
@@ -33,7 +36,7 @@ class Coordinates:
 
     Raises:
         ConfigurationError: For shapes that do not fit, scales that are not positive, or bases that are not orthonormal
-            to 1e-6.
+            to 1e-10 in float64, as a certificate needs them, 1e-4 in less.
     """
 
     origin: Tensor
@@ -54,15 +57,20 @@ class Coordinates:
                 f"The scales of a prior must be {p:,} positive numbers; found shape {tuple(self.scales.shape)}."
             )
         for size, basis in zip(self.sizes, self.bases, strict=True):
-            for side in () if basis is None else basis:
-                if side is None:
-                    continue
-                excess = side.T @ side - torch.eye(len(side), dtype=side.dtype, device=side.device)
-                if size % len(side) or (side.dtype == torch.float64 and float(excess.abs().max()) > ORTHONORMAL):
-                    raise ConfigurationError(
-                        f"A basis of shape {tuple(side.shape)} for a tensor of {size:,} entries does not fit, or is "
-                        "not orthonormal; take the eigenvectors of its factors in float64."
-                    )
+            sides = [] if basis is None else [side for side in basis if side is not None]
+            if (sides and math.prod(map(len, sides)) != size) or not all(map(_orthonormal, sides)):
+                raise ConfigurationError(
+                    f"A basis of shapes {[tuple(side.shape) for side in sides]} for a tensor of {size:,} entries does "
+                    "not fit, or is not orthonormal; take the eigenvectors of its factors in float64."
+                )
+
+    @property
+    def prior(self) -> Tensor:
+        """What the prior is made of, flat: the origin, and scales and bases where they belong to it."""
+        if self.scales is None:
+            return self.origin
+        sides = [side for basis in self.bases for side in basis or () if side is not None]
+        return torch.cat([self.origin, self.scales, *(side.reshape(-1) for side in sides)])
 
     def weights(self, point: Tensor) -> Tensor:
         """Weights of a point u, shape (p,)."""
@@ -108,6 +116,11 @@ class Coordinates:
         return torch.cat(
             [part if basis is None else function(part, basis) for part, basis in zip(parts, self.bases, strict=True)]
         )
+
+
+def _orthonormal(side: Tensor) -> bool:
+    excess = side.T @ side - torch.eye(len(side), dtype=side.dtype, device=side.device)
+    return bool((excess.abs() <= (EXACT if side.dtype == torch.float64 else QUICK)).all())  # NaN is not
 
 
 def _turned(part: Tensor, basis: Basis) -> Tensor:

@@ -80,6 +80,8 @@ def certify_posterior(
     if n < 2:
         raise ConfigurationError(f"A certificate was asked for from {n} examples; it needs at least 2.")
     require_probability(delta, "delta")
+    if coordinates is not None and coordinates.origin.dtype != torch.float64:
+        raise ConfigurationError("Networks are judged in coordinates of float64; pass those, not a quick copy.")
     drawn_as = dtype if coordinates is None else torch.float64  # a network is rounded when its weights are known
     judged = judge_pair(posterior, prior_mean, risk, n=n, generator=generator, dtype=drawn_as, samples=n)
     first, second = judged.networks
@@ -91,6 +93,7 @@ def certify_posterior(
         raise ConfigurationError(
             "The KL of the posterior is not a finite number, so nothing can be certified; look for NaN in the weights."
         )
+    rank = getattr(posterior, "rank", 0)
     base = template or Certificate("", "", math.nan, valid=True, n=n, delta=delta)
     common = replace(
         base,
@@ -103,8 +106,9 @@ def certify_posterior(
         delta_pac=scheduled_delta(PAC_SHARE * delta, evaluation) / 2,
         evaluation=evaluation,
         epsilon=PRIOR_GRID[place],
-        rank=getattr(posterior, "rank", 0),
-        prior_hash=weights_hash(prior_mean if coordinates is None else coordinates.origin.to(dtype)),
+        rank=rank,
+        posterior=base.posterior + (" and low rank" if rank and base.posterior else ""),
+        prior_hash=weights_hash(prior_mean if coordinates is None else coordinates.prior),
         software=software(),
     )
     judged = replace(judged, networks=(first, second))

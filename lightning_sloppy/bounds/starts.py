@@ -78,7 +78,8 @@ def stiff_start(
             mean, wide = MEAN_SCALE_GRID[place.scale] * point.double(), deviations(place)
             networks = [(mean + sign * wide * z).to(dtype) for z in noises for sign in (1, -1)]
             parts = torch.tensor_split(indices, len(networks))
-            rate = sum(risk(network, part) for network, part in zip(networks, parts, strict=True)) / len(indices)
+            judged = zip(networks, parts, strict=True)
+            rate = sum(risk(network, part) for network, part in judged if part.numel()) / len(indices)
             nats = covariance[place.stiffness]
             nats += 0.5 * PRIOR_GRID[place.epsilon] * MEAN_SCALE_GRID[place.scale] ** 2 * squared
             known[place] = kl_inverse(rate, (nats + log_penalty) / n)

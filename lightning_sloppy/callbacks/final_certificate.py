@@ -20,12 +20,12 @@ from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.probing import trainer_internals, validity
 from lightning_sloppy.probing.certification import folder_of, forget_files, learnt_and_certified, save
 from lightning_sloppy.probing.context import FitContext, fit_context
-from lightning_sloppy.probing.coordinates import CURVATURE_SAMPLES, coordinates_of, leading_pairs
+from lightning_sloppy.probing.coordinates import coordinates_of, leading_pairs
 from lightning_sloppy.probing.error_counts import ErrorCounter
 from lightning_sloppy.probing.guard import measuring
 from lightning_sloppy.probing.priors import Prior, require_samples, samples_for
 from lightning_sloppy.probing.question import Question, Run
-from lightning_sloppy.probing.samples import SampleSource
+from lightning_sloppy.probing.samples import CURVATURE_SAMPLES, SampleSource
 from lightning_sloppy.records import Cost, Estimate, Measurement, Status
 from lightning_sloppy.reporting.progress import progress
 
@@ -43,7 +43,7 @@ class FinalCertificate(MeasuringCallback):
     it.
 
     Three priors: "initialisation", isotropic around the weights before the first step; "curvature", around the same
-    weights, but wider where the network is stiffer there, as seen on the validation samples
+    weights, but wider where the network is stiffer there, as seen on samples of the first validation loader
     (``lightning_sloppy.bounds.curvature_scales``); "split", isotropic around the trained weights, where a
     :class:`PriorSplit` has kept the certifying examples from the training: then n is their number, and the bound is
     usually several times smaller. Beside a :class:`PACBayesBound` it is the next evaluation of that run's schedule,
@@ -219,8 +219,7 @@ class FinalCertificate(MeasuringCallback):
             delta=self.delta,
             n_prior=n_prior,
             examples="certifying" if self.prior == "split" else "training",
-            posterior={"weights": "diagonal"}.get(self.learning.spread, self.learning.spread)
-            + (" and low rank" if self.learning.directions else ""),
+            posterior={"weights": "diagonal"}.get(self.learning.spread, self.learning.spread),
             prior=FINAL_STATEMENTS[self.prior],
             sample_hash=context.digests(source).fingerprint,
             seed=self.seed,

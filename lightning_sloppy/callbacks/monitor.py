@@ -90,7 +90,8 @@ class CertificateOptions:
     """Options of the final certificate; its delta is that of the bound.
 
     Args:
-        prior: Where the prior is centred: "initialisation", or "split" with a PriorSplit.
+        prior: Where the prior comes from: "initialisation", "curvature" (there, on validation samples), or "split" with
+            a PriorSplit.
         learning: How the posterior is optimised; null for the defaults.
         folder: Where networks and certificates go; null: ``certificate`` in the run's log folder.
     """

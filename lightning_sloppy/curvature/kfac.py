@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from lightning_sloppy.curvature.parameters import ParameterLayout
+from lightning_sloppy.curvature.parameters import ParameterLayout, grad
 from lightning_sloppy.errors import ConfigurationError, MissingExtraError
 from lightning_sloppy.evaluation.batches import Batch
 from lightning_sloppy.evaluation.nests import tensors_of
@@ -45,7 +45,8 @@ def kronecker_factors(
 
     Returns:
         For each trainable parameter tensor, in order, its factors or None (also for layers of more than 2,048 inputs,
-        patches included, or outputs, and for grouped convolutions), and its number of entries: what
+        patches included, or outputs, for grouped convolutions, and for layers that a forward calls more or less than
+        once), and its number of entries: what
         :func:`lightning_sloppy.bounds.kronecker_posterior` takes.
 
     Raises:
@@ -60,13 +61,12 @@ def kronecker_factors(
         )
     layout = ParameterLayout.of(module)
     table = dict(module.named_parameters())
-    holders = {
-        f"{name}.{kind}".lstrip("."): kind
-        for name, child in module.named_modules()
-        if isinstance(child, (nn.Linear, nn.Conv2d)) and _turnable(child)
-        for kind in ("weight", "bias")
-    }
+    sizes = [table[name].numel() for name in layout.names]
+    layers = _turnable_layers(module, loss_fn, batches[0])
+    holders = {f"{name}.{kind}".lstrip("."): kind for name in layers for kind in ("weight", "bias")}
     wanted = [name for name in layout.names if name in holders]
+    if not wanted:
+        return [None] * len(sizes), sizes
     with warnings.catch_warnings():
         # What it still calls in newer releases of torch is between the two.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -80,7 +80,7 @@ def kronecker_factors(
             list(batches),
             fisher_type="type-2",
             check_deterministic=False,
-            batch_size_fn=lambda inputs: len(tensors_of(inputs)[0]),
+            batch_size_fn=lambda inputs: next(len(t) for t in tensors_of(inputs) if t.ndim),
         )
         operator.compute_kronecker_factors()
         state = operator.state_dict()
@@ -94,9 +94,35 @@ def kronecker_factors(
         inputs = state["input_covariances"].get(layer)
         one = torch.ones(1, 1, dtype=outputs.dtype, device=outputs.device)
         factors.append((outputs, inputs if holders[name] == "weight" and inputs is not None else one))
-    return factors, [table[name].numel() for name in layout.names]
+    return factors, sizes
 
 
-def _turnable(layer: nn.Linear | nn.Conv2d) -> bool:
-    rows, columns = layer.weight.flatten(1).shape
-    return max(rows, columns) <= LARGEST_FACTOR and getattr(layer, "groups", 1) == 1
+def _turnable_layers(module: nn.Module, loss_fn: nn.Module, batch: Batch) -> list[str]:
+    """Names of the layers whose factors are known: those that one forward calls once, with one argument."""
+    layers = {
+        name: child
+        for name, child in module.named_modules()
+        if isinstance(child, (nn.Linear, nn.Conv2d)) and _fits(child) and child.weight.requires_grad
+    }
+    calls: dict[str, list[bool]] = {name: [] for name in layers}
+
+    def watched(name: str) -> Callable[..., None]:
+        return lambda _, args, kwargs: calls[name].append(len(args) == 1 and not kwargs)
+
+    hooks = [child.register_forward_pre_hook(watched(name), with_kwargs=True) for name, child in layers.items()]
+    try:
+        with torch.enable_grad():
+            loss = loss_fn(module(batch[0]), batch[1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    called = [name for name, seen in calls.items() if seen == [True]]
+    slopes = grad([loss], [layers[name].weight for name in called]) if called else []
+    return [name for name, slope in zip(called, slopes, strict=True) if slope is not None]
+
+
+def _fits(layer: nn.Linear | nn.Conv2d) -> bool:
+    """Small enough, and of a kind that is known."""
+    if isinstance(layer, nn.Conv2d) and (layer.groups > 1 or isinstance(layer.padding, str)):
+        return False
+    return max(layer.weight.flatten(1).shape) <= LARGEST_FACTOR

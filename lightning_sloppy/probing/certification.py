@@ -1,4 +1,4 @@
-"""From a trained module to its final certificates: which prior, which samples, what forbids it; learn, judge, save."""
+"""From a trained module to its final certificates: learn a posterior, judge fresh draws of it, save both."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _judging_stream(question: Question, posterior: ScaledGaussian) -> torch.Gene
     A hash of the posterior takes part in the seed, so that another plan, or another checkpoint, gets other draws, the
     same ones on every rank.
     """
-    parts = (posterior.mean, posterior.deviations, posterior.factors)
+    parts = (posterior.mean, posterior.deviations, posterior.factors, posterior.vectors)
     whole = "".join(weights_hash(part) for part in parts) + f"{question.seed} {question.evaluation}"
     return generator(int(hashlib.sha256(whole.encode()).hexdigest()[:15], 16))
 

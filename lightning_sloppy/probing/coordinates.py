@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,19 +15,17 @@ from lightning_sloppy.bounds.plan import Spread
 from lightning_sloppy.curvature.diagonal import fisher_diagonal
 from lightning_sloppy.curvature.kfac import kronecker_factors
 from lightning_sloppy.curvature.spectra import Solve, hessian_of
-from lightning_sloppy.evaluation.batches import Batch
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.batches import Batch, private
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.ranks import gathered_over_ranks
 from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.probing.context import FitContext
-from lightning_sloppy.probing.samples import READ_CHUNK, SampleSource, probe_indices
+from lightning_sloppy.probing.samples import READ_CHUNK, SampleSource, curvature_indices
 from lightning_sloppy.records import Spectrum
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
-
-CURVATURE_SAMPLES = 2_000
-"""Samples behind factors and diagonals: many more than the directions that matter, and few seconds."""
 
 
 def coordinates_of(
@@ -66,7 +65,9 @@ def coordinates_of(
         return None
     found = None
     if context.ranks.rank == 0:
-        batches = _batches(trainer, context, objective, certifying if held_out is None else held_out)
+        source = certifying if held_out is None else held_out
+        # As many at a time as the training has: the factors' graphs hold a backward for each class.
+        batches = _batches(trainer, context, objective, source, source.batch_size)
         origin = origin.to(objective.device)
         at = context.layout.vector(context.module) if held_out is None else origin
         with context.layout.holding(context.module, at):
@@ -90,20 +91,30 @@ def leading_pairs(
         objective: Outputs and loss.
         certifying: Samples that certify.
         count: Of pairs; 0 for None.
+
+    Raises:
+        ConfigurationError: Where there are no eigenvectors.
     """
     if count == 0:
         return None
     found = None
     if context.ranks.rank == 0:
-        batches = _batches(trainer, context, objective, certifying)
+        batches = _batches(trainer, context, objective, certifying, READ_CHUNK)
         solve = Solve(k=count, which="largest", eigenvectors=True)
         found = hessian_of(objective, batches, solve=solve, rng=generator(0))
+        if found.eigenvectors is None:
+            raise ConfigurationError(
+                f"directions={count} were asked for, but the Hessian of the trained network has no eigenvectors "
+                f"({found.status.name.lower()}); leave directions 0."
+            )
+        found = replace(found, eigenvectors=found.eigenvectors.cpu())
     return found if context.ranks.count == 1 else gathered_over_ranks(found)[0]
 
 
-def _batches(trainer: Trainer, context: FitContext, objective: Objective, source: SampleSource) -> list[Batch]:
-    indices = probe_indices(len(source), CURVATURE_SAMPLES, seed=4)
-    return objective.prepare(context.read(trainer, source, indices, READ_CHUNK))
+def _batches(
+    trainer: Trainer, context: FitContext, objective: Objective, source: SampleSource, size: int
+) -> list[Batch]:
+    return objective.prepare(context.read(trainer, source, curvature_indices(len(source)), size))
 
 
 def _measured(
@@ -147,4 +158,5 @@ class _Scores(nn.Module):
         self._outputs = objective.outputs
 
     def forward(self, inputs: Any) -> Any:
-        return self._outputs(dict(self.inner.named_parameters()), inputs)
+        copies, _ = private((inputs, None))
+        return self._outputs(dict(self.inner.named_parameters()), copies)

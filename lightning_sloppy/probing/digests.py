@@ -37,9 +37,10 @@ class SampleDigests:
         return self.looked_at - len(self.distinct)
 
 
-def sample_digests(source: SampleSource) -> SampleDigests:
-    """Read the samples and hash all tensors of each."""
-    indices = probe_indices(len(source), LOOKED_AT, seed=2)
+def sample_digests(source: SampleSource, indices: Tensor | None = None) -> SampleDigests:
+    """Read the samples, or those with the given indices, and hash all tensors of each."""
+    if indices is None:
+        indices = probe_indices(len(source), LOOKED_AT, seed=2)
     seen: list[bytes] = []
     with torch.no_grad(), source.untouched():
         for batch in source.chunks(indices, READ_CHUNK):

@@ -77,7 +77,7 @@ class ErrorCounter:
         """Mean loss on these samples, the mistakes, and the loss's slope in the point."""
         leaf = self._leaf(point if self._quick is None else self._quick.weights(point.to(self._quick.origin)))
         loss, wrong, (slope,) = self._differentiated(self._context.layout.table(leaf), indices, [leaf], nullcontext)
-        return loss, wrong, slope if self._quick is None else self._quick.slope(slope)
+        return loss, wrong, (slope if self._quick is None else self._quick.slope(slope)).to(point)
 
     def local(
         self, means: Tensor, variances: Tensor, indices: Tensor, generator: torch.Generator
@@ -94,7 +94,7 @@ class ErrorCounter:
         if not bool(slopes[1].any()):
             raise RuntimeError("no noise of the weights reaches the loss")
         by_mean, by_variance = _scaled(slopes[0], slopes[1], scales)
-        return loss, wrong, by_mean.to(means.device), by_variance.to(means.device)
+        return loss, wrong, by_mean.to(means), by_variance.to(means)
 
     def _laws(self, means: Tensor, variances: Tensor) -> tuple[dict[str, Tensor], dict[str, RandomWeight]]:
         """What the forward is run with, and what each of it stands for."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_sloppy.certificate import Reason
 from lightning_sloppy.errors import ConfigurationError
@@ -81,8 +85,24 @@ def samples_for(trainer: Trainer, context: FitContext, prior: Prior, run: Run) -
     loaders = trainer_internals.held_out_loaders(trainer)
     if not loaders:
         raise _no_validation()
-    held_out = SampleSource(loaders[0])
-    return Samples(source, held_out, [*reasons, *validity.held_out_reasons(context, source, held_out)])
+    held_out = _held_out(trainer, context, loaders[0])
+    return Samples(source, held_out, [*reasons, *validity.held_out_reasons(trainer, context, source, held_out)])
+
+
+def _held_out(trainer: Trainer, context: FitContext, loader: DataLoader[Any]) -> SampleSource:
+    try:
+        source = SampleSource(loader)
+        _, targets = context.read(trainer, source, torch.arange(1), 1)[0]
+    except Exception as error:
+        raise ConfigurationError(
+            f"prior='curvature' looks at the samples of the first validation loader, and they cannot be read: {error}"
+        ) from error
+    if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point():
+        raise ConfigurationError(
+            "prior='curvature' needs validation batches of inputs and class indices (N,), as the training's are, but "
+            f"found targets {tuple(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__}."
+        )
+    return source
 
 
 def _split(trainer: Trainer, context: FitContext, run: Run) -> Samples:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.bounds.coordinates import Coordinates
+from lightning_sloppy.bounds.gaussian import double
 from lightning_sloppy.bounds.plan import LearningPlan
 from lightning_sloppy.bounds.posterior import posterior_family
 from lightning_sloppy.bounds.relative_entropy import log_xi
@@ -98,7 +99,7 @@ def start_of(question: Question, weights: Tensor) -> ScaledGaussian:
     log_penalty = log_xi(question.n) - math.log(question.delta)
     if coordinates is not None and coordinates.scales is not None:
         return stiff_start(
-            coordinates.point(weights.to(coordinates.origin)),
+            coordinates.point(double(weights, coordinates.origin.device)),
             coordinates.scales,
             n=question.n,
             log_penalty=log_penalty,

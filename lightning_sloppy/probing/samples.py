@@ -25,6 +25,8 @@ from lightning_sloppy.errors import ConfigurationError
 
 READ_CHUNK = 1_024
 """Samples collated at a time when the whole data set is read."""
+CURVATURE_SAMPLES = 2_000
+"""Samples behind the curvature of a final certificate: many more than the directions that matter."""
 
 
 class SampleSource:
@@ -150,6 +152,11 @@ def _resolve(dataset: Any, indices: Tensor) -> tuple[Any, Tensor]:
         indices = torch.as_tensor(dataset.indices)[indices]
         dataset = dataset.dataset
     return dataset, indices
+
+
+def curvature_indices(total: int) -> Tensor:
+    """The samples behind the curvature of a final certificate."""
+    return probe_indices(total, CURVATURE_SAMPLES, seed=4)
 
 
 def probe_indices(total: int, wanted: int, seed: int) -> Tensor:

@@ -84,7 +84,9 @@ def held_out_loaders(trainer: Trainer) -> list[DataLoader[Any]]:
     """All validation loaders, also where the Trainer does not validate or has not begun to."""
     if not has_validation(trainer):
         return []
-    loaders = trainer.val_dataloaders or trainer.fit_loop.epoch_loop.val_loop._data_source.dataloader()
+    loaders = trainer.val_dataloaders
+    if loaders is None:
+        loaders = trainer.fit_loop.epoch_loop.val_loop._data_source.dataloader()
     loaders = getattr(loaders, "iterables", loaders)  # of a CombinedLoader
     return [leaf for leaf in pytree.tree_leaves(loaders) if leaf is not None]
 

@@ -17,11 +17,12 @@ from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.preserve import random_streams
+from lightning_sloppy.evaluation.ranks import gathered_over_ranks
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext
-from lightning_sloppy.probing.digests import SampleDigests, rest_digests
+from lightning_sloppy.probing.digests import SampleDigests, rest_digests, sample_digests
 from lightning_sloppy.probing.objective import ObjectiveChoice
-from lightning_sloppy.probing.samples import SampleSource, probe_indices
+from lightning_sloppy.probing.samples import SampleSource, curvature_indices, probe_indices
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -94,16 +95,31 @@ def split_reasons(trainer: Trainer, context: FitContext, certifying: SampleSourc
     return [*reasons, *_low_precision(context)]
 
 
-def held_out_reasons(context: FitContext, certifying: SampleSource, held_out: SampleSource) -> list[str]:
-    """Why samples that shape the prior may not: some of them certify.
+def held_out_reasons(
+    trainer: Trainer, context: FitContext, certifying: SampleSource, held_out: SampleSource
+) -> list[str]:
+    """Why samples that shape the prior may not: some of them certify, or nobody can see that none does.
 
     Args:
+        trainer: The Trainer.
         context: Of the fit.
         certifying: Samples that certify.
         held_out: Samples that shape the prior.
     """
-    shared = len(context.digests(certifying).distinct & context.digests(held_out).distinct)
-    return [_seen(f"{shared:,} of the training samples are validation samples as well")] if shared else []
+    if reads_differ(trainer, context, held_out):
+        return [_unseen("Two reads of one validation sample differ")]
+    used = sample_digests(held_out, curvature_indices(len(held_out)))
+    shared = max(
+        len(context.digests(certifying).distinct & used.distinct),
+        len(certifying.identities() & held_out.identities()),
+    )
+    if shared:
+        return [_seen(f"{shared:,} of the training samples are validation samples as well")]
+    if context.ranks.count > 1:
+        both = (context.digests(certifying).fingerprint, used.fingerprint)
+        if len(set(gathered_over_ranks(both))) > 1:
+            return [_unseen("The processes hold different training or validation samples (a split without a seed?)")]
+    return []
 
 
 def _indexable(loaders: list[DataLoader[Any]]) -> list[DataLoader[Any]]:
@@ -119,6 +135,14 @@ def _seen(what: str) -> Reason:
     return Reason(
         f"{what}, so the prior depends on them; keep training, validation and certifying samples apart, and remove "
         "duplicates before the split.",
+        flag="prior_depends_on_sample",
+    )
+
+
+def _unseen(what: str) -> Reason:
+    return Reason(
+        f"{what}, so nobody can see that the samples which shape the prior do not certify; read them without random "
+        "transforms, and split with a seed.",
         flag="prior_depends_on_sample",
     )
 

@@ -164,7 +164,7 @@ def test_without_curvlinops_the_extra_is_named_at_once(monkeypatch):
 
 
 class Convolving(LightningModule):
-    """Convolutions, one of them grouped, a norm, a bias-free layer, inputs by keyword."""
+    """Convolutions, one of them grouped, a norm, a layer without bias."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,7 +242,7 @@ def test_a_checkpoint_is_certified_with_a_curvature_prior(tmp_path):
     final = again.certify(Classifier(), data(), path, prior="curvature", learning=plan("kronecker"))
     assert final.certificates[0].valid
     assert final.certificates[0].n_prior == 150
-    assert final.certificates[0].prior_hash == first.certificates[0].prior_hash
+    assert final.certificates[0].prior_hash != first.certificates[0].prior_hash, "it has scales"
 
 
 def test_the_trained_model_stays_what_it_is(tmp_path):
@@ -254,3 +254,119 @@ def test_the_trained_model_stays_what_it_is(tmp_path):
         trainer(tmp_path, callbacks=callbacks, max_epochs=2).fit(model, datamodule=data(200))
         weights.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+class Attending(LightningModule):
+    """Attention, whose output layer is never called; a layer that is not used; one that is called by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.unused = nn.Linear(3, 3)
+        self.keyword = nn.Linear(6, 6)
+        self.last = nn.Linear(6, CLASSES)
+
+    def forward(self, inputs):
+        tokens = inputs[:, None] * torch.ones(1, 2, 1)
+        attended = self.attention(tokens, tokens, tokens)[0].mean(1)
+        return self.last(torch.tanh(self.keyword(input=attended)))
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+
+class Unturnable(Attending):
+    """Nothing that a basis is known for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(6, CLASSES)
+        self.first = nn.Conv1d(1, 6, 6)
+
+    def forward(self, inputs):
+        return nn.functional.linear(self.first(inputs[:, None])[..., 0], self.last.weight)
+
+
+@pytest.mark.parametrize("kind", [Attending, Unturnable])
+def test_layers_without_a_basis_keep_their_weights(tmp_path, kind):
+    torch.manual_seed(0)
+    final = fit(tmp_path, data=data(), model=kind(), prior="curvature", learning=plan("kronecker"))
+    assert final.certificates[0].valid
+    assert final.certificates[0].value <= 1
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+def test_networks_in_double_precision(tmp_path, spread):
+    class Doubled(HeldOut):
+        def __init__(self) -> None:
+            samples, held_out = (TensorDataset(t.tensors[0].double(), t.tensors[1]) for t in (blobs(300), blobs(80, 7)))
+            super().__init__(samples, held_out)
+
+    final = FinalCertificate(prior="curvature", learning=plan(spread), strict=True)
+    trainer(tmp_path, callbacks=[final], max_epochs=1, precision="64-true").fit(Classifier(), datamodule=Doubled())
+    assert final.certificates[0].valid
+    assert final.learnt.method == "noise of each example"
+
+
+def doubled(samples):
+    inputs, targets = torch.utils.data.default_collate(samples)
+    return 2.0 * inputs, targets
+
+
+class Noisy(torch.utils.data.Dataset):
+    def __init__(self, samples: TensorDataset) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        inputs, target = self.samples[index]
+        return inputs + 1e-3 * torch.randn(inputs.shape), target
+
+
+class Streaming(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(blobs(60, seed=7))
+
+
+@pytest.mark.parametrize("kind", ["same data set", "random reads"])
+def test_held_out_samples_that_may_certify_are_noticed(tmp_path, kind):
+    samples = blobs(200)
+
+    class Hiding(Data):
+        def val_dataloader(self):
+            if kind == "random reads":
+                return DataLoader(Noisy(samples), batch_size=50)
+            return DataLoader(samples, batch_size=50, collate_fn=doubled)
+
+    sentence = {"same data set": "are validation samples as well", "random reads": "Two reads of one validation"}[kind]
+    with pytest.warns(UserWarning, match=sentence):
+        final = fit(tmp_path, data=Hiding(samples), prior="curvature")
+    assert flags(final) == ("prior_depends_on_sample",)
+
+
+@pytest.mark.parametrize(
+    ("held_out", "sentence"),
+    [
+        (Streaming(), "first validation loader, and they cannot be read"),
+        (TensorDataset(torch.randn(60, 6)), "needs validation batches of inputs and class indices"),
+        (TensorDataset(torch.randn(60, 6), torch.randn(60, 3)), "needs validation batches of inputs and class indices"),
+    ],
+)
+def test_validation_samples_that_cannot_serve_are_named(tmp_path, held_out, sentence):
+    class Odd(Data):
+        def val_dataloader(self):
+            return DataLoader(held_out, batch_size=20)
+
+    final = FinalCertificate(prior="curvature", learning=plan("weights"))
+    host = trainer(tmp_path, callbacks=[final], max_epochs=1, limit_val_batches=0)
+    with pytest.warns(UserWarning, match=sentence):
+        host.fit(Classifier(), datamodule=Odd(blobs(200)))
+    assert final.certificates is None

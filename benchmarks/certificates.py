@@ -265,8 +265,8 @@ def main() -> None:
         kept = {row["setting"]: row for row in json.loads(RECORD.read_text())["rows"]}
     remarks = [
         "delta = 0.05 for everything; the mean of two drawn networks is certified; n, KL, ln xi(n)/delta all paid.",
-        "Optimised in the Kronecker eigenbases of the layers (spread='kronecker'), with half of the samples for the prior "
-        "over single weights (spread='weights'): from a prior so near the turn gains nothing.",
+        "Optimised in the Kronecker eigenbases of the layers (spread='kronecker'), with half of the samples for the "
+        "prior over single weights (spread='weights'): from a prior so near the turn gains nothing.",
     ]
     for number, row in enumerate(ROWS, start=1):
         if row.data == "fashion" and options.fashion is None:

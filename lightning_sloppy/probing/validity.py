@@ -106,20 +106,19 @@ def held_out_reasons(
         certifying: Samples that certify.
         held_out: Samples that shape the prior.
     """
+    used = sample_digests(held_out, curvature_indices(len(held_out)))
+    if context.ranks.count > 1:
+        # First of all: ranks with other samples could otherwise leave here by different ways.
+        both = (context.digests(certifying).fingerprint, used.fingerprint)
+        if len(set(gathered_over_ranks(both))) > 1:
+            return [_unseen("The processes hold different training or validation samples (a split without a seed?)")]
     if reads_differ(trainer, context, held_out):
         return [_unseen("Two reads of one validation sample differ")]
-    used = sample_digests(held_out, curvature_indices(len(held_out)))
     shared = max(
         len(context.digests(certifying).distinct & used.distinct),
         len(certifying.identities() & held_out.identities()),
     )
-    if shared:
-        return [_seen(f"{shared:,} of the training samples are validation samples as well")]
-    if context.ranks.count > 1:
-        both = (context.digests(certifying).fingerprint, used.fingerprint)
-        if len(set(gathered_over_ranks(both))) > 1:
-            return [_unseen("The processes hold different training or validation samples (a split without a seed?)")]
-    return []
+    return [_seen(f"{shared:,} of the training samples are validation samples as well")] if shared else []
 
 
 def _indexable(loaders: list[DataLoader[Any]]) -> list[DataLoader[Any]]:

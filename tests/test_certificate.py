@@ -23,6 +23,7 @@ WHOLE = Certificate(
     conditions=("The examples are independent draws.",),
     remarks=("A remark.",),
     n_prior=500,
+    examples="certifying",
     empirical_risk=0.03,
     risk_upper=0.04,
     risk_samples=10_000,

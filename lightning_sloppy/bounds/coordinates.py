@@ -156,7 +156,7 @@ def curvature_scales(curvature: Tensor) -> Tensor:
 
     Example:
         >>> curvature_scales(torch.tensor([0.0, 0.0, 0.0, 4.0]))
-        tensor([0.3162, 0.3162, 0.3162, 1.4160], dtype=torch.float64)
+        tensor([0.3162, 0.3162, 0.3162, 1.4151], dtype=torch.float64)
     """
     double = curvature.detach().to("cpu" if curvature.device.type == "mps" else curvature.device).double()
     mean = double.clamp(min=0.0).mean()

@@ -55,6 +55,12 @@ def test_two_processes_certify_in_the_same_coordinates(found, tmp_path):
         assert first["kl_displacement"] == pytest.approx(alone[kind]["kl_displacement"], rel=0.2)
 
 
+def test_held_out_samples_that_differ_between_processes_shape_no_prior(found):
+    for rank in found:
+        assert rank["parted"]["flags"] == ["prior_depends_on_sample"]
+        assert "The processes hold different training or validation samples" in rank["parted"]["reasons"][0]
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
 def test_processes_that_lightning_starts_agree_with_one(tmp_path, strategy):
     paths = [str(Path(launched.__file__).parent), str(Path(launched.__file__).parents[2])]

@@ -195,7 +195,16 @@ def turned(folder: Path, **options: Any) -> dict[str, Any]:
     return {kind: asdict(one) for kind, one in zip(("pair", "single"), final.certificates, strict=True)}
 
 
-ALL = (certified, turned, everything, uneven, stream, current, failing, unguarded, short_of_memory)
+def parted(folder: Path, **options: Any) -> dict[str, Any]:
+    """Every rank has made a validation split of its own."""
+    final = FinalCertificate(prior="curvature", folder=str(folder / "certificate"))
+    host = trainer(folder, callbacks=[final], max_epochs=1, **options)
+    held_out = DataLoader(blobs(40, seed=9 + rank()), BATCH)
+    host.fit(Classifier(lr=0.0), DataLoader(blobs(43), BATCH // 2), held_out)
+    return {"flags": final.measurements[-1].certificate.flags, "reasons": final.measurements[-1].certificate.reasons}
+
+
+ALL = (certified, turned, parted, everything, uneven, stream, current, failing, unguarded, short_of_memory)
 SCENARIOS = {scenario.__name__: scenario for scenario in ALL}
 
 

@@ -46,7 +46,8 @@ def named(name: str) -> str:
 
 
 def test_the_promised_configurations_are_there():
-    assert {"digits", "early_stopping", "minimal", "mnist_certified", "mnist_fc"} <= {path.stem for path in CONFIGS}
+    promised = {"digits", "early_stopping", "minimal", "mnist_certified", "mnist_fc", "mnist_split"}
+    assert promised <= {path.stem for path in CONFIGS}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -77,10 +78,24 @@ def test_mnist_fits_for_a_step_on_the_default_folder(tmp_path):
         assert any(tag.startswith(f"sloppy_{group}/") for tag in tags)
 
 
+def test_a_bound_is_watched_and_certified_at_the_end(tmp_path):
+    write_images(tmp_path / "data/MNIST/raw", packed=True)
+    quick = ["--model.widths=[784,20,2]", "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1"]
+    learning = "--trainer.callbacks.learning={seconds: 60, epochs: 2}"
+    main(["fit", f"--config={named('mnist_certified')}", "--trainer.enable_progress_bar=false", *quick, learning])
+    events = curves(tmp_path)
+    assert len(events.Scalars("sloppy_bound/pac_bayes")) == 3
+    assert len(events.Scalars("sloppy_certificate/pair")) == 1
+    (path,) = (tmp_path / "runs").rglob("certificate.json")
+    certificate = Certificate.load(path)
+    assert certificate.valid
+    assert certificate.evaluation == 4
+
+
 def test_mnist_is_certified_and_its_checkpoint_again(tmp_path, capsys):
     write_images(tmp_path / "data/MNIST/raw", packed=True)
     quick = ["--model.widths=[784,20,10]", "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1"]
-    config = f"--config={named('mnist_certified')}"
+    config = f"--config={named('mnist_split')}"
     learning = "--trainer.callbacks.learning={seconds: 60, epochs: 2}"
     main(["fit", config, *quick, "--trainer.max_epochs=2", learning])
     (folder,) = (tmp_path / "runs").rglob("certificate")

@@ -266,7 +266,7 @@ def main() -> None:
     remarks = [
         "delta = 0.05 for everything; the mean of two drawn networks is certified; n, KL, ln xi(n)/delta all paid.",
         "Optimised in the Kronecker eigenbases of the layers (spread='kronecker'), with half of the samples for the "
-        "prior over single weights (spread='weights'): from a prior so near the turn gains nothing.",
+        "prior over single weights (spread='weights').",
     ]
     for number, row in enumerate(ROWS, start=1):
         if row.data == "fashion" and options.fashion is None:

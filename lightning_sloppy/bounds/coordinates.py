@@ -142,8 +142,9 @@ FLOOR = 1e-2
 def curvature_scales(curvature: Tensor) -> Tensor:
     """``s_i = (lambda_i / mean(lambda) + 0.01)^(1/4)``: a prior that is wider where the loss is stiffer at the start.
 
-    Training moves the weights mostly along stiff directions (Yang, Mao and Chaudhari 2022, section 4). For a network on
-    MNIST the squared displacement grew about like the root of the eigenvalue over eight decades, hence ``s^2`` is one.
+    Training moves the weights mostly along stiff directions (Yang, Mao and Chaudhari 2022, section 4), but less than in
+    proportion: the root stands between an isotropic prior and one like the curvature itself. The floor is for
+    directions that no example shows at the start.
 
     Args:
         curvature: lambda, shape (p,), at least 0, of the network at w0 on examples that the bound does not use.

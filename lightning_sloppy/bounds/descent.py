@@ -105,15 +105,15 @@ class Descent:
         """Look at some examples with random weights, go down."""
         if done >= ROUNDED_AT and not self._rounded:
             self._round()
-        widths = self.relative.exp()
+        widths, epsilon = self.relative.exp(), self.epsilon  # read once: on a GPU every look at a number waits
         if local is None or len(self.log_factors):
             slope, spread, by_factor = self._drawn(surrogate, widths, indices, generator)
         else:
-            slope, spread, by_factor = *self._local(local, widths, indices, generator), self.log_factors
-        tau = self._price(widths)
+            slope, spread, by_factor = *self._local(local, widths, epsilon, indices, generator), self.log_factors
+        tau = self._price(widths, epsilon)
         squares = widths.square_()
-        self.scale.grad = tau * spread.sum().reshape(1) - self.epsilon * self._sums[0]
-        self.mean.grad = slope.mul_(tau).add_(self.mean - self.prior, alpha=self.epsilon)
+        self.scale.grad = tau * spread.sum().reshape(1) - epsilon * self._sums[0]
+        self.mean.grad = slope.mul_(tau).add_(self.mean - self.prior, alpha=epsilon)
         spread.mul_(tau)
         if len(self.log_factors):
             excess = torch.exp(-self.log_factors) - 1.0
@@ -142,17 +142,17 @@ class Descent:
         along = self.vectors.T @ noise
         roots = torch.exp(-0.5 * self.log_factors)
         turned = noise + self.vectors @ ((roots - 1.0) * along) if len(along) else noise
-        deviations = widths * float(self.scale.exp())
+        deviations = widths * self.scale.exp()
         loss, mistakes, slope = surrogate(torch.addcmul(self.mean, deviations, turned), indices)
         self._remember(loss, mistakes / len(indices))
         pushed = slope * deviations
         return slope, pushed * turned, -0.5 * roots * along * (self.vectors.T @ pushed)
 
     def _local(
-        self, local: LocalSurrogate, widths: Tensor, indices: Tensor, generator: torch.Generator
+        self, local: LocalSurrogate, widths: Tensor, epsilon: float, indices: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Slopes of the loss of weights drawn in the network, in mean and log-deviations."""
-        variances = widths.square().mul_(1.0 / self.epsilon)
+        variances = widths.square().mul_(1.0 / epsilon)
         loss, mistakes, slope, by_variance = local(self.mean, variances, indices, generator)
         self._remember(loss, mistakes / len(indices))
         return slope, by_variance * variances * 2.0
@@ -181,7 +181,7 @@ class Descent:
         self.risk = risk if self.risk is None else MEMORY * self.risk + (1 - MEMORY) * risk
         self.loss = loss if self.loss is None else MEMORY * self.loss + (1 - MEMORY) * loss
 
-    def _price(self, widths: Tensor) -> float:
+    def _price(self, widths: Tensor, epsilon: float) -> float:
         """How many nats a unit of surrogate is worth."""
         assert self.risk is not None
         assert self.loss is not None
@@ -189,7 +189,7 @@ class Descent:
             self._sums = self._summed(widths)
         self._steps += 1
         squared_distance, covariance = self._sums
-        nats = 0.5 * self.epsilon * squared_distance + covariance + LOG_GRID_COST
+        nats = 0.5 * epsilon * squared_distance + covariance + LOG_GRID_COST
         risk = min(max(self.risk, 0.5 / self.n), 1.0 - 1e-6)
         self.estimate = kl_inverse(risk, max(event_nats(nats, n=self.n, delta=self.delta), 0.0) / self.n)
         limit = min(max(self.estimate, risk), 1.0 - 1e-6)

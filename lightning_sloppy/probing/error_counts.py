@@ -50,6 +50,7 @@ class ErrorCounter:
         # A certificate's points come in float64, where a turn is a turn to 15 digits; all others are quick.
         self._exact = coordinates
         self._quick = None if coordinates is None else coordinates.to(objective.device, objective.dtype)
+        self._reached = False
         self._held: Batch | None = None
         first = context.read(trainer, source, torch.arange(1), 1)[0]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(first))
@@ -91,8 +92,10 @@ class ErrorCounter:
         leaves = [self._leaf(part) for part in _scaled(means, variances, scales)]
         table, laws = self._laws(*leaves)
         loss, wrong, slopes = self._differentiated(table, indices, leaves, lambda: LocalNoise(table, laws, generator))
-        if not bool(slopes[1].any()):
-            raise RuntimeError("no noise of the weights reaches the loss")
+        if not self._reached:  # once, for it waits for the device
+            if not bool(slopes[1].any()):
+                raise RuntimeError("no noise of the weights reaches the loss")
+            self._reached = True
         by_mean, by_variance = _scaled(slopes[0], slopes[1], scales)
         return loss, wrong, by_mean.to(means), by_variance.to(means)
 
@@ -142,7 +145,9 @@ class ErrorCounter:
                     parts = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
                     for slope, part in zip(slopes, parts, strict=True):
                         slope += 0 if part is None else part
-                    return float(loss.detach()), int(_mistakes(outputs.detach(), targets))
+                    found = loss.detach()
+                    value, mistakes = torch.stack([found, _mistakes(outputs.detach(), targets).to(found)]).tolist()
+                    return value, int(mistakes)
 
                 one, mistakes = self._objective.swapped(table, run)
                 total, wrong = total + one, wrong + mistakes

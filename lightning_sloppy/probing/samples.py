@@ -26,7 +26,7 @@ from lightning_sloppy.errors import ConfigurationError
 READ_CHUNK = 1_024
 """Samples collated at a time when the whole data set is read."""
 CURVATURE_SAMPLES = 2_000
-"""Samples behind the curvature of a final certificate: many more than the directions that matter."""
+"""Samples behind the curvature of a final certificate, at most."""
 
 
 class SampleSource:

@@ -226,13 +226,15 @@ def module_reasons(context: FitContext, prior_mean: Tensor | None, start: Mappin
 
 def _low_precision(context: FitContext) -> list[str]:
     low = [p.dtype for p in context.module.parameters() if p.dtype in (torch.float16, torch.bfloat16)]
-    sentence = (
-        f"Weights in {str(low[0]).removeprefix('torch.')} round away the noise of the posterior; keep the parameters "
-        "in float32 (mixed precision does)."
-        if low
-        else ""
-    )
-    return [Reason(sentence, flag="low_precision")] if low else []
+    if not low:
+        return []
+    return [
+        Reason(
+            f"Weights in {str(low[0]).removeprefix('torch.')} round away the noise of the posterior; keep the "
+            "parameters in float32 (mixed precision does).",
+            flag="low_precision",
+        )
+    ]
 
 
 def _random_reads() -> Reason:

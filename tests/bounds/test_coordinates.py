@@ -15,7 +15,7 @@ from lightning_sloppy.bounds.gaussian import kl_parts, log_density_ratio
 from lightning_sloppy.bounds.mixture import PRIOR_GRID
 from lightning_sloppy.bounds.relative_entropy import kl_inverse
 from lightning_sloppy.bounds.scaled import ScaledGaussian, isotropic
-from lightning_sloppy.bounds.starts import stiff_start
+from lightning_sloppy.bounds.starts import STIFFNESS_GRID, stiff_start
 from lightning_sloppy.errors import ConfigurationError
 
 SIZES = (12, 4, 2)
@@ -147,7 +147,7 @@ def test_a_certificate_in_coordinates_is_of_the_networks_that_were_judged(proble
     assert sum(ratios) / 2 - 0.01 < final.pair.log_ratio < sum(ratios) / 2 + math.log(len(PRIOR_GRID)) + 0.01
 
 
-def test_a_start_is_the_best_that_the_pilot_saw_and_its_kl_is_the_closed_one(problem) -> None:
+def test_a_start_comes_from_the_grids_and_is_far_from_chance(problem) -> None:
     scales = curvature_scales(torch.logspace(-6, 0, SOFTMAX))
     coordinates = Coordinates(torch.zeros(SOFTMAX).double(), (SOFTMAX,), (None,), scales)
     point = coordinates.point(problem.weights.double())
@@ -168,6 +168,15 @@ def test_a_start_is_the_best_that_the_pilot_saw_and_its_kl_is_the_closed_one(pro
     )
     assert sum(looks[:4]) == 1_000
     assert len(looks) < 4 * 150
+    # The precisions are epsilon (1 + kappa s^6), both numbers from their grids.
+    precisions = start.deviations**-2
+    fits = [
+        (epsilon, kappa)
+        for epsilon in PRIOR_GRID
+        for kappa in STIFFNESS_GRID
+        if torch.allclose(precisions, epsilon * (1 + kappa * scales**6), rtol=1e-9)
+    ]
+    assert len(fits) == 1
     nats = min(sum(kl_parts(start, torch.zeros(SOFTMAX), epsilon)) for epsilon in PRIOR_GRID)
     draws = [start.mean + sign * start.deviations * normal(seed, SOFTMAX) for seed in range(20) for sign in (1, -1)]
     rate = (

@@ -124,7 +124,7 @@ def main() -> None:
                 row[f"{peer}, times slower"] = found[peer]
             elif peer in found:
                 row[f"{peer}, times slower"] = seconds[peer] / seconds["ours"]
-                gap = (found[peer] - found["ours"]).abs().max() / found["ours"][0]
+                gap = (found[peer].cpu() - found["ours"]).abs().max() / found["ours"][0]
                 row["largest difference"] = max(float(gap), row.get("largest difference", 0.0))
         rows.append(row)
         # After each row: the later ones take minutes.

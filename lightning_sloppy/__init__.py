@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from lightning_sloppy.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lightning_sloppy.analysis import fisher_spectrum, hessian_spectrum, input_spectrum

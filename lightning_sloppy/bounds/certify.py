@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from lightning_sloppy.bounds.mixture import PRIOR_GRID
 from lightning_sloppy.bounds.pac_bayes import PAC_SHARE, RISK_SHARE, pair_bound, scheduled_delta
 from lightning_sloppy.bounds.relative_entropy import kl_inverse, log_xi
 from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.version import __version__
 
 _CLAMPED = "The right side of the inequality was negative and was taken as 0."
 _EDGE = "The precision of the prior is an end of its grid: a wider one, written down before, might have done better."
@@ -163,4 +163,5 @@ def weights_hash(weights: Tensor) -> str:
 
 def software() -> str:
     """Versions of this package and of torch."""
-    return f"lightning-sloppy {version('lightning-sloppy')}, torch {torch.__version__}"
+    # Not from the metadata of an installed package: a source tree on the path has none.
+    return f"lightning-sloppy {__version__}, torch {torch.__version__}"

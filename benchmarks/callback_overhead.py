@@ -96,7 +96,7 @@ def fit(
 
 def default(objective: Any) -> SloppyMonitor:
     """All parts, behind every epoch."""
-    return SloppyMonitor(objective=objective)
+    return SloppyMonitor(loss_fn=objective)
 
 
 def peak(name: str, options: Any, watched: bool) -> float:

@@ -28,7 +28,7 @@ from lightning_sloppy import (
     PriorSplit,
 )
 from lightning_sloppy.bounds import hold_out_bound
-from lightning_sloppy.bounds.plan import Spread
+from lightning_sloppy.bounds.learning_plan import Spread
 from lightning_sloppy.demo import IDXDataModule
 from lightning_sloppy.probing.priors import Prior
 

@@ -10,7 +10,7 @@ import certificates
 import common
 from lightning.pytorch import Trainer, seed_everything
 
-from lightning_sloppy import HessianSpectrum, PACBayesBound
+from lightning_sloppy import HessianSpectrum, PACBayesBound, Schedule
 from lightning_sloppy.demo import IDXDataModule
 
 
@@ -24,7 +24,7 @@ def main() -> None:
         seed_everything(1, verbose=False)
         epochs = 1 if options.quick else options.epochs
         # A cheap Hessian: what the bound costs does not depend on how its ten pairs were found.
-        hessian = HessianSpectrum(num_samples=256, probes=2, steps=5, max_overhead=None)
+        hessian = HessianSpectrum(schedule=Schedule(max_overhead=None), num_samples=256, probes=2, steps=5)
         bound = PACBayesBound(strict=True)
         net = make(784, 600, 600, 10) if name != "LeNet" else make()
         with tempfile.TemporaryDirectory() as scratch:

@@ -33,7 +33,7 @@ def main() -> None:
     module = common.mlp(*((784, 60, 10) if options.quick else ())).to(options.device).eval()
     objective, layout = Objective(module, F.cross_entropy), ParameterLayout.of(module)
     rows: list[dict[str, Any]] = []
-    for method in ("kept graph", "recomputed"):
+    for method in ("kept_graph", "recomputed"):
         operator = HessianOperator(objective, layout, [data], method=method)  # type: ignore[arg-type]
         vector = torch.randn(layout.dim, device=options.device)
         operator.matvec(vector)

@@ -74,7 +74,7 @@ def product(name: str, module: nn.Module, data: common.Data, count: int, options
         return jvp(grad(loss), ({k: v.detach() for k, v in leaves.items()},), (tangent,))
 
     with double_backward(module):
-        kept = HessianOperator(objective, layout, [part], method="kept graph")
+        kept = HessianOperator(objective, layout, [part], method="kept_graph")
         anew = HessianOperator(objective, layout, [part], method="recomputed")
         near = CentralDifferences(objective, layout, [part])
         ways = {

@@ -28,7 +28,7 @@ def main() -> None:
 
             def make(objective: Any, limit: float = limit) -> SloppyMonitor:
                 return SloppyMonitor(
-                    objective=objective,
+                    loss_fn=objective,
                     every_n_steps=STEPS,
                     max_overhead=limit,
                     grace_seconds=GRACE,

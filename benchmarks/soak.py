@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_sloppy import FisherOptions, HessianOptions, SloppyMonitor
+from lightning_sloppy import FisherSpectrum, HessianSpectrum, SloppyMonitor
 
 warnings.filterwarnings("ignore")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -75,8 +75,8 @@ def main() -> None:
     data = TensorDataset(torch.randn(256, 40, generator=rng), torch.randint(0, 10, (256,), generator=rng))
     monitor = SloppyMonitor(
         input=None,
-        hessian=HessianOptions(k=3, num_samples=128),
-        fisher=FisherOptions(num_samples=128),
+        hessian=HessianSpectrum(k=3, num_samples=128),
+        fisher=FisherSpectrum(num_samples=128),
         bound=None,
         max_overhead=None,
     )

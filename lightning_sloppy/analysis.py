@@ -14,7 +14,7 @@ from lightning_sloppy.curvature.fisher_spectra import FisherMethod, fisher_of
 from lightning_sloppy.curvature.gradient import mean_gradient
 from lightning_sloppy.curvature.kept_graph import Method
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
-from lightning_sloppy.curvature.shares import everybodys
+from lightning_sloppy.curvature.partition import gathered_batches
 from lightning_sloppy.curvature.spectra import Quadrature, Solve, gauss_newton_of, hessian_of
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import collected
@@ -26,7 +26,7 @@ from lightning_sloppy.evaluation.weights import Likelihood, SampleWeights
 from lightning_sloppy.inputs.spectrum import input_spectrum
 from lightning_sloppy.linalg.basis import Storage
 from lightning_sloppy.linalg.vectors import generator, rademacher
-from lightning_sloppy.linalg.wanted import Which
+from lightning_sloppy.linalg.which import Which
 from lightning_sloppy.records import Spectrum
 
 AUTO_PROBES = 4
@@ -92,7 +92,7 @@ def hessian_spectrum(
         max_products: Bound on the products of the eigensolver, beyond the first k pairs; None: ``20 k + 200``.
         verify_multiplicity: Search for further copies of repeated eigenvalues; None: up to p = 2,000.
         eigenvectors: Keep them (p x k numbers).
-        method: "kept graph" (fastest), "recomputed" (batch by batch), "central differences" (two gradients a product,
+        method: "kept_graph" (fastest), "recomputed" (batch by batch), "central_differences" (two gradients a product,
             without a double backward; good to 2e-4 of the largest value with smooth activations in float32, to 1e-2
             across the kinks of ReLU), or "auto": by the free memory, and by what the module allows.
         sample_weights: ``sample_weights(targets) -> (n,)``: what each sample weighs in the loss's mean. None knows the
@@ -220,7 +220,7 @@ def fisher_spectrum(
     objective = Objective(module, loss_fn, seed=seed if mode == "train" else None, weights=sample_weights)
 
     def measured() -> tuple[Spectrum, str]:
-        held = objective.prepare(everybodys(ranks, collected(batches)))
+        held = objective.prepare(gathered_batches(ranks, collected(batches)))
         note = checked_mean(objective, held[0])
         found = fisher_of(
             objective,

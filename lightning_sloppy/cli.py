@@ -35,11 +35,11 @@ def main(args: Sequence[str] | None = None) -> None:
         )
     from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
-    from lightning_sloppy.callbacks.certifying import CertifyingTrainer
+    from lightning_sloppy.callbacks.certifying_trainer import CertifyingTrainer
 
     # A class is found by its bare name only once its module is imported, and the public names are loaded lazily.
     importlib.import_module("lightning_sloppy.demo")
-    for name in lightning_sloppy.__all__:
+    for name in dir(lightning_sloppy):
         getattr(lightning_sloppy, name)
 
     class CLI(LightningCLI):

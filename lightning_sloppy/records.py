@@ -68,7 +68,7 @@ class Cost:
         seconds: Wall-clock seconds.
         product_seconds: The part of them spent inside the products.
         peak_bytes: Highest memory of the process so far, at the end; None where the system does not tell.
-        method: How it was computed, for instance "kept graph", "recomputed", "dense", "gram".
+        method: How it was computed, for instance "kept_graph", "recomputed", "dense", "gram".
     """
 
     products: int = 0
@@ -162,7 +162,7 @@ class Measurement:
     Attributes:
         step: The x-value under which it was logged, Lightning's own.
         epoch: Zero-based epoch.
-        matrix: Group of the tags: "input", "hessian", "fisher" or "bound".
+        group: Name of the instrument, as in its tags: "input", "hessian", "fisher", "bound" ...
         spectrum: The spectrum behind the numbers, or None (a bound, a failure).
         estimates: Quantity name (the part of the tag behind the slash) to its estimate.
         cost: Cost of the whole measurement.
@@ -177,7 +177,7 @@ class Measurement:
 
     step: int
     epoch: int
-    matrix: str
+    group: str
     spectrum: Spectrum | None
     estimates: Mapping[str, Estimate]
     cost: Cost

@@ -9,12 +9,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.events import event_nats
+from lightning_sloppy.bounds.concentration import event_nats
 from lightning_sloppy.bounds.gaussian import double, kl_parts
+from lightning_sloppy.bounds.learning_plan import LearningPlan
 from lightning_sloppy.bounds.mixture import LOG_GRID_COST, PRIOR_GRID
-from lightning_sloppy.bounds.plan import LearningPlan
-from lightning_sloppy.bounds.relative_entropy import kl_inverse
-from lightning_sloppy.bounds.scaled import ScaledGaussian
+from lightning_sloppy.bounds.relative_entropy import scalar_kl_inverse
+from lightning_sloppy.bounds.scaled_gaussian import ScaledGaussian
 from lightning_sloppy.errors import ConfigurationError
 
 Surrogate = Callable[[Tensor, Tensor], tuple[float, int, Tensor]]
@@ -118,8 +118,8 @@ class Descent:
         if len(self.log_factors):
             excess = torch.exp(-self.log_factors) - 1.0
             spread.add_(squares * (1.0 + self.vectors.square() @ excess)).sub_(1.0)
-            shares = self.vectors.square().T @ squares
-            self.log_factors.grad = tau * by_factor + 0.5 * (1.0 - shares * torch.exp(-self.log_factors))
+            along = self.vectors.square().T @ squares
+            self.log_factors.grad = tau * by_factor + 0.5 * (1.0 - along * torch.exp(-self.log_factors))
         else:
             spread.add_(squares).sub_(1.0)
         if self.shifts is None:
@@ -191,7 +191,7 @@ class Descent:
         squared_distance, covariance = self._sums
         nats = 0.5 * epsilon * squared_distance + covariance + LOG_GRID_COST
         risk = min(max(self.risk, 0.5 / self.n), 1.0 - 1e-6)
-        self.estimate = kl_inverse(risk, max(event_nats(nats, n=self.n, delta=self.delta), 0.0) / self.n)
+        self.estimate = scalar_kl_inverse(risk, max(event_nats(nats, n=self.n, delta=self.delta), 0.0) / self.n)
         limit = min(max(self.estimate, risk), 1.0 - 1e-6)
         tau = self.n * (math.log(limit / (1 - limit)) - math.log(risk / (1 - risk)))
         return tau * self.risk / max(self.loss, 1e-12)

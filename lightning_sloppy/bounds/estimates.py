@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lightning_sloppy.bounds.pac_bayes import HOLD_OUT_SHARE, PAC_SHARE, RISK_SHARE
+from lightning_sloppy.bounds.pair_inequality import HOLD_OUT_FRACTION, PAC_BAYES_FRACTION, RISK_FRACTION
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.records import Estimate
 
@@ -38,4 +38,4 @@ def spent_delta(delta: float, pairs: int, held_out: int) -> float:
     (0.0, True)
     """
     series = [6 / math.pi**2 * math.fsum(1 / t**2 for t in range(1, count + 1)) for count in (pairs, held_out)]
-    return delta * ((PAC_SHARE + RISK_SHARE) * series[0] + HOLD_OUT_SHARE * series[1])
+    return delta * ((PAC_BAYES_FRACTION + RISK_FRACTION) * series[0] + HOLD_OUT_FRACTION * series[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_sloppy.bounds.events import mean_upper
+from lightning_sloppy.bounds.concentration import mean_upper
 from lightning_sloppy.bounds.inequalities import maurer_seeger_bound
 from lightning_sloppy.errors import ConfigurationError
 

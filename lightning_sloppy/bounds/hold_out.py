@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from scipy.special import betainccinv
 
-from lightning_sloppy.bounds.events import mean_upper, require_probability
-from lightning_sloppy.bounds.pac_bayes import HOLD_OUT_SHARE, scheduled_delta
+from lightning_sloppy.bounds.concentration import mean_upper, require_probability
+from lightning_sloppy.bounds.pair_inequality import HOLD_OUT_FRACTION, scheduled_delta
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.errors import ConfigurationError
 
@@ -66,7 +66,7 @@ def chernoff_bound(mean: float, n: int, delta: float) -> float:
 def hold_out_certificate(
     errors: int, n: int, *, delta: float, evaluation: int, conditions: Sequence[str] = ()
 ) -> Certificate:
-    """The hold-out bound of evaluation t, at its part of the hold-out's share of delta.
+    """The hold-out bound of evaluation t, at its part of the hold-out's fraction of delta.
 
     Valid for every evaluation of a run at once, hence also for the network that looks best; not valid
     for a network that was trained on these examples.
@@ -84,7 +84,7 @@ def hold_out_certificate(
     Raises:
         ConfigurationError: If the counts, delta or t make no sense.
     """
-    spent = scheduled_delta(HOLD_OUT_SHARE * delta, evaluation)
+    spent = scheduled_delta(HOLD_OUT_FRACTION * delta, evaluation)
     value = hold_out_bound(errors, n, spent)
     return Certificate(
         kind="hold_out",

@@ -16,8 +16,13 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from lightning_sloppy.bounds.events import catoni_limit, event_nats, require_probability
-from lightning_sloppy.bounds.relative_entropy import closed_limits, kl_inverse, kl_inverse_lower, probability
+from lightning_sloppy.bounds.concentration import catoni_limit, event_nats, require_probability
+from lightning_sloppy.bounds.relative_entropy import (
+    closed_limits,
+    probability,
+    scalar_kl_inverse,
+    scalar_kl_inverse_lower,
+)
 from lightning_sloppy.errors import ConfigurationError
 
 CATONI_GRID: Final[tuple[float, ...]] = tuple(0.1 * 2.0**power for power in range(10))
@@ -68,7 +73,7 @@ def maurer_seeger_bound(risk: float, complexity: float, *, n: int, delta: float)
     >>> round(maurer_seeger_bound(0.028, 5144.0, n=55_000, delta=0.025), 10)
     0.160644654
     """
-    return kl_inverse(risk, budget(complexity, n=n, delta=delta))
+    return scalar_kl_inverse(risk, budget(complexity, n=n, delta=delta))
 
 
 def mcallester_bound(risk: float, complexity: float, *, n: int, delta: float) -> float:
@@ -246,6 +251,6 @@ def split_kl_bound(
             "is on one side only; give means over all examples."
         )
     c = budget(complexity, n=n, delta=delta / 2)
-    upper = kl_inverse(above / (high - middle), c)
-    lower = kl_inverse_lower(below / (middle - low), c)
+    upper = scalar_kl_inverse(above / (high - middle), c)
+    lower = scalar_kl_inverse_lower(below / (middle - low), c)
     return middle + (high - middle) * upper - (middle - low) * lower

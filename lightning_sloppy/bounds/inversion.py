@@ -74,7 +74,7 @@ def kl_inverse(q: float | Tensor, c: float | Tensor) -> float | Tensor:
     """
     if isinstance(q, Tensor) or isinstance(c, Tensor):
         return _apply(_Limit, q, c, 1)
-    return scalars.kl_inverse(q, c)
+    return scalars.scalar_kl_inverse(q, c)
 
 
 @overload
@@ -101,7 +101,7 @@ def kl_inverse_lower(q: float | Tensor, c: float | Tensor) -> float | Tensor:
     """
     if isinstance(q, Tensor) or isinstance(c, Tensor):
         return _apply(_Limit, q, c, -1)
-    return scalars.kl_inverse_lower(q, c)
+    return scalars.scalar_kl_inverse_lower(q, c)
 
 
 def _apply(function: Any, first: float | Tensor, second: float | Tensor, *more: int) -> Tensor:
@@ -139,7 +139,7 @@ class _Limit(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, c: Tensor, sign: int) -> Tensor:
-        limit = _each(scalars.kl_inverse if sign > 0 else scalars.kl_inverse_lower, q, c)
+        limit = _each(scalars.scalar_kl_inverse if sign > 0 else scalars.scalar_kl_inverse_lower, q, c)
         ctx.save_for_backward(q, c, limit)
         ctx.sign = sign
         return limit

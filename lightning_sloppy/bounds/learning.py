@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.bounds.descent import Descent, LocalSurrogate, Surrogate
-from lightning_sloppy.bounds.plan import LearningPlan
-from lightning_sloppy.bounds.scaled import ScaledGaussian
+from lightning_sloppy.bounds.learning_plan import LearningPlan
+from lightning_sloppy.bounds.scaled_gaussian import ScaledGaussian
 from lightning_sloppy.errors import ConfigurationError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from lightning_sloppy.bounds.events import catoni_limit
+from lightning_sloppy.bounds.concentration import catoni_limit
 
 PREQUENTIAL_GRID: Final[tuple[float, ...]] = tuple(0.05 * 2.0**power for power in range(10))
 """Ten values from 0.05 to 25.6, written down before any data: ln 10 nats for the choice among them."""

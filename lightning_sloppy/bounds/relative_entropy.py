@@ -54,7 +54,7 @@ def binary_kl(q: float, p: float) -> float:
     return q * _phi(p, q) + (1.0 - q) * _phi(1.0 - p, 1.0 - q)
 
 
-def kl_inverse(q: float, c: float) -> float:
+def scalar_kl_inverse(q: float, c: float) -> float:
     """Largest p in [q, 1] with ``kl(q || p) <= c``: the upper limit that a budget of c nats allows.
 
     Newton's method on the convex increasing ``p -> kl(q || p) - c``, started at the least of several closed
@@ -71,9 +71,9 @@ def kl_inverse(q: float, c: float) -> float:
     Raises:
         ConfigurationError: If q is no probability.
 
-    >>> round(kl_inverse(0.1, 0.5), 12)
+    >>> round(scalar_kl_inverse(0.1, 0.5), 12)
     0.574817291013
-    >>> kl_inverse(0.3, 0.0), kl_inverse(1.0, 0.1)
+    >>> scalar_kl_inverse(0.3, 0.0), scalar_kl_inverse(1.0, 0.1)
     (0.3, 1.0)
     """
     q = probability(q, "q")
@@ -96,7 +96,7 @@ def kl_inverse(q: float, c: float) -> float:
     return _round_up(p)
 
 
-def kl_inverse_lower(q: float, c: float) -> float:
+def scalar_kl_inverse_lower(q: float, c: float) -> float:
     """Smallest p in [0, q] with ``kl(q || p) <= c``, by the symmetry ``1 - kl_inverse(1 - q, c)``.
 
     Never above the root; absolute accuracy 1e-15.
@@ -111,11 +111,11 @@ def kl_inverse_lower(q: float, c: float) -> float:
     Raises:
         ConfigurationError: If q is no probability.
 
-    >>> round(kl_inverse_lower(0.5, 0.5), 12)
+    >>> round(scalar_kl_inverse_lower(0.5, 0.5), 12)
     0.10246995119
     """
     q = probability(q, "q")
-    return min(q, 1.0 - kl_inverse(1.0 - q, c))
+    return min(q, 1.0 - scalar_kl_inverse(1.0 - q, c))
 
 
 def log_xi(n: int) -> float:

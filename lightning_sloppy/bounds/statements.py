@@ -8,7 +8,7 @@ from lightning_sloppy.certificate import Certificate
 
 INDEPENDENT = "The {} examples are independent draws from the distribution that the bound speaks of."
 TOGETHER = (
-    "All bounds of this run hold together: evaluation t spends 6/(pi^2 t^2) of each share of delta. Of several runs "
+    "All bounds of this run hold together: evaluation t spends 6/(pi^2 t^2) of each part of delta. Of several runs "
     "resumed from one checkpoint, or certificates made of it, that is true for each, not for the best of them."
 )
 PREDICTORS = {
@@ -27,7 +27,16 @@ def conditions(predictor: str, examples: str = "training") -> tuple[str, ...]:
     return (INDEPENDENT.format(examples), PREDICTORS[predictor], TOGETHER)
 
 
-STATEMENTS = {"initialisation": "the weights at the start of training do not depend on the training examples."}
+def spelled(prior: str) -> str:
+    """The name of a prior, also where it was spelled the British way.
+
+    >>> spelled("initialisation")
+    'initialization'
+    """
+    return "initialization" if prior == "initialisation" else prior
+
+
+STATEMENTS = {"initialization": "the weights at the start of training do not depend on the training examples."}
 FINAL_STATEMENTS = {
     **STATEMENTS,
     "curvature": "the weights at the start of training, and the scales of the prior around them, which come from the "

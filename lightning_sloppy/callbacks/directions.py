@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.analysis import mean_gradient
-from lightning_sloppy.curvature.parameters import ParameterLayout
+from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.evaluation.batches import Batch
 from lightning_sloppy.evaluation.objective import Objective
-from lightning_sloppy.measures.subspace import overlap, random_share, share_inside, sharpness
-from lightning_sloppy.probing.context import FitContext
+from lightning_sloppy.measures.subspace import fraction_inside, overlap, random_fraction, sharpness
+from lightning_sloppy.probing.probe import Probe
+from lightning_sloppy.quantities import Quantity
 from lightning_sloppy.records import Estimate, Spectrum
 
 if TYPE_CHECKING:
@@ -20,6 +21,35 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 256 * 1024**2
 """Memory that the eigenvectors of one measurement may take when nobody but these numbers needs them."""
+
+QUANTITIES = (
+    Quantity(
+        "gradient_fraction",
+        "Fraction of the squared gradient that lies in the space of the k top eigenvectors. Far above the "
+        "baseline: training moves mostly along a few stiff directions, across the valley and not along it.",
+    ),
+    Quantity(
+        "displacement_fraction",
+        "Fraction of the squared displacement from the initial weights that lies in that space. Well above "
+        "the baseline: what was learnt is in the stiff directions.",
+    ),
+    Quantity(
+        "subspace_baseline",
+        "k / p, the fraction that a random direction has in that space. Compare both fractions with it.",
+    ),
+    Quantity(
+        "overlap",
+        "Overlap of the space of the top eigenvectors with that of the measurement before, 0 to 1. Near 1 the "
+        "stiff directions have settled; missing at the first measurement and after a resume.",
+    ),
+    Quantity(
+        "sharpness",
+        "Learning rate times largest eigenvalue. Plain gradient descent hovers about 2, the edge of "
+        "stability; with momentum beta about 2 (1 + beta); for Adam there is no such threshold. Missing when "
+        "rates differ.",
+    ),
+)
+"""What is reported of the directions."""
 
 
 class Directions:
@@ -37,9 +67,24 @@ class Directions:
         return dim * k * dtype.itemsize <= MOST_BYTES
 
     def estimates(
-        self, trainer: Trainer, context: FitContext, objective: Objective, batches: list[Batch], spectrum: Spectrum
+        self,
+        trainer: Trainer,
+        probe: Probe,
+        objective: Objective,
+        batches: list[Batch],
+        spectrum: Spectrum,
+        parameters: Patterns,
     ) -> dict[str, Estimate]:
-        """Numbers by name; those that have no meaning at this step are left out."""
+        """Numbers by name; those that have no meaning at this step are left out.
+
+        Args:
+            trainer: The Trainer, for its learning rate.
+            probe: Of the measurement.
+            objective: The loss, adding up over the ranks.
+            batches: This rank's part of the probe.
+            spectrum: Of the Hessian in the parameters that match the patterns.
+            parameters: The patterns.
+        """
         found: dict[str, Estimate] = {}
         rate = learning_rate(trainer)
         if rate is not None:
@@ -47,16 +92,17 @@ class Directions:
         vectors = spectrum.eigenvectors
         if vectors is None or not spectrum.status.ok:
             return found
-        found["subspace_baseline"] = Estimate(random_share(spectrum.dim, vectors.shape[1]).value)
-        layout = ParameterLayout.of(context.module)  # layers may have thawed since the start
-        gradient = share_inside(vectors, mean_gradient(objective, layout, batches))
+        found["subspace_baseline"] = Estimate(random_fraction(spectrum.dim, vectors.shape[1]).value)
+        layout = ParameterLayout.of(probe.module, parameters)  # layers may have thawed since the start
+        gradient = fraction_inside(vectors, mean_gradient(objective, layout, batches))
         if gradient is not None:
-            found["gradient_share"] = gradient
-        if layout == context.layout:
-            moved = layout.vector(context.module).to(vectors.device, vectors.dtype)
-            displacement = share_inside(vectors, moved - context.start.to(vectors.device, vectors.dtype))
+            found["gradient_fraction"] = gradient
+        start = probe.context.start_of(layout)
+        if start is not None:
+            moved = layout.vector(probe.module).to(vectors.device, vectors.dtype)
+            displacement = fraction_inside(vectors, moved - start.to(vectors.device, vectors.dtype))
             if displacement is not None:
-                found["displacement_share"] = displacement
+                found["displacement_fraction"] = displacement
         if self._previous is not None and self._previous.shape[0] == spectrum.dim:
             found["overlap"] = overlap(vectors, self._previous)
         fits = self.affordable(vectors.shape[0], vectors.shape[1], vectors.dtype)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_sloppy.callbacks.base import MeasurementSubscriber, MeasuringCallback, peers
-from lightning_sloppy.callbacks.scheduled import ScheduledCallback
+from lightning_sloppy.callbacks.base import peers
+from lightning_sloppy.callbacks.measuring import MeasurementSubscriber, MeasuringCallback
+from lightning_sloppy.callbacks.periodic import PeriodicCallback
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.measures.plateau import PlateauDetector, Verdict
 from lightning_sloppy.records import Measurement
@@ -17,10 +19,7 @@ from lightning_sloppy.records import Measurement
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-MONITORS = {
-    "sloppy_fisher/effective_dimension": ("fisher", "FisherSpectrum"),
-    "sloppy_hessian/effective_dimension": ("hessian", "HessianSpectrum"),
-}
+MONITOR = re.compile(r"sloppy_(?P<name>[a-z0-9_]+)/effective_dimension")
 SCALES = ("effective_dimension_fine", "effective_dimension", "effective_dimension_coarse")
 
 
@@ -41,8 +40,9 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
     verdict is "undetermined", said once, and training goes on.
 
     Args:
-        monitor: "sloppy_fisher/effective_dimension" (exact on the probe, cheap) or
-            "sloppy_hessian/effective_dimension"; its callback must be in the same Trainer.
+        monitor: "sloppy_fisher/effective_dimension" (exact on the probe, cheap),
+            "sloppy_hessian/effective_dimension", or the effective dimension of another instrument with values at three
+            scales; the instrument must be in the same Trainer.
         patience: Measurements without change that make a plateau.
         rel_tol: Relative change that counts as none.
         warmup: First measurements that are ignored.
@@ -66,11 +66,13 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         verbose: bool = True,
     ) -> None:
         super().__init__()
-        if monitor not in MONITORS:
+        match = MONITOR.fullmatch(monitor)
+        if match is None:
             raise ConfigurationError(
-                f"monitor={monitor!r} has no plateau rule; choose one of {', '.join(MONITORS)}. For other tags use "
-                "Lightning's EarlyStopping."
+                f"monitor={monitor!r} has no plateau rule; choose sloppy_fisher/effective_dimension or "
+                "sloppy_hessian/effective_dimension. For other tags use Lightning's EarlyStopping."
             )
+        self._instrument = match["name"]
         self.monitor = monitor
         self.patience = patience
         self.rel_tol = rel_tol
@@ -87,11 +89,14 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         """Check that somebody measures what is monitored."""
         if stage != "fit":
             return
-        group, name = MONITORS[self.monitor]
-        if not any(isinstance(peer, MeasuringCallback) and peer.group == group for peer in peers(trainer)):
+        family = [peer for peer in peers(trainer) if isinstance(peer, MeasuringCallback)]
+        able = [peer.name for peer in family if set(SCALES) <= {quantity.name for quantity in peer.quantities}]
+        if self._instrument not in able:
+            usual = {"hessian": "HessianSpectrum"}.get(self._instrument, "FisherSpectrum")
+            others = [f"monitor='sloppy_{name}/effective_dimension'" for name in able]
+            remedy = f"pass {' or '.join(others)}" if others else f"add {usual}() to the Trainer's callbacks"
             raise ConfigurationError(
-                f"EffectiveDimensionEarlyStopping monitors {self.monitor}, but nothing measures it; add {name}() to "
-                "the Trainer's callbacks."
+                f"EffectiveDimensionEarlyStopping monitors {self.monitor}, but nothing measures it; {remedy}."
             )
         self.detector = PlateauDetector(patience=self.patience, rel_tol=self.rel_tol, warmup=self.warmup)
         self.stopping_reason = StoppingReason.NOT_STOPPED
@@ -102,7 +107,7 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
 
     def listens_to(self, callback: MeasuringCallback, trainer: Trainer) -> bool:
         """The callback that publishes the monitor."""
-        return callback.group == MONITORS[self.monitor][0]
+        return callback.name == self._instrument
 
     def on_measurement(self, trainer: Trainer, pl_module: LightningModule, measurement: Measurement) -> None:
         """Judge one more measurement; every rank stops when one of them would.
@@ -110,7 +115,7 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         A resumed run first measures the weights that the run before it has judged already: that is no new measurement.
         """
         done = next(
-            (p.measured_at for p in peers(trainer) if isinstance(p, ScheduledCallback) and self.listens_to(p, trainer)),
+            (p.measured_at for p in peers(trainer) if isinstance(p, PeriodicCallback) and self.listens_to(p, trainer)),
             None,
         )
         if done is not None and done == self._judged_at:

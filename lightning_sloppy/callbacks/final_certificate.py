@@ -6,31 +6,70 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lightning_sloppy.bounds.events import require_probability
-from lightning_sloppy.bounds.final import FinalCertificates
+from lightning_sloppy.bounds.concentration import require_probability
 from lightning_sloppy.bounds.learning import Learnt
-from lightning_sloppy.bounds.plan import LearningPlan
-from lightning_sloppy.bounds.statements import FINAL_STATEMENTS, no_bound
-from lightning_sloppy.callbacks.base import MeasuringCallback, peers
-from lightning_sloppy.callbacks.pac_bayes import PACBayesBound
+from lightning_sloppy.bounds.learning_plan import LearningPlan
+from lightning_sloppy.bounds.posterior_certificate import FinalCertificates
+from lightning_sloppy.bounds.statements import FINAL_STATEMENTS, no_bound, spelled
+from lightning_sloppy.callbacks.base import peers
+from lightning_sloppy.callbacks.measuring import MeasuringCallback
+from lightning_sloppy.callbacks.pac_bayes_bound import PACBayesBound
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.curvature.kfac import need_curvlinops
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.probing import trainer_internals, validity
-from lightning_sloppy.probing.certification import folder_of, forget_files, learnt_and_certified, save
+from lightning_sloppy.probing.certificate_task import CertificateTask, RunState
+from lightning_sloppy.probing.certified_networks import folder_of, forget_files, learn_and_certify, save
 from lightning_sloppy.probing.context import FitContext, fit_context
-from lightning_sloppy.probing.coordinates import coordinates_of, leading_pairs
+from lightning_sloppy.probing.curvature_coordinates import coordinates_of, leading_pairs
 from lightning_sloppy.probing.error_counts import ErrorCounter
 from lightning_sloppy.probing.guard import measuring
 from lightning_sloppy.probing.priors import Prior, require_samples, samples_for
-from lightning_sloppy.probing.question import Question, Run
 from lightning_sloppy.probing.samples import CURVATURE_SAMPLES, SampleSource
+from lightning_sloppy.quantities import Quantity
 from lightning_sloppy.records import Cost, Estimate, Measurement, Status
+from lightning_sloppy.reporting import phrases
 from lightning_sloppy.reporting.progress import progress
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
+
+QUANTITIES = (
+    Quantity(
+        "pair",
+        "Final bound on the true error of picking one of the two drawn networks at random, after the "
+        "posterior was optimised; the networks and the certificate are files beside the run.",
+        chart="Final bounds and error",
+        headline=True,
+    ),
+    Quantity(
+        "single",
+        "The same for the first of the two networks: one that can be deployed.",
+        chart="Final bounds and error",
+        headline=True,
+    ),
+    Quantity(
+        "gibbs_error",
+        "Error rate of the drawn pair on all certifying examples.",
+        chart="Final bounds and error",
+    ),
+    Quantity(
+        "log_ratio",
+        "ln dQ/dP of the drawn weights to the mixture prior, in nats, mean of the pair: divided by n.",
+        unit="nats",
+    ),
+    Quantity(
+        "kl_displacement",
+        "epsilon/2 ||mu - w0||^2, nats: what the distance from the prior's mean costs.",
+        unit="nats",
+    ),
+    Quantity(
+        "kl_covariance",
+        "Rest of the KL divergence, nats: what being sure about the weights costs.",
+        unit="nats",
+    ),
+)
 
 
 class FinalCertificate(MeasuringCallback):
@@ -42,7 +81,7 @@ class FinalCertificate(MeasuringCallback):
     at random, ``certified_1.json`` for the first of them, to be deployed. The model itself stays what the training made
     it.
 
-    Three priors: "initialisation", isotropic around the weights before the first step; "curvature", around the same
+    Three priors: "initialization", isotropic around the weights before the first step; "curvature", around the same
     weights, but wider where the network is stiffer there, as seen on samples of the first validation loader
     (``lightning_sloppy.bounds.curvature_scales``); "split", isotropic around the trained weights, where a
     :class:`PriorSplit` has kept the certifying examples from the training: then n is their number, and the bound is
@@ -50,13 +89,14 @@ class FinalCertificate(MeasuringCallback):
     so that all hold together.
 
     Args:
-        delta: Failure probability of everything that this run calls a bound, a PACBayesBound's included.
+        delta: Failure probability of everything that this run calls a bound, a PACBayesBound's included; None: that of
+            the PACBayesBound in the fit, else 0.05.
         prior: Where the prior comes from; with it you state that it does not depend on the certifying examples.
         learning: Time limit, rates, and what has a deviation of its own; None for the defaults of LearningPlan.
-        objective: Mean-reduced loss of (outputs, targets) to learn from; None: found from the module and checked.
+        loss_fn: Mean-reduced loss of (outputs, targets) to learn from; None: found from the module and checked.
         folder: Where networks and certificates go; None: ``certificate`` in the run's log folder.
-        seed: Of the learning and the draws.
-        strict: Raise errors instead of warning.
+        seed: Of the learning and the draws; None: 0, or that of the SloppyMonitor around it.
+        strict: Raise errors instead of warning; None: no, or as in the SloppyMonitor.
 
     Attributes:
         certificates: Of the pair and of the first network, once they are there.
@@ -72,40 +112,46 @@ class FinalCertificate(MeasuringCallback):
         0.05
     """
 
-    group = "certificate"
+    default_name = "certificate"
+    title = "Certificate"
+    quantities = QUANTITIES
+    cost_advice = "`learning.seconds` limits it."
+
+    loss_fn: Loss | None
 
     def __init__(
         self,
-        delta: float = 0.05,
+        delta: float | None = None,
         *,
-        prior: Prior = "initialisation",
+        prior: Prior = "initialization",
         learning: LearningPlan | None = None,
-        objective: Loss | None = None,
+        loss_fn: Loss | None = None,
         folder: str | None = None,
-        seed: int = 0,
-        strict: bool = False,
+        seed: int | None = None,
+        strict: bool | None = None,
     ) -> None:
-        super().__init__(strict=strict)
-        require_probability(delta, "delta")
-        if prior not in FINAL_STATEMENTS:
+        super().__init__(seed=seed, strict=strict)
+        self._given_delta = delta
+        self.delta = 0.05 if delta is None else delta
+        require_probability(self.delta, "delta")
+        prior_name = spelled(prior)
+        if prior_name not in FINAL_STATEMENTS:
             raise ConfigurationError(f"prior={prior!r} is no known prior; pass one of {', '.join(FINAL_STATEMENTS)}.")
         if learning is not None and learning.spread == "kronecker":
             need_curvlinops()
-        if learning is not None and learning.directions and prior == "curvature":
+        if learning is not None and learning.directions and prior_name == "curvature":
             raise ConfigurationError(
                 "directions= are orthogonal where a prior is isotropic, and prior='curvature' is not; leave directions "
                 "0, or take another prior."
             )
-        self.delta = delta
-        self.prior = prior
+        self.prior = prior_name
         self.learning = learning or LearningPlan()
-        self.objective = objective
+        self._settle(loss_fn=(loss_fn, None))
         self.folder = folder
-        self.seed = seed
         self.certificates: tuple[Certificate, Certificate] | None = None
         self.learnt: Learnt | None = None
-        self._given: Run | None = None
-        self._run = Run()
+        self._given: RunState | None = None
+        self._run_state = RunState()
         self._bound: PACBayesBound | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -114,10 +160,12 @@ class FinalCertificate(MeasuringCallback):
         if stage != "fit":
             return
         self.certificates = self.learnt = None
-        self._run = self._given or replace(self._run, split=None)
+        self._run_state = self._given or replace(self._run_state, split=None)
         self._given = None
         require_samples(trainer, self.prior)
         self._bound = next((peer for peer in peers(trainer) if isinstance(peer, PACBayesBound)), None)
+        if self._bound is not None and self._given_delta is None:
+            self.delta = self._bound.delta
         if self._bound is not None and self._bound.delta != self.delta:
             raise ConfigurationError(
                 f"FinalCertificate has delta={self.delta} and PACBayesBound delta={self._bound.delta}, but one run has "
@@ -141,32 +189,32 @@ class FinalCertificate(MeasuringCallback):
         except Exception:
             return  # the measurement at the end says what is wrong
         if context.fresh:
-            self._run = Run(context.start, 0, split, dict(context.start_rest))
-        elif self._run.split != split:
-            self._run = replace(self._run, split=None)
+            self._run_state = RunState(context.start, 0, split, dict(context.start_digests))
+        elif self._run_state.split != split:
+            self._run_state = replace(self._run_state, split=None)
 
     def after_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Learn, certify, save; not in a dry run."""
         if trainer.fast_dev_run:
             return
-        self.take(trainer, pl_module, step=max(trainer_internals.effective_batches(trainer) - 1, 0))
+        self.run(trainer, pl_module, step=max(trainer_internals.effective_batches(trainer) - 1, 0))
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
+    def take(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """The final certificates, or why there are none."""
         folder = folder_of(trainer, self.folder)
         if trainer.is_global_zero:
             forget_files(folder)
-        choice = context.objective(trainer, self.objective)
+        choice = context.objective(trainer, self.loss_fn)
         dtype = str(choice.objective.dtype)
         uncountable = validity.uncountable(trainer, context, choice)
         if uncountable is not None:
             certificate = no_bound(context.train_size(trainer) or 0, self.delta, uncountable)
             return self._measurement(trainer, step, certificate, None, dtype)
-        samples = samples_for(trainer, context, self.prior, self._run)
+        samples = samples_for(trainer, context, self.prior, self._run_state)
         source = samples.certifying
         if samples.reasons:
             return self._measurement(trainer, step, no_bound(len(source), self.delta, *samples.reasons), None, dtype)
-        prior_mean = context.layout.vector(context.module) if self.prior == "split" else self._run.prior_mean
+        prior_mean = context.layout.vector(context.module) if self.prior == "split" else self._run_state.prior_mean
         assert prior_mean is not None
         coordinates = coordinates_of(
             trainer,
@@ -177,7 +225,7 @@ class FinalCertificate(MeasuringCallback):
             certifying=source,
             held_out=samples.held_out,
         )
-        question = Question(
+        task = CertificateTask(
             prior_mean=prior_mean,
             counter=ErrorCounter(trainer, context, source, choice.objective, coordinates),
             n=len(source),
@@ -198,7 +246,7 @@ class FinalCertificate(MeasuringCallback):
                     bar.advance(int(100 * done) - shown)
                     shown = int(100 * done)
 
-            self.learnt, final = learnt_and_certified(context, question, tell)
+            self.learnt, final = learn_and_certify(context, task, tell)
         final = save(trainer, context, folder, final)
         self.certificates = (final.pair, final.single)
         found = self._measurement(trainer, step, final.pair, final, dtype)
@@ -227,11 +275,11 @@ class FinalCertificate(MeasuringCallback):
 
     def _evaluations(self) -> int:
         """Of the run's schedule so far, those of a bound beside this one included."""
-        return max(self._run.evaluation, 0 if self._bound is None else self._bound.evaluations)
+        return max(self._run_state.evaluation, 0 if self._bound is None else self._bound.evaluations)
 
     def _next_evaluation(self) -> int:
         number = self._evaluations() + 1
-        self._run = replace(self._run, evaluation=number)
+        self._run_state = replace(self._run_state, evaluation=number)
         if self._bound is not None:
             self._bound.evaluations = number
         return number
@@ -254,7 +302,7 @@ class FinalCertificate(MeasuringCallback):
         return Measurement(
             step=step,
             epoch=trainer.current_epoch,
-            matrix=self.group,
+            group=self.name,
             spectrum=None,
             estimates=estimates,
             cost=Cost(method="" if self.learnt is None else self.learnt.method),
@@ -264,13 +312,22 @@ class FinalCertificate(MeasuringCallback):
             certificate=certificate,
         )
 
-    def go_on_from(self, state: dict[str, Any]) -> None:
+    def paragraphs(self) -> list[str]:
+        """The certificate of the pair in words, and that of the network to deploy."""
+        event = phrases.last_reported(self.measurements)
+        if event is None or event.certificate is None:
+            return [phrases.why_nothing(self.measurements)]
+        single = phrases.value(event, "single")
+        deployable = [] if single is None else [f"For the first network alone, to be deployed: {single:.4f}."]
+        return [*event.certificate.explain().splitlines(), *deployable, *event.notes]
+
+    def resume_from(self, state: dict[str, Any]) -> None:
         """Take up an earlier run at the next ``setup``: before a fit that restores no callbacks.
 
         Args:
             state: As :meth:`state_dict` gives it.
         """
-        self._given = Run.of(state)
+        self._given = RunState.of(state)
 
     def settings(self) -> dict[str, Any]:
         """Failure probability and prior."""
@@ -278,9 +335,9 @@ class FinalCertificate(MeasuringCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Also the initial weights, the evaluations so far, and which split was trained on."""
-        return {**super().state_dict(), **replace(self._run, evaluation=self._evaluations()).state()}
+        return {**super().state_dict(), **replace(self._run_state, evaluation=self._evaluations()).state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the run that wrote the checkpoint."""
         super().load_state_dict(state_dict)
-        self._run = Run.of(state_dict)
+        self._run_state = RunState.of(state_dict)

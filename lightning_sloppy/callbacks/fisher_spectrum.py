@@ -2,29 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_sloppy.analysis import Fisher, Solve, fisher_of
-from lightning_sloppy.callbacks.scale import Scale, ScaledCallback
+from lightning_sloppy.callbacks.curvature_instrument import SCALE_QUANTITIES, CurvatureInstrument, Scale
 from lightning_sloppy.curvature.cotangents import checked_kind
+from lightning_sloppy.curvature.parameters import Patterns
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import sample_count
 from lightning_sloppy.evaluation.objective import Loss
-from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.measures import effective_dimension as dimension
 from lightning_sloppy.measures.dimensions import degrees_of_freedom, stable_rank
 from lightning_sloppy.measures.sloppiness import effective_rank, entropy_rank, participation_ratio
-from lightning_sloppy.probing.context import FitContext, ProbeKind
-from lightning_sloppy.probing.schedule import Budget, Schedule, Work
+from lightning_sloppy.probing.probe import MeasureOn, Probe
+from lightning_sloppy.probing.schedule import MeasurementSize, Schedule
+from lightning_sloppy.quantities import Quantity, SpectrumHistogram
 from lightning_sloppy.records import Estimate, Measurement, Spectrum, Status
-from lightning_sloppy.reporting.progress import progress
+from lightning_sloppy.reporting import phrases
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
+QUANTITIES = (
+    Quantity(
+        "largest",
+        "Largest eigenvalue of the Fisher matrix on the probe: how sharply the data determine the stiffest "
+        "combination of parameters. A sudden jump is often a few samples with huge gradients.",
+        chart="Largest eigenvalue and trace",
+    ),
+    Quantity(
+        "trace",
+        "Sum of all eigenvalues: for the empirical kind the mean squared norm of the gradient of one sample. "
+        "It falls to zero as the samples are fitted.",
+        chart="Largest eigenvalue and trace",
+    ),
+    Quantity(
+        "effective_dimension",
+        "N_eff(z) = sum lambda / (lambda + z), exact on the probe: combinations of parameters that these "
+        "samples determine. Compare with p and N; flat at all three scales means a plateau.",
+        chart="Effective dimension on all and on half of the samples",
+        band=("effective_dimension_coarse", "effective_dimension_fine"),
+        headline=True,
+        whole_spectrum=True,
+    ),
+    Quantity(
+        "effective_dimension_fine",
+        "The same at z/10, a weaker prior. Close to N it is limited by the probe: raise `num_samples`.",
+        whole_spectrum=True,
+    ),
+    Quantity(
+        "effective_dimension_coarse",
+        "The same at 10 z, a stronger prior: the stiffest directions only.",
+        whole_spectrum=True,
+    ),
+    Quantity(
+        "effective_dimension_half_samples",
+        "The same on the first half of the probe. Well below the full value, the number still grows with N: "
+        "read it as a lower end and raise `num_samples`.",
+        chart="Effective dimension on all and on half of the samples",
+        whole_spectrum=True,
+    ),
+    Quantity(
+        "eigenvalue_count",
+        "p(n, epsilon): eigenvalues at or above z. Compare with p; the rest of the parameters is left to the prior.",
+        chart="Eigenvalues above z",
+        whole_spectrum=True,
+    ),
+    Quantity(
+        "eigenvalue_count_half_samples",
+        "The same on the first half of the probe, to see how much it depends on N.",
+        chart="Eigenvalues above z",
+        whole_spectrum=True,
+    ),
+    Quantity(
+        "participation_ratio",
+        "(sum lambda)^2 / sum lambda^2: a dimension without any scale z. It sees only the stiffest "
+        "directions: use it to compare shapes, not to count parameters.",
+        chart="Dimensions without a scale",
+    ),
+    Quantity(
+        "effective_rank",
+        "Trace over largest eigenvalue. Close to 1 means that all samples pull in one direction.",
+        chart="Dimensions without a scale",
+    ),
+    Quantity(
+        "entropy_rank",
+        "exp(-sum p log p) with p = lambda / sum lambda: between the participation ratio and the rank. Less "
+        "dominated by the stiffest directions than the participation ratio.",
+    ),
+    Quantity(
+        "stable_rank",
+        "Squared Frobenius norm over squared largest eigenvalue. Close to 1, one direction carries everything.",
+    ),
+    Quantity(
+        "degrees_of_freedom_2",
+        "sum (lambda / (lambda + z))^2, never above N_eff: directions that are determined nearly fully. A "
+        "large gap to N_eff means many half-determined ones.",
+    ),
+    Quantity(
+        "num_samples",
+        "Probe samples N. The rank cannot exceed N (times the classes for the exact kind).",
+    ),
+)
 
-class FisherSpectrum(ScaledCallback):
+HISTOGRAMS = (
+    SpectrumHistogram(
+        "log10_eigenvalues",
+        "Non-zero eigenvalues of the Fisher matrix on the probe samples, as log10. At most N of them exist, "
+        "whatever the number of parameters.",
+    ),
+)
+
+
+class FisherSpectrum(CurvatureInstrument):
     """Track the spectrum of the Fisher information of the training loss on a fixed probe.
 
     All non-zero eigenvalues through the N x N Gram matrix of per-sample gradients, hence the effective dimension
@@ -35,103 +124,117 @@ class FisherSpectrum(ScaledCallback):
     Args:
         kind: "empirical" (gradients at the data's targets), "sampled" (at targets drawn from the model) or "exact"
             (the Gauss-Newton matrix; N times the outputs rows, so small probes only).
+        parameters: Shell-style patterns of parameter names, such as "head.*": the block of those parameters. null: all
+            trainable parameters.
         num_samples: Probe samples N, drawn once from the training data.
-        epsilon: Prior precision; null: p / ||w0||^2 of the weights at the start, kept for the whole run.
-        objective: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
-        probe: "fixed": the same samples every time, so that curves show the network and not the draw; where samples
-            cannot be read by index (iterable data, several loaders), the first batches of the training. "batch": the
-            batch just trained on.
-        every_n_epochs: Measure at the end of every so-manieth epoch; null: 1 where no other interval is given.
-        every_n_steps: Measure behind every so-manieth effective batch.
-        at_steps: Measure behind these effective batches, counted from 1.
-        per_decade: Measure behind so many effective batches in every tenfold, evenly spaced in the logarithm.
-        max_overhead: Limit of (seconds of measuring - grace_seconds) / (seconds of training without measuring), all
-            callbacks of the fit together; measurements come less often where they would be over it, and where a
-            whole run would have fewer than ten, each does less. Said once, and seen in ``sloppy_cost/share``. null: no
-            limit.
-        grace_seconds: Measuring that is free, so that short runs are measured as asked.
-        seed: Of the probe samples and sampled targets.
-        strict: Raise errors of measurements instead of warning.
+        epsilon: Prior precision; null: p / ||w0||^2 of all weights at the start, kept for the whole run.
+        schedule: When to measure, and what all measuring of the fit may cost; null: after every epoch.
+        loss_fn: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
+        measure_on: "fixed_samples": the same samples every time, so that curves show the network and not the draw;
+            where samples cannot be read by index (iterable data, several loaders), the first batches of the training.
+            "current_batch": the batch just trained on. null: "fixed_samples".
+        name: Name in the tags ``sloppy_<name>/...``; null: "fisher", with the kind behind it unless it is empirical,
+            and with the patterns of ``parameters``.
+        seed: Of the probe samples and sampled targets. null: 0.
+        strict: Raise errors of measurements instead of warning. null: false.
+
+    Inside a SloppyMonitor, null means the monitor's own ``schedule``, ``loss_fn``, ``measure_on``, ``epsilon``,
+    ``seed`` and ``strict``.
 
     Raises:
-        ConfigurationError: For an unknown kind or numbers out of range.
+        ConfigurationError: For an unknown kind or numbers out of range; in ``setup`` for patterns that match no
+            parameter.
 
     Example:
-        >>> FisherSpectrum(kind="empirical").kind
-        'empirical'
+        >>> FisherSpectrum().name, FisherSpectrum(kind="exact").name
+        ('fisher', 'fisher_exact')
     """
 
-    group = "fisher"
+    default_name = "fisher"
+    title = "Fisher matrix"
+    quantities = (*QUANTITIES, *SCALE_QUANTITIES)
+    histograms = HISTOGRAMS
+    costs = ("seconds", "products", "peak_bytes")
+    cost_advice = "It grows with the square of `num_samples`."
 
     def __init__(
         self,
         kind: Literal["empirical", "sampled", "exact"] = "empirical",
         *,
+        parameters: Patterns = None,
         num_samples: int = 1024,
         epsilon: float | None = None,
-        objective: Loss | None = None,
-        probe: ProbeKind = "fixed",
-        every_n_epochs: int | None = None,
-        every_n_steps: int | None = None,
-        at_steps: Sequence[int] = (),
-        per_decade: int | None = None,
-        max_overhead: float | None = 0.1,
-        grace_seconds: float = 60.0,
-        seed: int = 0,
-        strict: bool = False,
+        schedule: Schedule | None = None,
+        loss_fn: Loss | None = None,
+        measure_on: MeasureOn | None = None,
+        name: str | None = None,
+        seed: int | None = None,
+        strict: bool | None = None,
     ) -> None:
-        super().__init__(
-            epsilon=epsilon,
-            objective=objective,
-            seed=seed,
-            probe=probe,
-            schedule=Schedule(every_n_epochs, every_n_steps, at_steps, per_decade),
-            budget=Budget(max_overhead, grace_seconds),
-            work=Work(num_samples),
-            strict=strict,
-        )
         if num_samples < 2:
             raise ConfigurationError(f"FisherSpectrum got num_samples={num_samples}; pass at least 2 probe samples.")
         self.kind = checked_kind(kind)
-        self.num_samples = num_samples
+        super().__init__(
+            parameters=parameters,
+            epsilon=epsilon,
+            num_samples=num_samples,
+            schedule=schedule,
+            loss_fn=loss_fn,
+            measure_on=measure_on,
+            name=name,
+            seed=seed,
+            strict=strict,
+        )
+
+    def differences(self) -> dict[str, Any]:
+        """Also the kind, unless it is the default."""
+        return {**({} if self.kind == "empirical" else {"kind": self.kind}), **super().differences()}
 
     def settings(self) -> dict[str, Any]:
         """Also the kind."""
         return {**super().settings(), "kind": self.kind}
 
-    def gradients(self, work: Work) -> float:
+    def cost_in_gradients(self, size: MeasurementSize) -> float:
         """Two passes, and the inner products; ten times that for the columns of the exact kind."""
         return 80.0 if self.kind == "exact" else 8.0
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
+    def measure(self, trainer: Trainer, pl_module: LightningModule, probe: Probe) -> Measurement:
         """One Gram matrix, one eigenvalue decomposition, and those of the leading half."""
-        choice, batches = self.probe(trainer, context)
-        scale, sentence = self.scale(trainer, context)
-        with progress(trainer, f"Fisher: measuring on {sum(sample_count(batch) for batch in batches):,} samples"):
-            spectrum = fisher_of(
-                choice.objective,
-                batches,
-                fisher=Fisher(self.kind, seed=self.seed),
-                solve=Solve(
-                    k=10, eigenvectors=any(listener.needs_eigenvectors for listener in self.subscribers(trainer))
-                ),
-                ranks=context.ranks,
-                rng=generator(self.seed),
-            )
+        scale, sentence = self.scale(trainer, probe.context)
+        spectrum = fisher_of(
+            probe.choice.objective,
+            probe.batches,
+            fisher=Fisher(self.kind, seed=self.seed),
+            solve=Solve(k=10, eigenvectors=any(peer.needs_eigenvectors for peer in self.subscribers(trainer))),
+            parameters=self.parameters,
+            ranks=probe.context.ranks,
+            rng=probe.generator(),
+        )
         if spectrum.status is Status.NON_FINITE:
-            self.warn_once(f"Fisher at step {step}: {spectrum.status.value}", trainer=trainer)
-        return Measurement(
-            step=step,
-            epoch=trainer.current_epoch,
-            matrix=self.group,
+            self.warn_once(f"{self._heading()} at step {probe.step}: {spectrum.status.value}", trainer=trainer)
+        return self.measurement(
+            trainer,
+            probe,
+            {} if spectrum.status is Status.NON_FINITE else fisher_estimates(spectrum, scale),
             spectrum=spectrum,
-            estimates={} if spectrum.status is Status.NON_FINITE else fisher_estimates(spectrum, scale),
-            cost=spectrum.cost,
-            status=spectrum.status,
-            num_samples=spectrum.num_samples,
-            precision=str(choice.objective.dtype).removeprefix("torch."),
             notes=(sentence,) if sentence else (),
         )
+
+    def paragraphs(self) -> list[str]:
+        """The stiffest direction, the trace and the effective dimension."""
+        event = phrases.last_reported(self.measurements)
+        if event is None:
+            return [phrases.why_nothing(self.measurements)]
+        sentences = [
+            phrases.when(event),
+            phrases.on_samples(event, "probe samples"),
+            phrases.named(event, {"largest": "Largest eigenvalue", "trace": "trace"}),
+            phrases.dimension(event, "Effective dimension"),
+        ]
+        half = phrases.value(event, "effective_dimension_half_samples")
+        if half is not None:
+            sentences.append(f"On the first half of the samples it is {phrases.number(half)}.")
+        return [" ".join(sentences), *event.notes]
 
 
 def fisher_estimates(spectrum: Spectrum, scale: Scale | None) -> dict[str, Estimate]:

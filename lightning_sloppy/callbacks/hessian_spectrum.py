@@ -2,29 +2,136 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from lightning_sloppy.analysis import Quadrature, Solve, checked_counts, gauss_newton_of, hessian_of
+from lightning_sloppy.callbacks import directions
+from lightning_sloppy.callbacks.curvature_instrument import SCALE_QUANTITIES, CurvatureInstrument, Scale
 from lightning_sloppy.callbacks.directions import Directions
-from lightning_sloppy.callbacks.scale import Scale, ScaledCallback
-from lightning_sloppy.curvature.parameters import ParameterLayout
+from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch, sample_count
+from lightning_sloppy.evaluation.batches import Batch
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.measures import brackets
 from lightning_sloppy.measures import effective_dimension as dimension
-from lightning_sloppy.probing.context import FitContext, ProbeKind
-from lightning_sloppy.probing.objective import ObjectiveChoice
-from lightning_sloppy.probing.schedule import Budget, Schedule, Work
+from lightning_sloppy.probing.loss_choice import LossChoice
+from lightning_sloppy.probing.probe import MeasureOn, Probe
+from lightning_sloppy.probing.schedule import MeasurementSize, Schedule
+from lightning_sloppy.quantities import Quantity, SpectrumHistogram
 from lightning_sloppy.records import Cost, Estimate, Measurement, Spectrum, Status
-from lightning_sloppy.reporting.progress import progress
+from lightning_sloppy.reporting import phrases
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
+
+QUANTITIES = (
+    Quantity(
+        "largest",
+        "Largest eigenvalue of the Hessian of the mean loss on the probe: the sharpness. Plain gradient "
+        "descent is stable while the learning rate is below 2 over this value.",
+        chart="Largest and smallest eigenvalue",
+        headline=True,
+    ),
+    Quantity(
+        "largest_residual",
+        "How far the largest pair is from being an eigenpair, ||H u - lambda u||. If it is not small against "
+        "the value, raise `max_products`.",
+    ),
+    Quantity(
+        "smallest",
+        "Algebraically smallest eigenvalue found. Clearly negative: the point is a saddle and training can "
+        "still descend; about zero: there is no way down in second order.",
+        chart="Largest and smallest eigenvalue",
+    ),
+    Quantity(
+        "smallest_residual",
+        "How far the smallest pair is from being an eigenpair. This end converges last, so do not read a "
+        "small negative value below this size.",
+    ),
+    Quantity(
+        "trace",
+        "Sum of all eigenvalues of the Hessian, estimated with random probe vectors. It is the mean curvature "
+        "times p; falling means that training moves to flatter places.",
+        chart="Trace of the Hessian and of its Gauss-Newton part",
+        estimated=True,
+    ),
+    Quantity(
+        "converged_above_z",
+        "Converged eigenvalues at or above z among the k wanted pairs: a lower bound of the count, at most k. "
+        "If it equals k, raise k or read `eigenvalue_count`.",
+        chart="Eigenvalues above z",
+    ),
+    Quantity(
+        "effective_dimension",
+        "N_eff(z) = sum lambda / (lambda + z) over the whole spectrum of the Hessian's Gauss-Newton part: "
+        "parameters that the data determine. Compare with p; flat over several measurements means a plateau.",
+        chart="Effective dimension of the Gauss-Newton part",
+        band=("effective_dimension_coarse", "effective_dimension_fine"),
+        estimated=True,
+        headline=True,
+        whole_spectrum=True,
+    ),
+    Quantity(
+        "effective_dimension_fine",
+        "The same at z/10, a weaker prior. If it still grows while the curve at z is flat, the curve at z is "
+        "at its maximum, not on a plateau.",
+        estimated=True,
+        whole_spectrum=True,
+    ),
+    Quantity(
+        "effective_dimension_coarse",
+        "The same at 10 z, a stronger prior: the stiffest directions only. It settles first.",
+        estimated=True,
+        whole_spectrum=True,
+    ),
+    Quantity(
+        "eigenvalue_count",
+        "p(n, epsilon): eigenvalues of the Gauss-Newton part at or above z. A step function, hence harder to "
+        "resolve than N_eff; trust it only where its errors are small.",
+        chart="Eigenvalues above z",
+        estimated=True,
+        whole_spectrum=True,
+    ),
+    Quantity(
+        "gauss_newton_trace",
+        "Trace of the Gauss-Newton part. Its gap to the trace of the Hessian is the part that comes from "
+        "unfitted residuals; it closes as the training loss goes to zero.",
+        chart="Trace of the Hessian and of its Gauss-Newton part",
+        estimated=True,
+    ),
+    Quantity(
+        "loss",
+        "Mean loss on the probe samples, in the mode of the measurement. If it departs from the training "
+        "loss, the probe is not representative: raise `num_samples`.",
+        chart="Loss on the probe",
+    ),
+    Quantity(
+        "num_samples",
+        "Probe samples N. An effective dimension depends on N: never compare two without it.",
+    ),
+)
+
+HISTOGRAMS = (
+    SpectrumHistogram(
+        "log10_eigenvalues",
+        "Positive eigenvalues of the Hessian among the k pairs of largest magnitude, as log10: the stiff end.",
+    ),
+    SpectrumHistogram(
+        "log10_eigenvalues_negative",
+        "Magnitudes of the negative eigenvalues of the Hessian among the k pairs, as log10: the directions in "
+        "which the loss still curves downwards.",
+        negative=True,
+    ),
+    SpectrumHistogram(
+        "gauss_newton_log10_eigenvalues",
+        "The whole spectrum of the Hessian's Gauss-Newton part above the rounding floor, as log10; counts are "
+        "quadrature weights, so they may be fractions. A long even carpet to the left is a sloppy model.",
+        companion="gauss_newton",
+    ),
+)
 
 STOP_AT = 0.02
 """Quadrature stops when the bracket of N_eff is this narrow: a fifth of what makes a value unresolved."""
@@ -33,7 +140,7 @@ MOST_START_BYTES = 256 * 1024**2
 """Larger weights are not kept in checkpoints; the displacement of a resumed run then counts from where it resumed."""
 
 
-class HessianSpectrum(ScaledCallback):
+class HessianSpectrum(CurvatureInstrument):
     """Track the spectrum of the Hessian of the training loss on a fixed probe.
 
     Top-k eigenpairs by magnitude with residuals (Lanczos, full reorthogonalisation), the trace by Rademacher probe
@@ -45,67 +152,57 @@ class HessianSpectrum(ScaledCallback):
         k: Eigenpairs, at least 1. Ten: about one for each class of the usual data sets.
         probes: Rademacher probe vectors for trace and effective dimension, at least 2. Four: a standard error of
             about a tenth.
+        parameters: Shell-style patterns of parameter names, such as "head.*": the block of the Hessian that belongs to
+            them. null: all trainable parameters.
         num_samples: Probe samples N, drawn once from the training data.
         steps: Greatest depth of the quadrature; it stops earlier when the brackets are narrow.
         tol: Residual relative to the largest magnitude; null: 1e-3 in float32, 1e-8 in float64.
-        epsilon: Prior precision; null: p / ||w0||^2 of the weights at the start, kept for the whole run.
-        objective: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
-        probe: "fixed": the same samples every time, so that curves show the network and not the draw; where samples
-            cannot be read by index (iterable data, several loaders), the first batches of the training. "batch": the
-            batch just trained on.
-        every_n_epochs: Measure at the end of every so-manieth epoch; null: 1 where no other interval is given.
-        every_n_steps: Measure behind every so-manieth effective batch.
-        at_steps: Measure behind these effective batches, counted from 1.
-        per_decade: Measure behind so many effective batches in every tenfold, evenly spaced in the logarithm.
-        max_overhead: Limit of (seconds of measuring - grace_seconds) / (seconds of training without measuring), all
-            callbacks of the fit together; measurements come less often where they would be over it, and where a
-            whole run would have fewer than ten, each does less. Said once, and seen in ``sloppy_cost/share``. null: no
-            limit.
-        grace_seconds: Measuring that is free, so that short runs are measured as asked.
-        seed: Of the probe samples and vectors; the same ones serve at every measurement.
-        strict: Raise errors of measurements instead of warning.
+        epsilon: Prior precision; null: p / ||w0||^2 of all weights at the start, kept for the whole run.
+        schedule: When to measure, and what all measuring of the fit may cost; null: after every epoch.
+        loss_fn: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
+        measure_on: "fixed_samples": the same samples every time, so that curves show the network and not the draw;
+            where samples cannot be read by index (iterable data, several loaders), the first batches of the training.
+            "current_batch": the batch just trained on. null: "fixed_samples".
+        name: Name in the tags ``sloppy_<name>/...``; null: "hessian", with the patterns of ``parameters`` behind it.
+        seed: Of the probe samples and vectors; the same ones serve at every measurement. null: 0.
+        strict: Raise errors of measurements instead of warning. null: false.
+
+    Inside a SloppyMonitor, null means the monitor's own ``schedule``, ``loss_fn``, ``measure_on``, ``epsilon``,
+    ``seed`` and ``strict``.
 
     Raises:
-        ConfigurationError: For k < 1, fewer than 2 probes, or other numbers out of range.
+        ConfigurationError: For k < 1, fewer than 2 probes, or other numbers out of range; in ``setup`` for patterns
+            that match no parameter.
 
     Example:
-        >>> callback = HessianSpectrum(k=5)
-        >>> callback.latest is None
-        True
+        >>> HessianSpectrum(k=5).name, HessianSpectrum(parameters="head.*").name
+        ('hessian', 'hessian_head')
     """
 
-    group = "hessian"
+    default_name = "hessian"
+    title = "Hessian"
+    quantities = (*QUANTITIES, *directions.QUANTITIES, *SCALE_QUANTITIES)
+    histograms = HISTOGRAMS
+    costs = ("seconds", "products", "peak_bytes")
+    cost_advice = "Lower `k`, `probes` or `num_samples`, or measure less often."
 
     def __init__(
         self,
         k: int = 10,
         probes: int = 4,
         *,
+        parameters: Patterns = None,
         num_samples: int = 1024,
         steps: int = 100,
         tol: float | None = None,
         epsilon: float | None = None,
-        objective: Loss | None = None,
-        probe: ProbeKind = "fixed",
-        every_n_epochs: int | None = None,
-        every_n_steps: int | None = None,
-        at_steps: Sequence[int] = (),
-        per_decade: int | None = None,
-        max_overhead: float | None = 0.1,
-        grace_seconds: float = 60.0,
-        seed: int = 0,
-        strict: bool = False,
+        schedule: Schedule | None = None,
+        loss_fn: Loss | None = None,
+        measure_on: MeasureOn | None = None,
+        name: str | None = None,
+        seed: int | None = None,
+        strict: bool | None = None,
     ) -> None:
-        super().__init__(
-            epsilon=epsilon,
-            objective=objective,
-            seed=seed,
-            probe=probe,
-            schedule=Schedule(every_n_epochs, every_n_steps, at_steps, per_decade),
-            budget=Budget(max_overhead, grace_seconds),
-            work=Work(num_samples, probes, k),
-            strict=strict,
-        )
         checked_counts(k, probes)
         if probes < 2 or num_samples < 1 or steps < 2 or (tol is not None and not 0 < tol < 1):
             raise ConfigurationError(
@@ -114,9 +211,19 @@ class HessianSpectrum(ScaledCallback):
             )
         self.k = k
         self.probes = probes
-        self.num_samples = num_samples
         self.steps = steps
         self.tol = tol
+        super().__init__(
+            parameters=parameters,
+            epsilon=epsilon,
+            num_samples=num_samples,
+            schedule=schedule,
+            loss_fn=loss_fn,
+            measure_on=measure_on,
+            name=name,
+            seed=seed,
+            strict=strict,
+        )
         self._vectors: Tensor | None = None
         self._directions = Directions()
         self._start: Tensor | None = None
@@ -147,64 +254,79 @@ class HessianSpectrum(ScaledCallback):
         super().load_state_dict(state_dict)
         self._start = state_dict.get("start")
 
-    def gradients(self, work: Work) -> float:
-        """A product costs about two; networks take 2 k + 5 of them for the pairs, and half the depth for the rest."""
-        return 2.0 * (2 * work.k + 5 + work.probes * (1 + self.steps / 2))
+    def full_size(self) -> MeasurementSize:
+        """All probe vectors and pairs."""
+        return MeasurementSize(self.num_samples, self.probes, self.k)
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
+    def cost_in_gradients(self, size: MeasurementSize) -> float:
+        """A product costs about two; networks take 2 k + 5 of them for the pairs, and half the depth for the rest."""
+        return 2.0 * (2 * size.k + 5 + size.probes * (1 + self.steps / 2))
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule, probe: Probe) -> Measurement:
         """Hessian first, then its Gauss-Newton part, on the same probe and the same probe vectors."""
+        context, choice = probe.context, probe.choice
         self._start = context.started_from(self._start)
-        choice, batches = self.probe(trainer, context)
         scale, sentence = self.scale(trainer, context)
-        dim = ParameterLayout.of(pl_module).dim
-        if self._vectors is None or self._vectors.shape != (self.work.probes, dim):
-            self._vectors = rademacher(dim, self.work.probes, generator(self.seed + 1))
+        dim = ParameterLayout.of(pl_module, self.parameters).dim
+        if self._vectors is None or self._vectors.shape != (self.size.probes, dim):
+            self._vectors = rademacher(dim, self.size.probes, generator(self.seed + 1))
         notes = [note for note in (choice.note, sentence) if note]
         if choice.note:
             self.warn_once(choice.note, trainer=trainer)
-        title = f"Hessian: measuring on {sum(map(sample_count, batches)):,} samples"
-        choice, batches = self.shared(context, choice, batches)
-        with progress(trainer, title) as bar:
-            hessian = hessian_of(
-                choice.objective,
-                batches,
-                quadrature=Quadrature(self._vectors, steps=1),
-                solve=Solve(
-                    self.work.k,
-                    tol=self.tol,
-                    eigenvectors=Directions.affordable(dim, self.work.k, choice.objective.dtype)
-                    or any(listener.needs_eigenvectors for listener in self.subscribers(trainer)),
-                ),
-                rng=generator(self.seed),
-                on_product=bar.advance,
-            )
-            gauss_newton = None
-            if scale is not None and choice.objective.has_outputs and hessian.status.ok:
-                gauss_newton = self._gauss_newton(choice, batches, scale, bar.advance)
+        choice, batches = self.partition(context, probe)
+        hessian = hessian_of(
+            choice.objective,
+            batches,
+            quadrature=Quadrature(self._vectors, steps=1),
+            solve=Solve(
+                self.size.k,
+                tol=self.tol,
+                eigenvectors=Directions.affordable(dim, self.size.k, choice.objective.dtype)
+                or any(listener.needs_eigenvectors for listener in self.subscribers(trainer)),
+            ),
+            parameters=self.parameters,
+            rng=generator(self.seed),
+            on_product=probe.advance,
+        )
+        gauss_newton = None
+        if scale is not None and choice.objective.has_outputs and hessian.status.ok:
+            gauss_newton = self._gauss_newton(choice, batches, scale, probe.advance)
         if not hessian.status.ok:
-            self.warn_once(f"Hessian at step {step}: {hessian.status.value}", trainer=trainer)
+            self.warn_once(f"{self._heading()} at step {probe.step}: {hessian.status.value}", trainer=trainer)
         if gauss_newton is not None and not gauss_newton.status.ok:
             notes.append(f"Gauss-Newton part: {gauss_newton.status.value}")
         estimates = self._estimates(hessian, gauss_newton, scale)
         if hessian.status.ok:
-            estimates |= self._directions.estimates(trainer, context, choice.objective, batches, hessian)
+            estimates |= self._directions.estimates(trainer, probe, choice.objective, batches, hessian, self.parameters)
         notes += [str(hessian.detail[name]) for name in ("fallback", "unsteady") if name in hessian.detail]
         notes += _unresolved(estimates)
-        return Measurement(
-            step=step,
-            epoch=trainer.current_epoch,
-            matrix=self.group,
+        return self.measurement(
+            trainer,
+            probe,
+            estimates,
             spectrum=hessian,
-            estimates=estimates,
             cost=_joint_cost(hessian, gauss_newton),
-            status=hessian.status,
-            num_samples=hessian.num_samples,
-            precision=str(choice.objective.dtype).removeprefix("torch."),
             notes=tuple(notes),
             companions={} if gauss_newton is None else {"gauss_newton": gauss_newton},
         )
 
-    def _gauss_newton(self, choice: ObjectiveChoice, batches: list[Batch], scale: Scale, tick: Any) -> Spectrum:
+    def paragraphs(self) -> list[str]:
+        """The ends, the trace and the effective dimension."""
+        event = phrases.last_reported(self.measurements)
+        if event is None:
+            return [phrases.why_nothing(self.measurements)]
+        sentences = [
+            phrases.when(event),
+            phrases.on_samples(event, "probe samples"),
+            phrases.named(event, {"largest": "Largest eigenvalue", "smallest": "smallest", "trace": "trace"}),
+        ]
+        smallest, residual = phrases.value(event, "smallest"), phrases.value(event, "smallest_residual")
+        if smallest is not None and residual is not None and residual > abs(smallest) / 10:
+            sentences.append(f"The smallest has not converged (residual {phrases.number(residual)}).")
+        sentences.append(phrases.dimension(event, "Effective dimension of the Gauss-Newton part"))
+        return [" ".join(sentences), *event.notes]
+
+    def _gauss_newton(self, choice: LossChoice, batches: list[Batch], scale: Scale, tick: Any) -> Spectrum:
         assert self._vectors is not None
         scales, dim = (scale.z / 10, scale.z, scale.z * 10), self._vectors.shape[1]
         return gauss_newton_of(
@@ -218,6 +340,7 @@ class HessianSpectrum(ScaledCallback):
                     and brackets.count_is_resolved(diagonal, off, scale.z, dim)
                 ),
             ),
+            parameters=self.parameters,
             rng=generator(self.seed),
             on_product=tick,
         )

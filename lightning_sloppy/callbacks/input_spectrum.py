@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor
 
-from lightning_sloppy.callbacks.base import MeasuringCallback
+from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import as_pair
 from lightning_sloppy.evaluation.ranks import keep_step
@@ -18,11 +18,145 @@ from lightning_sloppy.measures.sloppiness import input_estimates
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.samples import READ_CHUNK, probe_indices
+from lightning_sloppy.quantities import Quantity, SpectrumHistogram
 from lightning_sloppy.records import Estimate, Measurement, Spectrum
+from lightning_sloppy.reporting import phrases
 from lightning_sloppy.reporting.progress import progress
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
+
+QUANTITIES = (
+    Quantity(
+        "decades",
+        "Powers of ten between the largest and the smallest resolved eigenvalue of the correlation matrix. "
+        "Six or more is called sloppy; near zero means that the features are nearly independent.",
+        chart="Decades",
+        headline=True,
+    ),
+    Quantity(
+        "slope",
+        "Fitted change of log10 of the eigenvalue per index behind the knee. Steeper means that fewer "
+        "directions of the data matter; close to zero means that all matter alike.",
+        chart="Slope",
+    ),
+    Quantity(
+        "slope_r_squared",
+        "How well a straight line fits log10 of the eigenvalues behind the knee. Near 1 the spectrum is "
+        "spread evenly in the logarithm; below about 0.9 do not quote the slope.",
+    ),
+    Quantity(
+        "knee",
+        "Index at which the sharp first drop ends and the even tail begins. The directions before it are the "
+        "ones that a linear model would use first.",
+    ),
+    Quantity(
+        "floor",
+        "Eigenvalues below this are rounding noise. They are counted nowhere.",
+    ),
+    Quantity(
+        "resolved",
+        "Number of eigenvalues above the floor. If it is below the number of features, some features are "
+        "exact combinations of others and can be removed.",
+        chart="Dimension of the inputs",
+    ),
+    Quantity(
+        "participation_ratio",
+        "(sum lambda)^2 / sum lambda^2 of the correlation matrix: the effective dimension of the inputs. "
+        "Compare it with the number of features and with the width of the first layer.",
+        chart="Dimension of the inputs",
+        headline=True,
+    ),
+    Quantity(
+        "effective_rank",
+        "Trace over largest eigenvalue of the correlation matrix. Close to 1 means that one direction "
+        "dominates: look for a common cause, a drift or a missing normalisation.",
+        chart="Dimension of the inputs",
+    ),
+    Quantity(
+        "entropy_rank",
+        "exp of the entropy of the eigenvalues divided by their sum. Counts weak directions more than the "
+        "participation ratio does, so a wide gap between both means a long tail.",
+        chart="Dimension of the inputs",
+    ),
+    Quantity(
+        "trace",
+        "Sum of the eigenvalues of the correlation matrix, which is the number of columns that are not "
+        "constant. A check rather than a curve.",
+    ),
+    Quantity(
+        "largest",
+        "Largest eigenvalue of the correlation matrix. Divided by the trace it is the fraction of the "
+        "variance in a single direction.",
+    ),
+    Quantity(
+        "num_features",
+        "Columns d in the headline matrix (the correlation leaves constant ones out). The denominator for "
+        "every dimension of this group.",
+        chart="Dimension of the inputs",
+    ),
+    Quantity(
+        "constant_columns",
+        "Features that never change; they have no correlation and are left out. Remove them from the data or "
+        "find out why they are constant.",
+    ),
+    Quantity(
+        "num_samples",
+        "Training samples read for this group. With ten for each feature, sampling alone spreads a flat "
+        "spectrum by half a decade; with fewer, by more: raise `max_samples`.",
+    ),
+    Quantity(
+        "covariance_decades",
+        "Decades of the covariance matrix (features centred, their scales kept). Much more than for the "
+        "correlation matrix means that the scales of the features differ: standardise them.",
+        chart="Decades",
+    ),
+    Quantity(
+        "covariance_slope",
+        "Slope of the covariance matrix (features centred, their scales kept), in decades per index. Read it "
+        "beside the correlation matrix.",
+        chart="Slope",
+    ),
+    Quantity(
+        "covariance_participation_ratio",
+        "Participation ratio of the covariance matrix (features centred, their scales kept). Far below that "
+        "of the correlation matrix means that a few features of large scale dominate.",
+    ),
+    Quantity(
+        "covariance_largest",
+        "Largest eigenvalue of the covariance matrix (features centred, their scales kept). It limits the "
+        "learning rate of a linear model.",
+    ),
+    Quantity(
+        "second_moment_decades",
+        "Decades of the uncentred second-moment matrix (the mean counts as a direction). This is the matrix "
+        "that the first layer meets.",
+        chart="Decades",
+    ),
+    Quantity(
+        "second_moment_slope",
+        "Slope of the uncentred second-moment matrix (the mean counts as a direction), in decades per index.",
+        chart="Slope",
+    ),
+    Quantity(
+        "second_moment_participation_ratio",
+        "Participation ratio of the uncentred second-moment matrix (the mean counts as a direction). Close to "
+        "1 means that the mean drowns everything else: centre the inputs.",
+    ),
+    Quantity(
+        "second_moment_largest",
+        "Largest eigenvalue of the uncentred second-moment matrix (the mean counts as a direction). Far above "
+        "that of the covariance, the mean is the reason: centre the inputs.",
+    ),
+)
+
+HISTOGRAMS = (
+    SpectrumHistogram(
+        "log10_eigenvalues",
+        "Eigenvalues of the correlation matrix above the rounding floor, as log10. A few on the right and an "
+        "even carpet to the left is a sloppy spectrum.",
+    ),
+)
 
 SIDE_KINDS: tuple[InputKind, ...] = ("covariance", "second_moment")
 SIDE_QUANTITIES = ("decades", "slope", "participation_ratio", "largest")
@@ -44,8 +178,10 @@ class InputSpectrum(MeasuringCallback):
         max_samples: Samples read at most, drawn at random from the training data. Of n Gaussian samples a separated
             eigenvalue has the relative standard error sqrt(2/n) (Anderson 1963): 0.6 % for 50,000. Close ones are
             spread by sampling, by up to ``2 sqrt(d/n)`` either way (Marchenko and Pastur 1967).
-        seed: Of that draw.
-        strict: Raise errors of the measurement instead of warning.
+        name: Name in the tags ``sloppy_<name>/...``; null: "input", with the kind behind it unless that is the
+            correlation.
+        seed: Of that draw; null: 0, or that of the SloppyMonitor around it.
+        strict: Raise errors of the measurement instead of warning; null: false, or as in the SloppyMonitor.
 
     Raises:
         ConfigurationError: For an unknown kind or fewer than 2 samples.
@@ -55,17 +191,22 @@ class InputSpectrum(MeasuringCallback):
         'covariance'
     """
 
-    group = "input"
+    default_name = "input"
+    title = "Inputs"
+    quantities = QUANTITIES
+    histograms = HISTOGRAMS
+    cost_advice = "Lower `max_samples` if it is too long."
 
     def __init__(
         self,
         kind: InputKind = "correlation",
         *,
         max_samples: int = 50_000,
-        seed: int = 0,
-        strict: bool = False,
+        name: str | None = None,
+        seed: int | None = None,
+        strict: bool | None = None,
     ) -> None:
-        super().__init__(strict=strict)
+        super().__init__(name=name, seed=seed, strict=strict)
         if kind not in get_args(InputKind):
             raise ConfigurationError(
                 f"kind={kind!r} is no matrix of the inputs; choose one of {', '.join(get_args(InputKind))}."
@@ -74,8 +215,11 @@ class InputSpectrum(MeasuringCallback):
         if max_samples < 2:
             raise ConfigurationError(f"max_samples={max_samples} gives no spectrum; pass at least 2.")
         self.max_samples = max_samples
-        self.seed = seed
         self._earlier: Tensor | None = None
+
+    def differences(self) -> dict[str, Any]:
+        """The kind, unless it is the default."""
+        return {} if self.kind == "correlation" else {"kind": self.kind}
 
     def settings(self) -> dict[str, Any]:
         """Matrix and samples."""
@@ -94,10 +238,10 @@ class InputSpectrum(MeasuringCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure once; the inputs do not change."""
-        self.take(trainer, pl_module, step=trainer_internals.effective_batches(trainer))
+        self.run(trainer, pl_module, step=trainer_internals.effective_batches(trainer))
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
-        """One pass over the data set by its own indices; every rank reads its share."""
+    def take(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
+        """One pass over the data set by its own indices; every rank reads a part."""
         start = time.perf_counter()
         moments = self._moments(trainer, context)
         seconds = time.perf_counter() - start
@@ -112,7 +256,7 @@ class InputSpectrum(MeasuringCallback):
         return Measurement(
             step=step,
             epoch=trainer.current_epoch,
-            matrix=self.group,
+            group=self.name,
             spectrum=headline,
             estimates=estimates,
             cost=headline.cost,
@@ -121,6 +265,36 @@ class InputSpectrum(MeasuringCallback):
             precision="float64",
             companions=spectra,
         )
+
+    def paragraphs(self) -> list[str]:
+        """Decades, slope and dimension of the headline matrix."""
+        event = phrases.last_reported(self.measurements)
+        if event is None:
+            return [phrases.why_nothing(self.measurements)]
+        sentences = [phrases.on_samples(event, "training samples")]
+        decades, slope, fit = (phrases.value(event, name) for name in ("decades", "slope", "slope_r_squared"))
+        if decades is not None:
+            at_least = "at least " if event.estimates["decades"].lower_bound else ""
+            matrix = self.kind.replace("_", "-")
+            sentences.append(f"The {matrix} matrix spans {at_least}{phrases.number(decades)} decades.")
+        if slope is not None:
+            quality = "" if fit is None else f" (R^2 = {fit:.2f})"
+            change = f"{phrases.number(slope)} decades per index{quality}"
+            sentences.append(f"Behind the first drop its eigenvalues change by {change}.")
+        dimension, features = phrases.value(event, "participation_ratio"), phrases.value(event, "num_features")
+        if dimension is not None:
+            of = "" if features is None else f" of {phrases.number(features)} features"
+            found = f"{phrases.number(dimension)}{of}"
+            sentences.append(f"Effective dimension of the inputs (participation ratio): {found}.")
+        resolved, samples = phrases.value(event, "resolved"), phrases.value(event, "num_samples")
+        if resolved is not None and features is not None and samples is not None:
+            dependent = features - resolved
+            if resolved < min(features, samples - 1):
+                sentences.append(f"{phrases.number(dependent)} directions are exact combinations of the others.")
+        constant = phrases.value(event, "constant_columns")
+        if constant:
+            sentences.append(f"{phrases.number(constant)} constant columns were left out.")
+        return [" ".join(sentences), *event.notes]
 
     def _compare(self, trainer: Trainer, eigenvalues: Tensor) -> None:
         """Say when a resumed run trains on other inputs than the run before."""
@@ -148,10 +322,10 @@ class InputSpectrum(MeasuringCallback):
     def _read(self, trainer: Trainer, context: FitContext, moments: InputMoments) -> None:
         source = context.source(trainer)
         indices = probe_indices(len(source), self.max_samples, self.seed)
-        share = indices[trainer.global_rank :: trainer.world_size]
+        own = indices[trainer.global_rank :: trainer.world_size]
         title = f"Inputs: reading {len(indices):,} samples"
-        with source.untouched(), progress(trainer, title, total=len(share)) as bar:
-            for batch in source.chunks(share, READ_CHUNK):
+        with source.untouched(), progress(trainer, title, total=len(own)) as bar:
+            for batch in source.chunks(own, READ_CHUNK):
                 inputs = as_pair(batch)[0]
                 if not isinstance(inputs, Tensor):
                     raise ConfigurationError(

@@ -8,7 +8,7 @@ from lightning_sloppy.curvature.kept_graph import Method
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.preserve import Mode
 from lightning_sloppy.linalg.basis import Storage
-from lightning_sloppy.linalg.wanted import Which
+from lightning_sloppy.linalg.which import Which
 
 
 def checked_counts(k: int, probes: int | str) -> None:

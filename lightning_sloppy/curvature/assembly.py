@@ -26,7 +26,7 @@ REPEATABLE = 100
 
 
 @dataclass(frozen=True)
-class Frame:
+class SpectrumBuilder:
     """What every spectrum of one measurement has in common."""
 
     matrix: str
@@ -138,10 +138,10 @@ def descending(matrix: Tensor) -> Tensor:
     return values.flip(0).to("cpu", torch.float64)
 
 
-BASIS_SHARE = 0.25
+BASIS_FRACTION = 0.25
 """Share of the free memory that a Lanczos basis may take unless told otherwise: products and training need the rest."""
 
 
 def basis_memory(objective: Objective, wanted: int | None) -> int:
     """Bytes for the Lanczos basis, alike on every rank: by it a solver restarts, or takes several vectors together."""
-    return int(objective.ranks.least(BASIS_SHARE * free_bytes(objective.device) if wanted is None else wanted))
+    return int(objective.ranks.least(BASIS_FRACTION * free_bytes(objective.device) if wanted is None else wanted))

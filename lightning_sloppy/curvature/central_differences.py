@@ -34,18 +34,22 @@ class CentralDifferences(SymmetricOperator):
         batches: Prepared batches.
 
     Attributes:
-        method: "central differences".
+        method: "central_differences".
         rounding: Error of a product relative to the largest magnitude, as measured.
         unused: Names of the parameters that the loss does not use. Known after a product.
     """
 
-    method = "central differences"
+    method = "central_differences"
 
     def __init__(self, objective: Objective, layout: ParameterLayout, batches: list[Batch]) -> None:
         super().__init__(layout.dim, dtype=objective.dtype, device=objective.device)
         self.layout = layout
         self._objective = objective
-        self._batches = [(b, share) for b, share in zip(batches, objective.shares(batches), strict=True) if share > 0]
+        self._batches = [
+            (b, fraction)
+            for b, fraction in zip(batches, objective.batch_fractions(batches), strict=True)
+            if fraction > 0
+        ]
         self._centre = layout.flatten(layout.leaves(objective.module, objective.dtype).values()).detach()
         self._seen: set[int] = set()
         self._step = step_of(objective.dtype)
@@ -95,11 +99,11 @@ class CentralDifferences(SymmetricOperator):
         leaves = self._leaves(point)
         total = torch.zeros_like(point)
 
-        def gradient(batch: Batch, share: float) -> list[Tensor | None]:
-            return grad([self._objective.loss(leaves, batch) * share], list(leaves.values()))
+        def gradient(batch: Batch, fraction: float) -> list[Tensor | None]:
+            return grad([self._objective.loss(leaves, batch) * fraction], list(leaves.values()))
 
-        for batch, share in self._batches:
-            self._add(total, self._objective.swapped(leaves, partial(gradient, batch, share)))
+        for batch, fraction in self._batches:
+            self._add(total, self._objective.swapped(leaves, partial(gradient, batch, fraction)))
         return self._objective.add_up(total)
 
     def _leaves(self, point: Tensor) -> dict[str, Tensor]:
@@ -126,13 +130,15 @@ class GaussNewtonDifferences(CentralDifferences):
         direction = vector / length.clamp_min(torch.finfo(vector.dtype).tiny)
         leaves = self._leaves(self._centre)
         total = torch.zeros_like(vector)
-        for batch, share in self._batches:
-            parts = self._objective.swapped(leaves, partial(self._pulled, leaves, direction, batch, share))
+        for batch, fraction in self._batches:
+            parts = self._objective.swapped(leaves, partial(self._pulled, leaves, direction, batch, fraction))
             self._add(total, parts)
         product: Tensor = self._objective.add_up(total) * length
         return product
 
-    def _pulled(self, leaves: dict[str, Tensor], direction: Tensor, batch: Batch, share: float) -> list[Tensor | None]:
+    def _pulled(
+        self, leaves: dict[str, Tensor], direction: Tensor, batch: Batch, fraction: float
+    ) -> list[Tensor | None]:
         """One batch's part of the product."""
         outputs = self._objective.outputs(leaves, private(batch)[0])
         self._objective.examine(outputs, batch)
@@ -143,7 +149,7 @@ class GaussNewtonDifferences(CentralDifferences):
         size = torch.linalg.vector_norm(rows.detach()).clamp_min(1.0)
         stride = self._step * size / torch.linalg.vector_norm(pushed).clamp_min(tiny)
         slopes = [self._slope(rows.detach() + sign * pushed, outputs, batch) for sign in (stride, -stride)]
-        weighted = (slopes[0] - slopes[1]) * (share / (2 * stride))
+        weighted = (slopes[0] - slopes[1]) * (fraction / (2 * stride))
         return grad([rows], list(leaves.values()), [weighted])
 
     def _rows_at(self, point: Tensor, batch: Batch) -> Tensor:

@@ -38,7 +38,7 @@ def double_backward(module: nn.Module) -> Iterator[None]:
             if _is_refusal(error):
                 raise UnsupportedError(
                     f"The Hessian needs second derivatives, but an operation of {type(module).__name__} has none "
-                    f"({str(error).splitlines()[0]}); use method='central differences', or a Fisher spectrum, which "
+                    f"({str(error).splitlines()[0]}); use method='central_differences', or a Fisher spectrum, which "
                     "needs first derivatives only."
                 ) from error
             raise

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_sloppy.curvature.assembly import Frame, descending
+from lightning_sloppy.curvature.assembly import SpectrumBuilder, descending
 from lightning_sloppy.curvature.cotangents import Fisher, pulled_cotangents
 from lightning_sloppy.curvature.double_backward import double_backward
 from lightning_sloppy.curvature.gram.check import Recording
@@ -18,7 +18,7 @@ from lightning_sloppy.curvature.gram.matrix import Gram, gram_of, pull_back_vect
 from lightning_sloppy.curvature.kept_graph import need_outputs
 from lightning_sloppy.curvature.operators import Curvature
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns, grad
-from lightning_sloppy.curvature.shares import own_layers, own_samples
+from lightning_sloppy.curvature.partition import layers_of_rank, samples_of_rank
 from lightning_sloppy.curvature.spectra import Quadrature, Solve, spectrum_of
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, private, sample_count, some_of
@@ -70,7 +70,7 @@ def fisher_of(
             "method='products'."
         )
     if method == "products" or rows > ROW_LIMIT:
-        mine, first = own_samples(ranks, objective, batches)
+        mine, first = samples_of_rank(ranks, objective, batches)
         curvature = Curvature(
             f"fisher_{fisher.kind}", objective.over(ranks), layout, mine, replace(fisher, first=first)
         )
@@ -104,8 +104,8 @@ def _by_gram(
     rows: int,
     ranks: Ranks,
 ) -> Spectrum:
-    frame = Frame(f"fisher_{fisher.kind}", objective, batches)
-    mine = own_layers(ranks, layout)
+    builder = SpectrumBuilder(f"fisher_{fisher.kind}", objective, batches)
+    mine = layers_of_rank(ranks, layout)
     leaves = mine.leaves(objective.module, objective.dtype)
     vectors = None
     # A fused attention kernel has no rule for vmap either, so the same context serves.
@@ -115,12 +115,12 @@ def _by_gram(
         known = [] if recorded is None else [recorded[1].outputs]
         detached = {name: leaf.detach() for name, leaf in leaves.items()}
         pulled = pulled_cotangents(objective, detached, batches, fisher, known)
-        detail = _looked_at(frame, layout, batches)
+        detail = _looked_at(builder, layout, batches)
         gram = gram_of(objective, mine, pulled, batches, by_layer=by_layer, recorded=recorded)
         del recorded, known  # the graph of the whole batch
         gram = replace(gram, matrix=ranks.add_up(gram.matrix))
         if not bool(torch.isfinite(gram.matrix).all()):
-            return frame.nothing(layout.dim, Status.NON_FINITE)
+            return builder.nothing(layout.dim, Status.NON_FINITE)
         weights = torch.cat([objective.sample_weights(batch) for batch in batches])
         total = float(weights.sum())
         if solve.eigenvectors:
@@ -129,9 +129,9 @@ def _by_gram(
             # u = J^T C v / sqrt(W lambda): of unit length, for v has it.
             lengths = (values[: inner.shape[1]] * total).clamp_min(torch.finfo(values.dtype).tiny).sqrt()
             vectors = pull_back_vectors(objective, layout, pulled, batches, inner / lengths)
-    found = _spectrum(frame, layout, gram.matrix, weights, rows, _method(gram))
+    found = _spectrum(builder, layout, gram.matrix, weights, rows, _method(gram))
     layers = {
-        name: _spectrum(frame, layout.part(layout.layers()[name]), matrix, weights, rows, _method(gram))
+        name: _spectrum(builder, layout.part(layout.layers()[name]), matrix, weights, rows, _method(gram))
         for name, matrix in gram.layers.items()
     }
     return replace(
@@ -139,7 +139,7 @@ def _by_gram(
         eigenvectors=vectors,
         layers=layers,
         detail=detail,
-        cost=replace(found.cost, seconds=frame.seconds),
+        cost=replace(found.cost, seconds=builder.seconds),
     )
 
 
@@ -152,12 +152,12 @@ def _recorded(
     return None
 
 
-def _looked_at(frame: Frame, layout: ParameterLayout, batches: list[Batch]) -> dict[str, str | int | float]:
+def _looked_at(builder: SpectrumBuilder, layout: ParameterLayout, batches: list[Batch]) -> dict[str, str | int | float]:
     """What is said beside the numbers: parameters that no output depends on, and a module that is not deterministic.
 
     A few samples tell most of it; only for parameters without a gradient there (a branch not taken) all are run.
     """
-    objective = frame.objective
+    objective = builder.objective
     left = dict(layout.leaves(objective.module, objective.dtype))
     sources = dict(left)
     few = some_of(batches[0], LOOKED_AT)
@@ -167,7 +167,7 @@ def _looked_at(frame: Frame, layout: ParameterLayout, batches: list[Batch]) -> d
         if batch is few:
             with torch.no_grad():
                 again = objective.rows(objective.outputs(sources, private(batch)[0]), sample_count(batch))
-            unsteady = frame.unsteady("outputs (their norm)", float(rows.detach().norm()), float(again.norm()))
+            unsteady = builder.unsteady("outputs (their norm)", float(rows.detach().norm()), float(again.norm()))
         parts = grad([rows], list(left.values()), [torch.ones_like(rows)])
         left = {name: leaf for (name, leaf), part in zip(left.items(), parts, strict=True) if part is None}
         if not left:
@@ -177,7 +177,7 @@ def _looked_at(frame: Frame, layout: ParameterLayout, batches: list[Batch]) -> d
 
 
 def _spectrum(
-    frame: Frame, layout: ParameterLayout, matrix: Tensor, weights: Tensor, rows: int, method: str
+    builder: SpectrumBuilder, layout: ParameterLayout, matrix: Tensor, weights: Tensor, rows: int, method: str
 ) -> Spectrum:
     """Of a Gram matrix that may have fewer rows than were asked for: those that are zero were left out of it."""
     total, count = float(weights.sum()), len(weights)
@@ -193,8 +193,8 @@ def _spectrum(
         rank_bound=min(len(matrix), layout.dim),
         num_samples=len(weights),
         trace=Estimate(float(matrix.diagonal().sum()) / total),
-        matrix=frame.matrix,
-        floor=FLOOR_ROUNDINGS * torch.finfo(frame.objective.dtype).eps * abs(largest),
+        matrix=builder.matrix,
+        floor=FLOOR_ROUNDINGS * torch.finfo(builder.objective.dtype).eps * abs(largest),
         truncated=False,
         half_eigenvalues=None
         if half is None

@@ -16,9 +16,9 @@ def mean_gradient(objective: Objective, layout: ParameterLayout, batches: list[B
     total = torch.zeros(layout.dim, dtype=objective.dtype, device=objective.device)
 
     def add() -> None:
-        for batch, share in zip(batches, objective.shares(batches), strict=True):
-            if share > 0:
-                parts = grad([objective.loss(leaves, batch) * share], list(leaves.values()))
+        for batch, fraction in zip(batches, objective.batch_fractions(batches), strict=True):
+            if fraction > 0:
+                parts = grad([objective.loss(leaves, batch) * fraction], list(leaves.values()))
                 if any(part is not None for part in parts):
                     total.add_(layout.flatten(parts))
 

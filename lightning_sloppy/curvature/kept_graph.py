@@ -1,4 +1,4 @@
-"""What Hessian and Gauss-Newton products share: a graph for each batch, kept when it fits, else built for each pass."""
+"""Common ground of Hessian and Gauss-Newton products: a graph for each batch, kept when it fits, else built anew."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Generic, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from lightning_sloppy.curvature.batches import divided, divisible
 from lightning_sloppy.curvature.memory import counted_graph, free_bytes
+from lightning_sloppy.curvature.micro_batches import divided, divisible
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import UnsupportedError
 from lightning_sloppy.evaluation.batches import Batch, sample_count
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.linalg.operator import SymmetricOperator
 
-Method = Literal["auto", "kept graph", "recomputed", "central differences"]
+Method = Literal["auto", "kept_graph", "recomputed", "central_differences"]
 Graph = TypeVar("Graph")
 Result = TypeVar("Result")
 
-GRAPH_SHARE = 0.25
+GRAPH_FRACTION = 0.25
 """Share of the free memory that graphs may take: training needs the rest at its next step."""
 
 
@@ -39,7 +39,7 @@ class KeptGraphOperator(SymmetricOperator, Generic[Graph]):
         method: "auto" decides by the memory that the first batch's graph takes.
 
     Attributes:
-        method: How it was decided, "kept graph" or "recomputed", with the size of the micro-batches if there are any.
+        method: How it was decided, "kept_graph" or "recomputed", with the size of the micro-batches if there are any.
         unused: Names of the parameters that the loss does not use: their rows are zero. Known after a pass.
     """
 
@@ -65,21 +65,21 @@ class KeptGraphOperator(SymmetricOperator, Generic[Graph]):
 
     @abstractmethod
     def _build(self, index: int) -> Graph:
-        """The graph of one batch, with the batch's share of the mean loss in it; notes the used parameters."""
+        """The graph of one batch, with the batch's fraction of the mean loss in it; notes the used parameters."""
 
     @abstractmethod
     def _multiply(self, graph: Graph, pieces: Sequence[Tensor], where: Sequence[int]) -> list[Tensor | None]:
         """One batch's part of the product, rows and columns of the parameters ``where``; the graph stays."""
 
-    def _take(self, batches: list[Batch], shares: list[float] | None = None) -> None:
-        shares = self._objective.shares(batches) if shares is None else shares
-        held = [(batch, share) for batch, share in zip(batches, shares, strict=True) if share > 0]
+    def _take(self, batches: list[Batch], fractions: list[float] | None = None) -> None:
+        fractions = self._objective.batch_fractions(batches) if fractions is None else fractions
+        held = [(batch, fraction) for batch, fraction in zip(batches, fractions, strict=True) if fraction > 0]
         self._batches = [batch for batch, _ in held]
-        self._shares = [share for _, share in held]
+        self._fractions = [fraction for _, fraction in held]
 
     def _plan(self, method: Method) -> None:
         """Keep all graphs, or none when the first one says that they will not fit."""
-        budget = float("inf") if method == "kept graph" else GRAPH_SHARE * free_bytes(self.device)
+        budget = float("inf") if method == "kept_graph" else GRAPH_FRACTION * free_bytes(self.device)
         kept: list[Graph] = []
         try:
             for index in range(len(self._batches)):
@@ -90,27 +90,27 @@ class KeptGraphOperator(SymmetricOperator, Generic[Graph]):
                         self._divide(int(-(-graph_bytes[0] // budget)))
                     return
         except torch.OutOfMemoryError:
-            if method == "kept graph":
+            if method == "kept_graph":
                 raise
             kept.clear()
             self._divide(2)
             return
-        self._kept, self.method = kept, "kept graph"
+        self._kept, self.method = kept, "kept_graph"
 
     def _divide(self, parts: int) -> bool:
         """Cut every batch into so many micro-batches; the matrix stays the same. False when it cannot be done."""
         size = max(max(sample_count(batch) for batch in self._batches) // parts, 1)
         if not divisible(self._objective, self._leaves, self._batches, size):
             return False
-        # Every rank divides when it must: the shares of the pieces are known without the others.
+        # Every rank divides when it must: the fractions of the pieces are known without the others.
         pieces: list[Batch] = []
-        shares: list[float] = []
-        for batch, share in zip(self._batches, self._shares, strict=True):
+        fractions: list[float] = []
+        for batch, fraction in zip(self._batches, self._fractions, strict=True):
             mine = divided([batch], size)
             weights = [self._objective.batch_weight(piece) for piece in mine]
             pieces += mine
-            shares += [share * weight / sum(weights) for weight in weights]
-        self._take(pieces, shares)
+            fractions += [fraction * weight / sum(weights) for weight in weights]
+        self._take(pieces, fractions)
         self.method = f"recomputed, micro-batches of {size}"
         return True
 
@@ -181,7 +181,7 @@ class Blocked(Protocol):
 class LayerBlock(SymmetricOperator):
     """A diagonal block of a matrix: the rows and columns of the parameters of one layer.
 
-    It shares the graphs of the whole matrix; a product goes back through the layers behind this one only.
+    It uses the graphs of the whole matrix; a product goes back through the layers behind this one only.
 
     Args:
         whole: Products with the whole matrix.
@@ -210,5 +210,5 @@ def need_outputs(objective: Objective) -> None:
     if not objective.has_outputs:
         raise UnsupportedError(
             "The Gauss-Newton and Fisher matrices need outputs and loss apart, but the loss is only known as a whole "
-            "training step; pass objective=, the mean-reduced loss of (outputs, targets), as a dotted path in YAML."
+            "training step; pass loss_fn=, the mean-reduced loss of (outputs, targets), as a dotted path in YAML."
         )

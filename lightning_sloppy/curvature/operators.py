@@ -68,7 +68,7 @@ class Curvature:
         """
         module = self.objective.module
         with double_backward(module):
-            if method == "central differences":
+            if method == "central_differences":
                 return use(self._by_differences()), ""
         try:
             with double_backward(module):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_sloppy.curvature.assembly import Frame, basis_memory, trace_of
+from lightning_sloppy.curvature.assembly import SpectrumBuilder, basis_memory, trace_of
 from lightning_sloppy.curvature.central_differences import CentralDifferences
 from lightning_sloppy.curvature.kept_graph import LayerBlock, Method
 from lightning_sloppy.curvature.operators import Curvature, CurvatureOperator
@@ -26,7 +26,7 @@ from lightning_sloppy.linalg.eigensolver import DENSE_LIMIT, top_eigenpairs
 from lightning_sloppy.linalg.lanczos import NonFiniteProductError
 from lightning_sloppy.linalg.operator import SymmetricOperator
 from lightning_sloppy.linalg.quadrature import Enough, Known, exact_density, joined, lanczos_density
-from lightning_sloppy.linalg.wanted import Which
+from lightning_sloppy.linalg.which import Which
 from lightning_sloppy.records import Density, Spectrum, Status
 
 
@@ -122,9 +122,9 @@ def spectrum_of(
     on_product: Callable[[int], None] | None = None,
 ) -> Spectrum:
     """Pairs of any of the matrices by products; see :func:`hessian_of`."""
-    frame = Frame(curvature.matrix, curvature.objective, curvature.batches)
+    builder = SpectrumBuilder(curvature.matrix, curvature.objective, curvature.batches)
     layout = curvature.layout
-    loss, unsteady = frame.losses(layout)
+    loss, unsteady = builder.losses(layout)
     memory, ranks = basis_memory(curvature.objective, solve.basis_memory), curvature.objective.ranks
     positive = curvature.matrix != "hessian"
 
@@ -141,20 +141,20 @@ def spectrum_of(
             density = _density(operator, quadrature, memory, rng, ranks, positive=positive, known=_known(found))
         if not solve.eigenvectors:
             found = replace(found, vectors=None)
-        spectrum = frame.pairs(operator, found, density=density, method=operator.method)
+        spectrum = builder.pairs(operator, found, density=density, method=operator.method)
         # One step tells the trace and nothing of the shape.
         if found.spectrum is None and quadrature is not None and quadrature.steps == 1:
             spectrum = replace(spectrum, density=None)
-        layers = _blocks(frame, operator, layout, solve, memory, rng) if by_layer else {}
+        layers = _blocks(builder, operator, layout, solve, memory, rng) if by_layer else {}
         detail = {**spectrum.detail, "loss": loss, "unused": ", ".join(operator.unused), "unsteady": unsteady}
         return replace(spectrum, layers=layers, detail={name: value for name, value in detail.items() if value != ""})
 
     try:
         spectrum, sentence = curvature.measured(use, method)
     except NonFiniteProductError:
-        return frame.nothing(layout.dim, Status.NON_FINITE)
+        return builder.nothing(layout.dim, Status.NON_FINITE)
     except BasisMemoryError as error:
-        return frame.nothing(layout.dim, Status.OUT_OF_MEMORY, fits=error.fits, memory=str(error))
+        return builder.nothing(layout.dim, Status.OUT_OF_MEMORY, fits=error.fits, memory=str(error))
     return replace(spectrum, detail={**spectrum.detail, "fallback": sentence}) if sentence else spectrum
 
 
@@ -186,13 +186,13 @@ def gauss_newton_of(
     """Whole-spectrum view of the Gauss-Newton matrix by quadrature; exact where it is small enough to form."""
     layout = ParameterLayout.of(objective.module, parameters)
     curvature = Curvature("gauss_newton", objective, layout, batches)
-    frame = Frame("gauss_newton", objective, batches)
+    builder = SpectrumBuilder("gauss_newton", objective, batches)
     memory = basis_memory(objective, None)
 
     def use(operator: CurvatureOperator) -> Spectrum:
         operator.on_product = on_product
         if layout.dim <= DENSE_LIMIT:
-            return frame.pairs(operator, top_eigenpairs(operator, layout.dim, rng=rng), method=operator.method)
+            return builder.pairs(operator, top_eigenpairs(operator, layout.dim, rng=rng), method=operator.method)
         density = _density(operator, quadrature, memory, rng, objective.ranks, positive=True)
         largest, smallest = float(density.nodes.max()), float(density.nodes.min())
         floor = operator.rounding * max(largest, -smallest)
@@ -200,21 +200,21 @@ def gauss_newton_of(
             # The loss is not convex in the outputs: what holds for positive semidefinite matrices brackets nothing.
             density = replace(density, positive_semidefinite=False)
         return replace(
-            frame.nothing(layout.dim, Status.CONVERGED),
+            builder.nothing(layout.dim, Status.CONVERGED),
             largest=largest,
             smallest=smallest,
             density=density,
             trace=trace_of(None, density),
             floor=floor,
-            cost=frame.cost(operator, operator.method),
+            cost=builder.cost(operator, operator.method),
         )
 
     try:
         return curvature.measured(use, method)[0]
     except NonFiniteProductError:
-        return frame.nothing(layout.dim, Status.NON_FINITE)
+        return builder.nothing(layout.dim, Status.NON_FINITE)
     except BasisMemoryError as error:
-        return frame.nothing(layout.dim, Status.OUT_OF_MEMORY, fits=error.fits, memory=str(error))
+        return builder.nothing(layout.dim, Status.OUT_OF_MEMORY, fits=error.fits, memory=str(error))
 
 
 def _known(found: Eigenpairs) -> Known | None:
@@ -269,7 +269,7 @@ def _density(
 
 
 def _blocks(
-    frame: Frame,
+    builder: SpectrumBuilder,
     operator: CurvatureOperator,
     layout: ParameterLayout,
     solve: Solve,
@@ -281,7 +281,7 @@ def _blocks(
     for name, where in layout.layers().items():
         block = LayerBlock(operator, where)
         if block.dim > 0:
-            found[name] = frame.pairs(
+            found[name] = builder.pairs(
                 block, solve.pairs(block, memory, rng, solve.eigenvectors), method=operator.method
             )
     return found

@@ -87,8 +87,8 @@ def checked_mean(objective: Objective, batch: Batch) -> str:
             f"The loss adds up its samples ({whole:.6g} on {count}, {first:.6g} and {second:.6g} on the halves), but "
             "a mean is needed; use reduction='mean'."
         )
-    share = objective.batch_weight(parts[1]) / objective.batch_weight(batch)
-    expected = share * first + (1 - share) * second
+    fraction = objective.batch_weight(parts[1]) / objective.batch_weight(batch)
+    expected = fraction * first + (1 - fraction) * second
     if abs(whole - expected) > tolerance + AGREEMENT * abs(first - second) + 1e-7:
         return (
             f"The loss of a batch ({whole:.6g}) is not the mean over its samples ({expected:.6g}): batches are "

@@ -143,23 +143,23 @@ class Objective:
 
     def total_weight(self, batches: list[Batch]) -> float:
         """Weight of the whole probe, the batches of all ranks."""
-        return self._everybodys(sum(map(self.batch_weight, batches)))
+        return self._summed_over_ranks(sum(map(self.batch_weight, batches)))
 
-    def shares(self, batches: list[Batch]) -> list[float]:
+    def batch_fractions(self, batches: list[Batch]) -> list[float]:
         """What part of the mean over the whole probe each batch is; batches of all ranks add up to one."""
         weights = [self.batch_weight(batch) for batch in batches]
-        total = self._everybodys(sum(weights))
+        total = self._summed_over_ranks(sum(weights))
         return [weight / total for weight in weights] if total > 0 else [0.0] * len(batches)
 
-    def _everybodys(self, weight: float) -> float:
+    def _summed_over_ranks(self, weight: float) -> float:
         return float(self.add_up(torch.tensor(weight, device=self.device, dtype=self.dtype)))
 
     def mean_loss(self, parameters: Mapping[str, Tensor], batches: list[Batch]) -> Tensor:
         """Loss averaged over the whole probe: every batch by its weight, whatever the batch sizes."""
         value = torch.zeros((), dtype=self.dtype, device=self.device)
-        for batch, share in zip(batches, self.shares(batches), strict=True):
-            if share > 0:  # a batch without valid targets has a mean of nothing over nothing
-                value = value + self.loss(parameters, batch) * share
+        for batch, fraction in zip(batches, self.batch_fractions(batches), strict=True):
+            if fraction > 0:  # a batch without valid targets has a mean of nothing over nothing
+                value = value + self.loss(parameters, batch) * fraction
         return self.add_up(value)
 
     def examine(self, outputs: Any, batch: Batch) -> None:

@@ -92,7 +92,7 @@ def term_weights(known: KnownLoss, outputs: Tensor, targets: Any) -> Tensor:
     """
     if known.likelihood == "categorical":
         return _class_term_weights(known, outputs, targets)
-    # A mean over the elements of a sample: each has its share of the sample's weight.
+    # A mean over the elements of a sample: each has its fraction of the sample's weight.
     weights = _ones(outputs) / max(outputs.shape[1:].numel(), 1)
     if known.term_weights is not None:
         weights = weights * known.term_weights.to(outputs)
@@ -138,10 +138,10 @@ def _token_weights(known: KnownLoss, targets: Tensor) -> Tensor:
 def _class_term_weights(known: KnownLoss, outputs: Tensor, targets: Any) -> Tensor:
     if not _is_classes(targets):
         # Targets that are probabilities: the mean is over samples and positions, the class weights are in the terms.
-        share = _ones(outputs.movedim(1, -1)[..., 0]) / max(outputs.shape[2:].numel(), 1)
+        fraction = _ones(outputs.movedim(1, -1)[..., 0]) / max(outputs.shape[2:].numel(), 1)
         if known.class_weights is None or not isinstance(targets, Tensor):
-            return share
-        return share * (targets.movedim(1, -1) * known.class_weights.to(targets)).sum(-1)
+            return fraction
+        return fraction * (targets.movedim(1, -1) * known.class_weights.to(targets)).sum(-1)
     weights = _token_weights(known, targets)
     if known.class_weights is None:
         return weights

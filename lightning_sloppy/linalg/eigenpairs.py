@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_sloppy.linalg.basis import Storage
 from lightning_sloppy.linalg.operator import SymmetricOperator
-from lightning_sloppy.linalg.wanted import Which, chosen
+from lightning_sloppy.linalg.which import Which, chosen
 from lightning_sloppy.records import Status
 
 

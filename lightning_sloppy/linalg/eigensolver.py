@@ -12,7 +12,7 @@ from lightning_sloppy.linalg.eigenpairs import Eigenpairs, Search, merged, rayle
 from lightning_sloppy.linalg.lanczos import Lanczos, NonFiniteProductError
 from lightning_sloppy.linalg.operator import SymmetricOperator
 from lightning_sloppy.linalg.vectors import unit_gaussian
-from lightning_sloppy.linalg.wanted import Which, chosen, sides, urgency
+from lightning_sloppy.linalg.which import Which, chosen, sides, urgency
 from lightning_sloppy.records import Status
 
 DENSE_LIMIT = 256

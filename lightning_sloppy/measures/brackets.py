@@ -16,7 +16,7 @@ HALF = 0.5
 """A count known to half an eigenvalue is known."""
 
 RESOLVED = 0.10
-"""A value whose truncation error is above this share of it is unresolved. A tenth: curves are read by eye."""
+"""A value whose truncation error is above this fraction of it is unresolved. A tenth: curves are read by eye."""
 
 
 def concave_bracket(diagonal: Tensor, offdiagonal: Tensor, function: Callable[[Tensor], Tensor]) -> tuple[float, float]:
@@ -82,9 +82,9 @@ def increasing_bracket(
     seen = float((weights * function(nodes)).sum())
     if float(offdiagonal[-1]) == 0.0:
         return seen, seen
-    points, shares = np.polynomial.legendre.leggauss(LEVELS)
+    points, rule = np.polynomial.legendre.leggauss(LEVELS)
     levels = [step_count_bracket(diagonal, offdiagonal, threshold((1 + x) / 2)) for x in points.tolist()]
-    lower, upper = (shares / 2 @ np.array(levels)).tolist()
+    lower, upper = (rule / 2 @ np.array(levels)).tolist()
     # The Gauss rule lies inside the bracket; so it stays, whatever the sum of 24 terms makes of a step.
     return min(lower, seen), max(upper, seen)
 

@@ -1,6 +1,6 @@
 """The other published dimensions of a positive semidefinite spectrum, each under its own name.
 
-Relations: ``effective_rank <= participation_ratio <= entropy_rank <= rank`` (Renyi entropies of the shares
+Relations: ``effective_rank <= participation_ratio <= entropy_rank <= rank`` (Renyi entropies of the fractions
 ``lambda / sum lambda`` of order infinity, 2, 1, 0), and ``df_2(z) <= df_1(z)``.
 """
 
@@ -86,7 +86,7 @@ def singular_entropy_rank(spectrum: Spectrum) -> Estimate:
 def normalised_effective_dimension(spectrum: Spectrum, n: int, gamma: float = 1.0) -> Estimate:
     """``sum_i log(1 + kappa p lambda_i / sum lambda) / (p log kappa)`` with ``kappa = gamma n / (2 pi log n)``.
 
-    The local, single-point form of Abbas et al. (2021, arXiv 2011.00027 and 2112.04807), as a share of p in [0, 1].
+    The local, single-point form of Abbas et al. (2021, arXiv 2011.00027 and 2112.04807), as a fraction of p in [0, 1].
 
     Args:
         spectrum: Of a Fisher matrix, with its trace.

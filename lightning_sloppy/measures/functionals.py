@@ -167,16 +167,16 @@ def negative_mass(spectrum: Spectrum) -> Estimate:
     density = spectrum.density
     known = torch.tensor([float(-density.known.clamp_max(0).sum()), float(density.known.abs().sum())]).double()
     masses, coarse = (
-        torch.tensor([_masses(*cut(d, o, share)) for d, o in pairs(density)], dtype=torch.float64)
+        torch.tensor([_masses(*cut(d, o, fraction)) for d, o in pairs(density)], dtype=torch.float64)
         * density.masses.unsqueeze(1)
         + known
-        for share in (1.0, 0.5)
+        for fraction in (1.0, 0.5)
     )
     below, total = masses.mean(dim=0).tolist()
     value = below / total if total else 0.0
     halfway = float(coarse[:, 0].sum() / coarse[:, 1].sum().clamp_min(1e-300)) if total else 0.0
     truncation = abs(value - halfway)
-    # The delta method: the ratio varies as the part below zero varies beside its share of the whole.
+    # The delta method: the ratio varies as the part below zero varies beside its fraction of the whole.
     beside = masses[:, 0] - value * masses[:, 1]
     error = standard_error(beside) / total if total else 0.0
     # A mass close to zero is resolved although its relative error is large.
@@ -200,11 +200,11 @@ def pairs(density: Density) -> list[tuple[Tensor, Tensor]]:
     return list(zip(density.diagonals, density.offdiagonals, strict=True))
 
 
-def cut(diagonal: Tensor, offdiagonal: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def cut(diagonal: Tensor, offdiagonal: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     """The leading part of T; an exhausted T is exact and stays whole."""
     if float(offdiagonal[-1]) == 0.0:
         return diagonal, offdiagonal
-    size = max(1, round(len(diagonal) * share))
+    size = max(1, round(len(diagonal) * fraction))
     return diagonal[:size], offdiagonal[:size]
 
 

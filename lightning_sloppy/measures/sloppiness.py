@@ -107,8 +107,8 @@ def participation_ratio(spectrum: Spectrum) -> Estimate:
     >>> round(entropy_rank(spectrum).value, 4), effective_rank(spectrum).value
     (1.6494, 1.25)
     """
-    shares = _shares(spectrum)
-    return _unavailable() if shares is None else Estimate(1.0 / float(shares.square().sum()))
+    fractions = _fractions(spectrum)
+    return _unavailable() if fractions is None else Estimate(1.0 / float(fractions.square().sum()))
 
 
 def entropy_rank(spectrum: Spectrum) -> Estimate:
@@ -117,8 +117,8 @@ def entropy_rank(spectrum: Spectrum) -> Estimate:
     The effective rank of Roy and Vetterli (EUSIPCO 2007) takes singular values; this is that of a covariance, whose
     eigenvalues are their squares. Needs all eigenvalues of a positive semidefinite matrix, else UNAVAILABLE.
     """
-    shares = _shares(spectrum)
-    return _unavailable() if shares is None else Estimate(math.exp(float(torch.special.entr(shares).sum())))
+    fractions = _fractions(spectrum)
+    return _unavailable() if fractions is None else Estimate(math.exp(float(torch.special.entr(fractions).sum())))
 
 
 def effective_rank(spectrum: Spectrum) -> Estimate:
@@ -204,7 +204,7 @@ def _resolved(spectrum: Spectrum) -> Tensor:
     return values[values > max(spectrum.floor, 0.0)]
 
 
-def _shares(spectrum: Spectrum) -> Tensor | None:
+def _fractions(spectrum: Spectrum) -> Tensor | None:
     """Eigenvalues above the floor over their sum; None when some are missing, or negative beyond rounding."""
     values = _resolved(spectrum)
     if spectrum.truncated or not len(values) or spectrum.smallest < -spectrum.floor:

@@ -8,11 +8,11 @@ from torch import Tensor
 from lightning_sloppy.records import Estimate
 
 
-def share_inside(vectors: Tensor, direction: Tensor) -> Estimate | None:
+def fraction_inside(vectors: Tensor, direction: Tensor) -> Estimate | None:
     """``||U^T g||^2 / ||g||^2``: the part of a vector inside a space, in [0, 1]; None for a vector of zeros.
 
     For the gradient and the top eigenspace: Gur-Ari, Roberts and Dyer (2018, arXiv 1812.04754). A random direction has
-    ``k / p`` on average (:func:`random_share`).
+    ``k / p`` on average (:func:`random_fraction`).
 
     Args:
         vectors: (p, k), orthonormal columns.
@@ -25,12 +25,12 @@ def share_inside(vectors: Tensor, direction: Tensor) -> Estimate | None:
     return Estimate(min(float(inside.double().square().sum()), 1.0))
 
 
-def random_share(dim: int, k: int) -> Estimate:
-    """Mean share of a random direction, ``k / p``, with the standard deviation of one as its standard error.
+def random_fraction(dim: int, k: int) -> Estimate:
+    """Mean fraction of a random direction, ``k / p``, with the standard deviation of one as its standard error.
 
-    The share is Beta-distributed with parameters k/2 and (p - k)/2, of variance ``2 k (p - k) / (p^2 (p + 2))``.
+    The fraction is Beta-distributed with parameters k/2 and (p - k)/2, of variance ``2 k (p - k) / (p^2 (p + 2))``.
 
-    >>> random_share(100, 10).value
+    >>> random_fraction(100, 10).value
     0.1
     """
     spread = (2 * k * max(dim - k, 0) / (dim**2 * (dim + 2))) ** 0.5

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sized
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -14,21 +14,20 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_sloppy.curvature.parameters import ParameterLayout
-from lightning_sloppy.curvature.shares import everybodys
+from lightning_sloppy.curvature.partition import gathered_batches
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, as_pair
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.evaluation.ranks import ALONE, all_ranks, together
 from lightning_sloppy.probing import trainer_internals
-from lightning_sloppy.probing.digests import SampleDigests, rest_digests, sample_digests
-from lightning_sloppy.probing.objective import ObjectiveChoice, choose_objective
-from lightning_sloppy.probing.passing import PassingBatches
+from lightning_sloppy.probing.digests import SampleDigests, frozen_digests, sample_digests
+from lightning_sloppy.probing.loss_choice import LossChoice, choose_loss
 from lightning_sloppy.probing.samples import SampleSource, probe_indices
+from lightning_sloppy.probing.streamed_batches import StreamedBatches
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-ProbeKind = Literal["fixed", "batch"]
 Result = TypeVar("Result")
 
 MEASURING_BATCH = 1_024
@@ -52,11 +51,11 @@ class FitContext:
         modes: Every submodule with its training flag when the fit started.
         fresh: Whether the weights have seen no optimiser step that we know of.
         start: The weights when the fit started, one vector (p,) on the CPU.
-        start_rest: Digests of buffers and frozen parameters at that moment, by name.
+        start_digests: Digests of buffers and frozen parameters at that moment, by name.
         layout_written: Whether the custom-scalars layout was written.
         measuring_seconds: Time spent in measurements so far, also before a resume.
         decision: The latest step at which measurements were due, and whether they were taken.
-        passing: Copies of batches that went by, where they are needed.
+        streamed: Copies of batches that went by, where they are needed.
         stretched: Whether it was said that measurements come less often than asked for.
     """
 
@@ -78,7 +77,7 @@ class FitContext:
         self.fresh = trainer.global_step == 0 and module not in _fitted and not trainer.ckpt_path
         _fitted.add(module)
         self.start = self.layout.vector(module).cpu()
-        self.start_rest = rest_digests(module)
+        self.start_digests = frozen_digests(module)
         self.measuring_seconds = 0.0
         self.decision: tuple[int, bool] | None = None
         self.stretched = False
@@ -86,9 +85,9 @@ class FitContext:
         self.layout_written = False
         self._clock = time.perf_counter()
         self._source: SampleSource | ConfigurationError | None = None
-        self.passing = PassingBatches()
+        self.streamed = StreamedBatches()
         self._probes: dict[tuple[int, int], list[Batch]] = {}
-        self._choices: dict[Any, ObjectiveChoice] = {}
+        self._choices: dict[Any, LossChoice] = {}
         self._digests: dict[SampleSource, SampleDigests] = {}
 
     def source(self, trainer: Trainer) -> SampleSource:
@@ -126,18 +125,19 @@ class FitContext:
         dataset = getattr(loaders[0], "dataset", None) if len(loaders) == 1 else None
         return len(dataset) if isinstance(dataset, Sized) else None
 
-    def probe(self, trainer: Trainer, num_samples: int, seed: int, kind: ProbeKind = "fixed") -> list[Batch]:
+    def probe(self, trainer: Trainer, num_samples: int, seed: int, *, current_batch: bool = False) -> list[Batch]:
         """The probe: batches on the device, as training would see them.
 
-        Fixed: read once for each (size, seed); where nothing can be read by index, the first batches of the training.
-        Batch: the one that is being trained on. Every rank gets the whole probe, passing batches of all ranks included.
+        They are read once for each (size, seed); where nothing can be read by index, they are the first batches of the
+        training. With ``current_batch`` it is the one that is being trained on. Every rank gets the whole probe,
+        streamed batches of all ranks included.
 
         Raises:
-            ConfigurationError: Before the first batch, when it must come by.
+            ConfigurationError: Before the first batch, when it must be streamed.
         """
-        if kind == "batch" or not self.indexable(trainer):
-            batches = self.passing.latest() if kind == "batch" else self.passing.first(self.own(num_samples))
-            batches = everybodys(self.ranks, batches)
+        if current_batch or not self.indexable(trainer):
+            batches = self.streamed.latest() if current_batch else self.streamed.first(self.own(num_samples))
+            batches = gathered_batches(self.ranks, batches)
             if not batches:
                 raise ConfigurationError("No batch was trained on yet, so there is nothing to measure on.")
             return batches
@@ -167,21 +167,21 @@ class FitContext:
             for batch in source.chunks(indices, size)
         ]
 
-    def objective(self, trainer: Trainer, override: Loss | None) -> ObjectiveChoice:
+    def objective(self, trainer: Trainer, override: Loss | None) -> LossChoice:
         """The loss of the fit, found and checked once.
 
         Raises:
-            ConfigurationError: When the loss cannot be known; the message names ``objective=``.
+            ConfigurationError: When the loss cannot be known; the message names ``loss_fn=``.
         """
-        # Passing batches are gathered every time, also when the choice is known: another rank may have to choose anew.
-        passing = None if self.indexable(trainer) else self.probe(trainer, 1, 0)[0]
+        # Streamed batches are gathered every time, also when the choice is known: another rank may have to choose anew.
+        streamed = None if self.indexable(trainer) else self.probe(trainer, 1, 0)[0]
         if override not in self._choices:
-            batch = passing
+            batch = streamed
             if batch is None:
                 source = self.source(trainer)
                 indices = torch.arange(min(len(source), source.batch_size))
                 batch = self.read(trainer, source, indices, len(indices))[0]
-            self._choices[override] = choose_objective(self.module, batch, override, modes=self.modes)
+            self._choices[override] = choose_loss(self.module, batch, override, modes=self.modes)
         return self._choices[override]
 
     def training_digests(self, trainer: Trainer) -> SampleDigests:
@@ -211,6 +211,14 @@ class FitContext:
             self.start = earlier
         return self.start
 
+    def start_of(self, layout: ParameterLayout) -> Tensor | None:
+        """The weights at the start of these parameters, flat; None when some were not trained then."""
+        table = self.layout.table(self.start)
+        shapes = dict(zip(layout.names, layout.shapes, strict=True))
+        if any(name not in table or table[name].shape != shape for name, shape in shapes.items()):
+            return None
+        return torch.cat([table[name].flatten() for name in layout.names])
+
     @property
     def fit_seconds(self) -> float:
         """Wall-clock seconds since this fit started."""
@@ -224,7 +232,7 @@ class FitContext:
         return max(here + earlier_training, 1e-9)
 
     @property
-    def share(self) -> float:
+    def overhead(self) -> float:
         """Seconds of measuring per second of training without it."""
         return self.measuring_seconds / self.training_seconds
 

@@ -49,7 +49,7 @@ def sample_digests(source: SampleSource, indices: Tensor | None = None) -> Sampl
     return SampleDigests(len(seen), frozenset(seen), whole)
 
 
-def rest_digests(module: nn.Module) -> dict[str, str]:
+def frozen_digests(module: nn.Module) -> dict[str, str]:
     """A hash of every buffer and every frozen parameter: what a network is made of besides its trained weights."""
     rest = [*module.named_buffers(), *((name, p) for name, p in module.named_parameters() if not p.requires_grad)]
     return {name: _digest(tensor) for name, tensor in rest}

@@ -136,12 +136,12 @@ class ErrorCounter:
         with self._source.untouched():
             for batch in self._batches(indices):
                 inputs, targets = private(batch)
-                share = len(targets) / len(indices)
+                fraction = len(targets) / len(indices)
 
-                def run(inputs: Any = inputs, targets: Any = targets, share: float = share) -> tuple[float, int]:
+                def run(inputs: Any = inputs, targets: Any = targets, fraction: float = fraction) -> tuple[float, int]:
                     with noise():
                         outputs = self._objective.outputs(table, inputs)
-                    loss = loss_fn(outputs, targets) * share
+                    loss = loss_fn(outputs, targets) * fraction
                     parts = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
                     for slope, part in zip(slopes, parts, strict=True):
                         slope += 0 if part is None else part

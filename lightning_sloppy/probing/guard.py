@@ -1,4 +1,4 @@
-"""The Trainer's share of leaving no trace: logging is muted."""
+"""The Trainer's part of leaving no trace: logging is muted."""
 
 from __future__ import annotations
 

@@ -12,16 +12,16 @@ from torch.utils.data import DataLoader
 from lightning_sloppy.certificate import Reason
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.probing import trainer_internals, validity
+from lightning_sloppy.probing.certificate_task import RunState
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.prior_split import PriorSplit
-from lightning_sloppy.probing.question import Run
 from lightning_sloppy.probing.samples import SampleSource
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-Prior = Literal["initialisation", "curvature", "split"]
-"""Where a prior comes from."""
+Prior = Literal["initialization", "initialisation", "curvature", "split"]
+"""Where a prior comes from; the two spellings mean the same."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Samples:
     reasons: list[str]
 
 
-def require_samples(trainer: Trainer, prior: Prior) -> None:
+def require_samples(trainer: Trainer, prior: str) -> None:
     """Check at ``setup`` that the fit offers what the prior asks for.
 
     Raises:
@@ -61,7 +61,7 @@ def _no_validation() -> ConfigurationError:
     )
 
 
-def samples_for(trainer: Trainer, context: FitContext, prior: Prior, run: Run) -> Samples:
+def samples_for(trainer: Trainer, context: FitContext, prior: str, run: RunState) -> Samples:
     """The samples of a certificate, and why there may be none.
 
     Args:
@@ -77,10 +77,10 @@ def samples_for(trainer: Trainer, context: FitContext, prior: Prior, run: Run) -
         return _split(trainer, context, run)
     source = context.source(trainer)
     reasons = [
-        *validity.module_reasons(context, run.prior_mean, run.rest),
+        *validity.module_reasons(context, run.prior_mean, run.frozen),
         *validity.data_reasons(trainer, context, source),
     ]
-    if prior == "initialisation":
+    if prior == "initialization":
         return Samples(source, None, reasons)
     loaders = trainer_internals.held_out_loaders(trainer)
     if not loaders:
@@ -105,7 +105,7 @@ def _held_out(trainer: Trainer, context: FitContext, loader: DataLoader[Any]) ->
     return source
 
 
-def _split(trainer: Trainer, context: FitContext, run: Run) -> Samples:
+def _split(trainer: Trainer, context: FitContext, run: RunState) -> Samples:
     split: PriorSplit = trainer.datamodule
     certifying = SampleSource(split.certification_dataloader())
     reasons = validity.split_reasons(trainer, context, certifying)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lightning_sloppy.errors import ConfigurationError
@@ -11,19 +11,27 @@ from lightning_sloppy.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which effective batches are measured behind. What several rules ask for is measured once.
+    """When an instrument measures behind training batches, and what all measuring of the fit may cost.
 
-    Effective batches are counted from 1: number 100 is the one at x-value 99, where ``log_every_n_steps=100`` logs too.
-    Accumulated batches count as one, and under manual optimisation every batch does, whatever the optimisers are.
+    The first measurement comes before the first step and the last one at the end of the training, whatever the rules.
+    What several rules ask for is measured once. Effective batches are counted from 1: number 100 is the one at x-value
+    99, where ``log_every_n_steps=100`` logs too. Accumulated batches count as one, and under manual optimisation every
+    batch does, whatever the optimisers are.
 
     Args:
-        every_n_epochs: Behind the last batch of every so-manieth epoch. None is 1 when no other rule is given.
-        every_n_steps: Behind every so-manieth effective batch.
-        at_steps: Behind these effective batches.
-        per_decade: Behind so many effective batches in every tenfold, evenly spaced in the logarithm, and the first.
+        every_n_epochs: Measure after the last batch of every n-th epoch. null: 1 where no other rule is given.
+        every_n_steps: Measure after every n-th effective batch.
+        at_steps: Measure after these effective batches.
+        per_decade: Measure after this many effective batches in every tenfold, evenly spaced in the logarithm, and
+            after the first.
+        max_overhead: Limit of (seconds of measuring - grace_seconds) / (seconds of training without measuring), for
+            all callbacks of the fit together. Measurements come less often where they would exceed it, and where a
+            whole run would have fewer than ten, each measures less. This is said once, and seen in the curve
+            ``sloppy_cost/overhead``. null: no limit.
+        grace_seconds: Seconds of measuring that are free, so that short runs are measured as asked.
 
     Raises:
-        ConfigurationError: For numbers below 1.
+        ConfigurationError: For numbers out of range.
 
     >>> [step for step in range(1, 101) if Schedule(per_decade=2).due(step, epoch=0, ends_epoch=False)]
     [1, 4, 10, 32, 100]
@@ -33,6 +41,8 @@ class Schedule:
     every_n_steps: int | None = None
     at_steps: Sequence[int] = ()
     per_decade: int | None = None
+    max_overhead: float | None = 0.1
+    grace_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         """Check the numbers, and fill in the default rule."""
@@ -45,6 +55,12 @@ class Schedule:
                 f"at_steps={list(self.at_steps)} was asked for; effective batches are counted from 1, so pass whole "
                 "numbers of at least 1."
             )
+        if self.max_overhead is not None and not self.max_overhead >= 0:
+            raise ConfigurationError(
+                f"max_overhead={self.max_overhead} was asked for; pass a ratio such as 0.1, or None for no limit."
+            )
+        if not self.grace_seconds >= 0:
+            raise ConfigurationError(f"grace_seconds={self.grace_seconds} was asked for; pass 0 or more.")
         object.__setattr__(self, "at_steps", tuple(self.at_steps))
         if self.every_n_epochs is None and self.every_n_steps is None and not self.at_steps and self.per_decade is None:
             object.__setattr__(self, "every_n_epochs", 1)
@@ -63,50 +79,25 @@ class Schedule:
             math.floor(self.per_decade * math.log10(batches)) > math.floor(self.per_decade * math.log10(batches - 1))
         )
 
-
-FEWEST_ROUNDS = 10
-"""Measurements that a whole run should have; where the budget gives fewer, each one does less."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What measuring may cost: ``(measuring - grace_seconds) / training <= max_overhead``, in seconds.
-
-    Args:
-        max_overhead: Seconds of measuring beyond the grace, per second of training without measuring. None: no limit.
-        grace_seconds: Measuring that is free, so that short runs are measured as asked.
-
-    Raises:
-        ConfigurationError: For numbers below zero.
-    """
-
-    max_overhead: float | None = 0.1
-    grace_seconds: float = 60.0
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        if self.max_overhead is not None and not self.max_overhead >= 0:
-            raise ConfigurationError(
-                f"max_overhead={self.max_overhead} was asked for; pass a share such as 0.1, or None for no limit."
-            )
-        if not self.grace_seconds >= 0:
-            raise ConfigurationError(f"grace_seconds={self.grace_seconds} was asked for; pass 0 or more.")
-
     def allows(self, cost: float, *, measuring: float, training: float) -> bool:
-        """Whether so many more seconds of measuring stay within the budget."""
+        """Whether so many more seconds of measuring stay within the limit."""
         if self.max_overhead is None:
             return True
         return measuring + cost <= self.grace_seconds + self.max_overhead * training
 
-    def rounds(self, cost: float, *, training: float) -> float:
-        """How many measurements of this cost a run gets that trains for so many seconds."""
+    def affordable_rounds(self, cost: float, *, training: float) -> float:
+        """How many rounds of measurements of this cost a run gets that trains for so many seconds."""
         if self.max_overhead is None or cost <= 0:
             return math.inf
         return (self.grace_seconds + self.max_overhead * training) / cost
 
 
+FEWEST_ROUNDS = 10
+"""Rounds of measurements that a whole run should have; where the limit gives fewer, each one does less."""
+
+
 @dataclass(frozen=True)
-class Work:
+class MeasurementSize:
     """How much one measurement does.
 
     Attributes:
@@ -119,20 +110,20 @@ class Work:
     probes: int = 0
     k: int = 0
 
-    def less(self) -> Work | None:
+    def smaller(self) -> MeasurementSize | None:
         """The next smaller one, None at the end: probe vectors first, for fewer widen an error and move no value.
 
-        >>> Work(512, probes=4, k=10).less()
-        Work(num_samples=512, probes=2, k=10)
-        >>> Work(128, probes=2, k=1).less() is None
+        >>> MeasurementSize(512, probes=4, k=10).smaller()
+        MeasurementSize(num_samples=512, probes=2, k=10)
+        >>> MeasurementSize(128, probes=2, k=1).smaller() is None
         True
         """
         if self.probes > LEAST_PROBES:
-            return Work(self.num_samples, max(self.probes // 2, LEAST_PROBES), self.k)
+            return MeasurementSize(self.num_samples, max(self.probes // 2, LEAST_PROBES), self.k)
         if self.num_samples > LEAST_SAMPLES:
-            return Work(max(self.num_samples // 2, LEAST_SAMPLES), self.probes, self.k)
+            return MeasurementSize(max(self.num_samples // 2, LEAST_SAMPLES), self.probes, self.k)
         if self.k > 1:
-            return Work(self.num_samples, self.probes, self.k // 2)
+            return MeasurementSize(self.num_samples, self.probes, self.k // 2)
         return None
 
     def __str__(self) -> str:
@@ -147,3 +138,54 @@ LEAST_PROBES = 2
 
 LEAST_SAMPLES = 128
 """Fewer samples would say more about the draw than about the network."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A measurement that is due.
+
+    Attributes:
+        schedule: Of its instrument; its limit on the cost is meant.
+        size: How much it would do.
+        seconds: What it is expected to take.
+        cheaper: The next smaller size with its cost as a fraction; None when it would hardly save anything.
+    """
+
+    schedule: Schedule
+    size: MeasurementSize
+    seconds: float
+    cheaper: Callable[[MeasurementSize], tuple[MeasurementSize, float] | None]
+
+
+def decide_round(
+    due: Sequence[Candidate], *, others: float, measuring: float, training: float, progress: float | None
+) -> tuple[bool, list[MeasurementSize], list[float]]:
+    """Whether to take a round, and the size of each of its measurements from now on with its expected seconds.
+
+    Args:
+        due: The measurements of the round. None of them may exceed its own limit.
+        others: Expected seconds of one measurement of each instrument that is not in this round.
+        measuring: Seconds of measuring so far.
+        training: Seconds of training so far.
+        progress: Fraction of the training that is done; None when nobody knows.
+    """
+    sizes, costs = [each.size for each in due], [each.seconds for each in due]
+
+    def allowed() -> bool:
+        # The last round of the fit always happens, so its cost is set aside.
+        cost = 2 * sum(costs) + others
+        return all(each.schedule.allows(cost, measuring=measuring, training=training) for each in due)
+
+    def few() -> bool:
+        return progress is not None and any(
+            each.schedule.affordable_rounds(sum(costs), training=training / progress) < FEWEST_ROUNDS for each in due
+        )
+
+    while not allowed() and few():
+        cheaper = [each.cheaper(size) for each, size in zip(due, sizes, strict=True)]
+        dearest = max(range(len(due)), key=lambda index: -1.0 if cheaper[index] is None else costs[index])
+        choice = cheaper[dearest]
+        if choice is None:
+            break
+        sizes[dearest], costs[dearest] = choice[0], costs[dearest] * choice[1]
+    return allowed(), sizes, costs

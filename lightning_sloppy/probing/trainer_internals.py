@@ -34,13 +34,13 @@ def batch_number(trainer: Trainer) -> int:
 
 def fraction_done(trainer: Trainer) -> float | None:
     """Share of the planned training that is behind, in (0, 1]; None when no end is planned."""
-    shares = []
+    fractions = []
     if trainer.max_steps > 0:
-        shares.append(trainer.global_step / trainer.max_steps)
+        fractions.append(trainer.global_step / trainer.max_steps)
     batches = _planned_batches(trainer)
     if batches is not None:
-        shares.append((batch_number(trainer) + 1) / batches)
-    return min(max(shares), 1.0) if shares and max(shares) > 0 else None
+        fractions.append((batch_number(trainer) + 1) / batches)
+    return min(max(fractions), 1.0) if fractions and max(fractions) > 0 else None
 
 
 def has_planned_end(trainer: Trainer) -> bool:

@@ -20,8 +20,8 @@ from lightning_sloppy.evaluation.preserve import random_streams
 from lightning_sloppy.evaluation.ranks import gathered_over_ranks
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext
-from lightning_sloppy.probing.digests import SampleDigests, rest_digests, sample_digests
-from lightning_sloppy.probing.objective import ObjectiveChoice
+from lightning_sloppy.probing.digests import SampleDigests, frozen_digests, sample_digests
+from lightning_sloppy.probing.loss_choice import LossChoice
 from lightning_sloppy.probing.samples import SampleSource, curvature_indices, probe_indices
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ TWICE = 16
 """Samples read twice to see whether reading is random."""
 
 
-def uncountable(trainer: Trainer, context: FitContext, choice: ObjectiveChoice) -> Reason | None:
+def uncountable(trainer: Trainer, context: FitContext, choice: LossChoice) -> Reason | None:
     """Why there is no error on n known examples to count, or None."""
     if not context.indexable(trainer):
         return Reason(
@@ -43,7 +43,7 @@ def uncountable(trainer: Trainer, context: FitContext, choice: ObjectiveChoice) 
         return Reason(
             f"The bound is for classification with (N, C) scores and (N,) class indices, and the objective "
             f"({choice.source}) is not known to be one; leave the bound out (bound=None in SloppyMonitor), or, if it "
-            "is one, pass its loss as objective=.",
+            "is one, pass its loss as loss_fn=.",
             flag="loss_not_bounded",
         )
     return None
@@ -211,7 +211,7 @@ def module_reasons(context: FitContext, prior_mean: Tensor | None, start: Mappin
                 flag="buffers_depend_on_sample",
             )
         )
-    moved = changed_rest(context.module, context.start_rest if start is None else start)
+    moved = changed_frozen(context.module, context.start_digests if start is None else start)
     moved = [name for name in moved if name.rpartition(".")[0] not in set(names)]
     if moved:
         reasons.append(
@@ -265,6 +265,6 @@ def batch_statistics(context: FitContext) -> list[str]:
     ]
 
 
-def changed_rest(module: nn.Module, start: Mapping[str, str]) -> list[str]:
+def changed_frozen(module: nn.Module, start: Mapping[str, str]) -> list[str]:
     """Names of buffers and frozen parameters that are not as they were: functions of the data, for all one knows."""
-    return [name for name, digest in rest_digests(module).items() if start.get(name) != digest]
+    return [name for name, digest in frozen_digests(module).items() if start.get(name) != digest]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_sloppy.quantities import Declaration
 from lightning_sloppy.records import Measurement, Spectrum, Status
-from lightning_sloppy.reporting.tags import HISTOGRAMS, tag
+from lightning_sloppy.reporting.tags import tag
 
 BINS_PER_DECADE = 4
 """Bins are aligned to quarters of a decade, so those of two steps coincide; the web page re-bins to 30 anyway."""
@@ -38,22 +39,20 @@ class RawHistogram:
     bucket_counts: tuple[float, ...]
 
 
-def histograms(measurement: Measurement) -> dict[str, RawHistogram]:
-    """Return the histograms of a measurement under their tags; empty when there is no usable spectrum.
+def histograms(measurement: Measurement, declaration: Declaration) -> dict[str, RawHistogram]:
+    """Return the declared histograms of a measurement under their tags; empty when there is no usable spectrum.
 
-    Positive and negative eigenvalues go under separate tags, because a logarithm has no sign. Those of a companion
-    spectrum go under its name: ``gauss_newton_log10_eigenvalues``.
+    Positive and negative eigenvalues go under separate tags, because a logarithm has no sign.
     """
     spectrum = measurement.spectrum
     if spectrum is None or not (measurement.status.ok or measurement.status is Status.UNRESOLVED):
         return {}
     found: dict[str, RawHistogram] = {}
-    for quantity in HISTOGRAMS.get(measurement.matrix, {}):
-        companion = quantity.removesuffix("log10_eigenvalues").rstrip("_")
-        shown = measurement.companions.get(companion) if quantity.endswith("_log10_eigenvalues") else spectrum
-        histogram = None if shown is None else log10_histogram(shown, negative=quantity.endswith("_negative"))
+    for declared in declaration.histograms:
+        shown = measurement.companions.get(declared.companion) if declared.companion else spectrum
+        histogram = None if shown is None else log10_histogram(shown, negative=declared.negative)
         if histogram is not None:
-            found[tag(measurement.matrix, quantity)] = histogram
+            found[tag(declaration.name, declared.name)] = histogram
     return found
 
 

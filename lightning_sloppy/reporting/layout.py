@@ -1,20 +1,20 @@
 """The custom-scalars layout: curves that belong together on one chart of TensorBoard's Custom Scalars page.
 
-A multiline entry is a regular expression that TensorBoard applies with ``re.match``, so each ends with ``$``. A margin
-chart names three exact tags (value, lower, upper); the only such triples among our tags are an effective dimension
-between its values at 10 z and at z/10, because an error is logged as its size and not as two ends.
+It follows from the declarations. A multiline entry is a regular expression that TensorBoard applies with ``re.match``,
+so each ends with ``$``. A margin chart names three exact tags: value, lower, upper.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_sloppy.reporting.tags import tag
+from lightning_sloppy.quantities import RESERVED, SUFFIXES, Declaration, Quantity
+from lightning_sloppy.reporting.tags import OVERHEAD, cost_quantities, tag
 from lightning_sloppy.reporting.writers import attempt
 
 if TYPE_CHECKING:
@@ -28,83 +28,53 @@ _LAYOUT_KEY = b"custom_scalars__config__"
 # A layout is written before training starts, so it stands near the beginning of a file.
 _SEARCHED_BYTES = 64 * 2**20
 
-_CHARTS: Mapping[str, Mapping[str, tuple[str, str, tuple[str, ...]]]] = {
-    "Sloppy: dimension": {
-        "Hessian (Gauss-Newton part): effective dimension between 10 z and z/10": (
-            "Margin",
-            "hessian",
-            ("effective_dimension", "effective_dimension_coarse", "effective_dimension_fine"),
-        ),
-        "Fisher: effective dimension between 10 z and z/10": (
-            "Margin",
-            "fisher",
-            ("effective_dimension", "effective_dimension_coarse", "effective_dimension_fine"),
-        ),
-        "Fisher: does it depend on the number of samples?": (
-            "Multiline",
-            "fisher",
-            ("effective_dimension", "effective_dimension_half_samples"),
-        ),
-        "Hessian: errors of the effective dimension": (
-            "Multiline",
-            "hessian",
-            ("effective_dimension_sem", "effective_dimension_truncation"),
-        ),
-        "Fisher: eigenvalues above z": ("Multiline", "fisher", ("eigenvalue_count", "eigenvalue_count_half_samples")),
-        "Hessian: eigenvalues above z": ("Multiline", "hessian", ("eigenvalue_count", "converged_above_z")),
-    },
-    "Sloppy: Hessian": {
-        "Largest and smallest eigenvalue": ("Multiline", "hessian", ("largest", "smallest")),
-        "Trace: Hessian and Gauss-Newton part": ("Multiline", "hessian", ("trace", "gauss_newton_trace")),
-        "Loss on the probe": ("Multiline", "hessian", ("loss",)),
-    },
-    "Sloppy: Fisher": {
-        "Largest eigenvalue and trace": ("Multiline", "fisher", ("largest", "trace")),
-        "Dimensions without a scale": ("Multiline", "fisher", ("participation_ratio", "effective_rank")),
-    },
-    "Sloppy: input": {
-        "Decades": ("Multiline", "input", ("decades", "covariance_decades", "second_moment_decades")),
-        "Slope": ("Multiline", "input", ("slope", "covariance_slope", "second_moment_slope")),
-        "Dimension of the inputs": (
-            "Multiline",
-            "input",
-            ("participation_ratio", "effective_rank", "entropy_rank", "resolved", "num_features"),
-        ),
-    },
-    "Sloppy: bound": {
-        "Bounds and errors": ("Multiline", "bound", ("pac_bayes", "hold_out", "gibbs_error", "hold_out_error")),
-        "Complexity (nats)": ("Multiline", "bound", ("log_ratio", "kl_displacement", "kl_covariance")),
-    },
-    "Sloppy: certificate": {
-        "Final bounds and error": ("Multiline", "certificate", ("pair", "single", "gibbs_error")),
-    },
-    "Sloppy: cost": {
-        "Seconds": (
-            "Multiline",
-            "cost",
-            ("seconds_input", "seconds_hessian", "seconds_fisher", "seconds_bound"),
-        ),
-        "Share of the time": ("Multiline", "cost", ("share",)),
-    },
-}
 
-
-def layout() -> Layout:
+def layout(declarations: Sequence[Declaration]) -> Layout:
     """Return the layout in the form of ``SummaryWriter.add_custom_scalars``: category -> chart -> [kind, tags].
 
-    >>> layout()["Sloppy: cost"]["Share of the time"]
-    ['Multiline', ['sloppy_cost/share$']]
+    Each instrument is a category, the costs are the last one.
+
+    >>> norm = Declaration("norm", "Norm", [Quantity("size", "Length of the weights.", chart="Length")])
+    >>> layout([norm])
+    {'Sloppy: Norm': {'Length': ['Multiline', ['sloppy_norm/size$']]},
+     'Sloppy: cost': {'Seconds of a measurement': ['Multiline', ['sloppy_cost/seconds_norm$']],
+                      'Overhead': ['Multiline', ['sloppy_cost/overhead$']]}}
     """
-    return {
-        category: {
-            title: [kind, [_entry(kind, tag(group, quantity)) for quantity in quantities]]
-            for title, (kind, group, quantities) in charts.items()
-        }
-        for category, charts in _CHARTS.items()
-    }
+    categories = {f"Sloppy: {declaration.title}": _charts(declaration) for declaration in declarations}
+    costs = [quantity for declaration in declarations for quantity in cost_quantities(declaration)]
+    categories["Sloppy: cost"] = _multiline(RESERVED, [*costs, OVERHEAD])
+    return {category: charts for category, charts in categories.items() if charts}
 
 
-def write_layout(trainer: Trainer) -> None:
+def _charts(declaration: Declaration) -> dict[str, list[Any]]:
+    name, quantities = declaration.name, declaration.quantities
+    together = _multiline(name, quantities)
+    charts: dict[str, list[Any]] = {}
+    for quantity in quantities:
+        if quantity.band is not None and quantity.chart:
+            alone = len(together[quantity.chart][1]) == 1
+            if alone:
+                del together[quantity.chart]
+            title = quantity.chart if alone else f"{quantity.chart}: band"
+            charts[title] = ["Margin", [tag(name, each) for each in (quantity.name, *quantity.band)]]
+    for quantity in quantities:
+        if quantity.headline and quantity.estimated and quantity.chart:
+            charts[f"{quantity.chart}: errors"] = [
+                "Multiline",
+                [_pattern(tag(name, quantity.name + suffix)) for suffix in SUFFIXES],
+            ]
+    return {**charts, **together}
+
+
+def _multiline(group: str, quantities: Sequence[Quantity]) -> dict[str, list[Any]]:
+    charts: dict[str, list[Any]] = {}
+    for quantity in quantities:
+        if quantity.chart:
+            charts.setdefault(quantity.chart, ["Multiline", []])[1].append(_pattern(tag(group, quantity.name)))
+    return charts
+
+
+def write_layout(trainer: Trainer, declarations: Sequence[Declaration]) -> None:
     """Write the layout once to every logger whose experiment takes one, unless its run already holds a layout.
 
     TensorBoard keeps one layout for each run. One that the user wrote, or one from before a resume into the same
@@ -120,11 +90,11 @@ def write_layout(trainer: Trainer) -> None:
             if _has_layout(experiment):
                 rank_zero_info("This TensorBoard run already has a Custom Scalars layout, so ours was not added.")
             else:
-                experiment.add_custom_scalars(layout())
+                experiment.add_custom_scalars(layout(declarations))
 
 
-def _entry(kind: str, name: str) -> str:
-    return name if kind == "Margin" else re.escape(name) + "$"
+def _pattern(name: str) -> str:
+    return re.escape(name) + "$"
 
 
 def _has_layout(experiment: Any) -> bool:

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_sloppy.quantities import Declaration
 from lightning_sloppy.records import Measurement
 from lightning_sloppy.reporting.histograms import RawHistogram, histograms
 from lightning_sloppy.reporting.tags import expected_tags, scalars
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 _warned: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 
-def publish(trainer: Trainer, measurement: Measurement, *, share: float | None = None) -> None:
+def publish(
+    trainer: Trainer, measurement: Measurement, declaration: Declaration, *, overhead: float | None = None
+) -> None:
     """Tell everyone about a measurement: monitors first, then each logger, all at ``measurement.step``.
 
     Call it on every rank. A logger that raises is warned about once and skipped; the others and the training go on.
@@ -34,17 +37,18 @@ def publish(trainer: Trainer, measurement: Measurement, *, share: float | None =
     Args:
         trainer: The running Trainer.
         measurement: What was measured; values that are not loggable are left out, so the last finite ones stay.
-        share: Seconds of measuring per second of training so far, logged when given.
+        declaration: Of the instrument that measured.
+        overhead: Seconds of measuring per second of training so far, logged when given.
     """
-    values = scalars(measurement, share=share)
+    values = scalars(measurement, declaration, overhead=overhead)
     _update_monitors(trainer, values)
     if not trainer.is_global_zero:
         return
-    shapes = histograms(measurement)
+    shapes = histograms(measurement, declaration)
     for logger in trainer.loggers:
         with attempt(trainer, logger, "log a measurement"):
             experiment = getattr(logger, "experiment", None)  # the base class of loggers does not promise one
-            logger.log_metrics(_complete(experiment, values, measurement.matrix), step=measurement.step)
+            logger.log_metrics(_complete(experiment, values, declaration), step=measurement.step)
             if hasattr(experiment, "add_histogram_raw"):
                 _write_histograms(experiment, shapes, measurement.step)
 
@@ -77,16 +81,16 @@ def _update_monitors(trainer: Trainer, values: Mapping[str, float]) -> None:
     )
 
 
-def _complete(experiment: object, values: dict[str, float], matrix: str) -> dict[str, float]:
+def _complete(experiment: object, values: dict[str, float], declaration: Declaration) -> dict[str, float]:
     """Pad the scalars with NaN for a logger that keeps a list of columns.
 
-    A CSV file is rewritten as a whole whenever a new column appears, so from the first measurement of a matrix on every
-    column that it may ever need is there. Other loggers would draw the NaN, so they get only what was measured.
+    A CSV file is rewritten as a whole whenever a new column appears, so from the first measurement of an instrument on
+    every column that it may ever need is there. Other loggers would draw the NaN, so they get only what was measured.
     """
     # A dummy experiment answers every attribute with a function, hence the look at the type.
     if not isinstance(getattr(experiment, "metrics_keys", None), list):
         return values
-    return {**dict.fromkeys(expected_tags(matrix), math.nan), **values}
+    return {**dict.fromkeys(expected_tags(declaration), math.nan), **values}
 
 
 def _write_histograms(experiment: Any, shapes: Mapping[str, RawHistogram], step: int) -> None:

@@ -10,12 +10,12 @@ from softmax import CLASSES, FEATURES, TRAIN, softmax_problem
 from torch import Tensor
 
 from lightning_sloppy.bounds.coordinates import Coordinates, curvature_scales
-from lightning_sloppy.bounds.final import certify_posterior
 from lightning_sloppy.bounds.gaussian import kl_parts, log_density_ratio
+from lightning_sloppy.bounds.initial_posterior import STIFFNESS_GRID, stiff_start
 from lightning_sloppy.bounds.mixture import PRIOR_GRID
-from lightning_sloppy.bounds.relative_entropy import kl_inverse
-from lightning_sloppy.bounds.scaled import ScaledGaussian, isotropic
-from lightning_sloppy.bounds.starts import STIFFNESS_GRID, stiff_start
+from lightning_sloppy.bounds.posterior_certificate import certify_posterior
+from lightning_sloppy.bounds.relative_entropy import scalar_kl_inverse
+from lightning_sloppy.bounds.scaled_gaussian import ScaledGaussian, isotropic
 from lightning_sloppy.errors import ConfigurationError
 
 SIZES = (12, 4, 2)
@@ -182,4 +182,4 @@ def test_a_start_comes_from_the_grids_and_is_far_from_chance(problem) -> None:
     rate = (
         sum(problem.risk(coordinates.weights(one).float(), torch.arange(TRAIN)) for one in draws) / len(draws) / TRAIN
     )
-    assert kl_inverse(rate, (nats + 8.0) / TRAIN) < 0.4 < 1 - 1 / CLASSES
+    assert scalar_kl_inverse(rate, (nats + 8.0) / TRAIN) < 0.4 < 1 - 1 / CLASSES

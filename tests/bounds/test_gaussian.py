@@ -20,7 +20,7 @@ from lightning_sloppy.bounds.posterior import (
     posterior_dimension,
     posterior_family,
 )
-from lightning_sloppy.bounds.scaled import ScaledGaussian, isotropic, scaled
+from lightning_sloppy.bounds.scaled_gaussian import ScaledGaussian, isotropic, scaled
 from lightning_sloppy.errors import ConfigurationError
 
 EPSILON, TAU = 20.0, 4.0 * 999

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_sloppy.bounds.relative_entropy import binary_kl, kl_inverse, kl_inverse_lower, log_xi
+from lightning_sloppy.bounds.relative_entropy import binary_kl, log_xi, scalar_kl_inverse, scalar_kl_inverse_lower
 from lightning_sloppy.errors import ConfigurationError
 
 with (Path(__file__).parent / "kl_inverse_table.csv").open() as table:
@@ -33,7 +33,7 @@ def exact_kl(q: float, p: float) -> Decimal:
 
 @pytest.mark.parametrize(("q", "c", "upper", "lower"), ROWS)
 def test_inverse_against_the_reference_table(q: str, c: str, upper: str, lower: str) -> None:
-    found, found_lower = kl_inverse(float(q), float(c)), kl_inverse_lower(float(q), float(c))
+    found, found_lower = scalar_kl_inverse(float(q), float(c)), scalar_kl_inverse_lower(float(q), float(c))
     assert found == pytest.approx(float(upper), rel=2e-15)
     assert found_lower == pytest.approx(float(lower), abs=2e-15)
     # A budget of zero returns q itself, which as a double may stand on either side of its decimal.
@@ -63,7 +63,7 @@ def test_the_table_is_whole() -> None:
     ],
 )
 def test_inverse_oracles(q: float, c: float, expected: float) -> None:
-    assert kl_inverse(q, c) == pytest.approx(expected, abs=6e-11)
+    assert scalar_kl_inverse(q, c) == pytest.approx(expected, abs=6e-11)
 
 
 def test_the_published_isotropic_row() -> None:
@@ -72,13 +72,13 @@ def test_the_published_isotropic_row() -> None:
     assert penalty == pytest.approx(22.323504046, abs=1e-9)
     square_root = math.sqrt((26160.27734375 + penalty) / (2 * 54999))
     assert square_root == pytest.approx(0.4878811042, abs=1e-10)
-    assert kl_inverse(0.0878836364, 2 * square_root**2) == pytest.approx(0.5461234030, abs=1e-10)
+    assert scalar_kl_inverse(0.0878836364, 2 * square_root**2) == pytest.approx(0.5461234030, abs=1e-10)
 
 
 @settings(max_examples=300, deadline=None)
 @given(rates, budgets)
 def test_never_below_the_root(q: float, c: float) -> None:
-    upper = kl_inverse(q, c)
+    upper = scalar_kl_inverse(q, c)
     assert q <= upper <= 1.0
     assert upper == 1.0 or exact_kl(q, upper) >= Decimal(c)
 
@@ -86,7 +86,7 @@ def test_never_below_the_root(q: float, c: float) -> None:
 @settings(max_examples=200, deadline=None)
 @given(rates, budgets)
 def test_never_far_above_the_root(q: float, c: float) -> None:
-    upper = kl_inverse(q, c)
+    upper = scalar_kl_inverse(q, c)
     below = upper - 1e-14
     assert below <= q or below <= 0.0 or exact_kl(q, below) < Decimal(c)
 
@@ -95,8 +95,8 @@ def test_never_far_above_the_root(q: float, c: float) -> None:
 @given(rates, rates, budgets, budgets)
 def test_rises_with_the_rate_and_the_budget(q: float, other_q: float, c: float, other_c: float) -> None:
     # Up to the few last bits by which a result may be rounded upwards.
-    assert kl_inverse(min(q, other_q), c) <= kl_inverse(max(q, other_q), c) + 1e-15
-    assert kl_inverse(q, min(c, other_c)) <= kl_inverse(q, max(c, other_c)) + 1e-15
+    assert scalar_kl_inverse(min(q, other_q), c) <= scalar_kl_inverse(max(q, other_q), c) + 1e-15
+    assert scalar_kl_inverse(q, min(c, other_c)) <= scalar_kl_inverse(q, max(c, other_c)) + 1e-15
 
 
 @settings(max_examples=200, deadline=None)
@@ -114,20 +114,20 @@ def test_binary_kl_at_the_edges(q: float, p: float, expected: float) -> None:
 
 
 def test_inverse_at_the_edges() -> None:
-    assert kl_inverse(0.2, 0.0) == 0.2
-    assert kl_inverse(0.2, -3.0) == 0.2
-    assert kl_inverse(0.2, math.inf) == 1.0
-    assert kl_inverse(0.2, math.nan) == 1.0
-    assert kl_inverse(1.0, 0.1) == 1.0
-    assert kl_inverse(0.1, 50.0) == 1.0
-    assert kl_inverse(-1e-13, 0.1) == kl_inverse(0.0, 0.1)
-    assert kl_inverse_lower(0.0, 1.0) == 0.0
+    assert scalar_kl_inverse(0.2, 0.0) == 0.2
+    assert scalar_kl_inverse(0.2, -3.0) == 0.2
+    assert scalar_kl_inverse(0.2, math.inf) == 1.0
+    assert scalar_kl_inverse(0.2, math.nan) == 1.0
+    assert scalar_kl_inverse(1.0, 0.1) == 1.0
+    assert scalar_kl_inverse(0.1, 50.0) == 1.0
+    assert scalar_kl_inverse(-1e-13, 0.1) == scalar_kl_inverse(0.0, 0.1)
+    assert scalar_kl_inverse_lower(0.0, 1.0) == 0.0
 
 
 @pytest.mark.parametrize("q", [-0.1, 1.1, math.nan, math.inf])
 def test_what_is_no_rate_is_refused(q: float) -> None:
     with pytest.raises(ConfigurationError, match=r"q must be a probability .* found"):
-        kl_inverse(q, 0.1)
+        scalar_kl_inverse(q, 0.1)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, seed_everything
 from tiny import SAFELY, Classifier, loader, trainer
 
 from lightning_sloppy import EffectiveDimensionEarlyStopping, Estimate, FisherSpectrum, StoppingReason
-from lightning_sloppy.callbacks.base import MeasuringCallback
+from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.demo import DigitsDataModule, MLPClassifier
 from lightning_sloppy.measures.plateau import Verdict
 from lightning_sloppy.records import Cost, Measurement, Spectrum, Status
@@ -22,7 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.
 class Scripted(MeasuringCallback):
     """Publishes a prepared curve, one value after each batch."""
 
-    group = "fisher"
+    default_name = "fisher"
+    quantities = FisherSpectrum.quantities
 
     def __init__(self, curve, *, noise=0.0):
         super().__init__(strict=True)
@@ -30,9 +31,9 @@ class Scripted(MeasuringCallback):
         self.noise = noise
 
     def on_train_batch_end(self, host, module, *_):
-        self.take(host, module, step=len(self.measurements))
+        self.run(host, module, step=len(self.measurements))
 
-    def measure(self, host, module, context, step):
+    def take(self, host, module, context, step):
         value = self.curve[min(step, len(self.curve) - 1)]
         names = ("effective_dimension_fine", "effective_dimension", "effective_dimension_coarse")
         values = torch.ones(1, dtype=torch.float64)
@@ -108,8 +109,8 @@ class Thawing(Classifier):
 class ScriptedSize(Scripted):
     """The spectrum has as many parameters as are trained."""
 
-    def measure(self, host, module, context, step):
-        found = super().measure(host, module, context, step)
+    def take(self, host, module, context, step):
+        found = super().take(host, module, context, step)
         dim = sum(p.numel() for p in module.parameters() if p.requires_grad)
         return replace(found, spectrum=replace(found.spectrum, dim=dim))
 

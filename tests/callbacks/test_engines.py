@@ -74,18 +74,18 @@ def bags() -> Dataset:
 
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Dataset], str]] = {
     # name: module, data, how its products are made
-    "compiled": (lambda: torch.compile(Net(plain()), backend="eager"), lambda: blobs(COUNT), "kept graph"),
-    "compiled part": (compiled_part, lambda: blobs(COUNT), "kept graph"),
-    "re-entrant checkpointing": (lambda: Net(Reentrant()), lambda: blobs(COUNT), "kept graph"),
+    "compiled": (lambda: torch.compile(Net(plain()), backend="eager"), lambda: blobs(COUNT), "kept_graph"),
+    "compiled part": (compiled_part, lambda: blobs(COUNT), "kept_graph"),
+    "re-entrant checkpointing": (lambda: Net(Reentrant()), lambda: blobs(COUNT), "kept_graph"),
     "first layer in place": (
         lambda: Net(nn.Sequential(nn.ReLU(inplace=True), *plain())),
         lambda: blobs(COUNT),
-        "kept graph",
+        "kept_graph",
     ),
     "embedding bag": (
         lambda: Net(nn.Sequential(nn.EmbeddingBag(7, 4, mode="mean"), nn.Tanh(), nn.Linear(4, 3))),
         bags,
-        "central differences",
+        "central_differences",
     ),
     "ctc": (lambda: Letters(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5))), sequences, "central"),
 }
@@ -97,8 +97,8 @@ def test_each_is_measured_and_trains_as_without(tmp_path, name):
     build, data, method = CASES[name]
     objective = words if name == "ctc" else None
     states = []
-    hessian = HessianSpectrum(k=2, num_samples=16, objective=objective, strict=True)
-    fisher = FisherSpectrum(num_samples=16, objective=objective, strict=True)
+    hessian = HessianSpectrum(k=2, num_samples=16, loss_fn=objective, strict=True)
+    fisher = FisherSpectrum(num_samples=16, loss_fn=objective, strict=True)
     for callbacks in ([], [hessian, fisher]):
         torch.manual_seed(0)
         module = build()

@@ -19,7 +19,7 @@ from tiny import FEATURES, SAFELY, Classifier, blobs, loader, trainer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_sloppy import FisherOptions, FisherSpectrum, HessianOptions, HessianSpectrum, SloppyMonitor, Status
+from lightning_sloppy import FisherSpectrum, HessianSpectrum, SloppyMonitor, Status
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You defined a `validation_step`.*", "ignore:No PAC-Bayes bound.*", "ignore:.*does not have many workers.*"
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def monitor(**options):
-    return SloppyMonitor(hessian=HessianOptions(k=2, num_samples=24), fisher=FisherOptions(num_samples=24), **options)
+    return SloppyMonitor(hessian=HessianSpectrum(k=2, num_samples=24), fisher=FisherSpectrum(num_samples=24), **options)
 
 
 class Cursed(Dataset):
@@ -81,7 +81,7 @@ def test_a_layer_without_a_double_backward_falls_back(tmp_path):
 
     hessian = HessianSpectrum(k=2, num_samples=24, strict=True)
     trainer(tmp_path, callbacks=[hessian], max_epochs=1).fit(Own(), loader())
-    assert "central differences" in hessian.latest.cost.method
+    assert "central_differences" in hessian.latest.cost.method
     assert any("double backward" in note or "second derivative" in note for note in hessian.latest.notes)
 
 
@@ -167,10 +167,10 @@ def test_sigterm_inside_a_measurement_ends_the_run_with_readable_files(tmp_path)
         from lightning_sloppy import FisherSpectrum
 
         class Ended(FisherSpectrum):
-            def measure(self, host, module, context, step):
-                if step == 2:
+            def measure(self, host, module, probe):
+                if probe.step == 2:
                     os.kill(os.getpid(), signal.SIGTERM)
-                return super().measure(host, module, context, step)
+                return super().measure(host, module, probe)
 
         callback = Ended(num_samples=16)
         logger = TensorBoardLogger({str(tmp_path)!r}, name="run")

@@ -15,13 +15,14 @@ from lightning_sloppy import (
     Certificate,
     ConfigurationError,
     FinalCertificate,
+    FisherSpectrum,
     HessianSpectrum,
     LearningPlan,
     PACBayesBound,
     PriorSplit,
 )
-from lightning_sloppy.bounds.certify import weights_hash
-from lightning_sloppy.callbacks.certifying import CertifyingTrainer
+from lightning_sloppy.bounds.pair_certificate import weights_hash
+from lightning_sloppy.callbacks.certifying_trainer import CertifyingTrainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*"),
@@ -85,7 +86,13 @@ def test_beside_the_live_bound_it_is_the_next_evaluation(tmp_path):
     final = fit(tmp_path, before=[HessianSpectrum(k=2, num_samples=64), live], epochs=2)
     assert final.certificates[0].evaluation == len(live.measurements) + 1 == 4
     with pytest.raises(ConfigurationError, match="give both the same"):
-        fit(tmp_path, before=[HessianSpectrum(), PACBayesBound(delta=0.1)], epochs=1)
+        fit(tmp_path, before=[HessianSpectrum(), PACBayesBound(delta=0.1)], epochs=1, delta=0.05)
+
+
+def test_the_delta_of_the_live_bound_is_taken_unless_another_is_given(tmp_path):
+    final = fit(tmp_path, before=[FisherSpectrum(num_samples=64), PACBayesBound(delta=0.1)], epochs=1)
+    assert final.delta == final.certificates[0].delta == 0.1
+    assert FinalCertificate().delta == 0.05
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -196,7 +203,7 @@ def test_a_failure_ends_nothing(tmp_path):
     [
         ({"delta": 0.0}, "delta must lie strictly between 0 and 1, found 0"),
         ({"delta": 1.0}, "delta must lie strictly between 0 and 1, found 1"),
-        ({"prior": "pretrained"}, "prior='pretrained' is no known prior; pass one of initialisation, curvature, split"),
+        ({"prior": "pretrained"}, "prior='pretrained' is no known prior; pass one of initialization, curvature, split"),
     ],
 )
 def test_bad_arguments(options, message):
@@ -376,7 +383,7 @@ class Manual(Classifier):
 def test_a_loss_can_be_given(tmp_path):
     model = Manual()
     del model.loss_fn
-    final = fit(tmp_path, model=model, objective=torch.nn.functional.cross_entropy)
+    final = fit(tmp_path, model=model, loss_fn=torch.nn.functional.cross_entropy)
     assert final.certificates[0].valid
 
 

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sloppy import ConfigurationError, FinalCertificate, LearningPlan, MissingExtraError, PriorSplit
 from lightning_sloppy.bounds.coordinates import curvature_scales
-from lightning_sloppy.callbacks.certifying import CertifyingTrainer
+from lightning_sloppy.callbacks.certifying_trainer import CertifyingTrainer
 from lightning_sloppy.curvature.diagonal import fisher_diagonal
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.evaluation.objective import Objective
-from lightning_sloppy.probing import coordinates as coordinates_module
+from lightning_sloppy.probing import curvature_coordinates as coordinates_module
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*"),
@@ -61,7 +61,7 @@ def seen(monkeypatch) -> list:
 
 
 @pytest.mark.parametrize("spread", SPREADS)
-@pytest.mark.parametrize("prior", ["initialisation", "curvature", "split"])
+@pytest.mark.parametrize("prior", ["initialization", "curvature", "split"])
 def test_every_prior_goes_with_every_spread(tmp_path, prior, spread):
     torch.manual_seed(0)
     given = PriorSplit(data(1200)) if prior == "split" else data()
@@ -69,7 +69,7 @@ def test_every_prior_goes_with_every_spread(tmp_path, prior, spread):
     pair, single = final.certificates
     assert pair.valid
     assert pair.n == 600
-    assert pair.n_prior == {"initialisation": 0, "curvature": 150, "split": 600}[prior]
+    assert pair.n_prior == {"initialization": 0, "curvature": 150, "split": 600}[prior]
     assert pair.posterior == {"weights": "diagonal"}.get(spread, spread)
     assert ("certifying" if prior == "split" else "training") in pair.statement()
     assert final.learnt.method == "noise of each example"
@@ -79,7 +79,7 @@ def test_every_prior_goes_with_every_spread(tmp_path, prior, spread):
 
 
 @pytest.mark.parametrize("spread", SPREADS)
-@pytest.mark.parametrize("prior", ["initialisation", "split"])
+@pytest.mark.parametrize("prior", ["initialization", "split"])
 def test_leading_directions_are_learnt_beside_every_spread(tmp_path, prior, spread):
     torch.manual_seed(0)
     given = PriorSplit(data(1200)) if prior == "split" else data()

@@ -12,9 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from lightning_sloppy import (
-    FisherOptions,
     FisherSpectrum,
-    HessianOptions,
     HessianSpectrum,
     InputSpectrum,
     SloppyMonitor,
@@ -25,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.
 
 
 def monitor(**options):
-    return SloppyMonitor(hessian=HessianOptions(k=2, num_samples=24), fisher=FisherOptions(num_samples=24), **options)
+    return SloppyMonitor(hessian=HessianSpectrum(k=2, num_samples=24), fisher=FisherSpectrum(num_samples=24), **options)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])

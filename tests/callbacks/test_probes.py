@@ -15,6 +15,7 @@ from lightning_sloppy import (
     FisherSpectrum,
     HessianSpectrum,
     PACBayesBound,
+    Schedule,
     SloppyMonitor,
     Status,
     fisher_spectrum,
@@ -94,12 +95,14 @@ def test_the_current_batch(tmp_path):
             return loss
 
     class Watching(FisherSpectrum):
-        def measure(self, host, module, context, step):
-            used.append(self.probe(host, context)[1][0][0].clone())
-            return super().measure(host, module, context, step)
+        def measure(self, host, module, probe):
+            used.append(probe.batches[0][0].clone())
+            return super().measure(host, module, probe)
 
     used: list[torch.Tensor] = []
-    fisher = Watching(probe="batch", every_n_steps=2, objective=nn.CrossEntropyLoss(), strict=True)
+    fisher = Watching(
+        schedule=Schedule(every_n_steps=2), measure_on="current_batch", loss_fn=nn.CrossEntropyLoss(), strict=True
+    )
     data = DataLoader([tuple(t.clone() for t in pair) for pair in blobs(64)], 16)
     trainer(tmp_path, callbacks=[fisher], max_epochs=1).fit(Spoiling(), data)
     assert [(m.step, m.num_samples) for m in fisher.measurements] == [(0, 16), (1, 16), (3, 16)]
@@ -107,8 +110,8 @@ def test_the_current_batch(tmp_path):
 
 
 def test_an_unknown_probe_names_the_known_ones():
-    with pytest.raises(ConfigurationError, match="fixed, batch"):
-        FisherSpectrum(probe="random")
+    with pytest.raises(ConfigurationError, match="fixed_samples, current_batch"):
+        FisherSpectrum(measure_on="random")
 
 
 class Two(LightningModule):
@@ -166,7 +169,9 @@ def test_the_monitor_watches_a_stream_and_training_is_the_same(tmp_path):
 
     plain, before = run()
     with pytest.warns(UserWarning, match="by index"):
-        watched, after = run(SloppyMonitor(probe="batch", input=None), EffectiveDimensionEarlyStopping(patience=50))
+        watched, after = run(
+            SloppyMonitor(measure_on="current_batch", input=None), EffectiveDimensionEarlyStopping(patience=50)
+        )
     assert before.begun == after.begun
     for mine, theirs in zip(watched.state_dict().values(), plain.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)

@@ -13,19 +13,18 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sloppy import (
     EffectiveDimensionEarlyStopping,
-    FisherOptions,
     FisherSpectrum,
-    HessianOptions,
     HessianSpectrum,
     InputSpectrum,
+    Schedule,
     SloppyMonitor,
 )
-from lightning_sloppy.probing.schedule import Work
+from lightning_sloppy.probing.schedule import MeasurementSize
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
 
 
-def test_clock_and_work_go_on_in_a_resumed_run(tmp_path, monkeypatch):
+def test_clock_and_size_go_on_in_a_resumed_run(tmp_path, monkeypatch):
     monkeypatch.setattr(HessianSpectrum, "seconds_of_a_gradient", lambda *_: 0.5)
     hessian = HessianSpectrum(k=4, num_samples=512, strict=True)
     first = trainer(tmp_path, callbacks=[hessian], max_epochs=1)
@@ -40,8 +39,8 @@ def test_clock_and_work_go_on_in_a_resumed_run(tmp_path, monkeypatch):
         UserWarning, match="HessianSpectrum resumes with num_samples=40 instead of 512, k=3 instead of 4"
     ):
         other.load_state_dict(saved)
-    assert again.work == hessian.work != Work(512, 4, 4)
-    assert other.work == Work(40, 4, 3)
+    assert again.size == hessian.size != MeasurementSize(512, 4, 4)
+    assert other.size == MeasurementSize(40, 4, 3)
     host = trainer(tmp_path, callbacks=[again], max_epochs=2)
     host.fit(Classifier(), loader(blobs(600)), ckpt_path=tmp_path / "run.ckpt", **SAFELY)
     assert again.state_dict()["measuring_seconds"] > state["measuring_seconds"]
@@ -51,7 +50,7 @@ def test_clock_and_work_go_on_in_a_resumed_run(tmp_path, monkeypatch):
 def test_a_run_cut_between_batches_and_resumed_has_equal_values_at_common_steps(tmp_path):
     def run(folder, epochs, **options):
         torch.manual_seed(0)
-        fisher = FisherSpectrum(num_samples=16, every_n_steps=2, strict=True)
+        fisher = FisherSpectrum(schedule=Schedule(every_n_steps=2), num_samples=16, strict=True)
         host = trainer(folder, callbacks=[fisher], max_epochs=epochs, **options)
         host.fit(Classifier(), DataLoader(blobs(64), 16), ckpt_path=options.pop("ckpt", None))
         return host, fisher
@@ -60,7 +59,7 @@ def test_a_run_cut_between_batches_and_resumed_has_equal_values_at_common_steps(
     host, cut = run(tmp_path / "cut", 2)
     host.save_checkpoint(tmp_path / "run.ckpt")
     torch.manual_seed(0)
-    resumed = FisherSpectrum(num_samples=16, every_n_steps=2, strict=True)
+    resumed = FisherSpectrum(schedule=Schedule(every_n_steps=2), num_samples=16, strict=True)
     trainer(tmp_path / "cut", callbacks=[resumed], max_epochs=4).fit(
         Classifier(), DataLoader(blobs(64), 16), ckpt_path=tmp_path / "run.ckpt", **SAFELY
     )
@@ -74,7 +73,10 @@ def monitored(folder, epochs, checkpoint=None):
     """A fixed order and no dropout, so that training itself resumes identically."""
     torch.manual_seed(0)
     watcher = SloppyMonitor(
-        hessian=HessianOptions(k=2, num_samples=16), fisher=FisherOptions(num_samples=16), every_n_steps=2, strict=True
+        hessian=HessianSpectrum(k=2, num_samples=16),
+        fisher=FisherSpectrum(num_samples=16),
+        every_n_steps=2,
+        strict=True,
     )
     stopping = EffectiveDimensionEarlyStopping(patience=50, warmup=1)
     host = trainer(folder, callbacks=[watcher, stopping], max_epochs=epochs)
@@ -108,8 +110,8 @@ def test_every_part_says_what_differs_from_the_checkpoint(tmp_path):
     host, _, _ = monitored(tmp_path, 1)
     host.save_checkpoint(tmp_path / "run.ckpt")
     watcher = SloppyMonitor(
-        hessian=HessianOptions(k=2, num_samples=16, steps=30),
-        fisher=FisherOptions(num_samples=16, kind="exact"),
+        hessian=HessianSpectrum(k=2, num_samples=16, steps=30),
+        fisher=FisherSpectrum(num_samples=16, epsilon=3.0),
         every_n_epochs=1,
         strict=True,
     )
@@ -122,7 +124,7 @@ def test_every_part_says_what_differs_from_the_checkpoint(tmp_path):
     assert found == {
         "HessianSpectrum": "every_n_epochs=1 instead of None, every_n_steps=None instead of 2, steps=30 instead of 100",
         "FisherSpectrum": "every_n_epochs=1 instead of None, every_n_steps=None instead of 2, "
-        "kind='exact' instead of 'empirical'",
+        "epsilon=3.0 instead of None",
         "EffectiveDimensionEarlyStopping": "patience=3 instead of 50",
     }
 

@@ -13,8 +13,8 @@ from tiny import Classifier, Regressor, blobs, loader, trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_sloppy import FisherOptions, FisherSpectrum, HessianOptions, HessianSpectrum, SloppyMonitor, Status
-from lightning_sloppy.callbacks import scheduled
+from lightning_sloppy import FisherSpectrum, HessianSpectrum, Schedule, SloppyMonitor, Status
+from lightning_sloppy.callbacks import periodic
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
 
@@ -34,13 +34,13 @@ def x_values(callback) -> list[int]:
     ],
 )
 def test_schedules_count_effective_batches(tmp_path, options, expected):
-    fisher = FisherSpectrum(num_samples=16, strict=True, **options)
+    fisher = FisherSpectrum(num_samples=16, schedule=Schedule(**options), strict=True)
     trainer(tmp_path, callbacks=[fisher], max_epochs=3).fit(Classifier(), loader())
     assert x_values(fisher) == expected
 
 
 def test_accumulated_batches_are_one(tmp_path):
-    fisher = FisherSpectrum(num_samples=16, every_n_steps=2, strict=True)
+    fisher = FisherSpectrum(schedule=Schedule(every_n_steps=2), num_samples=16, strict=True)
     host = trainer(tmp_path, callbacks=[fisher], max_epochs=2, accumulate_grad_batches=3)
     host.fit(Classifier(), loader(blobs(112)))  # 7 batches: effective ones of 3, 3 and 1
     assert x_values(fisher) == [0, 1, 3, 5]
@@ -71,7 +71,9 @@ class Manual(Regressor):
 @pytest.mark.filterwarnings("ignore:.*configure_optimizers.*returned.*")
 def test_manual_optimisation_counts_batches_whatever_the_optimisers(tmp_path, raw):
     data = torch.utils.data.TensorDataset(torch.randn(48, 6), torch.randn(48, 2))
-    fisher = FisherSpectrum(num_samples=16, every_n_steps=2, objective=nn.functional.mse_loss, strict=True)
+    fisher = FisherSpectrum(
+        schedule=Schedule(every_n_steps=2), num_samples=16, loss_fn=nn.functional.mse_loss, strict=True
+    )
     host = trainer(tmp_path, callbacks=[fisher], max_epochs=2)
     host.fit(Manual(raw=raw), DataLoader(data, 16))
     assert host.global_step == (0 if raw else 12)
@@ -106,7 +108,7 @@ class Clock:
                 clock.measuring = True
                 found = super().measure(*args)
                 clock.measuring = False
-                clock.now += clock.cost * self.work.num_samples / self.num_samples
+                clock.now += clock.cost * self.size.num_samples / self.num_samples
                 return found
 
             def seconds_of_a_gradient(self, *args):
@@ -116,10 +118,10 @@ class Clock:
 
 
 @pytest.mark.parametrize("overhead", [0.02, 0.05, 0.1])
-def test_the_share_stays_below_its_limit_and_near_it(tmp_path, monkeypatch, caplog, overhead):
+def test_the_overhead_stays_below_its_limit_and_near_it(tmp_path, monkeypatch, caplog, overhead):
     clock = Clock(monkeypatch, cost=0.5)
     model = clock.model()
-    fisher = clock.fisher(every_n_steps=1, max_overhead=overhead, grace_seconds=1.0)
+    fisher = clock.fisher(schedule=Schedule(every_n_steps=1, max_overhead=overhead, grace_seconds=1.0))
     with caplog.at_level(logging.INFO):
         trainer(tmp_path, callbacks=[fisher], max_epochs=100).fit(model, loader())
     spent = 0.5 * len(fisher.measurements)
@@ -136,7 +138,7 @@ def test_the_share_stays_below_its_limit_and_near_it(tmp_path, monkeypatch, capl
 
 def test_without_a_limit_nothing_is_left_out_and_no_gradient_timed(tmp_path, monkeypatch):
     clock = Clock(monkeypatch, cost=50.0)
-    fisher = clock.fisher(every_n_steps=1, max_overhead=None)
+    fisher = clock.fisher(schedule=Schedule(every_n_steps=1, max_overhead=None))
     monkeypatch.setattr(type(fisher), "seconds_of_a_gradient", None)
     trainer(tmp_path, callbacks=[fisher], max_epochs=2).fit(clock.model(), loader())
     assert x_values(fisher) == [0, 0, 1, 2, 3, 4, 5]
@@ -145,7 +147,7 @@ def test_without_a_limit_nothing_is_left_out_and_no_gradient_timed(tmp_path, mon
 def test_where_there_would_be_few_measurements_each_does_less(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("lightning_sloppy.probing.schedule.LEAST_SAMPLES", 2)
     clock = Clock(monkeypatch, cost=8.0)
-    fisher = clock.fisher(every_n_steps=1, max_overhead=0.1, grace_seconds=1.0)
+    fisher = clock.fisher(schedule=Schedule(every_n_steps=1, max_overhead=0.1, grace_seconds=1.0))
     with caplog.at_level(logging.INFO):
         trainer(tmp_path, callbacks=[fisher], max_epochs=100).fit(clock.model(), loader())
     sizes = [m.num_samples for m in fisher.measurements]
@@ -157,25 +159,28 @@ def test_where_there_would_be_few_measurements_each_does_less(tmp_path, monkeypa
 
 def test_a_first_measurement_beyond_the_grace_does_less(tmp_path, monkeypatch):
     monkeypatch.setattr(HessianSpectrum, "seconds_of_a_gradient", lambda *_: 0.5)
-    hessian = HessianSpectrum(k=4, probes=8, num_samples=512, grace_seconds=60.0, strict=True)
+    hessian = HessianSpectrum(schedule=Schedule(grace_seconds=60.0), k=4, probes=8, num_samples=512, strict=True)
     trainer(tmp_path, callbacks=[hessian], max_epochs=1).fit(Classifier(), loader(blobs(600)))
-    assert hessian.measurements[0].num_samples == hessian.work.num_samples < 512
-    assert hessian.work.probes == 2
-    assert hessian.gradients(hessian.work) * 0.5 * hessian.work.num_samples / 512 <= 30.0 or hessian.work.less() is None
+    assert hessian.measurements[0].num_samples == hessian.size.num_samples < 512
+    assert hessian.size.probes == 2
+    assert (
+        hessian.cost_in_gradients(hessian.size) * 0.5 * hessian.size.num_samples / 512 <= 30.0
+        or hessian.size.smaller() is None
+    )
 
 
 def test_a_round_is_taken_or_left_out_as_a_whole(tmp_path, monkeypatch):
     decisions = []
-    decide = scheduled.decide
+    decide = periodic.decide_round
 
-    def recorded(*args):
-        decisions.append(decide(*args))
+    def recorded(*args, **options):
+        decisions.append(decide(*args, **options))
         return decisions[-1]
 
-    monkeypatch.setattr(scheduled, "decide", recorded)
+    monkeypatch.setattr(periodic, "decide_round", recorded)
     watcher = SloppyMonitor(
-        hessian=HessianOptions(k=2, num_samples=16),
-        fisher=FisherOptions(num_samples=16),
+        hessian=HessianSpectrum(k=2, num_samples=16),
+        fisher=FisherSpectrum(num_samples=16),
         bound=None,
         every_n_steps=1,
         max_overhead=0.01,
@@ -194,7 +199,7 @@ def test_out_of_memory_does_less_until_it_fits(tmp_path, monkeypatch, caplog):
     measure = HessianSpectrum.measure
 
     def tight(self, *args):
-        if self.work.num_samples > 200:
+        if self.size.num_samples > 200:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB.\nmore")
         return measure(self, *args)
 

@@ -121,5 +121,5 @@ def test_a_failure_before_the_measurement_is_everybodys_too(found):
 def test_when_a_rank_has_no_memory_all_ranks_do_less(found):
     first, second = (rank["short_of_memory"] for rank in found)
     assert first == second
-    assert first["work"] == [40, 2, 3]
+    assert first["size"] == [40, 2, 3]
     assert [m["status"] for m in first["hessian"]] == ["EXACT", "EXACT"]

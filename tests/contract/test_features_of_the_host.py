@@ -16,7 +16,7 @@ from tiny import FEATURES, Classifier, blobs, trainer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from lightning_sloppy import FisherOptions, FisherSpectrum, HessianOptions, SloppyMonitor
+from lightning_sloppy import FisherSpectrum, HessianSpectrum, Schedule, SloppyMonitor
 
 
 class Adversaries(LightningModule):
@@ -112,7 +112,7 @@ def noisy() -> Classifier:
 
 
 CASES: dict[str, tuple[Callable[[], LightningModule], Callable[[], Any], dict[str, Any]]] = {
-    "two optimisers": (Adversaries, shuffled, {"objective": score}),
+    "two optimisers": (Adversaries, shuffled, {"loss_fn": score}),
     "averaged weights": (noisy, shuffled, {"callbacks": lambda: [EMAWeightAveraging(decay=0.9)]}),
     "stochastic averaging": (
         noisy,
@@ -130,7 +130,7 @@ CASES: dict[str, tuple[Callable[[], LightningModule], Callable[[], Any], dict[st
         {},
     ),
     "accumulation and clipping": (noisy, shuffled, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}),
-    "batch as probe": (noisy, shuffled, {"probe": "batch"}),
+    "current batch": (noisy, shuffled, {"measure_on": "current_batch"}),
 }
 
 
@@ -155,7 +155,7 @@ def everything(module: LightningModule, host: Any, data: Any) -> dict[str, Any]:
 
 def fitted(tmp_path, name: str, *extra) -> dict[str, Any]:
     make, load, options = CASES[name]
-    options = {key: value for key, value in options.items() if key not in ("objective", "probe")}
+    options = {key: value for key, value in options.items() if key not in ("loss_fn", "measure_on")}
     seed_everything(7, verbose=False)
     module, data = make(), load()
     callbacks = [*options.pop("callbacks", list)(), *extra]
@@ -175,11 +175,11 @@ def assert_same(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_everything_is_bitwise_the_same(tmp_path, name):
-    options = {key: value for key, value in CASES[name][2].items() if key in ("objective", "probe")}
+    options = {key: value for key, value in CASES[name][2].items() if key in ("loss_fn", "measure_on")}
     watcher = SloppyMonitor(
         input=None,
-        hessian=HessianOptions(k=2, num_samples=24),
-        fisher=FisherOptions(num_samples=24),
+        hessian=HessianSpectrum(k=2, num_samples=24),
+        fisher=FisherSpectrum(num_samples=24),
         every_n_steps=2,
         **options,
     )
@@ -191,7 +191,7 @@ def test_everything_is_bitwise_the_same(tmp_path, name):
 class Spoiling(FisherSpectrum):
     """Changes all that it can reach, and raises."""
 
-    def measure(self, trainer, pl_module, context, step):
+    def measure(self, trainer, pl_module, probe):
         torch.rand(3), np.random.rand(), random.random()  # noqa: NPY002
         pl_module.eval()
         torch.set_grad_enabled(False)
@@ -202,21 +202,21 @@ class Spoiling(FisherSpectrum):
 
 def test_everything_is_the_same_after_an_exception_inside_a_measurement(tmp_path):
     plain = fitted(tmp_path, "augmentation")
-    assert_same(fitted(tmp_path, "augmentation", Spoiling(every_n_steps=2)), plain)
+    assert_same(fitted(tmp_path, "augmentation", Spoiling(schedule=Schedule(every_n_steps=2))), plain)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_inside_a_measurement_ends_the_fit_and_leaves_no_trace(tmp_path, error):
     class Stopping(FisherSpectrum):
-        def measure(self, trainer, pl_module, context, step):
-            if step == 0:
-                return super().measure(trainer, pl_module, context, step)
+        def measure(self, trainer, pl_module, probe):
+            if probe.step == 0:
+                return super().measure(trainer, pl_module, probe)
             pl_module.eval()
             torch.set_grad_enabled(False)
             raise error
 
     seed_everything(7, verbose=False)
-    module, watcher = noisy(), Stopping(every_n_steps=2, num_samples=16)
+    module, watcher = noisy(), Stopping(schedule=Schedule(every_n_steps=2), num_samples=16)
     host = trainer(tmp_path, callbacks=[watcher], max_epochs=3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

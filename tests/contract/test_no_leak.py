@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from tiny import Classifier, loader, trainer
 
-from lightning_sloppy import FisherOptions, HessianOptions, SloppyMonitor
+from lightning_sloppy import FisherSpectrum, HessianSpectrum, SloppyMonitor
 
 
 def live_tensors() -> int:
@@ -48,7 +48,10 @@ def test_a_hundred_measurements_leave_nothing(tmp_path):
 
     before = set(vars(torch.nn.Module)), torch.utils.checkpoint.CheckpointFunction
     watcher = SloppyMonitor(
-        input=None, hessian=HessianOptions(k=2, num_samples=16), fisher=FisherOptions(num_samples=16), max_overhead=None
+        input=None,
+        hessian=HessianSpectrum(k=2, num_samples=16),
+        fisher=FisherSpectrum(num_samples=16),
+        max_overhead=None,
     )
     module = Looking()
     host = trainer(tmp_path, callbacks=[watcher], max_epochs=100)

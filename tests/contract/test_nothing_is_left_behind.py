@@ -13,7 +13,7 @@ from tiny import FEATURES, Classifier, blobs, trainer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_sloppy import FisherOptions, HessianOptions, SloppyMonitor
+from lightning_sloppy import FisherSpectrum, HessianSpectrum, SloppyMonitor
 from lightning_sloppy.evaluation.precision import full_precision
 
 
@@ -87,7 +87,7 @@ class OwnGenerator(Dataset):
 def run(tmp_path, make, dataset, watch):
     seed_everything(7, verbose=False)
     model = make()
-    watcher = SloppyMonitor(hessian=HessianOptions(k=2, num_samples=24), fisher=FisherOptions(num_samples=24))
+    watcher = SloppyMonitor(hessian=HessianSpectrum(k=2, num_samples=24), fisher=FisherSpectrum(num_samples=24))
     host = trainer(tmp_path, callbacks=[watcher] if watch else [], max_epochs=2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

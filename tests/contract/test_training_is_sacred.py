@@ -11,13 +11,13 @@ from lightning.pytorch import Callback, seed_everything
 from tiny import Classifier, blobs, trainer
 from torch.utils.data import DataLoader
 
-from lightning_sloppy import FisherOptions, HessianOptions, SloppyMonitor
-from lightning_sloppy.callbacks.base import MeasuringCallback
+from lightning_sloppy import FisherSpectrum, HessianSpectrum, SloppyMonitor
+from lightning_sloppy.callbacks.measuring import MeasuringCallback
 
 
 def monitor(**options):
     return SloppyMonitor(
-        hessian=HessianOptions(k=2, num_samples=24), fisher=FisherOptions(num_samples=24), strict=True, **options
+        hessian=HessianSpectrum(k=2, num_samples=24), fisher=FisherSpectrum(num_samples=24), strict=True, **options
     )
 
 
@@ -75,12 +75,12 @@ def test_training_is_bitwise_the_same(tmp_path, options):
 class Failing(MeasuringCallback):
     """Draws random numbers, moves every flag and buffer, then raises."""
 
-    group = "fisher"
+    default_name = "fisher"
 
     def on_train_batch_end(self, host, module, outputs, batch, batch_idx):
-        self.take(host, module, step=batch_idx)
+        self.run(host, module, step=batch_idx)
 
-    def measure(self, host, module, context, step):
+    def take(self, host, module, context, step):
         torch.rand(3)
         np.random.rand()  # noqa: NPY002
         module.train()

@@ -32,7 +32,7 @@ def test_holds_the_package_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "lightning_sloppy").rglob("*.py")}
     packed = {name for name in names if ".dist-info/" not in name}
-    assert packed == sources | {"lightning_sloppy/py.typed"}
+    assert packed == sources | {"lightning_sloppy/py.typed", "lightning_sloppy/__init__.pyi"}
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 

@@ -191,7 +191,7 @@ def test_outputs_must_have_a_row_for_each_sample() -> None:
 def test_a_whole_training_step_has_no_outputs() -> None:
     objective = Objective(nn.Linear(4, 3), None)
     batches = [(torch.zeros(2, 4), torch.zeros(2))]
-    with pytest.raises(UnsupportedError, match="pass objective="):
+    with pytest.raises(UnsupportedError, match="pass loss_fn="):
         fisher_of(objective, batches, fisher=Fisher(), solve=Solve(k=1), rng=generator(0))
 
 

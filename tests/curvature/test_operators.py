@@ -19,7 +19,7 @@ from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.linalg.operator import SymmetricOperator
 from lightning_sloppy.linalg.vectors import generator
 
-METHODS: tuple[Method, ...] = ("kept graph", "recomputed")
+METHODS: tuple[Method, ...] = ("kept_graph", "recomputed")
 OPERATORS = {"hessian": (HessianOperator, dense_hessian), "gauss-newton": (GaussNewtonOperator, dense_gauss_newton)}
 TOLERANCE = {"atol": 1e-11, "rtol": 1e-8}
 
@@ -123,11 +123,11 @@ def test_loss_without_curvature_gives_zero() -> None:
 def test_graphs_that_would_not_fit_are_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
     this = case("mlp")
     for build in (HessianOperator, GaussNewtonOperator):
-        assert operator(build, this).method == "kept graph"
+        assert operator(build, this).method == "kept_graph"
     monkeypatch.setattr("lightning_sloppy.curvature.kept_graph.free_bytes", lambda device: 100)
     for build in (HessianOperator, GaussNewtonOperator):
         assert operator(build, this).method == "recomputed, micro-batches of 1"
-        assert operator(build, this, "kept graph").method == "kept graph"
+        assert operator(build, this, "kept_graph").method == "kept_graph"
 
 
 def test_gauss_newton_takes_the_outputs_that_the_loss_uses_and_needs_them_apart() -> None:
@@ -147,5 +147,5 @@ def test_gauss_newton_takes_the_outputs_that_the_loss_uses_and_needs_them_apart(
         GaussNewtonOperator(objective, ParameterLayout.of(module), batches).dense(),
         GaussNewtonOperator(alone, ParameterLayout.of(module.layer), batches).dense(),
     )
-    with pytest.raises(UnsupportedError, match="pass objective="):
+    with pytest.raises(UnsupportedError, match="pass loss_fn="):
         GaussNewtonOperator(Objective(module, None), ParameterLayout.of(module), batches)

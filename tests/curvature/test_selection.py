@@ -25,9 +25,9 @@ def block_of(matrix: Tensor, names: list[str], sizes: dict[str, int], layer: str
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        *[(name, method) for name in ("mlp", "tied", "cnn") for method in ("kept graph", "recomputed")],
-        ("mlp", "central differences"),  # without kinks
-        ("tied", "central differences"),
+        *[(name, method) for name in ("mlp", "tied", "cnn") for method in ("kept_graph", "recomputed")],
+        ("mlp", "central_differences"),  # without kinks
+        ("tied", "central_differences"),
     ],
 )
 def test_the_blocks_of_layers_are_those_of_the_dense_matrix(name: str, method: str) -> None:
@@ -93,7 +93,7 @@ class Odd(nn.Module):
         return self.net(inputs) * self.scale * self.frozen + self.empty.sum()
 
 
-@pytest.mark.parametrize("method", ["kept graph", "recomputed", "central differences"])
+@pytest.mark.parametrize("method", ["kept_graph", "recomputed", "central_differences"])
 def test_scalar_empty_unused_and_frozen_parameters(method: str) -> None:
     torch.manual_seed(0)
     module = Odd().double()

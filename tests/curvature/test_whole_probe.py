@@ -100,7 +100,7 @@ def test_sequences_are_weighted_by_their_valid_tokens(name: str) -> None:
     values = torch.linalg.eigvalsh(expected).flip(0)
     found = hessian_spectrum(module, batches, loss_fn, k=len(values))
     torch.testing.assert_close(found.eigenvalues, values, rtol=1e-8, atol=1e-11)
-    for method in ("recomputed", "central differences"):
+    for method in ("recomputed", "central_differences"):
         again = hessian_spectrum(module, batches, loss_fn, k=len(values), method=method)
         torch.testing.assert_close(again.eigenvalues, values, rtol=1e-5, atol=1e-7)
     by_samples = sum(dense(module, whole_loss(module, [batch], loss_fn)) * len(batch[1]) / 10 for batch in batches)

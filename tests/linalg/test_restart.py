@@ -12,7 +12,7 @@ from lightning_sloppy.linalg.eigensolver import top_eigenpairs
 from lightning_sloppy.linalg.lanczos import Lanczos
 from lightning_sloppy.linalg.operator import DenseOperator
 from lightning_sloppy.linalg.vectors import generator, unit_gaussian
-from lightning_sloppy.linalg.wanted import Which, chosen
+from lightning_sloppy.linalg.which import Which, chosen
 from lightning_sloppy.records import Status
 
 

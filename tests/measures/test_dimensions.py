@@ -22,7 +22,7 @@ from lightning_sloppy.measures.dimensions import (
     stable_rank,
 )
 from lightning_sloppy.measures.sloppiness import effective_rank, entropy_rank, participation_ratio
-from lightning_sloppy.measures.subspace import overlap, random_share, share_inside, sharpness
+from lightning_sloppy.measures.subspace import fraction_inside, overlap, random_fraction, sharpness
 from lightning_sloppy.records import Status
 
 EXAMPLE = torch.tensor([4.0, 1.0, 0.0]).double()
@@ -104,21 +104,23 @@ def test_spaces_beside_themselves_and_their_complement() -> None:
     assert overlap(top, rest).value == pytest.approx(0, abs=1e-12)
     assert overlap(top, whole_space[:, :2]).value == pytest.approx(1)
     vector = torch.randn(12, dtype=torch.float64)
-    everything = share_inside(whole_space, vector)
-    parts = share_inside(top, vector), share_inside(rest, vector)
+    everything = fraction_inside(whole_space, vector)
+    parts = fraction_inside(top, vector), fraction_inside(rest, vector)
     assert everything is not None
     assert everything.value == pytest.approx(1)
     assert parts[0] is not None
     assert parts[1] is not None
     assert parts[0].value + parts[1].value == pytest.approx(1)
-    assert share_inside(top, torch.zeros(12).double()) is None
+    assert fraction_inside(top, torch.zeros(12).double()) is None
 
 
 def test_random_directions_have_the_baseline() -> None:
     dim, k, tries = 60, 6, 400
     space = orthonormal(dim, k, 0)
-    baseline = random_share(dim, k)
-    found = [share_inside(space, torch.randn(dim, dtype=torch.float64, generator=generator(s))) for s in range(tries)]
+    baseline = random_fraction(dim, k)
+    found = [
+        fraction_inside(space, torch.randn(dim, dtype=torch.float64, generator=generator(s))) for s in range(tries)
+    ]
     shares = torch.tensor([estimate.value for estimate in found if estimate is not None])
     assert abs(float(shares.mean()) - baseline.value) < 4 * baseline.standard_error / tries**0.5
     assert float(shares.std()) == pytest.approx(baseline.standard_error, rel=0.15)

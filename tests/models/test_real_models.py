@@ -11,7 +11,7 @@ from tiny import trainer
 from torch.func import functional_call
 from zoo import ZOO, made
 
-from lightning_sloppy import FisherOptions, HessianOptions, SloppyMonitor
+from lightning_sloppy import FisherSpectrum, HessianSpectrum, SloppyMonitor
 
 WITHOUT_OUTPUTS = {"dict batches"}
 """Their loss is inside forward, so that only the Hessian of the training step is known."""
@@ -29,9 +29,9 @@ def fitted(tmp_path, name: str, *callbacks, **options):
 def monitor(name: str, **options):
     return SloppyMonitor(
         input=None,
-        hessian=HessianOptions(k=3, num_samples=24),
-        fisher=None if name in WITHOUT_OUTPUTS else FisherOptions(num_samples=24),
-        objective=ZOO[name][2],
+        hessian=HessianSpectrum(k=3, num_samples=24),
+        fisher=None if name in WITHOUT_OUTPUTS else FisherSpectrum(num_samples=24),
+        loss_fn=ZOO[name][2],
         **options,
     )
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.probing.schedule import LEAST_SAMPLES, Budget, Schedule, Work
+from lightning_sloppy.probing.schedule import LEAST_SAMPLES, Candidate, MeasurementSize, Schedule, decide_round
 
 
 def steps(schedule: Schedule, batches: int, epoch_length: int = 10) -> list[int]:
@@ -50,42 +50,71 @@ def test_numbers_below_one_are_refused(wrong: dict) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"max_overhead": -0.1}, {"grace_seconds": -1.0}, {"max_overhead": math.nan}])
-def test_a_negative_budget_is_refused(wrong: dict) -> None:
+def test_a_negative_limit_is_refused(wrong: dict) -> None:
     with pytest.raises(ConfigurationError, match="was asked for; pass"):
-        Budget(**wrong)
+        Schedule(**wrong)
 
 
-def test_the_budget_is_the_promise() -> None:
-    budget = Budget(0.1, grace_seconds=5.0)
-    assert budget.allows(2.0, measuring=3.0, training=0.0)
-    assert not budget.allows(2.1, measuring=3.0, training=0.0)
-    assert budget.allows(2.1, measuring=3.0, training=1.1)
-    assert budget.rounds(3.0, training=100.0) == 5.0
-    assert Budget(None).allows(1e9, measuring=1e9, training=0.0)
-    assert Budget(None).rounds(3.0, training=1.0) == math.inf
+def test_the_limit_is_the_promise() -> None:
+    schedule = Schedule(max_overhead=0.1, grace_seconds=5.0)
+    assert schedule.allows(2.0, measuring=3.0, training=0.0)
+    assert not schedule.allows(2.1, measuring=3.0, training=0.0)
+    assert schedule.allows(2.1, measuring=3.0, training=1.1)
+    assert schedule.affordable_rounds(3.0, training=100.0) == 5.0
+    assert Schedule(max_overhead=None).allows(1e9, measuring=1e9, training=0.0)
+    assert Schedule(max_overhead=None).affordable_rounds(3.0, training=1.0) == math.inf
 
 
 @given(cost=st.floats(0.1, 10), overhead=st.floats(0.01, 0.5), grace=st.floats(0, 20), count=st.integers(10, 300))
-def test_what_is_admitted_never_exceeds_the_budget_and_wastes_less_than_one_measurement(
+def test_what_is_admitted_never_exceeds_the_limit_and_wastes_less_than_one_measurement(
     cost: float, overhead: float, grace: float, count: int
 ) -> None:
-    budget, measuring = Budget(overhead, grace), 0.0
+    schedule, measuring = Schedule(max_overhead=overhead, grace_seconds=grace), 0.0
     for step in range(1, count + 1):
-        if budget.allows(cost, measuring=measuring, training=float(step)):
+        if schedule.allows(cost, measuring=measuring, training=float(step)):
             measuring += cost
         assert measuring <= grace + overhead * step + 1e-9
     wasted = min(grace + overhead * count, count * cost) - measuring
     assert wasted < cost + overhead + 1e-9
 
 
-def test_less_work_ends_at_the_least() -> None:
-    work, seen = Work(1024, probes=8, k=10), []
-    while work is not None:
-        seen.append((work.num_samples, work.probes, work.k))
-        work = work.less()
+def test_smaller_sizes_end_at_the_least() -> None:
+    size, seen = MeasurementSize(1024, probes=8, k=10), []
+    while size is not None:
+        seen.append((size.num_samples, size.probes, size.k))
+        size = size.smaller()
     assert seen == [
         (1024, 8, 10), (1024, 4, 10), (1024, 2, 10), (512, 2, 10), (256, 2, 10), (LEAST_SAMPLES, 2, 10),
         (LEAST_SAMPLES, 2, 5), (LEAST_SAMPLES, 2, 2), (LEAST_SAMPLES, 2, 1),
     ]  # fmt: skip
-    assert Work(50).less() is None
-    assert str(Work(1024, 4, 10)) == "1,024 samples, 4 probe vectors, k=10"
+    assert MeasurementSize(50).smaller() is None
+    assert str(MeasurementSize(1024, 4, 10)) == "1,024 samples, 4 probe vectors, k=10"
+
+
+def halved(size: MeasurementSize) -> tuple[MeasurementSize, float] | None:
+    return (MeasurementSize(size.num_samples // 2), 0.5) if size.num_samples > 25 else None
+
+
+def due(seconds: float, *, limit: float = 0.1, samples: int = 100) -> Candidate:
+    return Candidate(Schedule(max_overhead=limit, grace_seconds=0.0), MeasurementSize(samples), seconds, halved)
+
+
+def test_a_round_within_the_limit_is_taken_as_it_is() -> None:
+    # Twice 1 + 2 seconds, for the last round always happens, and 3 of another instrument.
+    round_ = {"others": 3.0, "measuring": 1.0, "progress": None}
+    assert decide_round([due(1.0), due(2.0)], training=100.0, **round_) == (
+        True, [MeasurementSize(100), MeasurementSize(100)], [1.0, 2.0],
+    )  # fmt: skip
+    assert not decide_round([due(1.0), due(2.0)], training=99.0, **round_)[0]
+    strict = decide_round([due(1.0), due(2.0, limit=0.05)], training=100.0, **round_)
+    assert not strict[0], "none may exceed its own limit"
+
+
+def test_the_dearest_measures_less_where_a_whole_run_would_have_few_rounds() -> None:
+    # 1,000 s of training in all allow 100 s of measuring: fewer than ten rounds of 12 s, and ten of 9 s.
+    taken, sizes, costs = decide_round([due(4.0), due(8.0)], others=0.0, measuring=0.0, training=100.0, progress=0.1)
+    assert (taken, [size.num_samples for size in sizes], costs) == (False, [100, 50], [4.0, 4.0])
+    unknown = decide_round([due(4.0), due(8.0)], others=0.0, measuring=0.0, training=100.0, progress=None)
+    assert unknown == (False, [MeasurementSize(100), MeasurementSize(100)], [4.0, 8.0])
+    least = decide_round([due(99.0, samples=20)], others=0.0, measuring=0.0, training=100.0, progress=0.1)
+    assert least == (False, [MeasurementSize(20)], [99.0])

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from instruments import DECLARED
 
 from lightning_sloppy.records import Cost, Density, Measurement, Spectrum, Status
 from lightning_sloppy.reporting.histograms import histograms, log10_histogram
@@ -64,14 +65,15 @@ def test_nothing_to_count_is_no_histogram(values):
     assert log10_histogram(spectrum(values)) is None
 
 
-def test_tags_follow_the_matrix_and_the_sign():
-    def event(matrix: str, status: Status = Status.CONVERGED) -> Measurement:
-        return Measurement(0, 0, matrix, spectrum([1.0, -1.0]), {}, Cost(), status)
+def test_tags_follow_the_instrument_and_the_sign():
+    def drawn(group: str, status: Status = Status.CONVERGED) -> set[str]:
+        event = Measurement(0, 0, group, spectrum([1.0, -1.0]), {}, Cost(), status)
+        return set(histograms(event, DECLARED[group]))
 
-    assert set(histograms(event("hessian"))) == {
+    assert drawn("hessian") == {
         "sloppy_hessian/log10_eigenvalues",
         "sloppy_hessian/log10_eigenvalues_negative",
     }
-    assert set(histograms(event("fisher"))) == {"sloppy_fisher/log10_eigenvalues"}
-    assert histograms(event("hessian", Status.NON_FINITE)) == {}
-    assert histograms(Measurement(0, 0, "bound", None, {}, Cost(), Status.CONVERGED)) == {}
+    assert drawn("fisher") == {"sloppy_fisher/log10_eigenvalues"}
+    assert not drawn("hessian", Status.NON_FINITE)
+    assert histograms(Measurement(0, 0, "bound", None, {}, Cost(), Status.CONVERGED), DECLARED["bound"]) == {}

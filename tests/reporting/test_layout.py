@@ -4,17 +4,20 @@ import re
 from types import SimpleNamespace
 
 import pytest
+from instruments import DECLARED
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
+from lightning_sloppy.quantities import SUFFIXES, Declaration, Quantity
 from lightning_sloppy.reporting.layout import layout, write_layout
-from lightning_sloppy.reporting.tags import GROUPS, SUFFIXES, all_tags, expected_tags
+from lightning_sloppy.reporting.tags import expected_tags
 
-LOGGABLE = [*all_tags(), *(t + s for t in all_tags() for s in SUFFIXES)]
+ALL = list(DECLARED.values())
+LOGGABLE = {name for declaration in ALL for name in expected_tags(declaration)}
 ENTRIES = [
     (title, kind, entry)
-    for charts in layout().values()
+    for charts in layout(ALL).values()
     for title, (kind, entries) in charts.items()
     for entry in entries
 ]
@@ -23,23 +26,36 @@ ENTRIES = [
 @pytest.mark.parametrize(("title", "kind", "entry"), ENTRIES)
 def test_each_entry_matches_exactly_one_loggable_tag(title, kind, entry):
     if kind == "Margin":
-        assert entry in all_tags(), title
+        assert entry in LOGGABLE, title
     else:
         assert entry.endswith("$")
         assert [t for t in LOGGABLE if re.match(entry, t)] == [entry[:-1]], title
 
 
 def test_margins_are_value_lower_upper():
-    margins = [entries for charts in layout().values() for kind, entries in charts.values() if kind == "Margin"]
+    margins = [entries for charts in layout(ALL).values() for kind, entries in charts.values() if kind == "Margin"]
     assert margins
     for value, lower, upper in margins:
         assert (lower, upper) == (f"{value}_coarse", f"{value}_fine")
 
 
-def test_every_group_has_a_chart():
+def test_every_instrument_and_the_costs_have_a_chart():
     shown = {entry.split("/")[0] for _, _, entry in ENTRIES}
-    assert shown == {f"sloppy_{group}" for group in GROUPS}
-    assert {e.removesuffix("$") for _, _, e in ENTRIES} <= {t for m in GROUPS[:5] for t in expected_tags(m)}
+    assert shown == {f"sloppy_{group}" for group in (*DECLARED, "cost")}
+
+
+def test_a_band_has_a_chart_of_its_own_beside_the_curves_that_share_its_title():
+    low, high = Quantity("low", "Less."), Quantity("high", "More.")
+    value = Quantity("value", "It.", chart="Size", band=("low", "high"), estimated=True, headline=True)
+    half = Quantity("half", "Half of it.", chart="Size")
+    alone = layout([Declaration("a", "A", [value, low, high])])["Sloppy: A"]
+    assert alone == {
+        "Size": ["Margin", ["sloppy_a/value", "sloppy_a/low", "sloppy_a/high"]],
+        "Size: errors": ["Multiline", [f"sloppy_a/value{suffix}$" for suffix in SUFFIXES]],
+    }
+    both = layout([Declaration("a", "A", [value, low, high, half])])["Sloppy: A"]
+    assert both["Size"] == ["Multiline", ["sloppy_a/value$", "sloppy_a/half$"]]
+    assert both["Size: band"] == alone["Size"]
 
 
 class SimpleTrainer(SimpleNamespace):
@@ -63,16 +79,16 @@ def layouts(folder) -> list[list[str]]:
 def test_the_layout_is_written_once_for_each_run(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     trainer = runs(CSVLogger(tmp_path / "csv"), logger)
-    write_layout(trainer)
-    write_layout(trainer)
+    write_layout(trainer, ALL)
+    write_layout(trainer, ALL)
     logger.finalize("success")
-    assert layouts(logger.log_dir) == [list(layout())]
+    assert layouts(logger.log_dir) == [list(layout(ALL))]
 
 
 def test_a_resumed_run_keeps_its_layout(tmp_path):
     for _ in range(2):
         logger = TensorBoardLogger(tmp_path, version=0)
-        write_layout(runs(logger))
+        write_layout(runs(logger), ALL)
         logger.finalize("success")
         logger.experiment.close()
     assert len(layouts(logger.log_dir)) == 1
@@ -81,12 +97,12 @@ def test_a_resumed_run_keeps_its_layout(tmp_path):
 def test_the_users_layout_wins(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     logger.experiment.add_custom_scalars({"mine": {"loss": ["Multiline", ["train_loss"]]}})
-    write_layout(runs(logger))
+    write_layout(runs(logger), ALL)
     logger.finalize("success")
     assert layouts(logger.log_dir) == [["mine"]]
 
 
 def test_other_ranks_write_nothing(tmp_path):
     logger = TensorBoardLogger(tmp_path)
-    write_layout(SimpleTrainer(loggers=[logger], is_global_zero=False))
+    write_layout(SimpleTrainer(loggers=[logger], is_global_zero=False), ALL)
     assert logger._experiment is None

@@ -3,18 +3,19 @@ from __future__ import annotations
 import math
 
 import pytest
+from instruments import summary
 
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.records import Cost, Estimate, Measurement, Status
-from lightning_sloppy.reporting.summary import WIDTH, summarise
+from lightning_sloppy.reporting.summary import WIDTH
 
 STOP = "Training stopped after epoch 23 because the effective dimension of the Fisher matrix had reached its plateau."
 
 
-def event(matrix: str, estimates: dict[str, float | Estimate], **fields) -> Measurement:
+def event(group: str, estimates: dict[str, float | Estimate], **fields) -> Measurement:
     named = {q: v if isinstance(v, Estimate) else Estimate(v) for q, v in estimates.items()}
     settings = {"cost": Cost(seconds=2.0), "status": Status.CONVERGED, "num_samples": 1024, **fields}
-    return Measurement(settings.pop("step", 414), 22, matrix, None, named, **settings)
+    return Measurement(settings.pop("step", 414), 22, group, None, named, **settings)
 
 
 def certificate(**fields) -> Certificate:
@@ -51,7 +52,7 @@ def flat(text: str) -> str:
 
 def test_the_whole_story_in_words_and_numbers():
     runs = {"input": [INPUT], "hessian": [HESSIAN, HESSIAN], "fisher": [FISHER], "bound": [BOUND]}
-    text = summarise(runs, stop=STOP, log_dirs=["runs/version_0"], training_seconds=100.0)
+    text = summary(runs, stop=STOP, log_dirs=["runs/version_0"], fit_seconds=100.0)
     for sentence in (
         "N = 1,437 training samples. The correlation matrix spans 3.21 decades.",
         "change by -0.0412 decades per index (R^2 = 0.97).",
@@ -79,7 +80,7 @@ def test_the_whole_story_in_words_and_numbers():
 
 
 def test_what_was_not_asked_for_is_not_mentioned():
-    text = summarise({"fisher": [FISHER]}, stop=STOP)
+    text = summary({"fisher": [FISHER]}, stop=STOP)
     assert "Hessian" not in text
     assert "Bound" not in text
     assert "None were written" in text
@@ -90,22 +91,22 @@ def test_reasons_replace_a_bound():
     without = event(
         "bound", {}, certificate=certificate(valid=False, value=math.nan, reasons=(reason,)), status=Status.UNAVAILABLE
     )
-    text = flat(summarise({"bound": [without]}, stop=STOP))
+    text = flat(summary({"bound": [without]}, stop=STOP))
     assert f"There is no PAC-Bayes bound, because: - {reason}" in text
     assert "conditions" not in text
     assert "nan" not in text
 
 
 def test_a_vacuous_bound_is_called_vacuous():
-    text = summarise({"bound": [event("bound", {}, certificate=certificate(value=1.0))]}, stop=STOP)
+    text = summary({"bound": [event("bound", {}, certificate=certificate(value=1.0))]}, stop=STOP)
     assert "vacuous" in text
 
 
 def test_the_lowest_bound_of_the_run_is_named_when_it_is_not_the_last():
     early = event("bound", {}, certificate=certificate(value=0.2501), step=100)
     late = event("bound", {}, certificate=certificate(value=0.3), step=200)
-    assert "The lowest of the run was 0.2501 at step 100" in flat(summarise({"bound": [early, late]}, stop=STOP))
-    assert "lowest" not in summarise({"bound": [late, early]}, stop=STOP)
+    assert "The lowest of the run was 0.2501 at step 100" in flat(summary({"bound": [early, late]}, stop=STOP))
+    assert "lowest" not in summary({"bound": [late, early]}, stop=STOP)
 
 
 @pytest.mark.parametrize(
@@ -114,21 +115,21 @@ def test_the_lowest_bound_of_the_run_is_named_when_it_is_not_the_last():
         ([], "Missing: no measurement took place."),
         ([event("fisher", {}, status=Status.FAILED)], f"Missing. {Status.FAILED.value}"),
         (
-            [event("fisher", {}, status=Status.UNAVAILABLE, notes=("The batch is not a pair; pass objective=.",))],
-            "Missing. The batch is not a pair; pass objective=.",
+            [event("fisher", {}, status=Status.UNAVAILABLE, notes=("The batch is not a pair; pass loss_fn=.",))],
+            "Missing. The batch is not a pair; pass loss_fn=.",
         ),
     ],
 )
 def test_missing_parts_come_with_their_reason(events, expected):
-    assert expected in flat(summarise({"fisher": events}, stop=STOP))
+    assert expected in flat(summary({"fisher": events}, stop=STOP))
 
 
 def test_an_unresolved_dimension_is_no_number():
     unresolved = Estimate(1224.0, 19.0, 600.0, Status.UNRESOLVED)
-    text = flat(summarise({"hessian": [event("hessian", {"effective_dimension": unresolved})]}, stop=STOP))
+    text = flat(summary({"hessian": [event("hessian", {"effective_dimension": unresolved})]}, stop=STOP))
     assert "1,224" not in text
     text = flat(
-        summarise({"hessian": [event("hessian", {"largest": 1.0, "effective_dimension": unresolved})]}, stop=STOP)
+        summary({"hessian": [event("hessian", {"largest": 1.0, "effective_dimension": unresolved})]}, stop=STOP)
     )
     assert f"Effective dimension of the Gauss-Newton part: missing. {Status.UNRESOLVED.value}" in text
     assert "1,224" not in text
@@ -136,41 +137,41 @@ def test_an_unresolved_dimension_is_no_number():
 
 def test_a_failure_at_the_end_does_not_hide_the_last_result():
     failed = event("fisher", {}, status=Status.FAILED, step=500)
-    text = flat(summarise({"fisher": [FISHER, failed]}, stop=STOP))
+    text = flat(summary({"fisher": [FISHER, failed]}, stop=STOP))
     assert "Step 414" in text
     assert "166 of 4,570" in text
 
 
 def test_the_command_survives_odd_folders():
     folder = "/data/a very long folder name " + "x" * 90
-    text = summarise({}, stop=STOP, log_dirs=[folder, "b"])
+    text = summary({}, stop=STOP, log_dirs=[folder, "b"])
     assert f"    tensorboard --logdir '{folder}'\n" in text
     assert text.endswith("    tensorboard --logdir b")
 
 
 @pytest.mark.parametrize("value", [1e300, 123456.789, 1e-300])
 def test_extreme_values_stay_short(value):
-    line = summarise({"fisher": [event("fisher", {"trace": Estimate(value, math.nan)})]}, stop=STOP).splitlines()[3]
+    line = summary({"fisher": [event("fisher", {"trace": Estimate(value, math.nan)})]}, stop=STOP).splitlines()[3]
     assert "nan" not in line
     assert len(line) < WIDTH
 
 
 def test_a_value_and_its_error_stay_on_one_line():
     padded = event("fisher", {"trace": 1.0}, notes=tuple("x" * n + " trace 40 +- 1.5" for n in range(60, 98)))
-    lines = summarise({"fisher": [padded]}, stop=STOP).splitlines()
+    lines = summary({"fisher": [padded]}, stop=STOP).splitlines()
     assert sum("40 +- 1.5" in line for line in lines) == 38
     assert max(map(len, lines)) <= WIDTH
 
 
 def test_long_notes_are_wrapped():
     noted = event("fisher", {"trace": 1.0}, notes=("word " * 80,))
-    text = summarise({"fisher": [noted]}, stop=STOP)
+    text = summary({"fisher": [noted]}, stop=STOP)
     assert max(map(len, text.splitlines())) <= WIDTH
     assert text.count("word") == 80
 
 
 def test_failed_measurements_are_counted_with_the_first_reason():
     failed = event("hessian", {}, status=Status.FAILED, notes=("The device has no memory left; lower k.",))
-    text = flat(summarise({"hessian": [failed, HESSIAN, failed], "fisher": [FISHER]}, stop=STOP))
+    text = flat(summary({"hessian": [failed, HESSIAN, failed], "fisher": [FISHER]}, stop=STOP))
     assert "Failed measurements, seen as gaps: Hessian 2. The first: The device has no memory left; lower k." in text
-    assert "Failed measurements" not in flat(summarise({"fisher": [FISHER]}, stop=STOP))
+    assert "Failed measurements" not in flat(summary({"fisher": [FISHER]}, stop=STOP))

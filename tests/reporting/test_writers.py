@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from instruments import DECLARED
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
@@ -18,6 +19,7 @@ from lightning_sloppy.reporting.histograms import histograms
 from lightning_sloppy.reporting.tags import expected_tags, scalars
 from lightning_sloppy.reporting.writers import publish
 
+HESSIAN = DECLARED["hessian"]
 N_EFF = "sloppy_hessian/effective_dimension"
 
 
@@ -30,11 +32,11 @@ def trainer(*loggers: object, is_global_zero: bool = True) -> SimpleTrainer:
     return SimpleTrainer(loggers=list(loggers), is_global_zero=is_global_zero, strategy=strategy, callback_metrics={})
 
 
-def event(step: int, value: float = 12.5, *, matrix: str = "hessian", status: Status = Status.CONVERGED) -> Measurement:
+def event(step: int, value: float = 12.5, *, status: Status = Status.CONVERGED) -> Measurement:
     values = torch.tensor([5.0, 0.5, 1e-3, -0.2], dtype=torch.float64)
-    spectrum = Spectrum(values, 4, 8, matrix, 1e-9, Status.EXACT, torch.zeros(4), 5.0, -0.2)
+    spectrum = Spectrum(values, 4, 8, "hessian", 1e-9, Status.EXACT, torch.zeros(4), 5.0, -0.2)
     estimates = {"effective_dimension": Estimate(value, 0.5, 0.25), "largest": Estimate(5.0)}
-    return Measurement(step, 0, matrix, spectrum, estimates, Cost(products=28, seconds=0.5), status)
+    return Measurement(step, 0, "hessian", spectrum, estimates, Cost(products=28, seconds=0.5), status)
 
 
 class Measuring(Callback):
@@ -47,7 +49,7 @@ class Measuring(Callback):
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         value = self.values.pop(0) if self.values else 12.5
         self.published.append(event(step, value))
-        publish(trainer, self.published[-1])
+        publish(trainer, self.published[-1], HESSIAN)
 
     def on_train_start(self, trainer, pl_module):
         self._publish(trainer)
@@ -82,18 +84,18 @@ def test_event_files_hold_every_tag_at_the_step_of_the_measurement(tmp_path):
     read = EventAccumulator(logger.log_dir, size_guidance=STORE_EVERYTHING_SIZE_GUIDANCE).Reload()
     steps = [m.step for m in measuring.published]
     assert steps == [0, 0, 1, 2, 3, 4, 5]
-    for name, value in scalars(measuring.published[0]).items():
+    for name, value in scalars(measuring.published[0], HESSIAN).items():
         written = read.Scalars(name)
         assert [e.step for e in written] == steps, name
         assert [e.value for e in written] == pytest.approx([value] * len(steps)), name
-    for name, shape in histograms(measuring.published[0]).items():
+    for name, shape in histograms(measuring.published[0], HESSIAN).items():
         written = read.Histograms(name)
         assert [e.step for e in written] == steps, name
         stored = written[0].histogram_value
         assert sum(stored.bucket) == pytest.approx(shape.num)
         assert (stored.min, stored.max) == pytest.approx((shape.minimum, shape.maximum))
     ours = {t for kind in ("scalars", "histograms") for t in read.Tags()[kind] if t.startswith("sloppy_")}
-    assert ours == {*scalars(measuring.published[0]), *histograms(measuring.published[0])}
+    assert ours == {*scalars(measuring.published[0], HESSIAN), *histograms(measuring.published[0], HESSIAN)}
     assert {p.parent for p in tmp_path.rglob("events.out*")} == {tmp_path / "lightning_logs" / "version_0"}
 
 
@@ -103,13 +105,13 @@ def test_csv_has_one_constant_header_and_gaps_for_what_is_missing(tmp_path):
     rewrites = []
     logger.experiment._rewrite_with_new_header = rewrites.append
     run = trainer(logger)
-    publish(run, event(0, 3.0))
-    publish(run, event(1, math.nan))
-    publish(run, event(2, 4.0))
+    publish(run, event(0, 3.0), HESSIAN)
+    publish(run, event(1, math.nan), HESSIAN)
+    publish(run, event(2, 4.0), HESSIAN)
     logger.finalize("success")
     with open(logger.experiment.metrics_file_path) as file:
         rows = list(csv.DictReader(file))
-    assert set(rows[0]) == {*expected_tags("hessian"), "step"}
+    assert set(rows[0]) == {*expected_tags(HESSIAN), "step"}
     assert [r["step"] for r in rows] == ["0", "1", "2"]
     assert [r[N_EFF] for r in rows] == ["3.0", "nan", "4.0"]
     assert not rewrites
@@ -118,8 +120,8 @@ def test_csv_has_one_constant_header_and_gaps_for_what_is_missing(tmp_path):
 def test_a_gap_keeps_the_last_finite_value_for_monitors():
     run = trainer()
     for value in (7.0, math.nan, math.inf):
-        publish(run, event(0, value))
-    publish(run, event(1, 99.0, status=Status.FAILED))
+        publish(run, event(0, value), HESSIAN)
+    publish(run, event(1, 99.0, status=Status.FAILED), HESSIAN)
     kept = run.callback_metrics[N_EFF]
     assert float(kept) == 7.0
     assert (kept.shape, kept.dtype, kept.requires_grad) == (torch.Size([]), torch.float32, False)
@@ -171,18 +173,18 @@ def test_a_broken_logger_is_named_once_and_the_others_go_on():
     healthy = Recording()
     run = trainer(Broken(), healthy)
     with pytest.warns(UserWarning, match=r"Broken could not log a measurement: ConnectionError: no route"):
-        publish(run, event(0))
-    publish(run, event(1))  # a second warning would be an error here
-    publish(run, event(2))
+        publish(run, event(0), HESSIAN)
+    publish(run, event(1), HESSIAN)  # a second warning would be an error here
+    publish(run, event(2), HESSIAN)
     assert [step for _, step in healthy.calls] == [0, 1, 2]
-    assert healthy.calls[0][0] == scalars(event(0))
+    assert healthy.calls[0][0] == scalars(event(0), HESSIAN)
     with pytest.warns(UserWarning, match="Broken could not"):
-        publish(trainer(Broken()), event(0))
+        publish(trainer(Broken()), event(0), HESSIAN)
 
 
 def test_other_ranks_update_their_monitors_only():
     logger = Recording()
     run = trainer(logger, is_global_zero=False)
-    publish(run, event(0))
+    publish(run, event(0), HESSIAN)
     assert not logger.calls
     assert float(run.callback_metrics[N_EFF]) == 12.5

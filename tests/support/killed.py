@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import Classifier, blobs, trainer
 from torch.utils.data import DataLoader
 
-from lightning_sloppy import FisherOptions, HessianOptions, SloppyMonitor
+from lightning_sloppy import FisherSpectrum, HessianSpectrum, SloppyMonitor
 
 
 class Resumable(DataLoader):
@@ -54,7 +54,10 @@ def fit(folder: Path, *, kill_at: int = 0, checkpoint: Path | None = None) -> tu
     """Four epochs of four batches, a checkpoint behind every batch."""
     seed_everything(0, verbose=False)
     watcher = SloppyMonitor(
-        hessian=HessianOptions(k=2, num_samples=16), fisher=FisherOptions(num_samples=16), every_n_steps=2, strict=True
+        hessian=HessianSpectrum(k=2, num_samples=16),
+        fisher=FisherSpectrum(num_samples=16),
+        every_n_steps=2,
+        strict=True,
     )
     keep = ModelCheckpoint(folder, filename="run", every_n_train_steps=1, save_last=True)
     callbacks = [watcher, keep, *([Kill(kill_at)] if kill_at else [])]

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from tiny import Classifier, blobs, trainer
 from torch.utils.data import DataLoader
 
-from lightning_sloppy import FisherOptions, HessianOptions, SloppyMonitor
+from lightning_sloppy import FisherSpectrum, HessianSpectrum, SloppyMonitor
 
 
 class Writes(Callback):
@@ -31,7 +31,7 @@ def fit(folder: Path, **options: Any) -> None:
     """Every part but early stopping."""
     seed_everything(5, verbose=False)
     watcher = SloppyMonitor(
-        hessian=HessianOptions(k=2, num_samples=32), fisher=FisherOptions(num_samples=32), strict=True
+        hessian=HessianSpectrum(k=2, num_samples=32), fisher=FisherSpectrum(num_samples=32), strict=True
     )
     host = trainer(folder, callbacks=[watcher, Writes()], max_epochs=2, **options)
     host.fit(Classifier(lr=0.0), DataLoader(blobs(40), 8))

@@ -20,18 +20,17 @@ from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_sloppy import (
+    EffectiveDimensionEarlyStopping,
     FinalCertificate,
-    FisherOptions,
     FisherSpectrum,
-    HessianOptions,
     HessianSpectrum,
     LearningPlan,
+    Schedule,
     SloppyMonitor,
-    StoppingOptions,
 )
-from lightning_sloppy.callbacks import base as base_module
 from lightning_sloppy.callbacks import fisher_spectrum as fisher_module
-from lightning_sloppy.callbacks import scale as scale_module
+from lightning_sloppy.callbacks import instrument as instrument_module
+from lightning_sloppy.callbacks import measuring as measuring_module
 from lightning_sloppy.curvature import fisher_spectra as spectra_module
 from lightning_sloppy.evaluation.batches import sample_count
 from lightning_sloppy.evaluation.ranks import sum_over_ranks
@@ -61,9 +60,9 @@ class Stream(IterableDataset):
 def everything(folder: Path, **options: Any) -> dict[str, float]:
     """What the monitors hold after a fit with every part, and the number of epochs."""
     watcher = SloppyMonitor(
-        hessian=HessianOptions(k=2, num_samples=32),
-        fisher=FisherOptions(num_samples=32),
-        early_stopping=StoppingOptions(patience=1, rel_tol=0.9, warmup=0),
+        hessian=HessianSpectrum(k=2, num_samples=32),
+        fisher=FisherSpectrum(num_samples=32),
+        early_stopping=EffectiveDimensionEarlyStopping(patience=1, rel_tol=0.9, warmup=0),
         strict=True,
     )
     host = trainer(folder, callbacks=[watcher], max_epochs=3, **options)
@@ -77,7 +76,7 @@ def measured(folder: Path, callbacks: list[Any], data: Any = None, epochs: int =
     host = trainer(folder, callbacks=callbacks, max_epochs=epochs, **options)
     host.fit(Classifier(lr=0.0), DataLoader(blobs(43), BATCH // world) if data is None else data)
     return {
-        callback.group: [
+        callback.name: [
             {
                 "values": [] if m.spectrum is None else m.spectrum.eigenvalues.tolist(),
                 "samples": m.num_samples,
@@ -93,22 +92,25 @@ def measured(folder: Path, callbacks: list[Any], data: Any = None, epochs: int =
 
 def uneven(folder: Path, **options: Any) -> dict[str, Any]:
     """43 samples: the sampler pads a shard, and the probe cannot be halved."""
-    hessian = HessianSpectrum(k=3, num_samples=100, objective=torch.nn.functional.cross_entropy, strict=True)
+    hessian = HessianSpectrum(k=3, num_samples=100, loss_fn=torch.nn.functional.cross_entropy, strict=True)
     fisher = FisherSpectrum(kind="sampled", num_samples=100, strict=True)
     samples, layers = set(), set()
 
-    def own_samples(*arguments: Any) -> Any:
+    def samples_of_rank(*arguments: Any) -> Any:
         found = real_samples(*arguments)
         samples.add(sum(map(sample_count, found[0])))
         return found
 
-    def own_layers(*arguments: Any) -> Any:
+    def layers_of_rank(*arguments: Any) -> Any:
         found = real_layers(*arguments)
         layers.add(found.dim)
         return found
 
-    real_samples, real_layers = scale_module.own_samples, spectra_module.own_layers
-    with patch.object(scale_module, "own_samples", own_samples), patch.object(spectra_module, "own_layers", own_layers):
+    real_samples, real_layers = instrument_module.samples_of_rank, spectra_module.layers_of_rank
+    with (
+        patch.object(instrument_module, "samples_of_rank", samples_of_rank),
+        patch.object(spectra_module, "layers_of_rank", layers_of_rank),
+    ):
         found = measured(folder, [hessian, fisher], **options)
     return {**found, "own": [sorted(samples), sorted(layers)]}
 
@@ -125,7 +127,12 @@ def current(folder: Path, **options: Any) -> dict[str, Any]:
     """The batch just trained on, that of both ranks."""
     world = 1 if options == {} else 2
     data = DataLoader(Stream(48), BATCH // world)
-    return measured(folder, [HessianSpectrum(k=3, probe="batch", every_n_steps=2, strict=True)], data, **options)
+    return measured(
+        folder,
+        [HessianSpectrum(schedule=Schedule(every_n_steps=2), k=3, measure_on="current_batch", strict=True)],
+        data,
+        **options,
+    )
 
 
 def failing(folder: Path, **options: Any) -> dict[str, Any]:
@@ -153,9 +160,11 @@ def unguarded(folder: Path, **options: Any) -> dict[str, Any]:
             raise RuntimeError("no room for a copy of the buffers")
         return original(*arguments)
 
-    original = base_module.measuring
-    with patch.object(base_module, "measuring", measuring):
-        return measured(folder, [FisherSpectrum(num_samples=16, max_overhead=None)], epochs=6, **options)
+    original = measuring_module.measuring
+    with patch.object(measuring_module, "measuring", measuring):
+        return measured(
+            folder, [FisherSpectrum(schedule=Schedule(max_overhead=None), num_samples=16)], epochs=6, **options
+        )
 
 
 def short_of_memory(folder: Path, **options: Any) -> dict[str, Any]:
@@ -171,7 +180,7 @@ def short_of_memory(folder: Path, **options: Any) -> dict[str, Any]:
 
     with patch("lightning_sloppy.evaluation.ranks.sum_over_ranks", add_up):
         found = measured(folder, [hessian], **options)
-    return {**found, "work": [hessian.work.num_samples, hessian.work.probes, hessian.work.k]}
+    return {**found, "size": [hessian.size.num_samples, hessian.size.probes, hessian.size.k]}
 
 
 def certified(folder: Path, **options: Any) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def measured(part: slice, *, over_ranks: bool) -> dict[str, list[float]]:
     batches = [(x[part], y[part])]
     found = {
         method: hessian_spectrum(module, batches, F.cross_entropy, k=4, method=method, over_ranks=over_ranks)
-        for method in ("kept graph", "recomputed", "central differences")
+        for method in ("kept_graph", "recomputed", "central_differences")
     }
     for kind in ("empirical", "sampled", "exact"):
         for method in ("gram", "products"):

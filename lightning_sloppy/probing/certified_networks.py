@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.certify import weights_hash
 from lightning_sloppy.bounds.descent import LocalSurrogate
-from lightning_sloppy.bounds.final import FinalCertificates, certify_posterior
 from lightning_sloppy.bounds.learning import Learnt, learn_posterior
-from lightning_sloppy.bounds.pac_bayes import PAC_SHARE, scheduled_delta
-from lightning_sloppy.bounds.scaled import ScaledGaussian
+from lightning_sloppy.bounds.pair_certificate import weights_hash
+from lightning_sloppy.bounds.pair_inequality import PAC_BAYES_FRACTION, scheduled_delta
+from lightning_sloppy.bounds.posterior_certificate import FinalCertificates, certify_posterior
+from lightning_sloppy.bounds.scaled_gaussian import ScaledGaussian
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.ranks import Ranks
 from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.probing import trainer_internals
+from lightning_sloppy.probing.certificate_task import CertificateTask, initial_posterior
 from lightning_sloppy.probing.context import FitContext
-from lightning_sloppy.probing.question import Question, start_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -32,48 +32,50 @@ PAIR, SINGLE = "certificate.json", "certified_1.json"
 """Names of the files in the folder of the certificates."""
 
 
-def learnt_and_certified(
-    context: FitContext, question: Question, on_step: Callable[[float], None]
+def learn_and_certify(
+    context: FitContext, task: CertificateTask, on_step: Callable[[float], None]
 ) -> tuple[Learnt, FinalCertificates]:
     """Learn a posterior around the module's weights on rank 0, judge fresh draws of it on every rank.
 
     Args:
         context: Of the fit.
-        question: What is to be certified.
+        task: What is to be certified.
         on_step: Told of the part of the plan that is done.
     """
     weights = context.layout.vector(context.module)
-    start = start_of(question, weights)
+    start = initial_posterior(task, weights)
     learnt = None
     if context.ranks.rank == 0:
-        learnt = _learnt(context, start, question, on_step)
-    posterior = _everybodys(context.ranks, None if learnt is None else learnt.posterior, start)
+        learnt = _learnt(context, start, task, on_step)
+    posterior = _of_rank_zero(context.ranks, None if learnt is None else learnt.posterior, start)
     final = certify_posterior(
         posterior,
-        question.centre,
-        question.counter,
-        n=question.n,
-        delta=question.delta,
-        generator=_judging_stream(question, posterior),
-        evaluation=question.evaluation,
+        task.centre,
+        task.counter,
+        n=task.n,
+        delta=task.delta,
+        generator=_judging_stream(task, posterior),
+        evaluation=task.evaluation,
         dtype=weights.dtype,
-        template=question.template,
-        coordinates=question.coordinates,
+        template=task.template,
+        coordinates=task.coordinates,
     )
     return learnt or Learnt(posterior, 0, 0.0, "on another rank", ()), final
 
 
-def _learnt(context: FitContext, start: ScaledGaussian, question: Question, on_step: Callable[[float], None]) -> Learnt:
+def _learnt(
+    context: FitContext, start: ScaledGaussian, task: CertificateTask, on_step: Callable[[float], None]
+) -> Learnt:
     def learn(local: LocalSurrogate | None) -> Learnt:
         return learn_posterior(
             start,
-            question.centre,
-            question.counter.surrogate,
-            n=question.n,
-            examples=torch.arange(question.n),
-            delta=scheduled_delta(PAC_SHARE * question.delta, question.evaluation) / 2,
-            plan=question.plan,
-            generator=question.stream(1),
+            task.centre,
+            task.counter.surrogate,
+            n=task.n,
+            examples=torch.arange(task.n),
+            delta=scheduled_delta(PAC_BAYES_FRACTION * task.delta, task.evaluation) / 2,
+            plan=task.plan,
+            generator=task.stream(1),
             local=local,
             sizes=[shape.numel() for shape in context.layout.shapes],
             on_step=on_step,
@@ -81,7 +83,7 @@ def _learnt(context: FitContext, start: ScaledGaussian, question: Question, on_s
 
     with torch.enable_grad():
         try:
-            return learn(question.counter.local)
+            return learn(task.counter.local)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError):
@@ -90,7 +92,7 @@ def _learnt(context: FitContext, start: ScaledGaussian, question: Question, on_s
             return learn(None)
 
 
-def _everybodys(ranks: Ranks, learnt: ScaledGaussian | None, start: ScaledGaussian) -> ScaledGaussian:
+def _of_rank_zero(ranks: Ranks, learnt: ScaledGaussian | None, start: ScaledGaussian) -> ScaledGaussian:
     """Rank 0's posterior on every rank: time limits end elsewhere on each."""
     if ranks.count == 1 and learnt is not None:
         return learnt
@@ -102,14 +104,14 @@ def _everybodys(ranks: Ranks, learnt: ScaledGaussian | None, start: ScaledGaussi
     return ScaledGaussian(mean, deviations, start.vectors, factors)
 
 
-def _judging_stream(question: Question, posterior: ScaledGaussian) -> torch.Generator:
+def _judging_stream(task: CertificateTask, posterior: ScaledGaussian) -> torch.Generator:
     """Draws that depend on the whole posterior: nobody can have chosen it by looking at them, in an earlier run either.
 
     A hash of the posterior takes part in the seed, so that another plan, or another checkpoint, gets other draws, the
     same ones on every rank.
     """
     parts = (posterior.mean, posterior.deviations, posterior.factors, posterior.vectors)
-    whole = "".join(weights_hash(part) for part in parts) + f"{question.seed} {question.evaluation}"
+    whole = "".join(weights_hash(part) for part in parts) + f"{task.seed} {task.evaluation}"
     return generator(int(hashlib.sha256(whole.encode()).hexdigest()[:15], 16))
 
 

@@ -17,8 +17,8 @@ from lightning_sloppy.bounds.drawing import draw_and_judge
 from lightning_sloppy.bounds.gaussian import kl_parts
 from lightning_sloppy.bounds.mixture import PRIOR_GRID
 from lightning_sloppy.bounds.posterior import PosteriorFamily, posterior_family
+from lightning_sloppy.bounds.posterior_search import TAU_GRID, Choice, member, select_posterior
 from lightning_sloppy.bounds.relative_entropy import log_xi
-from lightning_sloppy.bounds.selection import TAU_GRID, Choice, member, select_posterior
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.errors import ConfigurationError
 

@@ -10,7 +10,7 @@ from lightning_sloppy.evaluation.batches import Batch, as_pair, sample_count
 from lightning_sloppy.evaluation.nests import map_tensors
 
 
-class PassingBatches:
+class StreamedBatches:
     """Keeps copies of the first batches of a training, and of the latest one.
 
     Copies, because a training step may change what it was given. They are whole batches: where several loaders give

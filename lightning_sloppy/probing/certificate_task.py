@@ -11,12 +11,12 @@ from torch import Tensor
 
 from lightning_sloppy.bounds.coordinates import Coordinates
 from lightning_sloppy.bounds.gaussian import double
-from lightning_sloppy.bounds.plan import LearningPlan
+from lightning_sloppy.bounds.initial_posterior import stiff_start
+from lightning_sloppy.bounds.learning_plan import LearningPlan
 from lightning_sloppy.bounds.posterior import posterior_family
+from lightning_sloppy.bounds.posterior_search import member, select_posterior
 from lightning_sloppy.bounds.relative_entropy import log_xi
-from lightning_sloppy.bounds.scaled import ScaledGaussian, scaled
-from lightning_sloppy.bounds.selection import member, select_posterior
-from lightning_sloppy.bounds.starts import stiff_start
+from lightning_sloppy.bounds.scaled_gaussian import ScaledGaussian, scaled
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.probing.error_counts import ErrorCounter
@@ -24,34 +24,34 @@ from lightning_sloppy.records import Spectrum
 
 
 @dataclass(frozen=True)
-class Run:
+class RunState:
     """What a certificate must know of the run.
 
     Attributes:
         prior_mean: Weights before the first step.
         evaluation: Evaluations of the schedule so far.
         split: Fingerprint of the samples that were trained on; None: nobody knows.
-        rest: Digests of buffers and frozen parameters before the first step.
+        frozen: Digests of buffers and frozen parameters before the first step.
     """
 
     prior_mean: Tensor | None = None
     evaluation: int = 0
     split: str | None = None
-    rest: dict[str, str] | None = None
+    frozen: dict[str, str] | None = None
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> Run:
+    def of(cls, state: dict[str, Any]) -> RunState:
         """From a checkpoint."""
-        return cls(state.get("prior_mean"), int(state.get("evaluation", 0)), state.get("split"), state.get("rest"))
+        return cls(state.get("prior_mean"), int(state.get("evaluation", 0)), state.get("split"), state.get("frozen"))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         known = {} if self.prior_mean is None else {"prior_mean": self.prior_mean}
-        return {**known, "evaluation": self.evaluation, "split": self.split, "rest": self.rest}
+        return {**known, "evaluation": self.evaluation, "split": self.split, "frozen": self.frozen}
 
 
 @dataclass(frozen=True)
-class Question:
+class CertificateTask:
     """What is to be certified.
 
     Attributes:
@@ -88,43 +88,43 @@ class Question:
         return self.prior_mean if self.coordinates is None else torch.zeros_like(self.coordinates.origin)
 
 
-def start_of(question: Question, weights: Tensor) -> ScaledGaussian:
+def initial_posterior(task: CertificateTask, weights: Tensor) -> ScaledGaussian:
     """Where the optimisation begins: the best simple posterior that a pilot finds around the weights.
 
     Args:
-        question: What is to be certified.
+        task: What is to be certified.
         weights: Of the trained module, flat.
     """
-    coordinates, counter = question.coordinates, question.counter
-    log_penalty = log_xi(question.n) - math.log(question.delta)
+    coordinates, counter = task.coordinates, task.counter
+    log_penalty = log_xi(task.n) - math.log(task.delta)
     if coordinates is not None and coordinates.scales is not None:
         return stiff_start(
             coordinates.point(double(weights, coordinates.origin.device)),
             coordinates.scales,
-            n=question.n,
+            n=task.n,
             log_penalty=log_penalty,
             risk=counter,
-            generator=question.stream(0),
+            generator=task.stream(0),
             dtype=weights.dtype,
         )
-    pairs = question.pairs
+    pairs = task.pairs
     vectors = None if pairs is None else pairs.eigenvectors
     family = posterior_family(
         weights,
-        question.prior_mean.to(weights),
-        eigenvalues=weights.new_zeros(0) if pairs is None else pairs.eigenvalues[: question.plan.directions],
-        eigenvectors=weights.new_zeros(len(weights), 0) if vectors is None else vectors[:, : question.plan.directions],
+        task.prior_mean.to(weights),
+        eigenvalues=weights.new_zeros(0) if pairs is None else pairs.eigenvalues[: task.plan.directions],
+        eigenvectors=weights.new_zeros(len(weights), 0) if vectors is None else vectors[:, : task.plan.directions],
         trace=None if pairs is None or pairs.trace is None else pairs.trace.value,
     )
     choice = select_posterior(
         family,
-        n=question.n,
+        n=task.n,
         log_penalty=log_penalty,
         risk=lambda flat, indices: counter.mistakes(flat.to(weights.device), indices),
-        generator=question.stream(0),
+        generator=task.stream(0),
         dtype=weights.dtype,
     )
-    start = scaled(member(family, choice, question.n))
+    start = scaled(member(family, choice, task.n))
     if coordinates is None:
         return start
     # One deviation for all weights is one in any basis.

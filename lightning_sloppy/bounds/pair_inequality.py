@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from lightning_sloppy.bounds.events import event_nats, mean_upper, require_probability
-from lightning_sloppy.bounds.relative_entropy import kl_inverse
+from lightning_sloppy.bounds.concentration import event_nats, mean_upper, require_probability
+from lightning_sloppy.bounds.relative_entropy import scalar_kl_inverse
 from lightning_sloppy.errors import ConfigurationError
 
-PAC_SHARE: Final[float] = 0.6
-RISK_SHARE: Final[float] = 0.2
-HOLD_OUT_SHARE: Final[float] = 0.2
+PAC_BAYES_FRACTION: Final[float] = 0.6
+RISK_FRACTION: Final[float] = 0.2
+HOLD_OUT_FRACTION: Final[float] = 0.2
 """Shares of delta: the PAC-Bayes events, the subsampled risks, the hold-out bounds; together 1."""
 
 
@@ -75,7 +75,7 @@ def pair_bound(
         upper = mean_upper(empirical_risk, subsample, delta_risk)
     right_side = event_nats(log_ratio, n=n, delta=delta_pac)
     budget = max(right_side, 0.0) / n
-    return PairBound(value=kl_inverse(upper, budget), risk_upper=upper, budget=budget, clamped=right_side < 0.0)
+    return PairBound(value=scalar_kl_inverse(upper, budget), risk_upper=upper, budget=budget, clamped=right_side < 0.0)
 
 
 def scheduled_delta(delta: float, evaluation: int) -> float:

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.certify import bounded, software, weights_hash
+from lightning_sloppy.bounds.concentration import require_probability
 from lightning_sloppy.bounds.coordinates import Coordinates
 from lightning_sloppy.bounds.drawing import Judged, judge_pair
-from lightning_sloppy.bounds.events import require_probability
 from lightning_sloppy.bounds.gaussian import Gaussian, kl_parts
 from lightning_sloppy.bounds.mixture import PRIOR_GRID
-from lightning_sloppy.bounds.pac_bayes import PAC_SHARE, scheduled_delta
+from lightning_sloppy.bounds.pair_certificate import bounded, software, weights_hash
+from lightning_sloppy.bounds.pair_inequality import PAC_BAYES_FRACTION, scheduled_delta
+from lightning_sloppy.bounds.posterior_search import Risk
 from lightning_sloppy.bounds.relative_entropy import log_xi
-from lightning_sloppy.bounds.selection import Risk
 from lightning_sloppy.bounds.statements import conditions
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.errors import ConfigurationError
@@ -103,7 +103,7 @@ def certify_posterior(
         kl_displacement=parts[place][0],
         kl_covariance=parts[place][1],
         log_xi=log_xi(n),
-        delta_pac=scheduled_delta(PAC_SHARE * delta, evaluation) / 2,
+        delta_pac=scheduled_delta(PAC_BAYES_FRACTION * delta, evaluation) / 2,
         evaluation=evaluation,
         epsilon=PRIOR_GRID[place],
         rank=rank,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lightning_sloppy.bounds.relative_entropy import kl_inverse, log_xi, probability
+from lightning_sloppy.bounds.relative_entropy import log_xi, probability, scalar_kl_inverse
 from lightning_sloppy.errors import ConfigurationError
 
 
@@ -55,7 +55,7 @@ def mean_upper(mean: float, count: int, delta: float, *, effective: float | None
     require_probability(delta, "delta")
     if count < 1:
         raise ConfigurationError(f"An upper limit was asked of {count} draws or examples; it needs one at least.")
-    return kl_inverse(mean, -math.log(delta) / (count if effective is None else effective))
+    return scalar_kl_inverse(mean, -math.log(delta) / (count if effective is None else effective))
 
 
 def catoni_limit(mean: float, nats: float, *, n: int, delta: float, grid: Sequence[float]) -> float:

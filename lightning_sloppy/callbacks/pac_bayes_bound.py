@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.bounds import Evidence, certify
+from lightning_sloppy.bounds.concentration import require_probability
 from lightning_sloppy.bounds.estimates import bound_estimates, spent_delta
-from lightning_sloppy.bounds.events import require_probability
-from lightning_sloppy.bounds.selection import Choice
-from lightning_sloppy.bounds.statements import STATEMENTS, conditions, no_bound
-from lightning_sloppy.callbacks.base import MeasurementSubscriber, MeasuringCallback, peers
+from lightning_sloppy.bounds.posterior_search import Choice
+from lightning_sloppy.bounds.statements import STATEMENTS, conditions, no_bound, spelled
+from lightning_sloppy.callbacks.base import peers
 from lightning_sloppy.callbacks.fisher_spectrum import FisherSpectrum
 from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
+from lightning_sloppy.callbacks.measuring import MeasurementSubscriber, MeasuringCallback
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
@@ -23,13 +24,100 @@ from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.probing import validity
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.error_counts import ErrorCounter
-from lightning_sloppy.probing.hold_out import HoldOut
-from lightning_sloppy.probing.objective import ObjectiveChoice
+from lightning_sloppy.probing.hold_out_set import HoldOut
+from lightning_sloppy.probing.loss_choice import LossChoice
 from lightning_sloppy.probing.samples import SampleSource
+from lightning_sloppy.quantities import Quantity
 from lightning_sloppy.records import Cost, Estimate, Measurement, Spectrum, Status
+from lightning_sloppy.reporting import phrases
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
+
+QUANTITIES = (
+    Quantity(
+        "pac_bayes",
+        "PAC-Bayes bound on the true error of the pair of networks drawn around the model, not of the model "
+        "itself. Below the error of guessing it is informative; a gap in the curve has its reason in the "
+        "summary.",
+        chart="Bounds and errors",
+        headline=True,
+    ),
+    Quantity(
+        "hold_out",
+        "Bound on the true error of the model itself from samples that training never saw. The honest "
+        "baseline: if it is far lower, use it.",
+        chart="Bounds and errors",
+        headline=True,
+    ),
+    Quantity(
+        "gibbs_error",
+        "Error rate of the drawn pair on a fresh subsample of the training data. Far above the training "
+        "error, the posterior is too wide for this minimum.",
+        chart="Bounds and errors",
+    ),
+    Quantity(
+        "risk_upper",
+        "The Gibbs error after paying for the subsample. If it is far above `gibbs_error`, raise the number "
+        "of samples of the bound.",
+    ),
+    Quantity(
+        "log_ratio",
+        "ln dQ/dP of the drawn weights to the mixture prior, in nats, mean of the pair: the complexity that "
+        "the bound divides by n. It must stay below n for a bound below 1.",
+        unit="nats",
+        chart="Complexity in nats",
+    ),
+    Quantity(
+        "kl_displacement",
+        "epsilon/2 ||mu - w0||^2, nats: what moving away from the initial weights costs. Usually nearly all "
+        "of the complexity: decay towards the initial weights lowers it.",
+        unit="nats",
+        chart="Complexity in nats",
+    ),
+    Quantity(
+        "kl_covariance",
+        "Rest of the KL divergence, nats: what being sure about stiff directions costs.",
+        unit="nats",
+        chart="Complexity in nats",
+    ),
+    Quantity(
+        "epsilon",
+        "Prior precision of the grid that fits the posterior best. If it is an end of the grid, widen the grid.",
+    ),
+    Quantity(
+        "tau",
+        "Weight of the curvature in the posterior precision tau lambda + epsilon. Zero means that curvature "
+        "did not help this bound.",
+    ),
+    Quantity(
+        "mean_scale",
+        "The posterior mean is w0 + mean_scale (w - w0). Below 1, a shrunk model has the better bound.",
+    ),
+    Quantity(
+        "posterior_dimension",
+        "N_eff = sum tau lambda / (tau lambda + epsilon): how many directions the posterior pins down. Far "
+        "above `stiff_directions`, the many flat directions count together.",
+    ),
+    Quantity(
+        "stiff_directions",
+        "p(n, epsilon): the eigenpairs at hand with tau lambda of at least epsilon. If it is k itself, more "
+        "pairs would give a better posterior.",
+    ),
+    Quantity(
+        "evaluation",
+        "Number t of this evaluation; the failure probability is spent as 6 / (pi^2 t^2).",
+    ),
+    Quantity(
+        "delta_spent",
+        "Failure probability spent so far by all that this run calls a bound. It never exceeds `delta`.",
+    ),
+    Quantity(
+        "hold_out_error",
+        "Error rate of the model on the hold-out samples, before the bound is paid for.",
+        chart="Bounds and errors",
+    ),
+)
 
 
 class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
@@ -41,16 +129,16 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
     on a fresh subsample (Rivasplata et al. 2020, theorem 1; Viallard et al. 2024). Of delta, 0.6 is spent on the
     PAC-Bayes event, 0.2 on the subsampled risk and 0.2 on the hold-out bound of the validation set.
 
-    It rides on the measurements of a :class:`HessianSpectrum` in the same Trainer, without one on those of a
-    :class:`FisherSpectrum`, and adds no product to them.
+    It follows the measurements of a :class:`HessianSpectrum` of all parameters in the same Trainer, or without one
+    those of a :class:`FisherSpectrum`, and adds no product to them.
 
     Args:
         delta: Failure probability of everything that this run calls a bound.
-        prior: Your statement about the weights at the start: "initialisation" says that they do not depend on the
+        prior: Your statement about the weights at the start: "initialization" says that they do not depend on the
             training examples. It is repeated in the summary, for no program can check it.
         risk_samples: Training examples on which the drawn networks are judged; all of them when there are no more.
-        seed: Of the draws and subsamples.
-        strict: Raise errors instead of warning.
+        seed: Of the draws and subsamples; null: 0, or that of the SloppyMonitor around it.
+        strict: Raise errors instead of warning; null: false, or as in the SloppyMonitor.
 
     Attributes:
         evaluations: Numbers of the run's schedule that are spent; a certificate beside the curve spends one as well.
@@ -63,32 +151,35 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         0.05
     """
 
-    group = "bound"
+    default_name = "bound"
+    title = "Bound"
+    quantities = QUANTITIES
+    costs = ("seconds", "peak_bytes")
     needs_eigenvectors = True
 
     def __init__(
         self,
         delta: float = 0.05,
         *,
-        prior: Literal["initialisation"] = "initialisation",
+        prior: Literal["initialization", "initialisation"] = "initialization",
         risk_samples: int = 10_000,
-        seed: int = 0,
-        strict: bool = False,
+        seed: int | None = None,
+        strict: bool | None = None,
     ) -> None:
-        super().__init__(strict=strict)
+        super().__init__(seed=seed, strict=strict)
+        prior_name = spelled(prior)
         require_probability(delta, "delta")
-        if prior not in STATEMENTS:
-            raise ConfigurationError(f"prior={prior!r} is no known statement; pass prior='initialisation'.")
+        if prior_name not in STATEMENTS:
+            raise ConfigurationError(f"prior={prior!r} is no known statement; pass prior='initialization'.")
         if risk_samples < 2:
             raise ConfigurationError(f"risk_samples={risk_samples} examples judge nothing; pass at least 2.")
         self.delta = delta
-        self.prior = prior
+        self.prior = prior_name
         self.risk_samples = risk_samples
-        self.seed = seed
         self._prior_mean: Tensor | None = None
         self.evaluations = 0
         self._choice: Choice | None = None
-        self._rest: dict[str, str] | None = None
+        self._frozen: dict[str, str] | None = None
         self._hold_out = HoldOut()
         self._forget()
 
@@ -103,20 +194,20 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         self._last_step: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that there is a spectrum to ride on."""
+        """Check that there is a spectrum to follow."""
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         self._forget()
-        if _ridden(trainer) is None:
+        if _followed(trainer) is None:
             raise ConfigurationError(
                 "PACBayesBound builds its posterior from the Hessian or the Fisher matrix, but neither HessianSpectrum "
-                "nor FisherSpectrum is among the callbacks; add HessianSpectrum() to the Trainer's callbacks."
+                "nor FisherSpectrum of all parameters is among the callbacks; add HessianSpectrum() to them."
             )
 
     def listens_to(self, callback: MeasuringCallback, trainer: Trainer) -> bool:
         """The Hessian's measurements, else the Fisher matrix's."""
-        return callback is _ridden(trainer)
+        return callback is _followed(trainer)
 
     def on_measurement(self, trainer: Trainer, pl_module: LightningModule, measurement: Measurement) -> None:
         """Evaluate the bound at the step of the measurement, once for each step.
@@ -124,30 +215,30 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         A resumed run begins with a measurement that the run before may have had, or would not have had: it gets no
         share of delta, so that evaluations are numbered as in a run that was never cut.
         """
-        ridden = _ridden(trainer)
-        if self._resumed and ridden is not None and ridden.measured_at == measurement.step:
+        followed = _followed(trainer)
+        if self._resumed and followed is not None and followed.measured_at == measurement.step:
             return
         if measurement.step == self._last_step or measurement.spectrum is None or not measurement.status.ok:
             return
         self._last_step = measurement.step
         self._spectrum = measurement.spectrum
         try:
-            self.take(trainer, pl_module, step=measurement.step)
+            self.run(trainer, pl_module, step=measurement.step)
         finally:
             self._spectrum = None
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
+    def take(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """One evaluation: posterior, fresh pair, fresh subsample, bound; and the hold-out bound beside it."""
         if not self._begun and context.fresh:
             # Weights that no fit has touched begin a new run; others go on with the prior that is known, if any.
             self._prior_mean, self.evaluations, self._choice = context.start, 0, None
-            self._rest = dict(context.start_rest)
+            self._frozen = dict(context.start_digests)
             self._hold_out.start_run()
         elif not self._begun and self._prior_mean is not None and torch.equal(self._prior_mean, context.start):
             self._prior_mean = context.start  # one tensor for all, in memory and in the next checkpoint
         self._begun = True
-        ridden = _ridden(trainer)
-        choice = context.objective(trainer, None if ridden is None else ridden.objective)
+        followed = _followed(trainer)
+        choice = context.objective(trainer, None if followed is None else followed.loss_fn)
         uncountable = validity.uncountable(trainer, context, choice)
         if uncountable is not None:
             certificate = no_bound(context.train_size(trainer) or 0, self.delta, uncountable)
@@ -155,7 +246,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         source = context.source(trainer)
         if self._data_reasons is None:
             self._data_reasons = validity.data_reasons(trainer, context, source)
-        reasons = [*validity.module_reasons(context, self._prior_mean, self._rest), *self._data_reasons]
+        reasons = [*validity.module_reasons(context, self._prior_mean, self._frozen), *self._data_reasons]
         if not reasons:
             self.evaluations += 1
         if self._measurable(context):
@@ -181,7 +272,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
     def _measurement(
         self,
         trainer: Trainer,
-        choice: ObjectiveChoice,
+        choice: LossChoice,
         step: int,
         certificate: Certificate,
         estimates: dict[str, Estimate],
@@ -191,7 +282,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         return Measurement(
             step=step,
             epoch=trainer.current_epoch,
-            matrix=self.group,
+            group=self.name,
             spectrum=None,
             estimates=estimates,
             cost=Cost(method=certificate.kind),
@@ -207,7 +298,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         trainer: Trainer,
         context: FitContext,
         source: SampleSource,
-        choice: ObjectiveChoice,
+        choice: LossChoice,
         reasons: list[str],
     ) -> Certificate:
         assert self._spectrum is not None
@@ -248,6 +339,27 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         self._choice = Choice.nearest(epsilon=found.epsilon, tau=found.tau / found.n, mean_scale=found.mean_scale)
         return found
 
+    def paragraphs(self) -> list[str]:
+        """The bound with its conditions, or the reasons why there is none; and the hold-out bound."""
+        event = phrases.last_reported(self.measurements)
+        if event is None:
+            return [phrases.why_nothing(self.measurements)]
+        certificate = event.certificate
+        paragraphs = [f"{phrases.when(event)} {phrases.verdict(certificate)}"]
+        if certificate is not None and certificate.valid:
+            paragraphs.append("It holds under these conditions:")
+            paragraphs += [f"- {condition}" for condition in certificate.conditions]
+            if certificate.prior:
+                paragraphs.append(f"- The user's statement about the prior: {certificate.prior}")
+            paragraphs += [*certificate.remarks, *phrases.lowest_bound(self.measurements, certificate)]
+        elif certificate is not None:
+            paragraphs += [f"- {reason}" for reason in certificate.reasons]
+        hold_out, error = phrases.value(event, "hold_out"), phrases.value(event, "hold_out_error")
+        if hold_out is not None:
+            on = "" if error is None else f" (error on them: {error:.4f})"
+            paragraphs.append(f"Hold-out bound for the model itself, from samples it never saw: {hold_out:.4f}{on}.")
+        return [*paragraphs, *event.notes]
+
     def settings(self) -> dict[str, Any]:
         """Failure probability, statement about the prior, examples to judge on."""
         return {"delta": self.delta, "prior": self.prior, "risk_samples": self.risk_samples, "seed": self.seed}
@@ -260,7 +372,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             **super().state_dict(),
             "prior_mean": self._prior_mean,
             "evaluation": self.evaluations,
-            "rest": self._rest,
+            "frozen": self._frozen,
             "choice": None if self._choice is None else asdict(self._choice),
             **self._hold_out.state(),
         }
@@ -270,17 +382,17 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         super().load_state_dict(state_dict)
         self._prior_mean = state_dict.get("prior_mean")
         self.evaluations = int(state_dict.get("evaluation", 0))
-        self._rest = state_dict.get("rest")
+        self._frozen = state_dict.get("frozen")
         choice = state_dict.get("choice")
         self._choice = None if choice is None else Choice(**choice)
         self._resumed = self._prior_mean is not None
         self._hold_out.load(state_dict)
 
 
-def _ridden(trainer: Trainer) -> HessianSpectrum | FisherSpectrum | None:
-    """Whose measurements the bound follows."""
+def _followed(trainer: Trainer) -> HessianSpectrum | FisherSpectrum | None:
+    """Whose measurements the bound follows: a spectrum of all parameters, of the Hessian if there is one."""
     for kind in (HessianSpectrum, FisherSpectrum):
         for peer in peers(trainer):
-            if isinstance(peer, kind):
+            if isinstance(peer, kind) and peer.parameters is None:
                 return peer
     return None

@@ -10,11 +10,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lightning_sloppy.bounds.concentration import require_probability
 from lightning_sloppy.bounds.drawing import Evidence, draw_and_judge
-from lightning_sloppy.bounds.events import require_probability
 from lightning_sloppy.bounds.mixture import PRIOR_GRID
-from lightning_sloppy.bounds.pac_bayes import PAC_SHARE, RISK_SHARE, pair_bound, scheduled_delta
-from lightning_sloppy.bounds.relative_entropy import kl_inverse, log_xi
+from lightning_sloppy.bounds.pair_inequality import PAC_BAYES_FRACTION, RISK_FRACTION, pair_bound, scheduled_delta
+from lightning_sloppy.bounds.relative_entropy import log_xi, scalar_kl_inverse
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.version import __version__
 
@@ -31,7 +31,7 @@ def certify(
     generator: torch.Generator,
     reasons: Sequence[str] = (),
     conditions: Sequence[str] = (),
-    prior: str = "initialisation",
+    prior: str = "initialization",
 ) -> Certificate:
     """Bound the mean true 0-1 error of two networks drawn around the weights, or give only the parts of a bound.
 
@@ -59,9 +59,9 @@ def certify(
         ConfigurationError: If an argument is out of range, shapes disagree, or ``risk`` returns no count.
     """
     require_probability(delta, "delta")
-    delta_pac = scheduled_delta(PAC_SHARE * delta, evaluation)
+    delta_pac = scheduled_delta(PAC_BAYES_FRACTION * delta, evaluation)
     drawn = draw_and_judge(evidence, delta_pac=delta_pac, generator=generator)
-    delta_risk = 0.0 if drawn.exact else scheduled_delta(RISK_SHARE * delta, evaluation)
+    delta_risk = 0.0 if drawn.exact else scheduled_delta(RISK_FRACTION * delta, evaluation)
     parts = Certificate(
         kind="pac_bayes_pair",
         certified_predictor="pair_of_draws",
@@ -146,11 +146,11 @@ def weakest_term(
     'displacement'
     """
     without = {
-        "risk": kl_inverse(0.0, budget),
-        "subsample": kl_inverse(rate, budget),
-        "displacement": kl_inverse(risk_upper, max(budget - displacement / n, 0.0)),
-        "covariance": kl_inverse(risk_upper, max(budget - covariance / n, 0.0)),
-        "sample": kl_inverse(risk_upper, min(budget, (displacement + covariance) / n)),
+        "risk": scalar_kl_inverse(0.0, budget),
+        "subsample": scalar_kl_inverse(rate, budget),
+        "displacement": scalar_kl_inverse(risk_upper, max(budget - displacement / n, 0.0)),
+        "covariance": scalar_kl_inverse(risk_upper, max(budget - covariance / n, 0.0)),
+        "sample": scalar_kl_inverse(risk_upper, min(budget, (displacement + covariance) / n)),
     }
     return min(without, key=lambda name: without[name])
 

@@ -32,18 +32,18 @@ Modes = Sequence[tuple[nn.Module, bool]]
 """Submodules with their training flags."""
 
 ASK = (
-    "pass objective=, the mean-reduced loss of (outputs, targets), for instance "
-    "objective=torch.nn.functional.cross_entropy (in YAML the dotted path)"
+    "pass loss_fn=, the mean-reduced loss of (outputs, targets), for instance "
+    "loss_fn=torch.nn.functional.cross_entropy (in YAML the dotted path)"
 )
 
 
 @dataclass(frozen=True)
-class ObjectiveChoice:
+class LossChoice:
     """The objective of a fit, and how it was found.
 
     Attributes:
         objective: Module and loss.
-        source: In words: the attribute, the guess, "objective=" or "training_step".
+        source: In words: the attribute, the guess, "loss_fn=" or "training_step".
         classification: Whether outputs are class scores and targets class indices, so that an error rate exists.
         note: What a person should know about the choice; empty when all is well.
     """
@@ -71,20 +71,20 @@ class TrainingStep(nn.Module):
         return checked_scalar(loss)
 
 
-def choose_objective(
+def choose_loss(
     module: LightningModule, batch: Batch, override: Loss | None, *, modes: Modes | None = None
-) -> ObjectiveChoice:
+) -> LossChoice:
     """Find the loss of a fit and check it on one batch.
 
-    Order: ``objective=``; the module's ``loss_fn`` or ``criterion``, or its only ``torch.nn`` loss; cross-entropy for
+    Order: ``loss_fn=``; the module's ``loss_fn`` or ``criterion``, or its only ``torch.nn`` loss; cross-entropy for
     integer targets; mean squared error for float targets of the outputs' shape. A loss that was not given as
-    ``objective=`` must reproduce ``training_step`` in train mode with the same random stream; when it does not, the
+    ``loss_fn=`` must reproduce ``training_step`` in train mode with the same random stream; when it does not, the
     whole ``training_step`` is used.
 
     Args:
         module: The module of the fit.
         batch: A training batch on the module's device.
-        override: The user's ``objective=``.
+        override: The user's ``loss_fn=``.
         modes: Every submodule with its training flag in the fit; None takes them as they are.
 
     Raises:
@@ -94,12 +94,12 @@ def choose_objective(
     step = Objective(module, None, step_module=TrainingStep(module))
     trial = _Trial(module, step, as_pair(batch), modes)
     if override is not None:
-        choice = _choice(module, override, "objective=", trial.outputs(), batch[1])
+        choice = _choice(module, override, "loss_fn=", trial.outputs(), batch[1])
         note = trial.checked_mean(choice.objective)
         value = trial.loss(choice.objective, "eval")
         if not math.isfinite(value):
             raise ConfigurationError(
-                f"objective= is {value} on a batch of {sample_count(batch)}, not finite; look at inputs and loss."
+                f"loss_fn= is {value} on a batch of {sample_count(batch)}, not finite; look at inputs and loss."
             )
         return replace(choice, note=note)
     if not module.automatic_optimization:
@@ -123,7 +123,7 @@ def choose_objective(
             )
     if not math.isfinite(theirs):
         raise ConfigurationError(f"The loss of training_step is {theirs}, not finite; look at the inputs and the loss.")
-    return ObjectiveChoice(
+    return LossChoice(
         step,
         "training_step",
         classification=False,
@@ -132,7 +132,7 @@ def choose_objective(
     )
 
 
-def seconds_of_a_gradient(choice: ObjectiveChoice, batches: list[Batch]) -> float:
+def seconds_of_a_gradient(choice: LossChoice, batches: list[Batch]) -> float:
     """Wall-clock seconds of one gradient of the mean loss over these batches, the second one of two."""
     layout = ParameterLayout.of(choice.objective.module)
     for _ in range(2):
@@ -190,7 +190,7 @@ def _guess(module: LightningModule, outputs: Any, targets: Any) -> tuple[Loss | 
     return loss, "cross-entropy" if loss is nn.functional.cross_entropy else "mean squared error"
 
 
-def _choice(module: LightningModule, loss: Loss, source: str, outputs: Any, targets: Any) -> ObjectiveChoice:
+def _choice(module: LightningModule, loss: Loss, source: str, outputs: Any, targets: Any) -> LossChoice:
     classification = (
         isinstance(outputs, Tensor)
         and isinstance(targets, Tensor)
@@ -199,4 +199,4 @@ def _choice(module: LightningModule, loss: Loss, source: str, outputs: Any, targ
         and targets.ndim == 1
         and not targets.is_floating_point()
     )
-    return ObjectiveChoice(Objective(module, loss), source, classification)
+    return LossChoice(Objective(module, loss), source, classification)

@@ -10,13 +10,13 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 
-from lightning_sloppy.bounds.plan import LearningPlan
+from lightning_sloppy.bounds.learning_plan import LearningPlan
 from lightning_sloppy.callbacks.final_certificate import FinalCertificate
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.probing.context import notice_training, was_fitted
-from lightning_sloppy.probing.digests import rest_digests
+from lightning_sloppy.probing.digests import frozen_digests
 from lightning_sloppy.probing.priors import Prior
 
 
@@ -28,10 +28,10 @@ class CertifyingTrainer(Trainer):
         model: LightningModule,
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | None = None,
-        prior: Prior = "initialisation",
+        prior: Prior = "initialization",
         delta: float | None = None,
         learning: LearningPlan = LearningPlan(),  # noqa: B008 - frozen; the parser shows its fields
-        objective: Loss | None = None,
+        loss_fn: Loss | None = None,
         folder: str | None = None,
         seed: int = 0,
         weights_only: bool | None = None,
@@ -46,11 +46,11 @@ class CertifyingTrainer(Trainer):
             model: The module as it was configured for the training, with its fresh weights.
             datamodule: Its training samples certify; with ``prior="split"`` a PriorSplit.
             ckpt_path: The checkpoint.
-            prior: "initialisation"; "curvature", with the validation samples of the configuration; or "split", for a
+            prior: "initialization"; "curvature", with the validation samples of the configuration; or "split", for a
                 checkpoint that was trained on a PriorSplit with a FinalCertificate(prior="split").
             delta: Failure probability; null: that of the run, else 0.05.
             learning: Time limit, rates, and what has a deviation of its own.
-            objective: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
+            loss_fn: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
             folder: Where networks and certificates go; null: ``certificate`` beside the checkpoint.
             seed: Of the learning and the draws.
             weights_only: Read plain values alone; false for a file that you trust and that holds more. null: true.
@@ -69,7 +69,7 @@ class CertifyingTrainer(Trainer):
             delta,
             prior=prior,
             learning=learning,
-            objective=objective,
+            loss_fn=loss_fn,
             folder=folder or str(Path(str(ckpt_path)).parent / "certificate"),
             seed=seed,
             strict=True,
@@ -79,7 +79,7 @@ class CertifyingTrainer(Trainer):
             known["evaluation"] = max(int(run.get("evaluation", 0)) for run in runs)
         else:
             known = self._fresh(model, ckpt_path, state)
-        final.go_on_from(known)
+        final.resume_from(known)
         try:
             model.load_state_dict(state["state_dict"])
         except RuntimeError as error:
@@ -104,7 +104,7 @@ class CertifyingTrainer(Trainer):
                 f"{ckpt_path} keeps no initial weights (it was written without FinalCertificate or PACBayesBound), and "
                 "the module that was given is trained itself; give a freshly made one."
             )
-        return {"prior_mean": ParameterLayout.of(model).vector(model).cpu(), "rest": rest_digests(model)}
+        return {"prior_mean": ParameterLayout.of(model).vector(model).cpu(), "frozen": frozen_digests(model)}
 
 
 def _opened(ckpt_path: str | None, weights_only: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_sloppy import ConfigurationError, FisherSpectrum, HessianSpectrum, Status, hessian_spectrum
 from lightning_sloppy.evaluation.loss_checks import default_loss
-from lightning_sloppy.probing.objective import choose_objective
+from lightning_sloppy.probing.loss_choice import choose_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
 
@@ -39,14 +39,14 @@ class Penalised(Classifier):
 
 
 def test_the_modules_own_loss_is_found_and_checked_in_train_mode():
-    choice = choose_objective(Classifier(dropout=0.5), batch(), None)
+    choice = choose_loss(Classifier(dropout=0.5), batch(), None)
     assert choice.source == "the module's loss_fn"
     assert choice.classification
     assert not choice.note
 
 
 def test_cross_entropy_is_guessed_for_integer_targets():
-    assert choose_objective(Plain(), batch(), None).source == "cross-entropy"
+    assert choose_loss(Plain(), batch(), None).source == "cross-entropy"
 
 
 @pytest.mark.parametrize(
@@ -66,14 +66,14 @@ def test_default_loss(outputs, targets, loss):
 def test_a_mismatch_means_the_hessian_of_training_step(tmp_path):
     torch.manual_seed(0)
     model = Penalised().double()
-    choice = choose_objective(model, tuple(t.double() if t.is_floating_point() else t for t in batch()), None)
+    choice = choose_loss(model, tuple(t.double() if t.is_floating_point() else t for t in batch()), None)
     assert choice.source == "training_step"
     assert "training_step" in choice.note
 
     hessian = HessianSpectrum(k=3, num_samples=16)
     fisher = FisherSpectrum(num_samples=16)
     host = trainer(tmp_path, callbacks=[hessian, fisher], max_epochs=1)
-    with pytest.warns(UserWarning, match="pass objective="):
+    with pytest.warns(UserWarning, match="pass loss_fn="):
         host.fit(Penalised(), loader())
     assert {m.status for m in fisher.measurements} == {Status.FAILED}
     assert "effective_dimension" not in hessian.latest.estimates
@@ -88,7 +88,7 @@ def test_the_hessian_of_training_step_contains_the_penalty():
     from lightning_sloppy.linalg.vectors import generator
     from lightning_sloppy.probing.guard import measuring
 
-    choice = choose_objective(model, (inputs, targets), None)
+    choice = choose_loss(model, (inputs, targets), None)
     with measuring(model):
         mine = hessian_of(choice.objective, [(inputs, targets)], solve=Solve(k=200), rng=generator(0)).eigenvalues
     plain = hessian_spectrum(model, [(inputs, targets)], model.loss_fn, k=200).eigenvalues
@@ -97,8 +97,8 @@ def test_the_hessian_of_training_step_contains_the_penalty():
 
 def test_a_given_objective_is_taken_as_it_is():
     loss = nn.CrossEntropyLoss(label_smoothing=0.1)
-    choice = choose_objective(Penalised(), batch(), loss)
-    assert choice.source == "objective="
+    choice = choose_loss(Penalised(), batch(), loss)
+    assert choice.source == "loss_fn="
     assert choice.objective.loss_fn is loss
 
 
@@ -111,22 +111,22 @@ def test_a_given_objective_is_taken_as_it_is():
 )
 def test_bad_losses_are_named(module, override, words):
     with pytest.raises(ConfigurationError, match=words):
-        choose_objective(module, batch(), override)
+        choose_loss(module, batch(), override)
 
 
 def test_manual_optimisation_asks_for_the_objective():
     model = Classifier()
     model.automatic_optimization = False
-    with pytest.raises(ConfigurationError, match="pass objective="):
-        choose_objective(model, batch(), None)
-    assert choose_objective(model, batch(), nn.functional.cross_entropy).source == "objective="
+    with pytest.raises(ConfigurationError, match="pass loss_fn="):
+        choose_loss(model, batch(), None)
+    assert choose_loss(model, batch(), nn.functional.cross_entropy).source == "loss_fn="
 
 
 def test_the_check_leaves_no_trace(tmp_path):
     model = Classifier(batch_norm=True, dropout=0.4)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     stream = torch.get_rng_state()
-    choose_objective(model, batch(), None)
+    choose_loss(model, batch(), None)
     assert torch.equal(stream, torch.get_rng_state())
     assert model.seen == []
     assert model.accuracy._update_count == 0
@@ -142,7 +142,7 @@ def test_a_lone_batch_smaller_than_the_probe_is_enough(tmp_path):
 
 def test_a_loss_that_sums_its_samples_is_refused():
     with pytest.raises(ConfigurationError, match="reduction='mean'"):
-        choose_objective(Classifier(), batch(), nn.CrossEntropyLoss(reduction="sum"))
+        choose_loss(Classifier(), batch(), nn.CrossEntropyLoss(reduction="sum"))
     from lightning_sloppy import fisher_spectrum
 
     with pytest.raises(ConfigurationError, match="reduction='mean'"):
@@ -159,4 +159,4 @@ def test_the_only_loss_child_is_found_whatever_its_name():
         def training_step(self, batch, batch_idx):
             return self.crit(self(batch[0]), batch[1])
 
-    assert choose_objective(Named(), batch(), None).source == "the module's CrossEntropyLoss"
+    assert choose_loss(Named(), batch(), None).source == "the module's CrossEntropyLoss"

@@ -12,7 +12,7 @@ from lightning_sloppy.curvature.gauss_newton import GaussNewtonOperator
 from lightning_sloppy.curvature.gradient import mean_gradient
 from lightning_sloppy.curvature.hessian import HessianOperator
 from lightning_sloppy.curvature.parameters import ParameterLayout
-from lightning_sloppy.curvature.shares import own_layers, own_samples
+from lightning_sloppy.curvature.partition import layers_of_rank, samples_of_rank
 from lightning_sloppy.evaluation.batches import sample_count
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.ranks import Ranks
@@ -34,7 +34,7 @@ def everybody(count: int) -> list[Ranks]:
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 def test_every_sample_is_measured_by_one_rank(counts, world):
     objective, batches = problem(*counts)
-    parts = [own_samples(ranks, objective, batches) for ranks in everybody(world)]
+    parts = [samples_of_rank(ranks, objective, batches) for ranks in everybody(world)]
     inputs = torch.cat([batch[0] for mine, _ in parts for batch in mine])
     targets = torch.cat([batch[1] for mine, _ in parts for batch in mine])
     torch.testing.assert_close(inputs, torch.cat([batch[0] for batch in batches]), rtol=0, atol=0)
@@ -49,7 +49,7 @@ def test_batches_that_cannot_be_cut_are_shared_out_whole():
     weights = torch.ones(3).double()  # belongs to no sample
     batches = [((inputs, weights), targets) for inputs, targets in batches]
     objective = Objective(First(objective.module), F.cross_entropy)
-    parts = [own_samples(ranks, objective, batches) for ranks in everybody(2)]
+    parts = [samples_of_rank(ranks, objective, batches) for ranks in everybody(2)]
     assert [[sample_count(batch) for batch in mine] for mine, _ in parts] == [[3], [4, 5]]
     assert [first for _, first in parts] == [0, 3]
 
@@ -69,7 +69,7 @@ def test_gradients_of_parts_add_up():
     whole = mean_gradient(objective, layout, batches)
     total = torch.zeros_like(whole)
     for ranks in everybody(4):
-        mine, _ = own_samples(ranks, objective, batches)
+        mine, _ = samples_of_rank(ranks, objective, batches)
         weight = sum(map(sample_count, mine)) / 9
         total += mean_gradient(objective, layout, mine) * weight
     torch.testing.assert_close(total, whole)
@@ -79,7 +79,7 @@ def test_gradients_of_parts_add_up():
 def test_every_layer_is_served_by_one_rank(world):
     module = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 30), nn.Linear(30, 3))
     layout = ParameterLayout.of(module)
-    parts = [own_layers(ranks, layout) for ranks in everybody(world)]
+    parts = [layers_of_rank(ranks, layout) for ranks in everybody(world)]
     assert sorted(name for part in parts for name in part.names) == sorted(layout.names)
     if world == 2:
         assert [part.names for part in parts] == [("1.weight", "1.bias"), ("0.weight", "0.bias", "2.weight", "2.bias")]

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lightning_sloppy.bounds.gaussian import draw_noise, relative_cost
 from lightning_sloppy.bounds.mixture import PRIOR_GRID
-from lightning_sloppy.bounds.relative_entropy import kl_inverse
-from lightning_sloppy.bounds.scaled import ScaledGaussian
-from lightning_sloppy.bounds.selection import MEAN_SCALE_GRID, Risk
+from lightning_sloppy.bounds.posterior_search import MEAN_SCALE_GRID, Risk
+from lightning_sloppy.bounds.relative_entropy import scalar_kl_inverse
+from lightning_sloppy.bounds.scaled_gaussian import ScaledGaussian
 
 STIFFNESS_GRID: Final[tuple[float, ...]] = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """Values of kappa."""
@@ -82,7 +82,7 @@ def stiff_start(
             rate = sum(risk(network, part) for network, part in judged if part.numel()) / len(indices)
             nats = covariance[place.stiffness]
             nats += 0.5 * PRIOR_GRID[place.epsilon] * MEAN_SCALE_GRID[place.scale] ** 2 * squared
-            known[place] = kl_inverse(rate, (nats + log_penalty) / n)
+            known[place] = scalar_kl_inverse(rate, (nats + log_penalty) / n)
         return known[place]
 
     def nearest(level: float, stiffness_place: int, scale: int) -> _Place:

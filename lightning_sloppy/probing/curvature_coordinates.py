@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_sloppy.bounds.coordinates import Basis, Coordinates, curvature_scales
 from lightning_sloppy.bounds.gaussian import double
-from lightning_sloppy.bounds.plan import Spread
+from lightning_sloppy.bounds.learning_plan import Spread
 from lightning_sloppy.curvature.diagonal import fisher_diagonal
 from lightning_sloppy.curvature.kfac import kronecker_factors
 from lightning_sloppy.curvature.spectra import Solve, hessian_of

@@ -6,14 +6,14 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from lightning_sloppy.curvature.batches import cut, divisible
+from lightning_sloppy.curvature.micro_batches import cut, divisible
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.evaluation.batches import Batch, map_batch, sample_count
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.ranks import Ranks, gathered_over_ranks
 
 
-def own_samples(ranks: Ranks, objective: Objective, batches: list[Batch]) -> tuple[list[Batch], int]:
+def samples_of_rank(ranks: Ranks, objective: Objective, batches: list[Batch]) -> tuple[list[Batch], int]:
     """This rank's part of the probe, a run of samples that may be empty, and the number of its first one.
 
     A product is a sum over samples, so each rank makes its part and one reduction gives the whole. Batches that cannot
@@ -42,7 +42,7 @@ def own_samples(ranks: Ranks, objective: Objective, batches: list[Batch]) -> tup
     return mine, low
 
 
-def own_layers(ranks: Ranks, layout: ParameterLayout) -> ParameterLayout:
+def layers_of_rank(ranks: Ranks, layout: ParameterLayout) -> ParameterLayout:
     """This rank's part of the parameters: whole layers, the largest first to the rank that has the least.
 
     A Gram matrix is a sum over parameters; samples cannot be shared out, for every one meets every other.
@@ -56,7 +56,7 @@ def own_layers(ranks: Ranks, layout: ParameterLayout) -> ParameterLayout:
     return layout.part(sorted(mine))
 
 
-def everybodys(ranks: Ranks, batches: list[Batch]) -> list[Batch]:
+def gathered_batches(ranks: Ranks, batches: list[Batch]) -> list[Batch]:
     """The batches of all ranks, in the order of the ranks, on the CPU; every rank must call it. Alone, one's own."""
     if ranks.count == 1:
         return batches

@@ -18,7 +18,7 @@ from lightning_sloppy.bounds.families import LowRankGaussian
 from lightning_sloppy.bounds.gaussian import draw_noise
 from lightning_sloppy.bounds.mixture import LOG_GRID_COST, PRIOR_GRID
 from lightning_sloppy.bounds.posterior import PosteriorFamily, family_kl, low_rank_posterior, member_parts
-from lightning_sloppy.bounds.relative_entropy import kl_inverse
+from lightning_sloppy.bounds.relative_entropy import scalar_kl_inverse
 
 Risk = Callable[[Tensor, Tensor], int]
 """``risk(flat_weights, indices)``: mistakes of the network with these weights on these training examples."""
@@ -135,9 +135,11 @@ class _Pilot:
         if choice in self.values:
             return self.values[choice]
         budget = (float(self.kl(choice)[choice.epsilon_index]) + LOG_GRID_COST + self.log_penalty) / self.n
-        if len(self.values) >= self.budget or (self.values and kl_inverse(0.0, budget) >= min(self.values.values())):
+        if len(self.values) >= self.budget or (
+            self.values and scalar_kl_inverse(0.0, budget) >= min(self.values.values())
+        ):
             return float("inf")
-        self.values[choice] = kl_inverse(self._risk(choice), budget)
+        self.values[choice] = scalar_kl_inverse(self._risk(choice), budget)
         return self.values[choice]
 
     def _risk(self, choice: Choice) -> float:
@@ -153,13 +155,13 @@ class _Pilot:
         draws = (parts.precisions.rsqrt() - rest)[:, None] * self._along
         inside = torch.cat([parts.along[:, None], draws], dim=1).to(self.dtype).T @ self._vectors
         mean = self._origin + parts.kept * self._displacement + inside[0]
-        shares = iter(torch.tensor_split(self.indices, 2 * len(self.noises)))
+        subsets = iter(torch.tensor_split(self.indices, 2 * len(self.noises)))
         errors = 0
         for noise, own in zip(self.noises, inside[1:], strict=True):
             step = own.add_(noise, alpha=rest)
-            # The pair comes first: zip then stops before it takes a third share.
-            for drawn, share in zip((mean + step, mean - step), shares, strict=False):
-                errors += self.risk(drawn, share) if share.numel() else 0
+            # The pair comes first: zip then stops before it takes a third subset.
+            for drawn, subset in zip((mean + step, mean - step), subsets, strict=False):
+                errors += self.risk(drawn, subset) if subset.numel() else 0
         return errors / self.indices.numel()
 
 

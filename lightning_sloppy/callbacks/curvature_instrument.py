@@ -1,0 +1,140 @@
+"""Instruments on curvature: which parameters, and the curvature scale of the run, chosen once and kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lightning_sloppy.callbacks.instrument import Instrument
+from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.objective import Loss
+from lightning_sloppy.measures.effective_dimension import curvature_scale
+from lightning_sloppy.probing.context import FitContext
+from lightning_sloppy.probing.probe import MeasureOn
+from lightning_sloppy.probing.schedule import Schedule
+from lightning_sloppy.quantities import Quantity
+from lightning_sloppy.records import Estimate
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+SCALE_QUANTITIES = (
+    Quantity(
+        "z",
+        "Curvature scale epsilon / (2 (n - 1)) at which data and prior weigh the same. Constant in a run; "
+        "curves of two runs compare only at the same z.",
+    ),
+    Quantity(
+        "epsilon",
+        "Precision of the prior behind z, by default p / ||w0||^2. Pass one `epsilon` to all runs that you "
+        "want to compare.",
+    ),
+    Quantity(
+        "num_parameters",
+        "Trainable parameters p. The denominator for every dimension of this group.",
+    ),
+)
+"""What every instrument on curvature reports beside its own quantities."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Prior precision ``epsilon`` and ``z = epsilon / (2 (n - 1))``."""
+
+    epsilon: float
+    z: float
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Both as named numbers: an effective dimension without its scale says nothing."""
+        return {"epsilon": Estimate(self.epsilon), "z": Estimate(self.z)}
+
+
+class CurvatureInstrument(Instrument):
+    """An instrument whose numbers need a curvature scale.
+
+    Args:
+        parameters: Shell-style patterns of parameter names: the block of those parameters. None: all.
+        epsilon: Prior precision; None: ``p / ||w0||^2`` of all weights with which training began, a prior as wide as
+            they are.
+        num_samples: Probe samples.
+        schedule: When to measure.
+        loss_fn: The user's loss, or None.
+        measure_on: Which samples.
+        name: Name in the tags.
+        seed: Of the probe.
+        strict: Raise errors of measurements.
+    """
+
+    epsilon: float | None
+
+    def __init__(
+        self,
+        *,
+        parameters: Patterns,
+        epsilon: float | None,
+        num_samples: int,
+        schedule: Schedule | None,
+        loss_fn: Loss | None,
+        measure_on: MeasureOn | None,
+        name: str | None,
+        seed: int | None,
+        strict: bool | None,
+    ) -> None:
+        super().__init__(
+            num_samples=num_samples,
+            schedule=schedule,
+            loss_fn=loss_fn,
+            measure_on=measure_on,
+            name=name,
+            seed=seed,
+            strict=strict,
+        )
+        if epsilon is not None and not epsilon > 0:
+            raise ConfigurationError(f"epsilon={epsilon} was asked for; pass a positive prior precision, or None.")
+        self._settle(epsilon=(epsilon, None))
+        self.parameters = parameters if isinstance(parameters, str | None) else list(parameters)
+        self._kept_epsilon: float | None = None
+
+    def differences(self) -> dict[str, Any]:
+        """The parameters, unless all are measured."""
+        return {} if self.parameters is None else {"parameters": self.parameters}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse patterns that match nothing, where the layers are there already."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and self.parameters is not None and any(True for _ in pl_module.parameters()):
+            ParameterLayout.of(pl_module, self.parameters)
+
+    def scale(self, trainer: Trainer, context: FitContext) -> tuple[Scale | None, str]:
+        """The scale of this run, or None and a sentence that says what to give."""
+        if context.fresh and not self.measurements:
+            self._kept_epsilon = None  # a new run; one that goes on with trained weights keeps its scale
+        epsilon = self.epsilon or self._kept_epsilon or context.prior_precision()
+        n = context.train_size(trainer)
+        if epsilon is None:
+            return None, "All weights are zero at the start, so no scale follows from them; pass epsilon=."
+        if n is None:
+            return None, (
+                "Nobody knows how many training samples there are (several loaders, or an iterable data set without "
+                "__len__), so there is no scale z = epsilon / (2 (n - 1)) and no effective dimension; give the data "
+                "set a __len__."
+            )
+        if n < 2:
+            return None, "With a single training sample there is no effective dimension; train on more."
+        self._kept_epsilon = epsilon
+        return Scale(epsilon, curvature_scale(epsilon, n)), ""
+
+    def settings(self) -> dict[str, Any]:
+        """Also the scale that was asked for, and which parameters are measured."""
+        return {**super().settings(), "epsilon": self.epsilon, "parameters": self.parameters}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The prior precision of the run: a resumed curve keeps its scale."""
+        kept = {} if self._kept_epsilon is None else {"epsilon": self._kept_epsilon}
+        return {**super().state_dict(), **kept}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the scale of the run that wrote the checkpoint."""
+        super().load_state_dict(state_dict)
+        self._kept_epsilon = state_dict.get("epsilon")

@@ -1,0 +1,188 @@
+"""The base class of what measures on a probe: declare quantities, write ``measure``."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, get_args
+
+from lightning_sloppy.callbacks.periodic import PeriodicCallback
+from lightning_sloppy.curvature.partition import samples_of_rank
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.batches import Batch
+from lightning_sloppy.evaluation.loss_checks import checked_loss
+from lightning_sloppy.evaluation.objective import Loss
+from lightning_sloppy.probing.context import FitContext
+from lightning_sloppy.probing.loss_choice import LossChoice, seconds_of_a_gradient
+from lightning_sloppy.probing.probe import MeasureOn, Probe
+from lightning_sloppy.probing.schedule import MeasurementSize, Schedule
+from lightning_sloppy.records import Cost, Estimate, Measurement, Spectrum, Status
+from lightning_sloppy.reporting.progress import progress
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+
+class Instrument(PeriodicCallback):
+    """Base class of what measures on a probe while the training runs: declare ``quantities``, write ``measure``.
+
+    It measures at train start, whenever the schedule says, and at the end of the fit. Tags, loggers, monitors, charts,
+    costs, the closing summary, gaps where something fails, the limit on the time spent, and resuming come with it.
+
+    Args:
+        num_samples: Probe samples N, drawn once from the training data.
+        schedule: When to measure, and what all measuring of the fit may cost; None: after every epoch.
+        loss_fn: Mean-reduced loss of ``(outputs, targets)``; None: found from the module and checked.
+        measure_on: "fixed_samples": the same samples every time, so that curves show the network and not the draw;
+            where samples cannot be read by index (iterable data, several loaders), the first batches of the training.
+            "current_batch": the batch just trained on.
+        name: Name of the instrument in its tags; None: made from the class and what differs from the defaults.
+        seed: Of the probe samples.
+        strict: Raise errors of measurements instead of warning.
+
+    Raises:
+        ConfigurationError: For arguments out of range.
+
+    Example:
+        >>> from lightning_sloppy import Quantity
+        >>> class WeightNorm(Instrument):
+        ...     quantities = (Quantity("length", "Euclidean norm of all trainable weights.", headline=True),)
+        ...
+        ...     def measure(self, trainer, pl_module, probe):
+        ...         squares = [p.detach().square().sum() for p in pl_module.parameters() if p.requires_grad]
+        ...         return {"length": float(sum(squares)) ** 0.5}
+        >>> WeightNorm().name
+        'weight_norm'
+    """
+
+    loss_fn: Loss | None
+    measure_on: MeasureOn
+
+    def __init__(
+        self,
+        *,
+        num_samples: int = 1024,
+        schedule: Schedule | None = None,
+        loss_fn: Loss | None = None,
+        measure_on: MeasureOn | None = None,
+        name: str | None = None,
+        seed: int | None = None,
+        strict: bool | None = None,
+    ) -> None:
+        if not isinstance(num_samples, int) or num_samples < 1:
+            raise ConfigurationError(
+                f"{type(self).__name__} got num_samples={num_samples}; pass at least 1 probe sample."
+            )
+        self.num_samples = num_samples
+        super().__init__(size=self.full_size(), schedule=schedule, name=name, seed=seed, strict=strict)
+        checked_loss(loss_fn)
+        if measure_on is not None and measure_on not in get_args(MeasureOn):
+            raise ConfigurationError(
+                f"measure_on={measure_on!r} is unknown; choose one of {', '.join(get_args(MeasureOn))}."
+            )
+        self._settle(loss_fn=(loss_fn, None), measure_on=(measure_on, "fixed_samples"))
+
+    @abstractmethod
+    def measure(
+        self, trainer: Trainer, pl_module: LightningModule, probe: Probe
+    ) -> Mapping[str, Estimate | float] | Measurement:
+        """Take one measurement.
+
+        The module is in eval mode and may be used freely: what happens to it is undone afterwards. Under DDP it is
+        called on every rank with the same samples.
+
+        Args:
+            trainer: The running Trainer.
+            pl_module: The module, unwrapped.
+            probe: The samples and the loss.
+
+        Returns:
+            The values by the names of the quantities; one that is estimated as an
+            :class:`~lightning_sloppy.Estimate` with its errors. Or a whole :class:`~lightning_sloppy.Measurement`, for
+            an instrument with a spectrum.
+        """
+
+    def full_size(self) -> MeasurementSize:
+        """How much a measurement does when it need not do less."""
+        return MeasurementSize(self.num_samples)
+
+    def cost_in_gradients(self, size: MeasurementSize) -> float:
+        """About how many gradients of the mean loss over the probe one measurement costs; by default ten."""
+        return 10.0
+
+    def take(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
+        """Gather the probe, measure, and complete what is known of the measurement."""
+        probe = self.probe(trainer, context, step)
+        with progress(trainer, f"{self._heading()}: measuring on {probe.num_samples:,} samples") as bar:
+            found = self.measure(trainer, pl_module, dataclasses.replace(probe, advance=bar.advance))
+        if isinstance(found, Measurement):
+            return found
+        if not isinstance(found, Mapping):
+            raise ConfigurationError(
+                f"{type(self).__name__}.measure returned {type(found).__name__}; return the values by the names of the "
+                "quantities, or a Measurement."
+            )
+        return self.measurement(
+            trainer, probe, {k: v if isinstance(v, Estimate) else Estimate(float(v)) for k, v in found.items()}
+        )
+
+    def measurement(
+        self,
+        trainer: Trainer,
+        probe: Probe,
+        estimates: Mapping[str, Estimate],
+        *,
+        spectrum: Spectrum | None = None,
+        cost: Cost | None = None,
+        notes: tuple[str, ...] = (),
+        companions: Mapping[str, Spectrum] | None = None,
+    ) -> Measurement:
+        """The record of a measurement on a probe: step, epoch, samples and data type are filled in."""
+        known = Cost() if spectrum is None else spectrum.cost
+        return Measurement(
+            step=probe.step,
+            epoch=trainer.current_epoch,
+            group=self.name,
+            spectrum=spectrum,
+            estimates=estimates,
+            cost=known if cost is None else cost,
+            status=Status.EXACT if spectrum is None else spectrum.status,
+            num_samples=probe.num_samples if spectrum is None else spectrum.num_samples,
+            precision=str(probe.dtype).removeprefix("torch."),
+            notes=notes,
+            companions=companions or {},
+        )
+
+    def probe(self, trainer: Trainer, context: FitContext, step: int) -> Probe:
+        """The loss of the fit, and the samples to measure on."""
+        choice = context.objective(trainer, self.loss_fn)
+        batches = context.probe(
+            trainer, self.size.num_samples, self.seed, current_batch=self.measure_on == "current_batch"
+        )
+        return Probe(context.module, choice.objective.prepare(batches), step, self.seed, choice, context)
+
+    def partition(self, context: FitContext, probe: Probe) -> tuple[LossChoice, list[Batch]]:
+        """This rank's part of the probe, and the loss that adds up over the ranks; of one process, the probe itself."""
+        mine, _ = samples_of_rank(context.ranks, probe.choice.objective, probe.batches)
+        objective = probe.choice.objective.over(context.ranks)
+        return dataclasses.replace(probe.choice, objective=objective), mine
+
+    def seconds_of_a_gradient(self, trainer: Trainer, context: FitContext) -> float:
+        """Of the mean loss over the probe."""
+        return seconds_of_a_gradient(*self.partition(context, self.probe(trainer, context, 0)))
+
+    def has_samples(self, context: FitContext, trainer: Trainer) -> bool:
+        """Whether the samples to measure on are there."""
+        fixed = self.measure_on == "fixed_samples"
+        if fixed and context.indexable(trainer):
+            return True
+        return context.streamed.num_samples >= (context.own(self.size.num_samples) if fixed else 1)
+
+    def wants_batch(self, trainer: Trainer) -> bool:
+        """Whether the batch that comes now will be measured on."""
+        return self._waiting or (self.measure_on == "current_batch" and self.due(trainer))
+
+    def settings(self) -> dict[str, Any]:
+        """Also which samples are measured on."""
+        return {**super().settings(), "measure_on": self.measure_on}

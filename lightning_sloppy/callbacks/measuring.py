@@ -1,0 +1,280 @@
+"""guard -> measure -> publish -> subscribers: the life of every measurement."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_sloppy.callbacks.base import SloppyCallback, peers
+from lightning_sloppy.curvature.memory import peak_bytes
+from lightning_sloppy.errors import ConfigurationError, UnsupportedError
+from lightning_sloppy.probing import trainer_internals
+from lightning_sloppy.probing.context import FitContext, fit_context, notice_earlier_fits
+from lightning_sloppy.probing.guard import measuring
+from lightning_sloppy.quantities import Declaration, Quantity, SpectrumHistogram, require_name
+from lightning_sloppy.records import Cost, Measurement, Status
+from lightning_sloppy.reporting.layout import write_layout
+from lightning_sloppy.reporting.phrases import paragraphs_of
+from lightning_sloppy.reporting.summary import Section
+from lightning_sloppy.reporting.tags import undeclared
+from lightning_sloppy.reporting.writers import publish
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+
+class MeasurementSubscriber(SloppyCallback):
+    """A callback that is told of the measurements of another one."""
+
+    needs_eigenvectors: ClassVar[bool] = False
+
+    @abstractmethod
+    def listens_to(self, callback: MeasuringCallback, trainer: Trainer) -> bool:
+        """Whether this callback wants to hear of ``callback``'s measurements in this fit."""
+
+    @abstractmethod
+    def on_measurement(self, trainer: Trainer, pl_module: LightningModule, measurement: Measurement) -> None:
+        """Called once after every measurement, when its numbers are already published."""
+
+
+class MeasuringCallback(SloppyCallback):
+    """Takes measurements, publishes them, and tells its subscribers, whatever the order of the callbacks.
+
+    An error inside a measurement becomes one warning with its cause and a gap in the curves, never the end of a
+    training; ``strict=True`` raises it. The same holds for an error while a measurement is published, and for one in a
+    subscriber.
+
+    Args:
+        name: Of the instrument, in its tags and its state; None: ``default_name``, with what differs from the
+            defaults behind it.
+        seed: Of the samples and draws; None: 0, or that of the SloppyMonitor around it.
+        strict: Raise errors of measurements; None: no, or as in the SloppyMonitor around it.
+
+    Attributes:
+        default_name: Name of an instrument with default settings; by default the name of the class.
+        title: The same in words; by default the name of the class.
+        quantities: The scalars that it reports.
+        histograms: The histograms that it reports.
+        costs: What is logged of the cost of a measurement: "seconds", "products", "peak_bytes".
+        cost_advice: What makes a measurement cheaper, one sentence.
+        measurements: All measurements of this fit, in order, on every rank.
+    """
+
+    default_name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    quantities: ClassVar[Sequence[Quantity]] = ()
+    histograms: ClassVar[Sequence[SpectrumHistogram]] = ()
+    costs: ClassVar[Sequence[str]] = ("seconds",)
+    cost_advice: ClassVar[str] = ""
+
+    seed: int
+    strict: bool
+
+    def __init__(self, *, name: str | None = None, seed: int | None = None, strict: bool | None = None) -> None:
+        super().__init__()
+        self._given_name = None if name is None else require_name(name, f"{type(self).__name__}'s name")
+        self._not_given: set[str] = set()
+        self._settle(seed=(seed, 0), strict=(strict, False))
+        self.measurements: list[Measurement] = []
+        self._warned: set[str] = set()
+
+    def _settle(self, **settings: tuple[Any, Any]) -> None:
+        """Set attributes from (what was given, the default); what was not given can come from a monitor."""
+        for setting, (given, default) in settings.items():
+            setattr(self, setting, default if given is None else given)
+            if given is None:
+                self._not_given.add(setting)
+
+    def adopt(self, settings: Mapping[str, Any]) -> None:
+        """Take the settings of the SloppyMonitor around this callback, where it was given none of its own."""
+        for setting in self._not_given & settings.keys():
+            if settings[setting] is not None:
+                setattr(self, setting, settings[setting])
+
+    def differences(self) -> dict[str, Any]:
+        """The arguments by which two callbacks of this class measure different things, where they are no defaults.
+
+        They become part of the name and of the key of the state, so that both live in one fit.
+        """
+        return {}
+
+    @property
+    def name(self) -> str:
+        """Name in tags (``sloppy_<name>/...``), logs and the summary."""
+        if self._given_name is not None:
+            return self._given_name
+        words = " ".join(map(str, self.differences().values()))
+        return "_".join([self.default_name or _snake(type(self).__name__), *re.findall("[a-z0-9]+", words.lower())])
+
+    @property
+    def state_key(self) -> str:
+        """Key of the state in a checkpoint: callbacks that measure different things have a state each."""
+        differing = self.differences() if self._given_name is None else {"name": self._given_name}
+        return self._generate_state_key(**differing) if differing else type(self).__qualname__
+
+    @property
+    def declaration(self) -> Declaration:
+        """All that this callback reports.
+
+        Raises:
+            ConfigurationError: For quantities that do not fit together.
+        """
+        return Declaration(
+            self.name, self._heading(), self.quantities, self.histograms, tuple(self.costs), self.cost_advice
+        )
+
+    def _heading(self) -> str:
+        title = self.title or _snake(type(self).__name__).replace("_", " ").capitalize()
+        plain = self._given_name is None and not self.differences()
+        return title if plain else f"{title} ({self.name})"
+
+    @property
+    def latest(self) -> Measurement | None:
+        """The latest measurement that did not fail, or None."""
+        return next((m for m in reversed(self.measurements) if m.status.ok), None)
+
+    @abstractmethod
+    def take(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
+        """Take one measurement; called inside the guard."""
+
+    def paragraphs(self) -> list[str]:
+        """What the closing summary says of the measurements; by default the headlines of the latest one."""
+        return paragraphs_of(self.measurements, self.declaration)
+
+    @property
+    def has_measured(self) -> bool:
+        """Whether a measurement was tried in this fit."""
+        return bool(self.measurements)
+
+    def section(self) -> Section:
+        """The paragraphs under their heading."""
+        try:
+            paragraphs = self.paragraphs()
+        except Exception as error:  # the others have something to say too
+            paragraphs = [f"Nothing can be said, because of an error: {error}"]
+        return Section(self._heading(), paragraphs, self.measurements)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the last fit, refuse what can never work."""
+        if stage != "fit":
+            return
+        if not trainer_internals.strategy_is_supported(trainer):
+            raise UnsupportedError(
+                f"{type(self).__name__} needs all parameters on every device, but the strategy is "
+                f"{type(trainer.strategy).__name__}; use strategy='auto' or 'ddp', or leave the callback out."
+            )
+        name = self.declaration.name
+        twins = [peer for peer in peers(trainer) if isinstance(peer, MeasuringCallback) and peer.name == name]
+        if len(twins) > 1:
+            raise ConfigurationError(
+                f"{' and '.join(type(twin).__name__ for twin in twins)} would write the same curves sloppy_{name}/...; "
+                "keep one of them, or give each a name= of its own."
+            )
+        notice_earlier_fits(pl_module)
+        self.measurements = []
+        self._warned = set()
+
+    def subscribers(self, trainer: Trainer) -> list[MeasurementSubscriber]:
+        """Who wants to hear of these measurements."""
+        return [
+            peer
+            for peer in peers(trainer)
+            if isinstance(peer, MeasurementSubscriber) and peer.listens_to(self, trainer)
+        ]
+
+    def run(self, trainer: Trainer, pl_module: LightningModule, *, step: int) -> None:
+        """Measure, publish under the x-value ``step``, tell the subscribers."""
+        start = time.perf_counter()
+        context: FitContext | None = None
+        try:
+            context = fit_context(trainer, pl_module)
+            measurement = self.attempt(trainer, pl_module, context, step)
+        except Exception as error:
+            if self.strict:
+                raise
+            self.warn_once(
+                f"The {self.name} measurement failed; training goes on. {error}", trainer=trainer, key=str(error)[:60]
+            )
+            measurement = Measurement(
+                step, trainer.current_epoch, self.name, None, {}, Cost(), Status.FAILED, notes=(str(error),)
+            )
+        seconds = time.perf_counter() - start
+        peak = peak_bytes(trainer_internals.root_device(trainer))
+        cost = dataclasses.replace(measurement.cost, seconds=seconds, peak_bytes=peak)
+        measurement = dataclasses.replace(measurement, cost=cost)
+        if context is not None:
+            context.measuring_seconds += seconds
+        self._publish(trainer, context, measurement)
+        self.measurements.append(_light(measurement))
+        for subscriber in self.subscribers(trainer):
+            with self._tolerating(trainer, f"{type(subscriber).__name__} failed on a measurement of {self.name}"):
+                subscriber.on_measurement(trainer, pl_module, measurement)
+
+    def _publish(self, trainer: Trainer, context: FitContext | None, measurement: Measurement) -> None:
+        with self._tolerating(trainer, f"A measurement of {self.name} could not be published"):
+            declaration = self.declaration
+            if context is not None and not context.layout_written:
+                context.layout_written = True
+                family = [peer for peer in peers(trainer) if isinstance(peer, MeasuringCallback)]
+                write_layout(trainer, [peer.declaration for peer in family])
+            overhead = None if context is None else self.overhead(context, measurement.step)
+            publish(trainer, measurement, declaration, overhead=overhead)
+            unknown = undeclared(measurement, declaration)
+            if unknown:
+                raise ConfigurationError(
+                    f"{type(self).__name__} measured {', '.join(unknown)}, which is not among its quantities; declare "
+                    "it. All that is declared was published."
+                )
+
+    @contextmanager
+    def _tolerating(self, trainer: Trainer, what: str) -> Iterator[None]:
+        """Turn any error into one warning, unless strict: curves are worth no training."""
+        try:
+            yield
+        except Exception as error:
+            if self.strict:
+                raise
+            self.warn_once(f"{what}; training goes on. {error}", trainer=trainer, key=f"{what} {error}"[:90])
+
+    def attempt(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
+        """One measurement, of all ranks or of none; with second tries where a callback knows any."""
+
+        def guarded() -> Measurement:
+            with measuring(pl_module), trainer.profiler.profile(f"sloppy/{self.name}"):
+                return self.take(trainer, pl_module, context, step)
+
+        return context.ranks.together(guarded)
+
+    def overhead(self, context: FitContext, step: int) -> float | None:
+        """Seconds of measuring per second of training, when it is this callback that publishes them."""
+        return None
+
+    def warn_once(self, message: str, *, trainer: Trainer, key: str | None = None) -> None:
+        """Warn on rank 0, once in a fit for each key, whichever callback comes first."""
+        family = [peer for peer in peers(trainer) if isinstance(peer, MeasuringCallback)] or [self]
+        if not any((key or message) in peer._warned for peer in family):
+            self._warned.add(key or message)
+            rank_zero_warn(message)
+
+
+def _light(measurement: Measurement) -> Measurement:
+    """Without the eigenvectors: k copies of the model for every measurement would fill the memory."""
+    if measurement.spectrum is None or measurement.spectrum.eigenvectors is None:
+        return measurement
+    return dataclasses.replace(measurement, spectrum=dataclasses.replace(measurement.spectrum, eigenvectors=None))
+
+
+def _snake(name: str) -> str:
+    """The name of a class as the name of an instrument.
+
+    >>> _snake("GradientNoiseScale")
+    'gradient_noise_scale'
+    """
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

@@ -1,0 +1,92 @@
+"""What an instrument measures on: samples of the training, the module, and its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_sloppy.curvature.gradient import mean_gradient
+from lightning_sloppy.curvature.parameters import ParameterLayout
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.batches import Batch, sample_count
+from lightning_sloppy.evaluation.objective import Loss
+from lightning_sloppy.linalg.vectors import generator
+from lightning_sloppy.probing.context import FitContext
+from lightning_sloppy.probing.loss_choice import ASK, LossChoice
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
+
+
+def _no_progress(steps: int) -> None:
+    """Stands in for a progress bar where there is none."""
+
+
+MeasureOn = Literal["fixed_samples", "current_batch"]
+"""Which samples the probe holds."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The samples, the module and the loss that one measurement is about.
+
+    While a measurement runs, the module is in eval mode and ``self.log`` is silent; afterwards modes, buffers, random
+    streams, gradients and attributes are as before.
+
+    Attributes:
+        module: The LightningModule of the fit, unwrapped.
+        batches: Pairs ``(inputs, targets)`` on the module's device, floating-point tensors in the data type of the
+            measurement. Under DDP every rank has all of them. With the default ``measure_on="fixed_samples"`` they are
+            the same at every measurement.
+        step: The x-value of the measurement in every logger.
+        seed: Of the instrument.
+        choice: The loss of the training with the module, and how it was found.
+        context: What is known of the fit.
+        advance: Tells the progress bar that so many steps of the measurement are done; the number of steps need not be
+            known.
+    """
+
+    module: LightningModule
+    batches: list[Batch]
+    step: int
+    seed: int
+    choice: LossChoice
+    context: FitContext
+    advance: Callable[[int], None] = _no_progress
+
+    @property
+    def num_samples(self) -> int:
+        """Probe samples N."""
+        return sum(sample_count(batch) for batch in self.batches)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the measurement: the widest of the parameters', at least float32."""
+        return self.choice.objective.dtype
+
+    @property
+    def loss_fn(self) -> Loss:
+        """The mean-reduced loss of ``(outputs, targets)`` that the training minimises.
+
+        Raises:
+            ConfigurationError: When only ``training_step`` as a whole is known.
+        """
+        loss_fn = self.choice.objective.loss_fn
+        if loss_fn is None:
+            raise ConfigurationError(
+                f"The loss is known only as a whole, as training_step computes it, but this instrument needs outputs "
+                f"and loss apart; {ASK}."
+            )
+        return loss_fn
+
+    def gradient(self) -> Tensor:
+        """Gradient of the mean loss over the probe in the trainable parameters, flat, (p,)."""
+        return mean_gradient(self.choice.objective, ParameterLayout.of(self.module), self.batches)
+
+    def generator(self) -> torch.Generator:
+        """A random stream on the CPU that is the same at every measurement and on every rank."""
+        return generator(self.seed)

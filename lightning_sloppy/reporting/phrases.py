@@ -1,0 +1,155 @@
+"""The words of the closing summary: when, on what, which value with which error, and why something is missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.quantities import Declaration, Quantity
+from lightning_sloppy.records import Estimate, Measurement
+
+
+def paragraphs_of(events: Sequence[Measurement], declaration: Declaration) -> list[str]:
+    """What the closing summary says of an instrument that has no words of its own: its headlines.
+
+    Args:
+        events: Its measurements in the order of time.
+        declaration: Of the instrument.
+
+    >>> from lightning_sloppy.records import Cost, Status
+    >>> event = Measurement(9, 1, "norm", None, {"size": Estimate(2.5)}, Cost(), Status.EXACT, num_samples=64)
+    >>> paragraphs_of([event], Declaration("norm", "Norm", [Quantity("size", "Length.", unit="metres")]))
+    ['Step 9, epoch 1. N = 64 probe samples. Size 2.5 metres.']
+    """
+    event = last_reported(events)
+    if event is None:
+        return [why_nothing(events)]
+    values = [_valued(event, quantity) for quantity in declaration.headlines]
+    text = ", ".join(values)
+    return [" ".join([when(event), on_samples(event, "probe samples"), f"{text[:1].upper()}{text[1:]}."]), *event.notes]
+
+
+def _valued(event: Measurement, quantity: Quantity) -> str:
+    estimate = event.estimates.get(quantity.name)
+    words = quantity.name.replace("_", " ")
+    if estimate is None or not usable(estimate):
+        return f"{words} missing"
+    return f"{words} {with_error(estimate)} {quantity.unit}".rstrip()
+
+
+def last_reported(events: Sequence[Measurement]) -> Measurement | None:
+    """The latest measurement that brought something, be it only a bound's reasons."""
+    brought = [e for e in events if e.certificate is not None or any(map(usable, e.estimates.values()))]
+    return brought[-1] if brought else None
+
+
+def why_nothing(events: Sequence[Measurement]) -> str:
+    """A sentence for an instrument without any value."""
+    if not events:
+        return "Missing: no measurement took place."
+    last = events[-1]
+    return " ".join(["Missing.", *(last.notes or (last.status.value,))])
+
+
+def when(event: Measurement) -> str:
+    """Step and epoch, and what was wrong with the measurement."""
+    again = "" if event.status.ok or event.status.name == "UNAVAILABLE" else f" {event.status.value}"
+    return f"Step {event.step:,}, epoch {event.epoch}.{again}"
+
+
+def on_samples(event: Measurement, kind: str) -> str:
+    """The number of samples."""
+    samples = value(event, "num_samples") or float(event.num_samples)
+    return f"N = {samples:,.0f} {kind}." if samples else ""
+
+
+def named(event: Measurement, names: Mapping[str, str]) -> str:
+    """Several values in one sentence, each behind its words; what has no value is called missing."""
+    found = []
+    for quantity, words in names.items():
+        estimate = event.estimates.get(quantity)
+        known = estimate is not None and usable(estimate)
+        found.append(f"{words} {with_error(estimate)}" if known and estimate is not None else f"{words} missing")
+    return ", ".join(found) + "."
+
+
+def dimension(event: Measurement, name: str) -> str:
+    """The effective dimension with its errors, its z and the number of parameters, or why there is none."""
+    estimate = event.estimates.get("effective_dimension")
+    if estimate is None:
+        return f"{name}: missing{'' if event.notes else ', no reason was given'}."
+    if not usable(estimate):
+        return f"{name}: missing. {estimate.status.value}"
+    z, parameters = value(event, "z"), value(event, "num_parameters")
+    at = "" if z is None else f" at curvature scale z = {number(z)}"
+    of = "" if parameters is None else f" of {number(parameters)} parameters"
+    return f"{name}{at}: {with_error(estimate)}{of}."
+
+
+def usable(estimate: Estimate) -> bool:
+    """Whether a value may be shown."""
+    return estimate.status.ok and math.isfinite(estimate.value)
+
+
+def value(event: Measurement, quantity: str) -> float | None:
+    """The value of a quantity, if it may be shown."""
+    estimate = event.estimates.get(quantity)
+    return estimate.value if estimate is not None and usable(estimate) else None
+
+
+def with_error(estimate: Estimate) -> str:
+    """A value with its error."""
+    bound = "at least " if estimate.lower_bound else ""
+    error = estimate.total_error
+    if not (error > 0 and math.isfinite(error)):
+        return f"{bound}{number(estimate.value)}"
+    # The value to the digits of its error, and that to two: the rest is noise.
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{bound}{estimate.value:,.{decimals}f} +- {error:,.{decimals}f}"
+
+
+def number(value: float, *, digits: int = 4) -> str:
+    """Write a number with a few significant digits, whole ones in full with thousands separated.
+
+    >>> number(837610.0), number(12.3456), number(0.00018912), number(-5.0)
+    ('837,610', '12.35', '0.0001891', '-5')
+    """
+    if not math.isfinite(value):
+        return str(value)
+    if abs(value) < 1e15 and (value == round(value) or abs(value) >= 10**digits):
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def verdict(certificate: Certificate | None) -> str:
+    """Whether there is a bound, what it certifies and what it rests on."""
+    if certificate is None:
+        return "There is no PAC-Bayes bound."
+    if not certificate.valid:
+        return "There is no PAC-Bayes bound, because:"
+    kind = "hold-out" if certificate.kind == "hold_out" else "PAC-Bayes"
+    if certificate.value >= 1.0:
+        said = f"The {kind} bound is vacuous (1.0): it says nothing yet."
+    else:
+        said = f"The {kind} bound on the true error is {certificate.value:.4f}."
+    who = {
+        "pair_of_draws": "the pair of networks drawn around the model, not the model itself",
+        "fixed_network": "the model itself",
+    }.get(certificate.certified_predictor, certificate.certified_predictor)
+    rests = [f"error {certificate.empirical_risk:.4f} on {certificate.risk_samples:,} samples"]
+    if math.isfinite(certificate.log_ratio):
+        rests.append(f"complexity {number(certificate.log_ratio)} nats for n = {certificate.n:,}")
+    return (
+        f"{said} It certifies {who}, with probability at least {1 - certificate.delta:g} over the draw of the "
+        f"examples and of the weights, and rests on: {', '.join(rests)}."
+    )
+
+
+def lowest_bound(events: Sequence[Measurement], latest: Certificate) -> list[str]:
+    """Name the lowest bound of the run when it is an earlier one: all of them hold together."""
+    valid = [(e.certificate.value, e.step) for e in events if e.certificate is not None and e.certificate.valid]
+    value, step = min(valid)
+    if value >= latest.value:
+        return []
+    return [f"The lowest of the run was {value:.4f} at step {step:,}; it holds too, for the pair drawn there."]

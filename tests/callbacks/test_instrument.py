@@ -1,0 +1,384 @@
+"""An instrument is one class: everything else follows from what it declares."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tiny import SAFELY, Classifier, blobs, loader, trainer
+from torch import nn
+
+from lightning_sloppy import (
+    ConfigurationError,
+    EffectiveDimensionEarlyStopping,
+    Estimate,
+    FisherSpectrum,
+    HessianSpectrum,
+    Instrument,
+    PACBayesBound,
+    Quantity,
+    Schedule,
+    SloppyMonitor,
+    Status,
+    UnsupportedError,
+    fisher_spectrum,
+)
+from lightning_sloppy.callbacks.measuring import MeasurementSubscriber
+from lightning_sloppy.reporting.tags import expected_tags
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
+
+
+class Norms(Instrument):
+    """Norms of the weights, with everything that can go wrong on request."""
+
+    quantities = (
+        Quantity("length", "Norm of the weights.", unit="metres", chart="Length", headline=True),
+        Quantity("gradient", "Norm of the gradient.", estimated=True),
+    )
+    returned: object = None
+
+    def measure(self, trainer, pl_module, probe):
+        if self.returned is not None:
+            return self.returned
+        length = sum(float(p.detach().square().sum()) for p in pl_module.parameters()) ** 0.5
+        return {"length": length, "gradient": Estimate(float(probe.gradient().norm()), 0.25, 0.5)}
+
+
+def events(folder) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+
+
+def test_a_minimal_instrument_has_all_that_the_others_have(tmp_path, caplog):
+    torch.manual_seed(0)
+    module, norms = Classifier(), Norms(num_samples=32)
+    board, table = TensorBoardLogger(tmp_path / "tb"), CSVLogger(tmp_path / "csv")
+    best = ModelCheckpoint(tmp_path / "best", monitor="sloppy_norms/length", filename="best", mode="min")
+    start = sum(float(p.detach().square().sum()) for p in module.parameters()) ** 0.5
+    with caplog.at_level(logging.INFO):
+        host = trainer(
+            tmp_path, callbacks=[norms, best], max_epochs=2, logger=[board, table], enable_checkpointing=True
+        )
+        host.fit(module, loader())
+    end = sum(float(p.detach().square().sum()) for p in module.parameters()) ** 0.5
+    # Values, at Lightning's own x-values, in Python.
+    assert [m.step for m in norms.measurements] == [0, 2, 5]
+    assert (norms.measurements[0].estimates["length"].value, norms.latest.estimates["length"].value) == (start, end)
+    assert norms.latest.num_samples == 32
+    # Monitors and checkpoints.
+    assert float(host.callback_metrics["sloppy_norms/length"]) == pytest.approx(end)
+    assert best.best_model_path
+    # TensorBoard: curves with their errors, the cost, the chart.
+    read = events(board.log_dir)
+    assert [(e.step, e.value) for e in read.Scalars("sloppy_norms/length")] == [
+        (m.step, pytest.approx(m.estimates["length"].value)) for m in norms.measurements
+    ]
+    assert {"sloppy_norms/gradient_sem", "sloppy_norms/gradient_truncation"} <= set(read.Tags()["scalars"])
+    assert len(read.Scalars("sloppy_cost/seconds_norms")) == 3
+    page = layout_pb2.Layout.FromString(read.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    charts = {category.title: [chart.title for chart in category.chart] for category in page.category}
+    assert charts == {"Sloppy: Norms": ["Length"], "Sloppy: cost": ["Seconds of a measurement", "Overhead"]}
+    # CSV: every column from the first row on.
+    with open(table.experiment.metrics_file_path) as file:
+        assert set(expected_tags(norms.declaration)) <= set(next(csv.reader(file)))
+    # The closing summary.
+    said = " ".join(" ".join(record.getMessage() for record in caplog.records).split())
+    assert f"Norms Step 5, epoch 1. N = 32 probe samples. Length {end:.4g} metres." in said
+
+
+def test_the_probe_is_the_training_loss_on_fixed_samples(tmp_path):
+    seen = []
+
+    class Looking(Norms):
+        def measure(self, trainer, pl_module, probe):
+            inputs, targets = probe.batches[0]
+            loss = probe.loss_fn(pl_module(inputs), targets)
+            (mine,) = torch.autograd.grad(loss, [pl_module.net[0].weight])
+            assert not pl_module.training
+            seen.append(
+                (
+                    inputs,
+                    probe.gradient()[: mine.numel()].view_as(mine),
+                    mine,
+                    torch.rand(2, generator=probe.generator()),
+                )
+            )
+            return {}
+
+    looking = Looking(num_samples=48, strict=True)
+    trainer(tmp_path, callbacks=[looking], max_epochs=1).fit(Classifier(), loader())
+    first, last = seen
+    assert torch.equal(first[0], last[0])
+    assert torch.equal(first[3], last[3])
+    for _, ours, plain, _ in seen:
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("returned", "said", "logged"),
+    [
+        ({"size": 1.0, "length": 2.0}, "Norms measured size, which is not among its quantities; declare it", True),
+        (3.0, "Norms.measure returned float; return the values by the names", False),
+        ({"length": "long"}, "could not convert", False),
+        ({"length": torch.ones(2)}, "converted", False),
+    ],
+)
+def test_what_an_instrument_from_outside_does_wrong_is_one_warning_and_no_end_of_the_training(
+    tmp_path, returned, said, logged
+):
+    norms = Norms(num_samples=16)
+    norms.returned = returned
+    host = trainer(tmp_path, callbacks=[norms], max_epochs=2)
+    with pytest.warns(UserWarning, match="orms") as caught:
+        host.fit(Classifier(), loader())
+    ours = [str(w.message) for w in caught if "orms" in str(w.message)]
+    assert len(ours) == 1
+    assert said in ours[0]
+    assert ("sloppy_norms/length" in host.callback_metrics) is logged
+    assert host.current_epoch == 2
+    norms.strict = True
+    with pytest.raises((ConfigurationError, ValueError, RuntimeError)):
+        trainer(tmp_path, callbacks=[norms], max_epochs=1).fit(Classifier(), loader())
+
+
+def test_quantities_that_do_not_fit_together_are_refused_at_setup(tmp_path):
+    class Twice(Norms):
+        quantities = (Quantity("a", "One."), Quantity("a", "Two."))
+
+    with pytest.raises(ConfigurationError, match="Twice declares a more than once"):
+        trainer(tmp_path, callbacks=[Twice()]).fit(Classifier(), loader())
+
+
+class Listener(MeasurementSubscriber):
+    state_key = "listener"
+
+    def __init__(self, key: str = "first") -> None:
+        super().__init__()
+        self.state_key = key
+        self.heard = 0
+
+    def listens_to(self, callback, trainer):
+        return True
+
+    def on_measurement(self, trainer, pl_module, measurement):
+        self.heard += 1
+        raise OSError("the line is dead")
+
+
+def test_a_subscriber_that_fails_is_one_warning_and_the_others_are_told(tmp_path):
+    norms, first, second = Norms(num_samples=16), Listener(), Listener("second")
+    host = trainer(tmp_path, callbacks=[first, norms, second], max_epochs=2)
+    with pytest.warns(UserWarning, match="Listener failed on a measurement of norms; training goes on. the line is"):
+        host.fit(Classifier(), loader())
+    assert (first.heard, second.heard) == (3, 3)
+    assert float(host.callback_metrics["sloppy_norms/length"]) > 0
+    with pytest.raises(OSError, match="dead"):
+        trainer(tmp_path, callbacks=[Norms(strict=True), Listener()], max_epochs=1).fit(Classifier(), loader())
+
+
+def test_a_publisher_that_fails_is_one_warning(tmp_path, monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr("lightning_sloppy.callbacks.measuring.publish", broken)
+    norms = Norms(num_samples=16)
+    with pytest.warns(UserWarning, match="A measurement of norms could not be published; training goes on. no ink"):
+        trainer(tmp_path, callbacks=[norms], max_epochs=2).fit(Classifier(), loader())
+    assert len(norms.measurements) == 3
+
+
+def test_values_that_are_not_finite_are_a_gap(tmp_path):
+    norms = Norms(num_samples=16)
+    norms.returned = {"length": math.nan}
+    host = trainer(tmp_path, callbacks=[norms], max_epochs=1)
+    host.fit(Classifier(), loader())
+    assert norms.latest.status is Status.EXACT
+    assert "sloppy_norms/length" not in host.callback_metrics
+
+
+def test_a_step_without_a_known_loss_asks_for_one(tmp_path):
+    class Penalised(Classifier):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) + self.net[0].weight.square().sum()
+
+    class Loss(Norms):
+        def measure(self, trainer, pl_module, probe):
+            return {"length": float(probe.loss_fn(pl_module(probe.batches[0][0]), probe.batches[0][1]))}
+
+    instrument = Loss(num_samples=16)
+    with pytest.warns(UserWarning, match="known only as a whole.*pass loss_fn="):
+        trainer(tmp_path, callbacks=[instrument], max_epochs=1).fit(Penalised(), loader())
+    assert instrument.latest is None
+
+
+# Two of one kind.
+
+
+def test_two_fisher_spectra_have_a_name_and_a_state_each(tmp_path):
+    torch.manual_seed(0)
+    empirical, exact = FisherSpectrum(kind="empirical"), FisherSpectrum(kind="exact")
+    logger = TensorBoardLogger(tmp_path)
+    host = trainer(tmp_path, callbacks=[empirical, exact], max_epochs=1, logger=logger)
+    module = Classifier()
+    host.fit(module, loader())
+    assert (empirical.name, exact.name) == ("fisher", "fisher_exact")
+    assert (empirical.latest.group, exact.latest.group) == ("fisher", "fisher_exact")
+    assert (empirical.latest.spectrum.matrix, exact.latest.spectrum.matrix) == ("fisher_empirical", "fisher_exact")
+    batches = [(blobs().tensors[0], blobs().tensors[1])]
+    for callback, kind in ((empirical, "empirical"), (exact, "exact")):
+        direct = fisher_spectrum(module, batches, nn.functional.cross_entropy, kind=kind)
+        assert callback.latest.spectrum.largest == pytest.approx(direct.largest, rel=1e-5)
+        tag = f"sloppy_{callback.name}/largest"
+        assert float(host.callback_metrics[tag]) == pytest.approx(direct.largest, rel=1e-5)
+    path = tmp_path / "both.ckpt"
+    host.save_checkpoint(path)
+    states = torch.load(path, weights_only=True)["callbacks"]
+    assert {"FisherSpectrum", "FisherSpectrum{'kind': 'exact'}"} <= set(states)
+    assert states["FisherSpectrum{'kind': 'exact'}"]["settings"]["kind"] == "exact"
+    again = trainer(tmp_path, callbacks=[FisherSpectrum(kind="exact"), FisherSpectrum()], max_epochs=2)
+    again.fit(Classifier(), loader(), ckpt_path=path, **SAFELY)  # a warning about other settings would be an error here
+
+
+def test_a_block_of_the_parameters_beside_the_whole(tmp_path):
+    torch.manual_seed(0)
+    whole, head = HessianSpectrum(k=3, strict=True), HessianSpectrum(k=3, parameters="net.4.*", strict=True)
+    bound = PACBayesBound(strict=True)
+    module = Classifier()
+    host = trainer(tmp_path, callbacks=[head, whole, bound], max_epochs=1)
+    host.fit(module, loader())
+    assert (whole.name, head.name) == ("hessian", "hessian_net_4")
+    assert head.latest.spectrum.dim == sum(p.numel() for p in module.net[4].parameters())
+    inputs, targets = blobs().tensors
+    weight, bias = module.net[4].weight.detach().double(), module.net[4].bias.detach().double()
+    hidden = module.eval().net[:4](inputs).detach().double()
+
+    def loss(flat):
+        return nn.functional.cross_entropy(
+            hidden @ flat[: weight.numel()].view_as(weight).T + flat[weight.numel() :], targets
+        )
+
+    dense = torch.autograd.functional.hessian(loss, torch.cat([weight.flatten(), bias]))
+    values = torch.linalg.eigvalsh(dense)
+    torch.testing.assert_close(head.latest.spectrum.eigenvalues[:3], values.flip(0)[:3], rtol=1e-4, atol=1e-6)
+    # Dimension and displacement are those of the block; the scale is that of the run.
+    z = head.latest.estimates["z"].value
+    assert z == whole.latest.estimates["z"].value
+    assert head.latest.estimates["effective_dimension"].value == pytest.approx(
+        float((values.clamp(min=0) / (values.clamp(min=0) + z)).sum()), rel=1e-3
+    )
+    assert 0 <= head.latest.estimates["displacement_fraction"].value <= 1
+    # The bound follows the whole spectrum, whatever the order.
+    assert bound.latest.certificate.valid
+    assert bound.measurements[-1].estimates["stiff_directions"].value <= 3
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: [FisherSpectrum(), FisherSpectrum(num_samples=8)], "sloppy_fisher/.*name= of its own"),
+        (lambda: [Norms(name="fisher"), FisherSpectrum()], "Norms and FisherSpectrum would write the same curves"),
+        (lambda: [HessianSpectrum(parameters="tail.*")], "tail"),
+        (lambda: [HessianSpectrum(parameters="net.4.*"), PACBayesBound()], "of all parameters"),
+        (lambda: [FisherSpectrum(kind="exact"), EffectiveDimensionEarlyStopping()], "monitor='sloppy_fisher_exact/"),
+    ],
+)
+def test_names_that_collide_or_match_nothing_are_refused_at_setup(tmp_path, make, said):
+    callbacks = make()
+    if len({callback.state_key for callback in callbacks}) < len(callbacks):
+        pytest.skip("Lightning refuses these itself") if not said.startswith("sloppy") else None
+        with pytest.raises(RuntimeError, match="more than one stateful callback"):
+            trainer(tmp_path, callbacks=callbacks)
+        return
+    with pytest.raises(ConfigurationError, match=said):
+        trainer(tmp_path, callbacks=callbacks, max_epochs=1).fit(Classifier(), loader())
+
+
+def test_a_name_is_overridden(tmp_path):
+    a, b = FisherSpectrum(num_samples=8, name="small"), FisherSpectrum(num_samples=16, name="large")
+    host = trainer(
+        tmp_path, callbacks=[a, b, EffectiveDimensionEarlyStopping(monitor="sloppy_large/effective_dimension")]
+    )
+    host.fit(Classifier(), loader())
+    assert {"sloppy_small/trace", "sloppy_large/trace"} <= set(host.callback_metrics)
+    assert (a.latest.num_samples, b.latest.num_samples) == (8, 16)
+    for wrong in ("Large", "a/b", "cost"):
+        with pytest.raises(ConfigurationError, match=r"cannot stand in a tag|cannot be named"):
+            trainer(tmp_path, callbacks=[FisherSpectrum(name=wrong)]).fit(Classifier(), loader())
+
+
+# Inside the monitor.
+
+
+def test_the_monitor_passes_on_what_a_part_was_not_given():
+    own = Schedule(every_n_steps=3)
+    norms, fisher = Norms(seed=7), FisherSpectrum(schedule=own, epsilon=2.0)
+    monitor = SloppyMonitor(
+        hessian=HessianSpectrum(k=2), fisher=fisher, extra=[norms], epsilon=5.0, seed=1, every_n_epochs=2, strict=True
+    )
+    hessian, bound = monitor.parts[1], monitor.parts[3]
+    assert (hessian.epsilon, hessian.seed, hessian.schedule.every_n_epochs, hessian.strict) == (5.0, 1, 2, True)
+    assert (fisher.epsilon, fisher.schedule, fisher.seed) == (2.0, own, 1)
+    assert (norms.seed, norms.schedule.every_n_epochs) == (7, 2)
+    assert (bound.seed, bound.strict) == (1, True)
+
+
+def test_extra_instruments_are_measured_kept_and_resumed(tmp_path):
+    def monitor() -> SloppyMonitor:
+        extra = [Norms(num_samples=16), FisherSpectrum(kind="exact", num_samples=16)]
+        return SloppyMonitor(hessian=None, fisher=FisherSpectrum(num_samples=16), bound=None, extra=extra, strict=True)
+
+    watcher = monitor()
+    host = trainer(tmp_path, callbacks=[watcher], max_epochs=1)
+    host.fit(Classifier(), loader())
+    assert set(watcher.measurements) == set(watcher.latest) == {"input", "fisher", "norms", "fisher_exact"}
+    assert watcher.latest["norms"].estimates["length"].value > 0
+    path = tmp_path / "extra.ckpt"
+    host.save_checkpoint(path)
+    again = monitor()
+    trainer(tmp_path, callbacks=[again], max_epochs=2).fit(Classifier(), loader(), ckpt_path=path, **SAFELY)
+    assert again.latest["norms"].step == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"extra": [3]}, "got 3 in extra="),
+        ({"extra": [FisherSpectrum()]}, "two instruments named 'fisher'"),
+        ({"hessian": FisherSpectrum()}, r"pass hessian=lightning_sloppy.HessianSpectrum\(...\), True"),
+        ({"schedule": Schedule(), "every_n_steps": 2}, "put them into the Schedule"),
+    ],
+)
+def test_what_the_monitor_cannot_take(options, said):
+    with pytest.raises(ConfigurationError, match=said):
+        SloppyMonitor(**options)
+
+
+def test_every_hook_of_lightning_reaches_the_parts():
+    called = []
+
+    class Calling(Norms):
+        def __getattribute__(self, name):
+            if name.startswith("on_") or name in ("setup", "teardown"):
+                called.append(name)
+                return lambda *args, **kwargs: None
+            return super().__getattribute__(name)
+
+    monitor = SloppyMonitor(input=None, hessian=None, fisher=None, extra=[Calling()])
+    hooks = [name for name in dir(monitor) if name.startswith("on_")]
+    assert len(hooks) > 30
+    for hook in (*hooks, "setup", "teardown"):
+        getattr(monitor, hook)()
+    assert called == [*hooks, "setup", "teardown"]
+
+
+def test_an_instrument_needs_its_parameters_here(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_sloppy.probing.trainer_internals.strategy_is_supported", lambda trainer: False)
+    with pytest.raises(UnsupportedError, match="Norms needs all parameters"):
+        trainer(tmp_path, callbacks=[Norms()]).fit(Classifier(), loader())

@@ -1,0 +1,39 @@
+"""The instruments of the package, and what they say of measurements that a test made up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning_sloppy
+from lightning_sloppy import FinalCertificate, FisherSpectrum, HessianSpectrum, InputSpectrum, PACBayesBound
+from lightning_sloppy.callbacks.measuring import MeasuringCallback
+from lightning_sloppy.quantities import Declaration
+from lightning_sloppy.records import Measurement
+from lightning_sloppy.reporting.summary import summarise
+
+MAKERS: Mapping[str, type[MeasuringCallback]] = {
+    "input": InputSpectrum,
+    "hessian": HessianSpectrum,
+    "fisher": FisherSpectrum,
+    "bound": PACBayesBound,
+    "certificate": FinalCertificate,
+}
+DECLARED: Mapping[str, Declaration] = {name: maker().declaration for name, maker in MAKERS.items()}
+
+
+def of_the_package() -> list[type[MeasuringCallback]]:
+    """Every public class that measures and can be made without arguments."""
+    public = [getattr(lightning_sloppy, name) for name in dir(lightning_sloppy)]
+    classes = [each for each in public if isinstance(each, type) and issubclass(each, MeasuringCallback)]
+    return [each for each in classes if not getattr(each, "__abstractmethods__", None)]
+
+
+def summary(groups: Mapping[str, Sequence[Measurement]], **options: Any) -> str:
+    """The closing summary of these measurements."""
+    sections = []
+    for name, events in groups.items():
+        instrument = MAKERS[name]()
+        instrument.measurements = list(events)
+        sections.append(instrument.section())
+    return summarise(sections, **options)

@@ -109,7 +109,7 @@ class Row:
     epochs: int
     gamma: float
     learning: float
-    prior: Prior = "initialisation"
+    prior: Prior = "initialization"
     spread: Spread = "kronecker"
 
 
@@ -183,7 +183,7 @@ def measured(row: Row, options: argparse.Namespace) -> dict[str, Any]:
     data = PriorSplit(data) if row.prior == "split" else data
     module = Network(row.net())
     callbacks: list[Any] = [DistanceToInit(row.gamma)] if row.gamma else []
-    seconds = row.learning * options.share
+    seconds = row.learning * options.scale
     final = FinalCertificate(
         DELTA,
         prior=row.prior,
@@ -194,7 +194,7 @@ def measured(row: Row, options: argparse.Namespace) -> dict[str, Any]:
     callbacks += [final] if row.learning else [HessianSpectrum(k=30, probes=4, num_samples=2_000), live]
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
-            max_epochs=max(round(row.epochs * options.share), 1),
+            max_epochs=max(round(row.epochs * options.scale), 1),
             callbacks=callbacks,
             default_root_dir=scratch,
             **PLAIN,
@@ -258,7 +258,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="*", help="numbers of rows to measure again, from 1")
     parser.add_argument("--quick", action="store_true", help="a fiftieth of the time: does everything run?")
     options = parser.parse_args()
-    options.device, options.share = "cpu", 0.02 if options.quick else 1.0
+    options.device, options.scale = "cpu", 0.02 if options.quick else 1.0
     quiet()
     kept = {}
     if RECORD.is_file():

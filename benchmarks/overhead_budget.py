@@ -39,16 +39,16 @@ def main() -> None:
             _, monitor = callback_overhead.fit(name, options, make, epochs)
             assert monitor is not None
             clock = monitor.parts[-1].state_dict()
-            share = (clock["measuring_seconds"] - GRACE) / clock["training_seconds"]
+            overhead = (clock["measuring_seconds"] - GRACE) / clock["training_seconds"]
             rows.append(
                 {
                     "network": name,
                     "limit": limit,
-                    "realised": share,
-                    "of the limit": share / limit,
+                    "realised": overhead,
+                    "of the limit": overhead / limit,
                     "rounds": len(monitor.measurements["fisher"]),
                     "seconds of training": clock["training_seconds"],
-                    "samples at the end": clock["work"]["num_samples"],
+                    "samples at the end": clock["size"]["num_samples"],
                 }
             )
             print(rows[-1], flush=True)

@@ -6,4 +6,6 @@ records work without importing Lightning.
 
 import lazy_loader
 
+from lightning_sloppy.version import __version__ as __version__
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

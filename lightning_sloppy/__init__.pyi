@@ -30,4 +30,5 @@ from .records import Estimate as Estimate
 from .records import Measurement as Measurement
 from .records import Spectrum as Spectrum
 from .records import Status as Status
-from .version import __version__ as __version__
+
+__version__: str

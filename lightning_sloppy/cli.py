@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -37,6 +38,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
     from lightning_sloppy.callbacks.certifying_trainer import CertifyingTrainer
 
+    # As `python -m` does: modules in the working folder can be named in a configuration.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     # A class is found by its bare name only once its module is imported, and the public names are loaded lazily.
     importlib.import_module("lightning_sloppy.demo")
     for name in dir(lightning_sloppy):

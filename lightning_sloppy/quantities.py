@@ -136,8 +136,8 @@ class Declaration:
             missing = set(quantity.band or ()) - scalars
             if missing:
                 raise ConfigurationError(
-                    f"The band of {quantity.name!r} of {self.title} names {', '.join(sorted(missing))}, which is not "
-                    "among its quantities; declare it."
+                    f"{self.title} declares no {' and no '.join(sorted(missing))}, but the band of {quantity.name!r} "
+                    "needs it; declare it."
                 )
         unknown = set(self.costs) - set(COSTS)
         if unknown:

@@ -164,6 +164,6 @@ def curvature_scales(curvature: Tensor) -> Tensor:
     if not 0.0 < float(mean) < float("inf"):
         raise ConfigurationError(
             f"The mean curvature of the network at its start is {float(mean)}, so it makes no prior; look at the "
-            "validation samples and the initial weights, or take prior='initialisation'."
+            "validation samples and the initial weights, or take prior='initialization'."
         )
     return (double.clamp(min=0.0) / mean + FLOOR) ** 0.25

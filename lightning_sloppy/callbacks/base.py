@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import traceback
 from abc import ABC
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
+from lightning_sloppy.errors import SloppyError
 from lightning_sloppy.probing.context import close_context
 from lightning_sloppy.reporting.summary import Section, summarise
 
@@ -35,12 +40,12 @@ class SloppyCallback(Callback, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as plain numbers, words and tensors."""
-        settings = self.settings()
+        settings = plain(self.settings())
         return {"settings": settings} if settings else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the state of the run that wrote the checkpoint, and say what is asked for otherwise now."""
-        now = self.settings()
+        now = plain(self.settings())
         changed = [
             f"{name}={now[name]!r} instead of {value!r}"
             for name, value in state_dict.get("settings", {}).items()
@@ -85,6 +90,37 @@ class SloppyCallback(Callback, ABC):
         _close(self, trainer)
 
 
+def plain(value: Any) -> Any:
+    """The same value of plain types alone, which a checkpoint may hold; words for what is none.
+
+    >>> import numpy, pathlib
+    >>> plain({"bins": numpy.int64(3), "folder": pathlib.PurePosixPath("a/b"), "widths": (1, 2)})
+    {'bins': 3, 'folder': 'a/b', 'widths': [1, 2]}
+    """
+    if value is None or type(value) in (bool, int, float, str) or isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(part) for part in value]
+    if isinstance(value, (np.generic, np.ndarray)):
+        return plain(value.tolist())
+    return str(value)
+
+
+def in_words(error: BaseException) -> str:
+    """An error as a person needs it: its kind and place too, unless it is one of ours, which say what to do.
+
+    >>> in_words(KeyError("conf"))
+    "KeyError: 'conf'"
+    """
+    if isinstance(error, (SloppyError, MemoryError)):
+        return str(error)
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{said} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else said
+
+
 def peers(trainer: Trainer) -> list[SloppyCallback]:
     """All callbacks of this package in the fit, those inside a monitor included."""
     return [part for callback in trainer.callbacks if isinstance(callback, SloppyCallback) for part in callback.parts]
@@ -109,7 +145,7 @@ def _close(callback: SloppyCallback, trainer: Trainer) -> None:
                 )
             )
     except Exception as error:  # a summary is no reason to lose a run, or to hide its own exception
-        rank_zero_warn(f"The closing summary could not be written: {error}")
+        rank_zero_warn(f"The closing summary could not be written: {in_words(error)}")
 
 
 def _event_folder(logger: Any) -> str:

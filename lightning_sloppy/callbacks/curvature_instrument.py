@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch.nn.parameter import UninitializedParameter
+
 from lightning_sloppy.callbacks.instrument import Instrument
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.errors import ConfigurationError
@@ -50,6 +52,16 @@ class Scale:
         return {"epsilon": Estimate(self.epsilon), "z": Estimate(self.z)}
 
 
+def check_epsilon(epsilon: float | None) -> None:
+    """Check a prior precision.
+
+    Raises:
+        ConfigurationError: When it is not positive.
+    """
+    if epsilon is not None and not epsilon > 0:
+        raise ConfigurationError(f"epsilon={epsilon} was asked for; pass a positive prior precision, or None.")
+
+
 class CurvatureInstrument(Instrument):
     """An instrument whose numbers need a curvature scale.
 
@@ -65,6 +77,8 @@ class CurvatureInstrument(Instrument):
         seed: Of the probe.
         strict: Raise errors of measurements.
     """
+
+    writes_nothing = True
 
     epsilon: float | None
 
@@ -90,8 +104,7 @@ class CurvatureInstrument(Instrument):
             seed=seed,
             strict=strict,
         )
-        if epsilon is not None and not epsilon > 0:
-            raise ConfigurationError(f"epsilon={epsilon} was asked for; pass a positive prior precision, or None.")
+        check_epsilon(epsilon)
         self._settle(epsilon=(epsilon, None))
         self.parameters = parameters if isinstance(parameters, str | None) else list(parameters)
         self._kept_epsilon: float | None = None
@@ -103,7 +116,9 @@ class CurvatureInstrument(Instrument):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse patterns that match nothing, where the layers are there already."""
         super().setup(trainer, pl_module, stage)
-        if stage == "fit" and self.parameters is not None and any(True for _ in pl_module.parameters()):
+        known = list(pl_module.parameters())
+        lazy = any(isinstance(parameter, UninitializedParameter) for parameter in known)
+        if stage == "fit" and self.parameters is not None and known and not lazy:
             ParameterLayout.of(pl_module, self.parameters)
 
     def scale(self, trainer: Trainer, context: FitContext) -> tuple[Scale | None, str]:

@@ -94,7 +94,9 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         if self._instrument not in able:
             usual = {"hessian": "HessianSpectrum"}.get(self._instrument, "FisherSpectrum")
             others = [f"monitor='sloppy_{name}/effective_dimension'" for name in able]
-            remedy = f"pass {' or '.join(others)}" if others else f"add {usual}() to the Trainer's callbacks"
+            remedy = f"add {usual}() to the Trainer's callbacks"
+            if others:
+                remedy = f"use EffectiveDimensionEarlyStopping({' or '.join(others)})"
             raise ConfigurationError(
                 f"EffectiveDimensionEarlyStopping monitors {self.monitor}, but nothing measures it; {remedy}."
             )

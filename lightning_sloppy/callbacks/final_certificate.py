@@ -164,8 +164,8 @@ class FinalCertificate(MeasuringCallback):
         self._given = None
         require_samples(trainer, self.prior)
         self._bound = next((peer for peer in peers(trainer) if isinstance(peer, PACBayesBound)), None)
-        if self._bound is not None and self._given_delta is None:
-            self.delta = self._bound.delta
+        if self._given_delta is None:
+            self.delta = 0.05 if self._bound is None else self._bound.delta
         if self._bound is not None and self._bound.delta != self.delta:
             raise ConfigurationError(
                 f"FinalCertificate has delta={self.delta} and PACBayesBound delta={self._bound.delta}, but one run has "
@@ -197,14 +197,15 @@ class FinalCertificate(MeasuringCallback):
         """Learn, certify, save; not in a dry run."""
         if trainer.fast_dev_run:
             return
-        self.run(trainer, pl_module, step=max(trainer_internals.effective_batches(trainer) - 1, 0))
+        step = max(trainer_internals.effective_batches(trainer) - 1, 0)
+        self.run(trainer, pl_module, step=step, epoch=max(trainer.current_epoch - 1, 0))
 
     def take(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """The final certificates, or why there are none."""
         folder = folder_of(trainer, self.folder)
         if trainer.is_global_zero:
             forget_files(folder)
-        choice = context.objective(trainer, self.loss_fn)
+        choice = context.loss_choice(trainer, self.loss_fn)
         dtype = str(choice.objective.dtype)
         uncountable = validity.uncountable(trainer, context, choice)
         if uncountable is not None:

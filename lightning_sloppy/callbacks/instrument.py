@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
+
+from torch import Tensor
 
 from lightning_sloppy.callbacks.periodic import PeriodicCallback
 from lightning_sloppy.curvature.partition import samples_of_rank
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch
+from lightning_sloppy.evaluation.batches import Batch, map_batch
 from lightning_sloppy.evaluation.loss_checks import checked_loss
-from lightning_sloppy.evaluation.objective import Loss
+from lightning_sloppy.evaluation.objective import Loss, Objective
+from lightning_sloppy.evaluation.preserve import parameters_restored
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.loss_choice import LossChoice, seconds_of_a_gradient
 from lightning_sloppy.probing.probe import MeasureOn, Probe
@@ -22,6 +26,18 @@ from lightning_sloppy.reporting.progress import progress
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
+
+
+def check_measure_on(measure_on: str | None) -> None:
+    """Check the choice of samples.
+
+    Raises:
+        ConfigurationError: For an unknown one.
+    """
+    if measure_on is not None and measure_on not in get_args(MeasureOn):
+        raise ConfigurationError(
+            f"measure_on={measure_on!r} is unknown; choose one of {', '.join(get_args(MeasureOn))}."
+        )
 
 
 class Instrument(PeriodicCallback):
@@ -41,6 +57,11 @@ class Instrument(PeriodicCallback):
         seed: Of the probe samples.
         strict: Raise errors of measurements instead of warning.
 
+    Attributes:
+        writes_nothing: Whether ``measure`` never changes weights or batches in place. By default it may: it is given
+            copies of the batches, and the weights are restored, for the price of a copy of the weights. The
+            instruments of the package need no copy.
+
     Raises:
         ConfigurationError: For arguments out of range.
 
@@ -55,6 +76,8 @@ class Instrument(PeriodicCallback):
         >>> WeightNorm().name
         'weight_norm'
     """
+
+    writes_nothing: ClassVar[bool] = False
 
     loss_fn: Loss | None
     measure_on: MeasureOn
@@ -72,15 +95,12 @@ class Instrument(PeriodicCallback):
     ) -> None:
         if not isinstance(num_samples, int) or num_samples < 1:
             raise ConfigurationError(
-                f"{type(self).__name__} got num_samples={num_samples}; pass at least 1 probe sample."
+                f"{type(self).__name__} got num_samples={num_samples!r}; pass at least 1 probe sample."
             )
         self.num_samples = num_samples
         super().__init__(size=self.full_size(), schedule=schedule, name=name, seed=seed, strict=strict)
         checked_loss(loss_fn)
-        if measure_on is not None and measure_on not in get_args(MeasureOn):
-            raise ConfigurationError(
-                f"measure_on={measure_on!r} is unknown; choose one of {', '.join(get_args(MeasureOn))}."
-            )
+        check_measure_on(measure_on)
         self._settle(loss_fn=(loss_fn, None), measure_on=(measure_on, "fixed_samples"))
 
     @abstractmethod
@@ -89,8 +109,8 @@ class Instrument(PeriodicCallback):
     ) -> Mapping[str, Estimate | float] | Measurement:
         """Take one measurement.
 
-        The module is in eval mode and may be used freely: what happens to it is undone afterwards. Under DDP it is
-        called on every rank with the same samples.
+        The module is in eval mode and may be used freely: what happens to its weights, buffers, modes and attributes is
+        undone afterwards. Under DDP it is called on every rank with the same samples.
 
         Args:
             trainer: The running Trainer.
@@ -115,7 +135,13 @@ class Instrument(PeriodicCallback):
         """Gather the probe, measure, and complete what is known of the measurement."""
         probe = self.probe(trainer, context, step)
         with progress(trainer, f"{self._heading()}: measuring on {probe.num_samples:,} samples") as bar:
-            found = self.measure(trainer, pl_module, dataclasses.replace(probe, advance=bar.advance))
+            probe = dataclasses.replace(probe, advance=bar.advance)
+            if self.writes_nothing:
+                found = self.measure(trainer, pl_module, probe)
+            else:
+                probe = dataclasses.replace(probe, batches=[map_batch(Tensor.clone, each) for each in probe.batches])
+                with parameters_restored(pl_module):
+                    found = self.measure(trainer, pl_module, probe)
         if isinstance(found, Measurement):
             return found
         if not isinstance(found, Mapping):
@@ -123,9 +149,19 @@ class Instrument(PeriodicCallback):
                 f"{type(self).__name__}.measure returned {type(found).__name__}; return the values by the names of the "
                 "quantities, or a Measurement."
             )
-        return self.measurement(
-            trainer, probe, {k: v if isinstance(v, Estimate) else Estimate(float(v)) for k, v in found.items()}
-        )
+        return self.measurement(trainer, probe, {name: self._estimate(name, value) for name, value in found.items()})
+
+    def _estimate(self, name: str, value: Any) -> Estimate:
+        if isinstance(value, Estimate):
+            return value
+        try:
+            return Estimate(float(value.detach() if isinstance(value, Tensor) else value))
+        except (TypeError, ValueError, RuntimeError) as error:
+            found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise ConfigurationError(
+                f"{type(self).__name__}.measure returned {found} for {name!r}; return a number, or an Estimate for one "
+                "with an error."
+            ) from error
 
     def measurement(
         self,
@@ -147,7 +183,7 @@ class Instrument(PeriodicCallback):
             spectrum=spectrum,
             estimates=estimates,
             cost=known if cost is None else cost,
-            status=Status.EXACT if spectrum is None else spectrum.status,
+            status=_status(estimates) if spectrum is None else spectrum.status,
             num_samples=probe.num_samples if spectrum is None else spectrum.num_samples,
             precision=str(probe.dtype).removeprefix("torch."),
             notes=notes,
@@ -156,11 +192,19 @@ class Instrument(PeriodicCallback):
 
     def probe(self, trainer: Trainer, context: FitContext, step: int) -> Probe:
         """The loss of the fit, and the samples to measure on."""
-        choice = context.objective(trainer, self.loss_fn)
+        plain = Objective(context.module, None)
         batches = context.probe(
             trainer, self.size.num_samples, self.seed, current_batch=self.measure_on == "current_batch"
         )
-        return Probe(context.module, choice.objective.prepare(batches), step, self.seed, choice, context)
+        return Probe(
+            module=context.module,
+            batches=plain.prepare(batches),
+            step=step,
+            seed=self.seed,
+            dtype=plain.dtype,
+            choose=partial(context.loss_choice, trainer, self.loss_fn),
+            context=context,
+        )
 
     def partition(self, context: FitContext, probe: Probe) -> tuple[LossChoice, list[Batch]]:
         """This rank's part of the probe, and the loss that adds up over the ranks; of one process, the probe itself."""
@@ -172,7 +216,7 @@ class Instrument(PeriodicCallback):
         """Of the mean loss over the probe."""
         return seconds_of_a_gradient(*self.partition(context, self.probe(trainer, context, 0)))
 
-    def has_samples(self, context: FitContext, trainer: Trainer) -> bool:
+    def has_samples(self, trainer: Trainer, context: FitContext) -> bool:
         """Whether the samples to measure on are there."""
         fixed = self.measure_on == "fixed_samples"
         if fixed and context.indexable(trainer):
@@ -186,3 +230,8 @@ class Instrument(PeriodicCallback):
     def settings(self) -> dict[str, Any]:
         """Also which samples are measured on."""
         return {**super().settings(), "measure_on": self.measure_on}
+
+
+def _status(estimates: Mapping[str, Estimate]) -> Status:
+    """Of values without a spectrum: exact ones have no errors."""
+    return Status.CONVERGED if any(each.total_error for each in estimates.values()) else Status.EXACT

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_sloppy.callbacks.base import SloppyCallback, peers
+from lightning_sloppy.callbacks.base import SloppyCallback, in_words, peers
 from lightning_sloppy.curvature.memory import peak_bytes
 from lightning_sloppy.errors import ConfigurationError, UnsupportedError
 from lightning_sloppy.probing import trainer_internals
@@ -49,7 +49,8 @@ class MeasuringCallback(SloppyCallback):
 
     An error inside a measurement becomes one warning with its cause and a gap in the curves, never the end of a
     training; ``strict=True`` raises it. The same holds for an error while a measurement is published, and for one in a
-    subscriber.
+    subscriber, unless the subscriber is strict itself or there are several processes: one that fails alone would leave
+    the others waiting.
 
     Args:
         name: Of the instrument, in its tags and its state; None: ``default_name``, with what differs from the
@@ -80,23 +81,53 @@ class MeasuringCallback(SloppyCallback):
     def __init__(self, *, name: str | None = None, seed: int | None = None, strict: bool | None = None) -> None:
         super().__init__()
         self._given_name = None if name is None else require_name(name, f"{type(self).__name__}'s name")
-        self._not_given: set[str] = set()
+        self._defaults: dict[str, Any] = {}
         self._settle(seed=(seed, 0), strict=(strict, False))
         self.measurements: list[Measurement] = []
         self._warned: set[str] = set()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Check what a class declares where it is written.
+
+        Raises:
+            ConfigurationError: For quantities or costs of another type.
+        """
+        super().__init_subclass__(**options)
+        for attribute, kind in (("quantities", Quantity), ("histograms", SpectrumHistogram), ("costs", str)):
+            found = getattr(cls, attribute)
+            if isinstance(found, property):
+                continue
+            if not isinstance(found, (tuple, list)) or not all(isinstance(each, kind) for each in found):
+                raise ConfigurationError(
+                    f"{cls.__name__}.{attribute} is {found!r}; give a tuple of {kind.__name__}, with a comma behind a "
+                    "single one."
+                )
+
+    def __setattr__(self, attribute: str, value: Any) -> None:
+        """Refuse attributes that would take the place of a method of the package.
+
+        Raises:
+            ConfigurationError: For such a name.
+        """
+        method = getattr(type(self), attribute, None)
+        if callable(method) and getattr(method, "__module__", "").startswith("lightning_sloppy.callbacks."):
+            raise ConfigurationError(
+                f"{type(self).__name__} sets self.{attribute}, a method of its base class; choose another name."
+            )
+        super().__setattr__(attribute, value)
 
     def _settle(self, **settings: tuple[Any, Any]) -> None:
         """Set attributes from (what was given, the default); what was not given can come from a monitor."""
         for setting, (given, default) in settings.items():
             setattr(self, setting, default if given is None else given)
             if given is None:
-                self._not_given.add(setting)
+                self._defaults[setting] = default
 
     def adopt(self, settings: Mapping[str, Any]) -> None:
         """Take the settings of the SloppyMonitor around this callback, where it was given none of its own."""
-        for setting in self._not_given & settings.keys():
-            if settings[setting] is not None:
-                setattr(self, setting, settings[setting])
+        for setting, default in self._defaults.items():
+            given = settings.get(setting)
+            setattr(self, setting, default if given is None else given)
 
     def differences(self) -> dict[str, Any]:
         """The arguments by which two callbacks of this class measure different things, where they are no defaults.
@@ -107,7 +138,16 @@ class MeasuringCallback(SloppyCallback):
 
     @property
     def name(self) -> str:
-        """Name in tags (``sloppy_<name>/...``), logs and the summary."""
+        """Name in tags (``sloppy_<name>/...``), logs and the summary.
+
+        Raises:
+            ConfigurationError: When a subclass has not called ``super().__init__()``.
+        """
+        if "_given_name" not in vars(self):
+            raise ConfigurationError(
+                f"{type(self).__name__}.__init__ does not call super().__init__(); call it first, with the options "
+                "that are not its own."
+            )
         if self._given_name is not None:
             return self._given_name
         words = " ".join(map(str, self.differences().values()))
@@ -116,7 +156,7 @@ class MeasuringCallback(SloppyCallback):
     @property
     def state_key(self) -> str:
         """Key of the state in a checkpoint: callbacks that measure different things have a state each."""
-        differing = self.differences() if self._given_name is None else {"name": self._given_name}
+        differing = {"name": self._given_name} if self.name == self._given_name else self.differences()
         return self._generate_state_key(**differing) if differing else type(self).__qualname__
 
     @property
@@ -175,7 +215,7 @@ class MeasuringCallback(SloppyCallback):
         if len(twins) > 1:
             raise ConfigurationError(
                 f"{' and '.join(type(twin).__name__ for twin in twins)} would write the same curves sloppy_{name}/...; "
-                "keep one of them, or give each a name= of its own."
+                "keep one of them, or give each a name= of its own where it takes one."
             )
         notice_earlier_fits(pl_module)
         self.measurements = []
@@ -189,8 +229,15 @@ class MeasuringCallback(SloppyCallback):
             if isinstance(peer, MeasurementSubscriber) and peer.listens_to(self, trainer)
         ]
 
-    def run(self, trainer: Trainer, pl_module: LightningModule, *, step: int) -> None:
-        """Measure, publish under the x-value ``step``, tell the subscribers."""
+    def run(self, trainer: Trainer, pl_module: LightningModule, *, step: int, epoch: int | None = None) -> None:
+        """Measure, publish under the x-value ``step``, tell the subscribers.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The module.
+            step: The x-value.
+            epoch: Of the step, where that is no longer the Trainer's current one.
+        """
         start = time.perf_counter()
         context: FitContext | None = None
         try:
@@ -199,38 +246,61 @@ class MeasuringCallback(SloppyCallback):
         except Exception as error:
             if self.strict:
                 raise
+            cause = in_words(error)
             self.warn_once(
-                f"The {self.name} measurement failed; training goes on. {error}", trainer=trainer, key=str(error)[:60]
+                f"The {self.name} measurement failed; training goes on. {cause} (strict=True raises it.)",
+                trainer=trainer,
+                key=cause[:60],
             )
             measurement = Measurement(
-                step, trainer.current_epoch, self.name, None, {}, Cost(), Status.FAILED, notes=(str(error),)
+                step, trainer.current_epoch, self.name, None, {}, Cost(), Status.FAILED, notes=(cause,)
             )
         seconds = time.perf_counter() - start
         peak = peak_bytes(trainer_internals.root_device(trainer))
         cost = dataclasses.replace(measurement.cost, seconds=seconds, peak_bytes=peak)
-        measurement = dataclasses.replace(measurement, cost=cost)
+        epoch = measurement.epoch if epoch is None else epoch
+        measurement = dataclasses.replace(measurement, cost=cost, epoch=epoch)
         if context is not None:
             context.measuring_seconds += seconds
         self._publish(trainer, context, measurement)
         self.measurements.append(_light(measurement))
-        for subscriber in self.subscribers(trainer):
-            with self._tolerating(trainer, f"{type(subscriber).__name__} failed on a measurement of {self.name}"):
-                subscriber.on_measurement(trainer, pl_module, measurement)
+        listening: list[MeasurementSubscriber] = []
+        with self._tolerating(trainer, f"The subscribers of {self.name} are not told"):
+            listening = self.subscribers(trainer)
+        for subscriber in listening:
+            self._tell(trainer, pl_module, measurement, subscriber)
+
+    def _tell(
+        self, trainer: Trainer, pl_module: LightningModule, measurement: Measurement, subscriber: MeasurementSubscriber
+    ) -> None:
+        try:
+            subscriber.on_measurement(trainer, pl_module, measurement)
+        except Exception as error:
+            # Of several processes one alone may have failed, and the others wait for it in a reduction.
+            if self.strict or getattr(subscriber, "strict", False) or trainer.world_size > 1:
+                raise
+            who, cause = type(subscriber).__name__, in_words(error)
+            self.warn_once(
+                f"{who} failed on a measurement of {self.name}; training goes on. {cause}",
+                trainer=trainer,
+                key=f"{who} {cause}"[:90],
+            )
 
     def _publish(self, trainer: Trainer, context: FitContext | None, measurement: Measurement) -> None:
+        declaration = self.declaration
         with self._tolerating(trainer, f"A measurement of {self.name} could not be published"):
-            declaration = self.declaration
             if context is not None and not context.layout_written:
                 context.layout_written = True
                 family = [peer for peer in peers(trainer) if isinstance(peer, MeasuringCallback)]
                 write_layout(trainer, [peer.declaration for peer in family])
             overhead = None if context is None else self.overhead(context, measurement.step)
             publish(trainer, measurement, declaration, overhead=overhead)
+        with self._tolerating(trainer, f"Some of {self.name} is not logged"):
             unknown = undeclared(measurement, declaration)
             if unknown:
                 raise ConfigurationError(
                     f"{type(self).__name__} measured {', '.join(unknown)}, which is not among its quantities; declare "
-                    "it. All that is declared was published."
+                    "it. What is declared is logged."
                 )
 
     @contextmanager
@@ -241,7 +311,8 @@ class MeasuringCallback(SloppyCallback):
         except Exception as error:
             if self.strict:
                 raise
-            self.warn_once(f"{what}; training goes on. {error}", trainer=trainer, key=f"{what} {error}"[:90])
+            cause = in_words(error)
+            self.warn_once(f"{what}; training goes on. {cause}", trainer=trainer, key=f"{what} {cause}"[:90])
 
     def attempt(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """One measurement, of all ranks or of none; with second tries where a callback knows any."""

@@ -6,14 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning_sloppy.callbacks.base import Callback, SloppyCallback
+from lightning_sloppy.callbacks.curvature_instrument import check_epsilon
 from lightning_sloppy.callbacks.early_stopping import EffectiveDimensionEarlyStopping
 from lightning_sloppy.callbacks.final_certificate import FinalCertificate
 from lightning_sloppy.callbacks.fisher_spectrum import FisherSpectrum
 from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
 from lightning_sloppy.callbacks.input_spectrum import InputSpectrum
+from lightning_sloppy.callbacks.instrument import check_measure_on
 from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.callbacks.pac_bayes_bound import PACBayesBound
+from lightning_sloppy.callbacks.periodic import check_schedule
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.loss_checks import checked_loss
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.probing.probe import MeasureOn
 from lightning_sloppy.probing.schedule import Schedule
@@ -35,13 +39,15 @@ class SloppyMonitor(SloppyCallback):
 
     It only watches: the trained weights are bitwise what they are without it. Each part is a callback: true stands for
     the callback with its defaults, null and false switch it off. The monitor passes ``schedule``, ``loss_fn``,
-    ``measure_on``, ``epsilon``, ``seed`` and ``strict`` to each part that was not given its own.
+    ``measure_on``, ``epsilon``, ``seed`` and ``strict`` to each part that was not given its own. A part with a schedule
+    of its own has the limit on the cost that stands in it.
 
     Args:
         input: Eigenspectrum of the training inputs at train start.
         hessian: Spectrum of the Hessian, for instance ``HessianSpectrum(k=5)``.
         fisher: Spectrum of the Fisher information, for instance ``FisherSpectrum(kind="exact", num_samples=100)``.
-        bound: PAC-Bayes bound at every Hessian measurement, without ``hessian`` at every Fisher measurement.
+        bound: PAC-Bayes bound at every measurement of a HessianSpectrum of all parameters, without one of a
+            FisherSpectrum; true is off without either.
         certificate: Optimise and certify a posterior at the end of the fit; off by default, for it takes minutes.
         early_stopping: Stop on the plateau of the effective dimension; off by default.
         extra: Further instruments, such as a second FisherSpectrum or one of your own.
@@ -77,7 +83,7 @@ class SloppyMonitor(SloppyCallback):
         bound: PACBayesBound | bool | None = True,
         certificate: FinalCertificate | bool | None = None,
         early_stopping: EffectiveDimensionEarlyStopping | bool | None = None,
-        extra: Sequence[MeasuringCallback] = (),
+        extra: Sequence[MeasuringCallback] | None = (),
         epsilon: float | None = None,
         loss_fn: Loss | None = None,
         measure_on: MeasureOn = "fixed_samples",
@@ -100,24 +106,36 @@ class SloppyMonitor(SloppyCallback):
             "input": input,
             "hessian": hessian,
             "fisher": fisher,
-            # Without a spectrum there is nothing for a bound to follow; one that was asked for says so itself.
-            "bound": None if bound is True and not hessian and not fisher else bound,
+            "bound": bound,
             "certificate": certificate,
             "early_stopping": early_stopping,
         }
         self._parts = {name: part for name, value in given.items() if (part := _part(name, value)) is not None}
-        for instrument in extra:
+        if isinstance(extra, SloppyCallback):
+            raise ConfigurationError(f"SloppyMonitor got extra={type(extra).__name__}(...); pass a list: extra=[...].")
+        for instrument in extra or ():
             if not isinstance(instrument, MeasuringCallback):
                 raise ConfigurationError(
                     f"SloppyMonitor got {instrument!r} in extra=; pass instruments, such as "
                     "FisherSpectrum(kind='exact')."
                 )
-            if instrument.name in self._parts:
+            if any(isinstance(part, MeasuringCallback) and part.name == instrument.name for part in self.parts):
                 raise ConfigurationError(
-                    f"SloppyMonitor got two instruments named {instrument.name!r}; give the one in extra= a name= of "
-                    "its own."
+                    f"SloppyMonitor got an instrument named {instrument.name!r} in extra=, but that is the name of "
+                    "another one of its parts; give it a name= of its own."
                 )
-            self._parts[instrument.name] = instrument
+            # A part such as fisher=FisherSpectrum(kind="exact") has another name than its argument.
+            free = instrument.name not in self._parts
+            self._parts[instrument.name if free else f"{instrument.name}_extra"] = instrument
+        if bound is True and not any(
+            isinstance(part, (HessianSpectrum, FisherSpectrum)) and part.parameters is None for part in self.parts
+        ):
+            # There is nothing for a bound to follow; one that was asked for by itself says so at setup.
+            del self._parts["bound"]
+        checked_loss(loss_fn)
+        check_measure_on(measure_on)
+        check_epsilon(epsilon)
+        check_schedule(schedule)
         settings = {
             "schedule": schedule or Schedule(every_n_epochs, every_n_steps, (), None, max_overhead, grace_seconds),
             "loss_fn": loss_fn,

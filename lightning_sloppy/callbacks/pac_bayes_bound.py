@@ -213,7 +213,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         """Evaluate the bound at the step of the measurement, once for each step.
 
         A resumed run begins with a measurement that the run before may have had, or would not have had: it gets no
-        share of delta, so that evaluations are numbered as in a run that was never cut.
+        part of delta, so that evaluations are numbered as in a run that was never cut.
         """
         followed = _followed(trainer)
         if self._resumed and followed is not None and followed.measured_at == measurement.step:
@@ -238,7 +238,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             self._prior_mean = context.start  # one tensor for all, in memory and in the next checkpoint
         self._begun = True
         followed = _followed(trainer)
-        choice = context.objective(trainer, None if followed is None else followed.loss_fn)
+        choice = context.loss_choice(trainer, None if followed is None else followed.loss_fn)
         uncountable = validity.uncountable(trainer, context, choice)
         if uncountable is not None:
             certificate = no_bound(context.train_size(trainer) or 0, self.delta, uncountable)

@@ -27,6 +27,19 @@ SAVING = 0.8
 """A smaller measurement must come down to this fraction of the cost: fewer pairs save little beside the quadrature."""
 
 
+def check_schedule(schedule: object) -> None:
+    """Check that a schedule is one.
+
+    Raises:
+        ConfigurationError: For anything else but None.
+    """
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise ConfigurationError(
+            f"schedule={schedule!r} was asked for; pass lightning_sloppy.Schedule(...), for instance "
+            "Schedule(every_n_steps=100)."
+        )
+
+
 class PeriodicCallback(MeasuringCallback):
     """Measures at train start, whenever the schedule says, and at the end of the fit, at a limited cost.
 
@@ -59,14 +72,11 @@ class PeriodicCallback(MeasuringCallback):
         strict: bool | None = None,
     ) -> None:
         super().__init__(name=name, seed=seed, strict=strict)
-        if schedule is not None and not isinstance(schedule, Schedule):
-            raise ConfigurationError(
-                f"schedule={schedule!r} was asked for; pass lightning_sloppy.Schedule(...), for instance "
-                "Schedule(every_n_steps=100)."
-            )
+        check_schedule(schedule)
         self._settle(schedule=(schedule, Schedule()))
         self.size = self._size_asked_for = size
         self._measured_at: int | None = None
+        self._epoch: int | None = None
         self._waiting = False
         self._publishes_overhead = False
         self.expected_seconds = 0.0
@@ -81,7 +91,7 @@ class PeriodicCallback(MeasuringCallback):
         """Wall-clock seconds of one on the probe; called inside the guard."""
 
     @abstractmethod
-    def has_samples(self, context: FitContext, trainer: Trainer) -> bool:
+    def has_samples(self, trainer: Trainer, context: FitContext) -> bool:
         """Whether the samples to measure on are there."""
 
     @abstractmethod
@@ -98,16 +108,21 @@ class PeriodicCallback(MeasuringCallback):
         smaller = size.smaller()
         if smaller is None:
             return None
-        fraction = (self.cost_in_gradients(smaller) * smaller.num_samples) / (
-            self.cost_in_gradients(size) * size.num_samples
-        )
+        fraction = (self._cost(smaller) * smaller.num_samples) / (self._cost(size) * size.num_samples)
         return (smaller, fraction) if fraction <= SAVING else None
+
+    def _cost(self, size: MeasurementSize) -> float:
+        """In gradients; one where nobody knows, so that sizes are compared by their samples alone."""
+        try:
+            return max(float(self.cost_in_gradients(size)), 1e-9)
+        except Exception:
+            return 1.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the last fit."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._measured_at = None
+            self._measured_at = self._epoch = None
             self._waiting = False
             self._publishes_overhead = False
             self.expected_seconds = 0.0
@@ -137,6 +152,7 @@ class PeriodicCallback(MeasuringCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure after a batch that is due: before validation, at the x-value of the batch's own metrics."""
+        self._epoch = trainer.current_epoch
         if self._waiting and trainer_internals.batch_steps(trainer):
             # After a whole epoch there is nothing new to wait for.
             ready = self._ready(trainer, pl_module) or trainer_internals.is_last_batch(trainer)
@@ -160,7 +176,8 @@ class PeriodicCallback(MeasuringCallback):
             self._measured_at = done
             self._waiting = False
             self._publishes_overhead = not any((peer._measured_at or 0) < done for peer in self._later(trainer))
-            self.run(trainer, pl_module, step=done - 1)
+            # The Trainer counts the epoch that has just ended already.
+            self.run(trainer, pl_module, step=done - 1, epoch=self._epoch)
         super().on_train_end(trainer, pl_module)
 
     def due(self, trainer: Trainer) -> bool:
@@ -171,10 +188,10 @@ class PeriodicCallback(MeasuringCallback):
             ends_epoch=trainer_internals.is_last_batch(trainer),
         )
 
-    def run(self, trainer: Trainer, pl_module: LightningModule, *, step: int) -> None:
+    def run(self, trainer: Trainer, pl_module: LightningModule, *, step: int, epoch: int | None = None) -> None:
         """Measure, and remember what it cost, subscribers included."""
         start = time.perf_counter()
-        super().run(trainer, pl_module, step=step)
+        super().run(trainer, pl_module, step=step, epoch=epoch)
         self.expected_seconds = time.perf_counter() - start
         context = fit_context(trainer, pl_module) if self.latest is not None else None
         if context is not None:
@@ -226,7 +243,7 @@ class PeriodicCallback(MeasuringCallback):
     def _ready(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Whether the samples are there; True also where nothing is, for then the measurement says why."""
         try:
-            return self.has_samples(fit_context(trainer, pl_module), trainer)
+            return self.has_samples(trainer, fit_context(trainer, pl_module))
         except ConfigurationError:
             return True
 
@@ -255,7 +272,7 @@ class PeriodicCallback(MeasuringCallback):
         except Exception:
             return size  # the measurement itself says what is wrong, and other ranks wait for an answer
         context.measuring_seconds += time.perf_counter() - start
-        seconds *= self.cost_in_gradients(size)
+        seconds *= self._cost(size)
         while seconds > self.schedule.grace_seconds / 2 and (cheaper := self.cheaper(size)) is not None:
             size, fraction = cheaper
             seconds *= fraction

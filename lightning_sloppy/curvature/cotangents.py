@@ -26,7 +26,7 @@ Kind = Literal["empirical", "sampled", "exact"]
 KINDS: tuple[Kind, ...] = ("empirical", "sampled", "exact")
 
 NULL_DIRECTION = 1e-13
-"""Share of the largest eigenvalue of a loss's Hessian in the outputs below which a direction counts as none."""
+"""Fraction of the largest eigenvalue of a loss's Hessian in the outputs below which a direction counts as none."""
 
 
 @dataclass(frozen=True)

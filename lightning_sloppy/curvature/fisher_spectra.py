@@ -55,7 +55,7 @@ def fisher_of(
     """All eigenvalues of a Fisher matrix through its Gram matrix; beyond its limit the k largest by products.
 
     The arguments are those of :func:`~lightning_sloppy.analysis.fisher_spectrum`. Of several ``ranks``, each of which
-    is given the whole probe, every one makes its share.
+    is given the whole probe, every one makes a part.
 
     Raises:
         UnsupportedError: When outputs and loss are not known apart.
@@ -111,7 +111,7 @@ def _by_gram(
     # A fused attention kernel has no rule for vmap either, so the same context serves.
     with double_backward(objective.module):
         # Of a single batch, the usual probe, one forward serves the cotangents and the Gram matrix.
-        recorded = _recorded(objective, leaves, batches[0]) if len(batches) == 1 else None
+        recorded = recorded_call(objective, leaves, batches[0]) if len(batches) == 1 else None
         known = [] if recorded is None else [recorded[1].outputs]
         detached = {name: leaf.detach() for name, leaf in leaves.items()}
         pulled = pulled_cotangents(objective, detached, batches, fisher, known)
@@ -129,9 +129,9 @@ def _by_gram(
             # u = J^T C v / sqrt(W lambda): of unit length, for v has it.
             lengths = (values[: inner.shape[1]] * total).clamp_min(torch.finfo(values.dtype).tiny).sqrt()
             vectors = pull_back_vectors(objective, layout, pulled, batches, inner / lengths)
-    found = _spectrum(builder, layout, gram.matrix, weights, rows, _method(gram))
+    found = gram_spectrum(builder, layout, gram.matrix, weights, rows, path_in_words(gram))
     layers = {
-        name: _spectrum(builder, layout.part(layout.layers()[name]), matrix, weights, rows, _method(gram))
+        name: gram_spectrum(builder, layout.part(layout.layers()[name]), matrix, weights, rows, path_in_words(gram))
         for name, matrix in gram.layers.items()
     }
     return replace(
@@ -143,7 +143,7 @@ def _by_gram(
     )
 
 
-def _recorded(
+def recorded_call(
     objective: Objective, leaves: dict[str, Tensor], batch: Batch
 ) -> tuple[dict[str, Tensor], Recording] | None:
     """The batch run with its calls recorded; None for a forward whose functions cannot be watched."""
@@ -176,7 +176,7 @@ def _looked_at(builder: SpectrumBuilder, layout: ParameterLayout, batches: list[
     return {name: value for name, value in detail.items() if value}
 
 
-def _spectrum(
+def gram_spectrum(
     builder: SpectrumBuilder, layout: ParameterLayout, matrix: Tensor, weights: Tensor, rows: int, method: str
 ) -> Spectrum:
     """Of a Gram matrix that may have fewer rows than were asked for: those that are zero were left out of it."""
@@ -218,7 +218,7 @@ def _half(matrix: Tensor, weights: Tensor) -> Tensor | None:
     return matrix[rows][:, rows] / half
 
 
-def _method(gram: Gram) -> str:
+def path_in_words(gram: Gram) -> str:
     """Which path served how many parameters, in words."""
     paths = list(gram.paths.values())
     return "gram (" + ", ".join(f"{paths.count(path)} by {path}" for path in dict.fromkeys(paths)) + ")"

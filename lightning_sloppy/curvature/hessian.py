@@ -17,7 +17,7 @@ class HessianOperator(KeptGraphOperator[list[Tensor | None]]):
     """
 
     def _build(self, index: int) -> list[Tensor | None]:
-        """Gradients of the batch's share of the mean loss, with their graph; None where a parameter is not used."""
+        """Gradients of the batch's part of the mean loss, with their graph; None where a parameter is not used."""
         loss = self._objective.loss(self._leaves, self._batches[index]) * self._fractions[index]
         gradients = grad([loss], self._sources, create_graph=True)
         self._seen.update(index for index, gradient in enumerate(gradients) if gradient is not None)

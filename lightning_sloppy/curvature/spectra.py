@@ -159,7 +159,7 @@ def spectrum_of(
 
 
 def _honest(found: Eigenpairs, rounding: float) -> Eigenpairs:
-    """Residuals of products that are themselves off by a share of the largest magnitude."""
+    """Residuals of products that are themselves off by a fraction of the largest magnitude."""
     size = rounding * float(found.values.abs().max())
     residuals = torch.hypot(found.residuals, torch.full_like(found.residuals, size))
     converged = residuals <= found.tolerance

@@ -52,6 +52,30 @@ def preserved(module: nn.Module, mode: Mode = "eval") -> Iterator[None]:
 
 
 @contextmanager
+def parameters_restored(module: nn.Module) -> Iterator[None]:
+    """Parameters and their ``.grad`` are afterwards what they were, bit for bit, also after an exception.
+
+    For code that may write: it costs a copy of both. Where nothing was written nothing is copied back.
+    """
+    kept = [
+        (p, p.data, p.detach().clone(), p.requires_grad, p.grad, None if p.grad is None else p.grad.clone())
+        for p in module.parameters()
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, data, copy, trained, gradient, gradient_copy in kept:
+                parameter.data = data
+                if not torch.equal(data, copy):
+                    data.copy_(copy)
+                parameter.requires_grad_(trained)
+                parameter.grad = gradient
+                if gradient is not None and gradient_copy is not None and not torch.equal(gradient, gradient_copy):
+                    gradient.copy_(gradient_copy)
+
+
+@contextmanager
 def random_streams() -> Iterator[None]:
     """Restore the global random streams afterwards, also after an exception.
 

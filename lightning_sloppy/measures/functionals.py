@@ -42,7 +42,7 @@ def averaged(
     bounds = bounds * density.masses.unsqueeze(1)
     middle = bounds.mean(dim=1)
     value = float(middle.mean()) + exact(density.known)
-    truncation = float((bounds[:, 1] - bounds[:, 0]).mean()) / 2 + slope * _coupling(density)
+    truncation = float((bounds[:, 1] - bounds[:, 0]).mean()) / 2 + slope * coupling(density)
     error = standard_error(middle)
     resolved = truncation <= max(RESOLVED * abs(value), absolute) and math.isfinite(error)
     return Estimate(value, error, truncation, Status.CONVERGED if resolved else Status.UNRESOLVED)
@@ -151,7 +151,7 @@ def confidence_interval(spectrum: Spectrum, estimate: Estimate, level: float = 0
 
 
 def negative_mass(spectrum: Spectrum) -> Estimate:
-    """Share of the absolute trace that lies below zero, ``sum |lambda^-| / sum |lambda|``, in [0, 1].
+    """Fraction of the absolute trace that lies below zero, ``sum |lambda^-| / sum |lambda|``, in [0, 1].
 
     Exact from all eigenvalues; from a density by its Gauss nodes, as a ratio of means over the probe vectors (a mean
     of ratios would be biased where one eigenvalue carries the trace), with the change from half the depth as
@@ -208,8 +208,8 @@ def cut(diagonal: Tensor, offdiagonal: Tensor, fraction: float) -> tuple[Tensor,
     return diagonal[:size], offdiagonal[:size]
 
 
-def _coupling(density: Density) -> float:
-    """``sum_i r_i^2 / gap_i`` over the known pairs."""
+def coupling(density: Density) -> float:
+    """``sum_i r_i^2 / gap_i`` over the known pairs: how far they and the rest are from being apart."""
     if len(density.known) == 0:
         return 0.0
     low, high = float(density.nodes.min()), float(density.nodes.max())

@@ -167,7 +167,7 @@ class FitContext:
             for batch in source.chunks(indices, size)
         ]
 
-    def objective(self, trainer: Trainer, override: Loss | None) -> LossChoice:
+    def loss_choice(self, trainer: Trainer, override: Loss | None) -> LossChoice:
         """The loss of the fit, found and checked once.
 
         Raises:

@@ -57,7 +57,7 @@ def require_samples(trainer: Trainer, prior: str) -> None:
 def _no_validation() -> ConfigurationError:
     return ConfigurationError(
         "FinalCertificate(prior='curvature') looks at the network's start on validation samples, but the fit has none; "
-        "give val_dataloaders, or take prior='initialisation'."
+        "give val_dataloaders, or take prior='initialization'."
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from lightning_sloppy.curvature.gradient import mean_gradient
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, sample_count
-from lightning_sloppy.evaluation.objective import Loss
+from lightning_sloppy.evaluation.objective import Loss, Objective
 from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.loss_choice import ASK, LossChoice
@@ -44,7 +45,8 @@ class Probe:
             the same at every measurement.
         step: The x-value of the measurement in every logger.
         seed: Of the instrument.
-        choice: The loss of the training with the module, and how it was found.
+        dtype: Data type of the measurement: the widest of the parameters', at least float32.
+        choose: Finds the loss of the training.
         context: What is known of the fit.
         advance: Tells the progress bar that so many steps of the measurement are done; the number of steps need not be
             known.
@@ -54,7 +56,8 @@ class Probe:
     batches: list[Batch]
     step: int
     seed: int
-    choice: LossChoice
+    dtype: torch.dtype
+    choose: Callable[[], LossChoice]
     context: FitContext
     advance: Callable[[int], None] = _no_progress
 
@@ -63,10 +66,14 @@ class Probe:
         """Probe samples N."""
         return sum(sample_count(batch) for batch in self.batches)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Data type of the measurement: the widest of the parameters', at least float32."""
-        return self.choice.objective.dtype
+    @cached_property
+    def choice(self) -> LossChoice:
+        """The loss of the training with the module, and how it was found; looked for when it is first asked for.
+
+        Raises:
+            ConfigurationError: When it cannot be known; the message asks for ``loss_fn=``.
+        """
+        return self.choose()
 
     @property
     def loss_fn(self) -> Loss:
@@ -82,6 +89,15 @@ class Probe:
                 f"and loss apart; {ASK}."
             )
         return loss_fn
+
+    def forward(self, inputs: Any) -> Any:
+        """What the module gives for the inputs of a batch, in the data type of the measurement.
+
+        It works in every precision of the Trainer; ``pl_module(inputs)`` does not where the module is in bfloat16, for
+        the batches are in float32. Call it under ``torch.no_grad()`` unless gradients are needed.
+        """
+        layout = ParameterLayout.of(self.module)
+        return Objective(self.module, None).outputs(layout.leaves(self.module, self.dtype), inputs)
 
     def gradient(self) -> Tensor:
         """Gradient of the mean loss over the probe in the trainable parameters, flat, (p,)."""

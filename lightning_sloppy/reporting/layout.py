@@ -40,7 +40,11 @@ def layout(declarations: Sequence[Declaration]) -> Layout:
      'Sloppy: cost': {'Seconds of a measurement': ['Multiline', ['sloppy_cost/seconds_norm$']],
                       'Overhead': ['Multiline', ['sloppy_cost/overhead$']]}}
     """
-    categories = {f"Sloppy: {declaration.title}": _charts(declaration) for declaration in declarations}
+    titles = [declaration.title for declaration in declarations]
+    categories = {
+        f"Sloppy: {each.title}" + (f" ({each.name})" if titles.count(each.title) > 1 else ""): _charts(each)
+        for each in declarations
+    }
     costs = [quantity for declaration in declarations for quantity in cost_quantities(declaration)]
     categories["Sloppy: cost"] = _multiline(RESERVED, [*costs, OVERHEAD])
     return {category: charts for category, charts in categories.items() if charts}

@@ -27,7 +27,8 @@ def paragraphs_of(events: Sequence[Measurement], declaration: Declaration) -> li
         return [why_nothing(events)]
     values = [_valued(event, quantity) for quantity in declaration.headlines]
     text = ", ".join(values)
-    return [" ".join([when(event), on_samples(event, "probe samples"), f"{text[:1].upper()}{text[1:]}."]), *event.notes]
+    said = [f"{text[:1].upper()}{text[1:]}."] if values else []
+    return [" ".join([when(event), on_samples(event, "probe samples"), *said]), *event.notes]
 
 
 def _valued(event: Measurement, quantity: Quantity) -> str:
@@ -49,7 +50,8 @@ def why_nothing(events: Sequence[Measurement]) -> str:
     if not events:
         return "Missing: no measurement took place."
     last = events[-1]
-    return " ".join(["Missing.", *(last.notes or (last.status.value,))])
+    reason = "No value was finite." if last.status.ok else last.status.value
+    return " ".join(["Missing.", *(last.notes or (reason,))])
 
 
 def when(event: Measurement) -> str:

@@ -92,6 +92,8 @@ def test_beside_the_live_bound_it_is_the_next_evaluation(tmp_path):
 def test_the_delta_of_the_live_bound_is_taken_unless_another_is_given(tmp_path):
     final = fit(tmp_path, before=[FisherSpectrum(num_samples=64), PACBayesBound(delta=0.1)], epochs=1)
     assert final.delta == final.certificates[0].delta == 0.1
+    trainer(tmp_path, callbacks=[final], max_epochs=1).fit(Classifier(), loader(blobs(600)))
+    assert final.certificates[0].delta == 0.05, "a fit without the live bound"
     assert FinalCertificate().delta == 0.05
 
 

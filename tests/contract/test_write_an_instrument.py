@@ -31,7 +31,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.
 def noise_scale(tmp_path, monkeypatch):
     """The example as a module in a folder of its own."""
     (tmp_path / "noise_scale.py").write_text(EXAMPLES["noise_scale.py"])
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     yield importlib.import_module("noise_scale")
     del sys.modules["noise_scale"]
 
@@ -93,14 +94,18 @@ def test_the_other_examples_run_as_they_stand(tmp_path, noise_scale, example, mo
     assert float(host.callback_metrics[f"sloppy_{group}"]) >= 0
 
 
-def test_the_configuration_works_from_the_command_line(tmp_path, noise_scale, monkeypatch):
+def test_the_configuration_works_from_the_command_line_in_the_folder_of_the_file(tmp_path, monkeypatch):
+    (tmp_path / "noise_scale.py").write_text(EXAMPLES["noise_scale.py"])
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "noise_scale", raising=False)
     monkeypatch.setattr(sys, "argv", ["lightning-sloppy"])
     (shown,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     config = yaml.safe_load(shown)
     config["trainer"] |= {"max_steps": 1, "log_every_n_steps": 1, "enable_progress_bar": False, "accelerator": "cpu"}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
-    main(["fit", "--config=run.yaml", "--model=MLPClassifier", "--data=DigitsDataModule"])
+    main(["fit", "--config=run.yaml"])
+    del sys.modules["noise_scale"]
     (run,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
     tags = EventAccumulator(str(run)).Reload().Tags()["scalars"]
     assert "sloppy_gradient_noise_scale/noise_scale" in tags
@@ -117,6 +122,6 @@ def test_the_attributes_and_members_that_the_page_names_exist():
     members = re.findall(
         r"^\| `(\w+)(?:\([a-z]*\))?` \|", PAGE[PAGE.index("Member of `probe`") :].split("\n\n")[0], re.MULTILINE
     )
-    assert len(members) == 7
+    assert len(members) == 9
     for name in members:
         assert hasattr(lightning_sloppy.Probe, name) or name in lightning_sloppy.Probe.__annotations__, name

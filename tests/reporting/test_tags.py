@@ -52,7 +52,7 @@ def test_every_explanation_is_a_sentence_or_two(declaration):
         (lambda: Declaration("Mine", "Mine"), "small letters"),
         (lambda: Declaration("a", "A", [Quantity("x", "X."), Quantity("x", "Y.")]), "A declares x more than once"),
         (lambda: Declaration("a", "A", [Quantity("x", "X.")], [SpectrumHistogram("x", "Y.")]), "more than once"),
-        (lambda: Declaration("a", "A", [Quantity("x", "X.", band=("low", "x"))]), "names low, which is not"),
+        (lambda: Declaration("a", "A", [Quantity("x", "X.", band=("low", "x"))]), "declares no low, but the band"),
         (lambda: Declaration("a", "A", costs=("euros",)), "euros"),
     ],
 )

@@ -1,6 +1,7 @@
 from .analysis import fisher_spectrum as fisher_spectrum
 from .analysis import hessian_spectrum as hessian_spectrum
 from .analysis import input_spectrum as input_spectrum
+from .analysis import jacobian_spectrum as jacobian_spectrum
 from .bounds.inversion import kl_inverse as kl_inverse
 from .bounds.learning_plan import LearningPlan as LearningPlan
 from .callbacks.distance_to_init import DistanceToInit as DistanceToInit
@@ -11,6 +12,7 @@ from .callbacks.fisher_spectrum import FisherSpectrum as FisherSpectrum
 from .callbacks.hessian_spectrum import HessianSpectrum as HessianSpectrum
 from .callbacks.input_spectrum import InputSpectrum as InputSpectrum
 from .callbacks.instrument import Instrument as Instrument
+from .callbacks.jacobian_spectrum import JacobianSpectrum as JacobianSpectrum
 from .callbacks.monitor import SloppyMonitor as SloppyMonitor
 from .callbacks.pac_bayes_bound import PACBayesBound as PACBayesBound
 from .certificate import Certificate as Certificate
@@ -20,6 +22,7 @@ from .errors import SloppyError as SloppyError
 from .errors import UnsupportedError as UnsupportedError
 from .measures.effective_dimension import curvature_scale as curvature_scale
 from .measures.effective_dimension import effective_dimension as effective_dimension
+from .measures.relative_dimension import relative_dimension as relative_dimension
 from .probing.prior_split import PriorSplit as PriorSplit
 from .probing.probe import Probe as Probe
 from .probing.schedule import Schedule as Schedule

@@ -1,4 +1,4 @@
-"""The three questions without a Trainer: spectra of the Hessian, of the Fisher information and of the inputs."""
+"""Spectra without a Trainer: of the Hessian, of the Fisher information, of the outputs' Jacobian, and of the inputs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lightning_sloppy.curvature.arguments import check_choices, check_solver, ch
 from lightning_sloppy.curvature.cotangents import Fisher, Kind, checked_fisher
 from lightning_sloppy.curvature.fisher_spectra import FisherMethod, fisher_of
 from lightning_sloppy.curvature.gradient import mean_gradient
+from lightning_sloppy.curvature.jacobian import Outputs, jacobian_objective, jacobian_of
 from lightning_sloppy.curvature.kept_graph import Method
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.curvature.partition import gathered_batches
@@ -43,6 +44,8 @@ __all__ = [
     "hessian_of",
     "hessian_spectrum",
     "input_spectrum",
+    "jacobian_of",
+    "jacobian_spectrum",
     "mean_gradient",
 ]
 
@@ -235,6 +238,81 @@ def fisher_spectrum(
             rng=generator(seed),
         )
         return found, note
+
+    return _on(module, mode, ranks, measured)
+
+
+def jacobian_spectrum(
+    module: nn.Module,
+    batches: Iterable[Any],
+    *,
+    outputs: Outputs | None = None,
+    normalize: bool = True,
+    method: FisherMethod = "auto",
+    probes: int = 0,
+    steps: int = 64,
+    parameters: Patterns = None,
+    mode: Mode = "eval",
+    over_ranks: bool = False,
+    seed: int = 0,
+) -> Spectrum:
+    """All eigenvalues of ``(1/N) sum_i J_i^T J_i / tr(J_i J_i^T)``, with J_i the Jacobian of sample i's outputs.
+
+    The eigenvalues are those of the kernel ``K_ij / sqrt(tr K_ii tr K_jj)`` with ``K_ij = J_i J_j^T``, divided by N:
+    each sample counts the same, and the trace is 1. Targets play no part. With ``normalize=False`` it is the Fisher
+    matrix of outputs with unit variance, ``(1/N) sum_i J_i^T J_i``.
+
+    Args:
+        module: Any module; left as it was.
+        batches: Re-iterable of ``(inputs, targets)`` or of inputs alone (tensors); targets are ignored.
+        outputs: Which outputs of a sample: a key of the mapping that ``forward`` returns, or a function of what it
+            returns; None: all floating-point tensors with a row for each sample. For classifiers give scores (logits).
+        normalize: Whether each sample counts the same. One row times 1,000 then changes little.
+        method: "gram" for all eigenvalues, "products" for trace and density from ``probes`` by Lanczos; "auto" takes
+            products beyond 8,192 rows (samples times outputs; positions of a sequence count).
+        probes: Probe vectors of the products, at least 2.
+        steps: Depth of the quadrature.
+        parameters: Shell-style patterns of parameter names. None: all.
+        mode: "eval", or "train" with the random stream fixed.
+        over_ranks: The probe is the union of the batches of all ranks.
+        seed: Of the probe vectors, and of the random signs that estimate ``tr K_ii`` where there are too many rows.
+
+    Returns:
+        ``min(N D, p)`` eigenvalues, exact up to rounding, with those of the first half of the samples beside them; by
+        products a density. ``detail`` names the sample with the largest Jacobian and its fraction of the trace.
+
+    Raises:
+        ConfigurationError: For outputs that are not there, a generator or an empty probe, or too many rows without
+            ``probes``.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> module = nn.Linear(2, 1, bias=False)  # J_i = x_i
+    >>> spectrum = jacobian_spectrum(module, [torch.tensor([[1.0, 0.0], [0.0, 3.0]])], normalize=False)
+    >>> spectrum.eigenvalues
+    tensor([4.5000, 0.5000], dtype=torch.float64)
+    """
+    checked_counts(1, probes)
+    check_choices(mode)
+    one_of("method", method, FisherMethod)
+    check_solver(steps, None, None, None)
+    ranks = need_ranks() if over_ranks else ALONE
+    objective = jacobian_objective(module, outputs, seed=seed if mode == "train" else None)
+
+    def measured() -> tuple[Spectrum, str]:
+        held = objective.prepare(gathered_batches(ranks, collected(batches)))
+        quadrature = _quadrature(module, parameters, probes, steps, seed)
+        found = jacobian_of(
+            objective,
+            held,
+            rng=generator(seed),
+            normalize=normalize,
+            quadrature=quadrature,
+            method=method,
+            parameters=parameters,
+            ranks=ranks,
+        )
+        return found, ""
 
     return _on(module, mode, ranks, measured)
 

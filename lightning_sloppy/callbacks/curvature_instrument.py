@@ -11,33 +11,69 @@ from lightning_sloppy.callbacks.instrument import Instrument
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.objective import Loss
-from lightning_sloppy.measures.effective_dimension import curvature_scale
+from lightning_sloppy.measures.effective_dimension import curvature_scale, effective_dimension, eigenvalue_count
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.probe import MeasureOn
 from lightning_sloppy.probing.schedule import Schedule
 from lightning_sloppy.quantities import Quantity
-from lightning_sloppy.records import Estimate
+from lightning_sloppy.records import Estimate, Spectrum
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-SCALE_QUANTITIES = (
-    Quantity(
-        "z",
-        "Curvature scale epsilon / (2 (n - 1)) at which data and prior weigh the same. Constant in a run; "
-        "curves of two runs compare only at the same z.",
-    ),
-    Quantity(
-        "epsilon",
-        "Precision of the prior behind z, by default p / ||w0||^2. Pass one `epsilon` to all runs that you "
-        "want to compare.",
-    ),
-    Quantity(
-        "num_parameters",
-        "Trainable parameters p. The denominator for every dimension of this group.",
-    ),
-)
-"""What every instrument on curvature reports beside its own quantities."""
+
+def quantities_at_prior(*, estimated: bool) -> tuple[Quantity, ...]:
+    """What an instrument on curvature reports at the scale of the prior.
+
+    Args:
+        estimated: Whether the spectrum is seen through probe vectors.
+    """
+    return (
+        Quantity(
+            "effective_dimension_at_prior",
+            "N_eff(z) = sum lambda / (lambda + z) at the scale z of the prior, on which the bound rests. It measures "
+            "how well samples are fitted, and goes to 0 when all are.",
+            chart="Effective dimension at the scale of the prior",
+            band=("effective_dimension_at_prior_coarse", "effective_dimension_at_prior_fine"),
+            estimated=estimated,
+            whole_spectrum=True,
+        ),
+        Quantity(
+            "effective_dimension_at_prior_fine",
+            "The same at z/10, a weaker prior. If it still grows while the curve at z is flat, the curve at z is at "
+            "its maximum, not on a plateau.",
+            estimated=estimated,
+            whole_spectrum=True,
+        ),
+        Quantity(
+            "effective_dimension_at_prior_coarse",
+            "The same at 10 z, a stronger prior: the stiffest directions only. It settles first.",
+            estimated=estimated,
+            whole_spectrum=True,
+        ),
+        Quantity(
+            "eigenvalue_count",
+            "p(n, epsilon): eigenvalues at or above z. A step function, hence harder to resolve than N_eff(z); the "
+            "rest of the parameters is left to the prior.",
+            chart="Eigenvalues above z",
+            estimated=estimated,
+            whole_spectrum=True,
+        ),
+        Quantity(
+            "z",
+            "Curvature scale epsilon / (2 (n - 1)) at which data and prior weigh the same. Constant in a run; "
+            "curves of two runs compare only at the same z.",
+        ),
+        Quantity(
+            "epsilon",
+            "Precision of the prior behind z, by default p / ||w0||^2. Pass one `epsilon` to all runs that you "
+            "want to compare.",
+        ),
+        Quantity(
+            "num_parameters",
+            "Trainable parameters p. The denominator for every dimension of this group.",
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -50,6 +86,16 @@ class Scale:
     def estimates(self) -> dict[str, Estimate]:
         """Both as named numbers: an effective dimension without its scale says nothing."""
         return {"epsilon": Estimate(self.epsilon), "z": Estimate(self.z)}
+
+    def dimensions(self, spectrum: Spectrum) -> dict[str, Estimate]:
+        """The effective dimension and the count at the scale, with the band at z/10 and 10 z."""
+        name = "effective_dimension_at_prior"
+        return {
+            name: effective_dimension(spectrum, self.z),
+            f"{name}_fine": effective_dimension(spectrum, self.z / 10),
+            f"{name}_coarse": effective_dimension(spectrum, self.z * 10),
+            "eigenvalue_count": eigenvalue_count(spectrum, self.z),
+        }
 
 
 def check_epsilon(epsilon: float | None) -> None:
@@ -132,8 +178,8 @@ class CurvatureInstrument(Instrument):
         if n is None:
             return None, (
                 "Nobody knows how many training samples there are (several loaders, or an iterable data set without "
-                "__len__), so there is no scale z = epsilon / (2 (n - 1)) and no effective dimension; give the data "
-                "set a __len__."
+                "__len__), so there is no scale z = epsilon / (2 (n - 1)) and no effective dimension there; give the "
+                "data set a __len__."
             )
         if n < 2:
             return None, "With a single training sample there is no effective dimension; train on more."

@@ -19,8 +19,8 @@ from lightning_sloppy.records import Measurement
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-MONITOR = re.compile(r"sloppy_(?P<name>[a-z0-9_]+)/effective_dimension")
-SCALES = ("effective_dimension_fine", "effective_dimension", "effective_dimension_coarse")
+MONITOR = re.compile(r"sloppy_(?P<name>[a-z0-9_]+)/(?P<quantity>effective_dimension(?:_at_prior)?)")
+DEFAULT = "sloppy_fisher/effective_dimension_at_prior"
 
 
 class StoppingReason(str, Enum):
@@ -40,9 +40,9 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
     verdict is "undetermined", said once, and training goes on.
 
     Args:
-        monitor: "sloppy_fisher/effective_dimension" (exact on the probe, cheap),
-            "sloppy_hessian/effective_dimension", or the effective dimension of another instrument with values at three
-            scales; the instrument must be in the same Trainer.
+        monitor: "sloppy_fisher/effective_dimension_at_prior" (exact on the probe, cheap), or an effective dimension of
+            another instrument with values at three scales, such as "sloppy_jacobian/effective_dimension"; the
+            instrument must be in the same Trainer.
         patience: Measurements without change that make a plateau.
         rel_tol: Relative change that counts as none.
         warmup: First measurements that are ignored.
@@ -58,7 +58,7 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
 
     def __init__(
         self,
-        monitor: str = "sloppy_fisher/effective_dimension",
+        monitor: str = DEFAULT,
         patience: int = 5,
         rel_tol: float = 0.02,
         warmup: int = 3,
@@ -69,10 +69,11 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         match = MONITOR.fullmatch(monitor)
         if match is None:
             raise ConfigurationError(
-                f"monitor={monitor!r} has no plateau rule; choose sloppy_fisher/effective_dimension or "
-                "sloppy_hessian/effective_dimension. For other tags use Lightning's EarlyStopping."
+                f"monitor={monitor!r} has no plateau rule; choose {DEFAULT}, or an effective dimension of another "
+                "instrument. For other tags use Lightning's EarlyStopping."
             )
-        self._instrument = match["name"]
+        self._instrument, quantity = match["name"], match["quantity"]
+        self._scales = (f"{quantity}_fine", quantity, f"{quantity}_coarse")
         self.monitor = monitor
         self.patience = patience
         self.rel_tol = rel_tol
@@ -90,10 +91,10 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         if stage != "fit":
             return
         family = [peer for peer in peers(trainer) if isinstance(peer, MeasuringCallback)]
-        able = [peer.name for peer in family if set(SCALES) <= {quantity.name for quantity in peer.quantities}]
+        able = [peer.name for peer in family if set(self._scales) <= {quantity.name for quantity in peer.quantities}]
         if self._instrument not in able:
             usual = {"hessian": "HessianSpectrum"}.get(self._instrument, "FisherSpectrum")
-            others = [f"monitor='sloppy_{name}/effective_dimension'" for name in able]
+            others = [f"monitor='sloppy_{name}/{self._scales[1]}'" for name in able]
             remedy = f"add {usual}() to the Trainer's callbacks"
             if others:
                 remedy = f"use EffectiveDimensionEarlyStopping({' or '.join(others)})"
@@ -123,10 +124,10 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         if done is not None and done == self._judged_at:
             return
         self._judged_at = done
-        estimates = [measurement.estimates.get(name) for name in SCALES]
+        estimates = [measurement.estimates.get(name) for name in self._scales]
         known = [estimate for estimate in estimates if estimate is not None and estimate.status.ok]
         stop = False
-        if len(known) == len(SCALES) and measurement.spectrum is not None:
+        if len(known) == len(self._scales) and measurement.spectrum is not None:
             if self._dim not in (None, measurement.spectrum.dim):
                 self.detector.restart()
             self._dim = measurement.spectrum.dim

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_sloppy.analysis import Fisher, Solve, fisher_of
-from lightning_sloppy.callbacks.curvature_instrument import SCALE_QUANTITIES, CurvatureInstrument, Scale
+from lightning_sloppy.callbacks.curvature_instrument import CurvatureInstrument, Scale, quantities_at_prior
 from lightning_sloppy.curvature.cotangents import checked_kind
+from lightning_sloppy.curvature.fisher_spectra import ROW_LIMIT
 from lightning_sloppy.curvature.parameters import Patterns
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.measures import effective_dimension as dimension
 from lightning_sloppy.measures.dimensions import degrees_of_freedom, stable_rank
+from lightning_sloppy.measures.relative_dimension import relative_estimates
 from lightning_sloppy.measures.sloppiness import effective_rank, entropy_rank, participation_ratio
 from lightning_sloppy.probing.probe import MeasureOn, Probe
 from lightning_sloppy.probing.schedule import MeasurementSize, Schedule
@@ -37,8 +39,8 @@ QUANTITIES = (
     ),
     Quantity(
         "effective_dimension",
-        "N_eff(z) = sum lambda / (lambda + z), exact on the probe: combinations of parameters that these "
-        "samples determine. Compare with p and N; flat at all three scales means a plateau.",
+        "Directions of the parameters that each hold more than a thousandth of the trace, exact on the probe. It falls "
+        "where few samples own the trace, as they do when most are fitted.",
         chart="Effective dimension on all and on half of the samples",
         band=("effective_dimension_coarse", "effective_dimension_fine"),
         headline=True,
@@ -46,12 +48,12 @@ QUANTITIES = (
     ),
     Quantity(
         "effective_dimension_fine",
-        "The same at z/10, a weaker prior. Close to N it is limited by the probe: raise `num_samples`.",
+        "The same at a ten-thousandth of the trace. Close to N it is limited by the probe: raise `num_samples`.",
         whole_spectrum=True,
     ),
     Quantity(
         "effective_dimension_coarse",
-        "The same at 10 z, a stronger prior: the stiffest directions only.",
+        "The same at a hundredth of the trace: the leading directions only. At most 100.",
         whole_spectrum=True,
     ),
     Quantity(
@@ -61,10 +63,11 @@ QUANTITIES = (
         chart="Effective dimension on all and on half of the samples",
         whole_spectrum=True,
     ),
+    Quantity("n90", "Fewest eigenvalues that hold 90 % of the trace together.", whole_spectrum=True),
+    Quantity("n90_half_samples", "The same on the first half of the probe.", whole_spectrum=True),
     Quantity(
-        "eigenvalue_count",
-        "p(n, epsilon): eigenvalues at or above z. Compare with p; the rest of the parameters is left to the prior.",
-        chart="Eigenvalues above z",
+        "effective_dimension_at_prior_half_samples",
+        "The same at z on the first half of the probe, to see how much it depends on N.",
         whole_spectrum=True,
     ),
     Quantity(
@@ -95,7 +98,7 @@ QUANTITIES = (
     ),
     Quantity(
         "degrees_of_freedom_2",
-        "sum (lambda / (lambda + z))^2, never above N_eff: directions that are determined nearly fully. A "
+        "sum (lambda / (lambda + z))^2, never above N_eff(z): directions that are determined nearly fully. A "
         "large gap to N_eff means many half-determined ones.",
     ),
     Quantity(
@@ -116,10 +119,11 @@ HISTOGRAMS = (
 class FisherSpectrum(CurvatureInstrument):
     """Track the spectrum of the Fisher information of the training loss on a fixed probe.
 
-    All non-zero eigenvalues through the N x N Gram matrix of per-sample gradients, hence the effective dimension
-    ``N_eff(z) = sum lambda/(lambda + z)``, the count ``p(n, epsilon) = #{lambda >= z}``, the trace and the
-    participation ratio without estimation error on the probe. They grow with N, so N and the values at N/2 stand
-    beside them. ``z = epsilon / (2 (n - 1))`` (Yang, Mao and Chaudhari, ICML 2022, arXiv 2110.14163).
+    All non-zero eigenvalues through the N x N Gram matrix of per-sample gradients, hence the effective dimension, the
+    trace and the participation ratio without estimation error on the probe. They grow with N, so N and the values at
+    N/2 stand beside them. The effective dimension counts the directions that each hold more than a thousandth of the
+    trace; beside it ``N_eff(z) = sum lambda/(lambda + z)`` and the count ``p(n, epsilon) = #{lambda >= z}`` at the
+    scale of the prior, ``z = epsilon / (2 (n - 1))`` (Yang, Mao and Chaudhari, ICML 2022, arXiv 2110.14163).
 
     Args:
         kind: "empirical" (gradients at the data's targets), "sampled" (at targets drawn from the model) or "exact"
@@ -152,7 +156,7 @@ class FisherSpectrum(CurvatureInstrument):
 
     default_name = "fisher"
     title = "Fisher matrix"
-    quantities = (*QUANTITIES, *SCALE_QUANTITIES)
+    quantities = (*QUANTITIES, *quantities_at_prior(estimated=False))
     histograms = HISTOGRAMS
     costs = ("seconds", "products", "peak_bytes")
     cost_advice = "It grows with the square of `num_samples`."
@@ -212,12 +216,19 @@ class FisherSpectrum(CurvatureInstrument):
         )
         if spectrum.status is Status.NON_FINITE:
             self.warn_once(f"{self._heading()} at step {probe.step}: {spectrum.status.value}", trainer=trainer)
+        estimates = {} if spectrum.status is Status.NON_FINITE else fisher_estimates(spectrum, scale)
+        notes = [sentence] if sentence else []
+        if spectrum.truncated:
+            notes.append(
+                f"The Gram matrix would have more than {ROW_LIMIT:,} rows, so only the largest eigenvalues are known "
+                "and there is no effective dimension; lower num_samples."
+            )
         return self.measurement(
             trainer,
             probe,
-            {} if spectrum.status is Status.NON_FINITE else fisher_estimates(spectrum, scale),
+            estimates,
             spectrum=spectrum,
-            notes=(sentence,) if sentence else (),
+            notes=tuple(notes),
         )
 
     def paragraphs(self) -> list[str]:
@@ -229,12 +240,13 @@ class FisherSpectrum(CurvatureInstrument):
             phrases.when(event),
             phrases.on_samples(event, "probe samples"),
             phrases.named(event, {"largest": "Largest eigenvalue", "trace": "trace"}),
-            phrases.dimension(event, "Effective dimension"),
+            phrases.relative_dimension(event),
         ]
         half = phrases.value(event, "effective_dimension_half_samples")
         if half is not None:
             sentences.append(f"On the first half of the samples it is {phrases.number(half)}.")
-        return [" ".join(sentences), *event.notes]
+        sentences.append(phrases.dimension_at_prior(event))
+        return [" ".join(filter(None, sentences)), *event.notes]
 
 
 def fisher_estimates(spectrum: Spectrum, scale: Scale | None) -> dict[str, Estimate]:
@@ -250,16 +262,14 @@ def fisher_estimates(spectrum: Spectrum, scale: Scale | None) -> dict[str, Estim
     }
     if spectrum.trace is not None:
         found["trace"] = spectrum.trace
+    found |= relative_estimates(spectrum)
     if scale is None:
         return found
     found |= scale.estimates()
-    found["effective_dimension"] = dimension.effective_dimension(spectrum, scale.z)
-    found["effective_dimension_fine"] = dimension.effective_dimension(spectrum, scale.z / 10)
-    found["effective_dimension_coarse"] = dimension.effective_dimension(spectrum, scale.z * 10)
+    found |= scale.dimensions(spectrum)
     found["degrees_of_freedom_2"] = degrees_of_freedom(spectrum, scale.z, 2)
-    found["eigenvalue_count"] = dimension.eigenvalue_count(spectrum, scale.z)
     half = dimension.of_half_the_samples(spectrum)
     if half is not None:
-        found["effective_dimension_half_samples"] = dimension.effective_dimension(half, scale.z)
+        found["effective_dimension_at_prior_half_samples"] = dimension.effective_dimension(half, scale.z)
         found["eigenvalue_count_half_samples"] = dimension.eigenvalue_count(half, scale.z)
     return found

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_sloppy.analysis import Quadrature, Solve, checked_counts, gauss_newton_of, hessian_of
 from lightning_sloppy.callbacks import directions
-from lightning_sloppy.callbacks.curvature_instrument import SCALE_QUANTITIES, CurvatureInstrument, Scale
+from lightning_sloppy.callbacks.curvature_instrument import CurvatureInstrument, Scale, quantities_at_prior
 from lightning_sloppy.callbacks.directions import Directions
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.errors import ConfigurationError
@@ -17,6 +17,7 @@ from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.measures import brackets
 from lightning_sloppy.measures import effective_dimension as dimension
+from lightning_sloppy.measures.relative_dimension import THOUSANDTH, relative_estimates
 from lightning_sloppy.probing.loss_choice import LossChoice
 from lightning_sloppy.probing.probe import MeasureOn, Probe
 from lightning_sloppy.probing.schedule import MeasurementSize, Schedule
@@ -66,8 +67,8 @@ QUANTITIES = (
     ),
     Quantity(
         "effective_dimension",
-        "N_eff(z) = sum lambda / (lambda + z) over the whole spectrum of the Hessian's Gauss-Newton part: "
-        "parameters that the data determine. Compare with p; flat over several measurements means a plateau.",
+        "Directions of the parameters that each hold more than a thousandth of the trace of the Hessian's Gauss-Newton "
+        "part. Compare with p.",
         chart="Effective dimension of the Gauss-Newton part",
         band=("effective_dimension_coarse", "effective_dimension_fine"),
         estimated=True,
@@ -76,25 +77,17 @@ QUANTITIES = (
     ),
     Quantity(
         "effective_dimension_fine",
-        "The same at z/10, a weaker prior. If it still grows while the curve at z is flat, the curve at z is "
-        "at its maximum, not on a plateau.",
+        "The same at a ten-thousandth of the trace; missing where the quadrature does not resolve it.",
         estimated=True,
         whole_spectrum=True,
     ),
     Quantity(
         "effective_dimension_coarse",
-        "The same at 10 z, a stronger prior: the stiffest directions only. It settles first.",
+        "The same at a hundredth of the trace: the leading directions only. At most 100.",
         estimated=True,
         whole_spectrum=True,
     ),
-    Quantity(
-        "eigenvalue_count",
-        "p(n, epsilon): eigenvalues of the Gauss-Newton part at or above z. A step function, hence harder to "
-        "resolve than N_eff; trust it only where its errors are small.",
-        chart="Eigenvalues above z",
-        estimated=True,
-        whole_spectrum=True,
-    ),
+    Quantity("n90", "Fewest eigenvalues that hold 90 % of the trace of the Gauss-Newton part.", whole_spectrum=True),
     Quantity(
         "gauss_newton_trace",
         "Trace of the Gauss-Newton part. Its gap to the trace of the Hessian is the part that comes from "
@@ -144,9 +137,10 @@ class HessianSpectrum(CurvatureInstrument):
     """Track the spectrum of the Hessian of the training loss on a fixed probe.
 
     Top-k eigenpairs by magnitude with residuals (Lanczos, full reorthogonalisation), the trace by Rademacher probe
-    vectors, and of the Gauss-Newton part, by stochastic Lanczos quadrature with brackets, the effective dimension
-    ``N_eff(z) = sum lambda/(lambda + z)`` and the count ``p(n, epsilon) = #{lambda >= z}``, both with standard error
-    and truncation error. ``z = epsilon / (2 (n - 1))`` (Yang, Mao and Chaudhari, ICML 2022, arXiv 2110.14163).
+    vectors, and of the Gauss-Newton part, by stochastic Lanczos quadrature with brackets, effective dimensions with
+    standard error and truncation error: the directions that each hold more than a thousandth of the trace, and
+    ``N_eff(z) = sum lambda/(lambda + z)`` with the count ``p(n, epsilon) = #{lambda >= z}`` at the scale of the prior,
+    ``z = epsilon / (2 (n - 1))`` (Yang, Mao and Chaudhari, ICML 2022, arXiv 2110.14163).
 
     Args:
         k: Eigenpairs, at least 1. Ten: about one for each class of the usual data sets.
@@ -181,7 +175,7 @@ class HessianSpectrum(CurvatureInstrument):
 
     default_name = "hessian"
     title = "Hessian"
-    quantities = (*QUANTITIES, *directions.QUANTITIES, *SCALE_QUANTITIES)
+    quantities = (*QUANTITIES, *quantities_at_prior(estimated=True), *directions.QUANTITIES)
     histograms = HISTOGRAMS
     costs = ("seconds", "products", "peak_bytes")
     cost_advice = "Lower `k`, `probes` or `num_samples`, or measure less often."
@@ -323,22 +317,28 @@ class HessianSpectrum(CurvatureInstrument):
         smallest, residual = phrases.value(event, "smallest"), phrases.value(event, "smallest_residual")
         if smallest is not None and residual is not None and residual > abs(smallest) / 10:
             sentences.append(f"The smallest has not converged (residual {phrases.number(residual)}).")
-        sentences.append(phrases.dimension(event, "Effective dimension of the Gauss-Newton part"))
-        return [" ".join(sentences), *event.notes]
+        sentences.append(phrases.relative_dimension(event, " of the Gauss-Newton part"))
+        sentences.append(phrases.dimension_at_prior(event))
+        return [" ".join(filter(None, sentences)), *event.notes]
 
     def _gauss_newton(self, choice: LossChoice, batches: list[Batch], scale: Scale, tick: Any) -> Spectrum:
         assert self._vectors is not None
         scales, dim = (scale.z / 10, scale.z, scale.z * 10), self._vectors.shape[1]
+
+        def enough(diagonal: Tensor, off: Tensor) -> bool:
+            trace = dim * float(diagonal[0])  # of one probe vector of unit length
+            relative = (THOUSANDTH * trace, 10 * THOUSANDTH * trace)
+            return brackets.density_is_resolved(diagonal, off, (*scales, *relative), STOP_AT) and (
+                brackets.count_is_resolved(diagonal, off, scale.z, dim)
+            )
+
         return gauss_newton_of(
             choice.objective,
             batches,
             quadrature=Quadrature(
                 self._vectors,
                 self.steps,
-                lambda diagonal, off: (
-                    brackets.density_is_resolved(diagonal, off, scales, STOP_AT)
-                    and brackets.count_is_resolved(diagonal, off, scale.z, dim)
-                ),
+                enough,
             ),
             parameters=self.parameters,
             rng=generator(self.seed),
@@ -363,10 +363,8 @@ class HessianSpectrum(CurvatureInstrument):
             found |= scale.estimates()
             found["converged_above_z"] = dimension.converged_above(hessian, scale.z)
         if gauss_newton is not None and scale is not None and gauss_newton.status.ok:
-            found["effective_dimension"] = dimension.effective_dimension(gauss_newton, scale.z)
-            found["effective_dimension_fine"] = dimension.effective_dimension(gauss_newton, scale.z / 10)
-            found["effective_dimension_coarse"] = dimension.effective_dimension(gauss_newton, scale.z * 10)
-            found["eigenvalue_count"] = dimension.eigenvalue_count(gauss_newton, scale.z)
+            found |= relative_estimates(gauss_newton)
+            found |= scale.dimensions(gauss_newton)
             if gauss_newton.trace is not None:
                 found["gauss_newton_trace"] = gauss_newton.trace
         return found

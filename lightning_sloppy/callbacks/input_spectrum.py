@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -14,12 +16,13 @@ from lightning_sloppy.evaluation.batches import as_pair
 from lightning_sloppy.evaluation.ranks import keep_step
 from lightning_sloppy.inputs.moments import InputMoments, Moments
 from lightning_sloppy.inputs.spectrum import InputKind, moments_spectrum
+from lightning_sloppy.measures.relative_dimension import directions_holding, relative_estimates
 from lightning_sloppy.measures.sloppiness import input_estimates
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.samples import READ_CHUNK, probe_indices
 from lightning_sloppy.quantities import Quantity, SpectrumHistogram
-from lightning_sloppy.records import Estimate, Measurement, Spectrum
+from lightning_sloppy.records import Measurement, Spectrum
 from lightning_sloppy.reporting import phrases
 from lightning_sloppy.reporting.progress import progress
 
@@ -27,6 +30,51 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 QUANTITIES = (
+    Quantity(
+        "effective_dimension",
+        "Directions of the inputs that each hold more than a thousandth of the trace of the correlation matrix. Read "
+        "it beside the number of features.",
+        chart="Dimension of the inputs",
+        band=("effective_dimension_coarse", "effective_dimension_fine"),
+        whole_spectrum=True,
+    ),
+    Quantity("effective_dimension_fine", "The same at a ten-thousandth of the trace.", whole_spectrum=True),
+    Quantity(
+        "effective_dimension_coarse",
+        "The same at a hundredth of the trace: the leading directions only. At most 100.",
+        whole_spectrum=True,
+    ),
+    Quantity(
+        "effective_dimension_half_samples",
+        "The same from half of the samples. If it differs much from the whole value, raise `max_samples`.",
+        whole_spectrum=True,
+    ),
+    Quantity("n90", "Fewest directions that hold 90 % of the trace together.", whole_spectrum=True),
+    Quantity("n90_half_samples", "The same from half of the samples.", whole_spectrum=True),
+    Quantity(
+        "n95",
+        "Fewest directions that hold 95 % of the trace of the correlation matrix together.",
+        whole_spectrum=True,
+    ),
+    Quantity("n99", "Fewest directions that hold 99 % of the trace together.", whole_spectrum=True),
+    Quantity(
+        "covariance_effective_dimension",
+        "Effective dimension of the covariance matrix (features centred, their scales kept). Far below that of the "
+        "correlation matrix, a few features of large scale dominate.",
+        whole_spectrum=True,
+    ),
+    Quantity(
+        "covariance_n95",
+        "Fewest directions that hold 95 % of the trace of the covariance matrix together. Inputs reduced to them had "
+        "44 to 82 % fewer numbers and an error within -1.5 to +0.8 points on four data sets.",
+        whole_spectrum=True,
+    ),
+    Quantity(
+        "second_moment_effective_dimension",
+        "Effective dimension of the uncentred second-moment matrix (the mean counts as a direction). Of the three it "
+        "goes best with the dimensions of the network.",
+        whole_spectrum=True,
+    ),
     Quantity(
         "decades",
         "Powers of ten between the largest and the smallest resolved eigenvalue of the correlation matrix. "
@@ -159,7 +207,9 @@ HISTOGRAMS = (
 )
 
 SIDE_KINDS: tuple[InputKind, ...] = ("covariance", "second_moment")
-SIDE_QUANTITIES = ("decades", "slope", "participation_ratio", "largest")
+SIDE_QUANTITIES = ("decades", "slope", "participation_ratio", "largest", "effective_dimension")
+
+MOST_HALVED = 2_048  # features up to which the spectrum of half of the samples is formed: it costs as much again
 
 SAME = 0.05
 """Part of the largest eigenvalue by which two readings of one data set may differ: transforms can be random."""
@@ -243,16 +293,23 @@ class InputSpectrum(MeasuringCallback):
     def take(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """One pass over the data set by its own indices; every rank reads a part."""
         start = time.perf_counter()
-        moments = self._moments(trainer, context)
+        moments, half = self._moments(trainer, context)
         seconds = time.perf_counter() - start
         kinds: list[InputKind] = [self.kind, *(kind for kind in SIDE_KINDS if kind != self.kind)]
         spectra: dict[str, Spectrum] = {kind: moments_spectrum(moments, kind, seconds=seconds) for kind in kinds}
         headline = spectra.pop(self.kind)
         self._compare(trainer, headline.eigenvalues)
-        estimates = input_estimates(headline)
+        if half is not None and half.num_samples > 1 and headline.dim <= MOST_HALVED:
+            with suppress(ConfigurationError):  # all columns may be constant in one half
+                headline = replace(headline, half_eigenvalues=moments_spectrum(half, self.kind).eigenvalues)
+        estimates = {**input_estimates(headline), **relative_estimates(headline)}
+        estimates |= {f"n{percent}": directions_holding(headline, percent / 100) for percent in (95, 99)}
         for kind in SIDE_KINDS:
             side = spectra.get(kind, headline)
-            estimates |= {f"{kind}_{name}": value for name, value in _side(side).items()}
+            known = {**input_estimates(side), **relative_estimates(side)}
+            estimates |= {f"{kind}_{name}": known[name] for name in SIDE_QUANTITIES if name in known}
+        covariance = spectra.get("covariance", headline)
+        estimates["covariance_n95"] = directions_holding(covariance, 0.95)
         return Measurement(
             step=step,
             epoch=trainer.current_epoch,
@@ -271,8 +328,8 @@ class InputSpectrum(MeasuringCallback):
         event = phrases.last_reported(self.measurements)
         if event is None:
             return [phrases.why_nothing(self.measurements)]
-        sentences = [phrases.on_samples(event, "training samples")]
         decades, slope, fit = (phrases.value(event, name) for name in ("decades", "slope", "slope_r_squared"))
+        sentences = [phrases.on_samples(event, "training samples")]
         if decades is not None:
             at_least = "at least " if event.estimates["decades"].lower_bound else ""
             matrix = self.kind.replace("_", "-")
@@ -309,34 +366,35 @@ class InputSpectrum(MeasuringCallback):
                 trainer=trainer,
             )
 
-    def _moments(self, trainer: Trainer, context: FitContext) -> Moments:
-        """Moments of all ranks together."""
-        moments = InputMoments()
+    def _moments(self, trainer: Trainer, context: FitContext) -> tuple[Moments, Moments | None]:
+        """Moments of all ranks together, and those of the first half of the samples."""
+        first, second = InputMoments(), InputMoments()
         if trainer.strategy.root_device.type == "cuda":
-            moments.to(trainer.strategy.root_device)  # NCCL gathers nothing else
-        self._read(trainer, context, moments)
+            for part in (first, second):
+                part.to(trainer.strategy.root_device)  # NCCL gathers nothing else
+        self._read(trainer, context, first, second)
         if context.ranks.count > 1:
             keep_step()
-        return moments.compute()
+        half: Moments | None = None
+        with suppress(ConfigurationError):  # a single sample has no half
+            half = first.compute()
+        first.merge_state(second)
+        return first.compute(), half
 
-    def _read(self, trainer: Trainer, context: FitContext, moments: InputMoments) -> None:
+    def _read(self, trainer: Trainer, context: FitContext, first: InputMoments, second: InputMoments) -> None:
         source = context.source(trainer)
         indices = probe_indices(len(source), self.max_samples, self.seed)
         own = indices[trainer.global_rank :: trainer.world_size]
         title = f"Inputs: reading {len(indices):,} samples"
         with source.untouched(), progress(trainer, title, total=len(own)) as bar:
-            for batch in source.chunks(own, READ_CHUNK):
-                inputs = as_pair(batch)[0]
-                if not isinstance(inputs, Tensor):
-                    raise ConfigurationError(
-                        f"The input spectrum needs one tensor for each sample, but the inputs are a "
-                        f"{type(inputs).__name__}; give a data set whose inputs are a single tensor."
-                    )
-                with torch.no_grad():
-                    moments.update(inputs.to(moments.device))
-                bar.advance(len(inputs))
-
-
-def _side(spectrum: Spectrum) -> dict[str, Estimate]:
-    found = input_estimates(spectrum)
-    return {name: found[name] for name in SIDE_QUANTITIES if name in found}
+            for moments, part in ((first, own[: len(own) // 2]), (second, own[len(own) // 2 :])):
+                for batch in source.chunks(part, READ_CHUNK):
+                    inputs = as_pair(batch)[0]
+                    if not isinstance(inputs, Tensor):
+                        raise ConfigurationError(
+                            f"The input spectrum needs one tensor for each sample, but the inputs are a "
+                            f"{type(inputs).__name__}; give a data set whose inputs are a single tensor."
+                        )
+                    with torch.no_grad():
+                        moments.update(inputs.to(moments.device))
+                    bar.advance(len(inputs))

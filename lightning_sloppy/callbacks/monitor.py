@@ -13,6 +13,7 @@ from lightning_sloppy.callbacks.fisher_spectrum import FisherSpectrum
 from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
 from lightning_sloppy.callbacks.input_spectrum import InputSpectrum
 from lightning_sloppy.callbacks.instrument import check_measure_on
+from lightning_sloppy.callbacks.jacobian_spectrum import JacobianSpectrum
 from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.callbacks.pac_bayes_bound import PACBayesBound
 from lightning_sloppy.callbacks.periodic import check_schedule
@@ -24,6 +25,7 @@ from lightning_sloppy.probing.schedule import Schedule
 from lightning_sloppy.records import Measurement
 
 SLOTS: dict[str, type[SloppyCallback]] = {
+    "jacobian": JacobianSpectrum,
     "input": InputSpectrum,
     "hessian": HessianSpectrum,
     "fisher": FisherSpectrum,
@@ -35,7 +37,7 @@ SLOTS: dict[str, type[SloppyCallback]] = {
 
 
 class SloppyMonitor(SloppyCallback):
-    """Input, Hessian and Fisher spectra, effective dimensions and a PAC-Bayes bound, in one line.
+    """Jacobian, input, Hessian and Fisher spectra, effective dimensions and a PAC-Bayes bound, in one line.
 
     It only watches: the trained weights are bitwise what they are without it. Each part is a callback: true stands for
     the callback with its defaults, null and false switch it off. The monitor passes ``schedule``, ``loss_fn``,
@@ -43,6 +45,7 @@ class SloppyMonitor(SloppyCallback):
     of its own has the limit on the cost that stands in it.
 
     Args:
+        jacobian: Spectrum of the outputs' derivative in the parameters, with the headline: the effective dimension.
         input: Eigenspectrum of the training inputs at train start.
         hessian: Spectrum of the Hessian, for instance ``HessianSpectrum(k=5)``.
         fisher: Spectrum of the Fisher information, for instance ``FisherSpectrum(kind="exact", num_samples=100)``.
@@ -71,12 +74,13 @@ class SloppyMonitor(SloppyCallback):
     Example:
         >>> monitor = SloppyMonitor(bound=None, hessian=HessianSpectrum(k=5))
         >>> [type(part).__name__ for part in monitor.parts]
-        ['InputSpectrum', 'HessianSpectrum', 'FisherSpectrum']
+        ['JacobianSpectrum', 'InputSpectrum', 'HessianSpectrum', 'FisherSpectrum']
     """
 
     def __init__(
         self,
         *,
+        jacobian: JacobianSpectrum | bool | None = True,
         input: InputSpectrum | bool | None = True,
         hessian: HessianSpectrum | bool | None = True,
         fisher: FisherSpectrum | bool | None = True,
@@ -103,6 +107,7 @@ class SloppyMonitor(SloppyCallback):
                 "them into the Schedule."
             )
         given = {
+            "jacobian": jacobian,
             "input": input,
             "hessian": hessian,
             "fisher": fisher,
@@ -156,7 +161,7 @@ class SloppyMonitor(SloppyCallback):
 
     @property
     def measurements(self) -> dict[str, list[Measurement]]:
-        """For each part ("input", "hessian", "fisher", "bound", names of extra ones) its measurements, in order."""
+        """For each part ("jacobian", "input", "hessian", ..., names of extra ones) its measurements, in order."""
         return {name: part.measurements for name, part in self._parts.items() if isinstance(part, MeasuringCallback)}
 
     @property

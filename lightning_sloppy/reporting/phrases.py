@@ -76,17 +76,27 @@ def named(event: Measurement, names: Mapping[str, str]) -> str:
     return ", ".join(found) + "."
 
 
-def dimension(event: Measurement, name: str) -> str:
-    """The effective dimension with its errors, its z and the number of parameters, or why there is none."""
+def relative_dimension(event: Measurement, of: str = "") -> str:
+    """How many directions each hold more than a thousandth of the trace, or why nobody knows."""
     estimate = event.estimates.get("effective_dimension")
+    name = f"Effective dimension{of}"
     if estimate is None:
         return f"{name}: missing{'' if event.notes else ', no reason was given'}."
     if not usable(estimate):
         return f"{name}: missing. {estimate.status.value}"
-    z, parameters = value(event, "z"), value(event, "num_parameters")
-    at = "" if z is None else f" at curvature scale z = {number(z)}"
-    of = "" if parameters is None else f" of {number(parameters)} parameters"
-    return f"{name}{at}: {with_error(estimate)}{of}."
+    parameters = value(event, "num_parameters")
+    total = "" if parameters is None else f" of {number(parameters)} parameters"
+    return f"{name}: {with_error(estimate)}{total} (directions that each hold more than a thousandth of the trace)."
+
+
+def dimension_at_prior(event: Measurement) -> str:
+    """The effective dimension at the scale of the prior with its errors; nothing where there is none."""
+    estimate, z = event.estimates.get("effective_dimension_at_prior"), value(event, "z")
+    if estimate is None or z is None:
+        return ""
+    if not usable(estimate):
+        return f"At the scale of the prior, z = {number(z)}: missing. {estimate.status.value}"
+    return f"At the scale of the prior, z = {number(z)}, it is {with_error(estimate)}."
 
 
 def usable(estimate: Estimate) -> bool:

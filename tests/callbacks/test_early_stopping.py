@@ -35,7 +35,7 @@ class Scripted(MeasuringCallback):
 
     def take(self, host, module, context, step):
         value = self.curve[min(step, len(self.curve) - 1)]
-        names = ("effective_dimension_fine", "effective_dimension", "effective_dimension_coarse")
+        names = [f"effective_dimension_at_prior{scale}" for scale in ("_fine", "", "_coarse")]
         values = torch.ones(1, dtype=torch.float64)
         spectrum = Spectrum(values, 10, 5, "fisher_empirical", 0.0, Status.EXACT, values * 0, 1.0, 0.0)
         estimates = {name: Estimate(value, standard_error=self.noise * value) for name in names}

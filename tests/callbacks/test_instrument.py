@@ -274,7 +274,7 @@ def test_a_block_of_the_parameters_beside_the_whole(tmp_path):
     # Dimension and displacement are those of the block; the scale is that of the run.
     z = head.latest.estimates["z"].value
     assert z == whole.latest.estimates["z"].value
-    assert head.latest.estimates["effective_dimension"].value == pytest.approx(
+    assert head.latest.estimates["effective_dimension_at_prior"].value == pytest.approx(
         float((values.clamp(min=0) / (values.clamp(min=0) + z)).sum()), rel=1e-3
     )
     assert 0 <= head.latest.estimates["displacement_fraction"].value <= 1
@@ -290,7 +290,10 @@ def test_a_block_of_the_parameters_beside_the_whole(tmp_path):
         (lambda: [Norms(name="fisher"), FisherSpectrum()], "Norms and FisherSpectrum would write the same curves"),
         (lambda: [HessianSpectrum(parameters="tail.*")], "tail"),
         (lambda: [HessianSpectrum(parameters="net.4.*"), PACBayesBound()], "of all parameters"),
-        (lambda: [FisherSpectrum(kind="exact"), EffectiveDimensionEarlyStopping()], "monitor='sloppy_fisher_exact/"),
+        (
+            lambda: [FisherSpectrum(kind="exact"), EffectiveDimensionEarlyStopping()],
+            "monitor='sloppy_fisher_exact/effective_dimension_at_prior'",
+        ),
     ],
 )
 def test_names_that_collide_or_match_nothing_are_refused_at_setup(tmp_path, make, said):
@@ -307,7 +310,7 @@ def test_names_that_collide_or_match_nothing_are_refused_at_setup(tmp_path, make
 def test_a_name_is_overridden(tmp_path):
     a, b = FisherSpectrum(num_samples=8, name="small"), FisherSpectrum(num_samples=16, name="large")
     host = trainer(
-        tmp_path, callbacks=[a, b, EffectiveDimensionEarlyStopping(monitor="sloppy_large/effective_dimension")]
+        tmp_path, callbacks=[a, b, EffectiveDimensionEarlyStopping(monitor="sloppy_large/effective_dimension_at_prior")]
     )
     host.fit(Classifier(), loader())
     assert {"sloppy_small/trace", "sloppy_large/trace"} <= set(host.callback_metrics)
@@ -326,7 +329,7 @@ def test_the_monitor_passes_on_what_a_part_was_not_given():
     monitor = SloppyMonitor(
         hessian=HessianSpectrum(k=2), fisher=fisher, extra=[norms], epsilon=5.0, seed=1, every_n_epochs=2, strict=True
     )
-    hessian, bound = monitor.parts[1], monitor.parts[3]
+    _, _, hessian, _, bound, _ = monitor.parts
     assert (hessian.epsilon, hessian.seed, hessian.schedule.every_n_epochs, hessian.strict) == (5.0, 1, 2, True)
     assert (fisher.epsilon, fisher.schedule, fisher.seed) == (2.0, own, 1)
     assert (norms.seed, norms.schedule.every_n_epochs) == (7, 2)
@@ -336,7 +339,8 @@ def test_the_monitor_passes_on_what_a_part_was_not_given():
 def test_extra_instruments_are_measured_kept_and_resumed(tmp_path):
     def monitor() -> SloppyMonitor:
         extra = [Norms(num_samples=16), FisherSpectrum(kind="exact", num_samples=16)]
-        return SloppyMonitor(hessian=None, fisher=FisherSpectrum(num_samples=16), bound=None, extra=extra, strict=True)
+        fisher = FisherSpectrum(num_samples=16)
+        return SloppyMonitor(jacobian=None, hessian=None, fisher=fisher, bound=None, extra=extra, strict=True)
 
     watcher = monitor()
     host = trainer(tmp_path, callbacks=[watcher], max_epochs=1)
@@ -379,7 +383,7 @@ def test_every_hook_of_lightning_reaches_the_parts():
                 return lambda *args, **kwargs: None
             return super().__getattribute__(name)
 
-    monitor = SloppyMonitor(input=None, hessian=None, fisher=None, extra=[Calling()])
+    monitor = SloppyMonitor(jacobian=None, input=None, hessian=None, fisher=None, extra=[Calling()])
     hooks = [name for name in dir(monitor) if name.startswith("on_")]
     assert len(hooks) > 30
     for hook in (*hooks, "setup", "teardown"):
@@ -503,8 +507,9 @@ def test_the_probe_runs_the_module_in_every_precision(tmp_path, precision):
 
 def test_extra_instruments_may_have_the_name_of_an_argument():
     monitor = SloppyMonitor(fisher=FisherSpectrum(kind="exact"), extra=[FisherSpectrum(), Norms()])
-    assert [part.name for part in monitor.parts] == ["input", "hessian", "fisher_exact", "bound", "fisher", "norms"]
-    assert set(monitor.latest) == {"input", "hessian", "fisher", "bound", "fisher_extra", "norms"}
+    names = [part.name for part in monitor.parts]
+    assert names == ["jacobian", "input", "hessian", "fisher_exact", "bound", "fisher", "norms"]
+    assert set(monitor.latest) == {"jacobian", "input", "hessian", "fisher", "bound", "fisher_extra", "norms"}
 
 
 @pytest.mark.parametrize(

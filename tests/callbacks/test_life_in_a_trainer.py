@@ -361,10 +361,10 @@ def test_the_overhead_is_logged_once_a_round(tmp_path):
 
 
 def test_a_monitor_without_spectra_of_the_model_has_no_bound(tmp_path):
-    watcher = SloppyMonitor(hessian=None, fisher=None, strict=True)
+    watcher = SloppyMonitor(jacobian=None, hessian=None, fisher=None, strict=True)
     trainer(tmp_path, callbacks=[watcher], max_epochs=1).fit(Classifier(), loader())
     assert set(watcher.measurements) == {"input"}
-    watcher = SloppyMonitor(hessian=None, fisher=FisherSpectrum(num_samples=16), strict=True)
+    watcher = SloppyMonitor(jacobian=None, hessian=None, fisher=FisherSpectrum(num_samples=16), strict=True)
     trainer(tmp_path, callbacks=[watcher], max_epochs=1).fit(Classifier(), loader())
     assert set(watcher.measurements) == {"input", "fisher", "bound"}
     assert watcher.latest["bound"].certificate.valid

@@ -69,14 +69,15 @@ def test_a_stream_that_ends_too_soon_is_measured_at_the_end(tmp_path):
     assert [(m.step, m.num_samples) for m in fisher.measurements] == [(1, 32)]
 
 
-def test_a_stream_without_length_has_spectra_and_no_effective_dimension(tmp_path):
+def test_a_stream_without_length_has_spectra_and_no_scale(tmp_path):
     fisher = FisherSpectrum(num_samples=16, strict=True)
     bound = PACBayesBound(strict=True)
     callbacks = [fisher, HessianSpectrum(k=2, num_samples=16, strict=True), bound]
     with pytest.warns(UserWarning, match="cannot be read by index"):
         trainer(tmp_path, callbacks=callbacks, max_epochs=2).fit(Classifier(), DataLoader(Stream(), 16))
     assert fisher.latest.spectrum.largest > 0
-    assert "effective_dimension" not in fisher.latest.estimates
+    assert "effective_dimension_at_prior" not in fisher.latest.estimates
+    assert fisher.latest.estimates["effective_dimension"].value > 0, "it needs no scale"
     assert any("give the data set a __len__" in note for note in fisher.latest.notes)
     assert not bound.latest
     assert {m.status for m in bound.measurements} == {Status.UNAVAILABLE}

@@ -122,6 +122,7 @@ def test_every_part_says_what_differs_from_the_checkpoint(tmp_path):
     texts = [str(warning.message) for warning in said if "resumes with" in str(warning.message)]
     found = {text.split()[0]: text.partition(" resumes with ")[2].partition(";")[0] for text in texts}
     assert found == {
+        "JacobianSpectrum": "every_n_epochs=1 instead of None, every_n_steps=None instead of 2",
         "HessianSpectrum": "every_n_epochs=1 instead of None, every_n_steps=None instead of 2, steps=30 instead of 100",
         "FisherSpectrum": "every_n_epochs=1 instead of None, every_n_steps=None instead of 2, "
         "epsilon=3.0 instead of None",

@@ -189,8 +189,8 @@ def test_a_round_is_taken_or_left_out_as_a_whole(tmp_path, monkeypatch):
     )
     trainer(tmp_path, callbacks=[watcher], max_epochs=4).fit(Classifier(), loader())
     assert len(decisions) == 12
-    hessian, fisher = (x_values(part) for part in watcher.parts[1:])
-    assert hessian == fisher
+    jacobian, _, hessian, fisher = map(x_values, watcher.parts)
+    assert jacobian == hessian == fisher
     assert hessian[0] == 0
     assert hessian[-1] == 11
 

@@ -124,7 +124,7 @@ def test_early_stopping_fires_on_the_plateau_of_a_converged_training(tmp_path):
     events = curves(tmp_path)
     epochs = [int(event.value) for event in events.Scalars("epoch")]
     accuracy = [event.value for event in events.Scalars("train_accuracy")]
-    dimension = [event.value for event in events.Scalars("sloppy_fisher/effective_dimension")]
+    dimension = [event.value for event in events.Scalars("sloppy_fisher/effective_dimension_at_prior")]
     assert max(epochs) < 59
     assert accuracy[-1] > 0.97
     assert (max(dimension[-6:]) - min(dimension[-6:])) / np.mean(dimension[-6:]) <= 0.02

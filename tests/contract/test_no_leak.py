@@ -62,7 +62,7 @@ def test_a_hundred_measurements_leave_nothing(tmp_path):
     # What the history holds of one round is constant, so two stretches of the run grow alike.
     first, second = (seen[50][0] - seen[10][0]) / 40, (seen[99][0] - seen[50][0]) / 49
     assert first == second
-    assert second <= sum(held(watcher.measurements[group][-1]) for group in ("hessian", "fisher", "bound"))
+    assert second <= sum(held(watcher.measurements[group][-1]) for group in ("jacobian", "hessian", "fisher", "bound"))
     assert seen[99][1] - seen[50][1] < 20 * 1024**2
     assert (set(vars(torch.nn.Module)), torch.utils.checkpoint.CheckpointFunction) == before
     assert not {"log", "log_dict"} & vars(module).keys()

@@ -36,11 +36,12 @@ INPUT = event(
 HESSIAN = event(
     "hessian",
     {"largest": 8.25, "smallest": -0.125, "trace": Estimate(40.0, 1.5, 0.0), "z": 0.00245, "num_parameters": 4570,
-     "effective_dimension": Estimate(459.7, 5.7, 0.2)},
+     "effective_dimension": Estimate(459.7, 5.7, 0.2), "effective_dimension_at_prior": Estimate(300.0, 4.0, 0.0)},
 )  # fmt: skip
 FISHER = event(
     "fisher",
     {"largest": 2.5, "trace": 12.0, "effective_dimension": 166.0, "effective_dimension_half_samples": 120.5,
+     "effective_dimension_at_prior": 88.0,
      "z": 0.00245, "num_parameters": 4570},
 )  # fmt: skip
 BOUND = event("bound", {"hold_out": 0.0733, "hold_out_error": 0.05}, certificate=certificate())
@@ -60,8 +61,10 @@ def test_the_whole_story_in_words_and_numbers():
         "3 constant columns were left out.",
         "Step 414, epoch 22. N = 1,024 probe samples.",
         "Largest eigenvalue 8.25, smallest -0.125, trace 40.0 +- 1.5.",
-        "Effective dimension of the Gauss-Newton part at curvature scale z = 0.00245: 459.7 +- 5.9 of 4,570 param",
-        "Effective dimension at curvature scale z = 0.00245: 166 of 4,570 parameters.",
+        "Effective dimension of the Gauss-Newton part: 459.7 +- 5.9 of 4,570 parameters (directions that each hold",
+        "At the scale of the prior, z = 0.00245, it is 300.0 +- 4.0.",
+        "Effective dimension: 166 of 4,570 parameters (directions that each hold more than a thousandth of the trace).",
+        "At the scale of the prior, z = 0.00245, it is 88.",
         "On the first half of the samples it is 120.5.",
         "The PAC-Bayes bound on the true error is 0.3123. It certifies the pair of networks drawn around the model",
         "with probability at least 0.95",

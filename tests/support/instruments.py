@@ -6,13 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning_sloppy
-from lightning_sloppy import FinalCertificate, FisherSpectrum, HessianSpectrum, InputSpectrum, PACBayesBound
+from lightning_sloppy import (
+    FinalCertificate,
+    FisherSpectrum,
+    HessianSpectrum,
+    InputSpectrum,
+    JacobianSpectrum,
+    PACBayesBound,
+)
 from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.quantities import Declaration
 from lightning_sloppy.records import Measurement
 from lightning_sloppy.reporting.summary import summarise
 
 MAKERS: Mapping[str, type[MeasuringCallback]] = {
+    "jacobian": JacobianSpectrum,
     "input": InputSpectrum,
     "hessian": HessianSpectrum,
     "fisher": FisherSpectrum,

@@ -1,0 +1,311 @@
+"""Jacobian of the outputs in the parameters: how many directions of the parameters move the outputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_sloppy.analysis import Quadrature, jacobian_of
+from lightning_sloppy.callbacks.instrument import Instrument
+from lightning_sloppy.curvature.fisher_spectra import ROW_LIMIT
+from lightning_sloppy.curvature.jacobian import Outputs, jacobian_objective, weighted, width_of
+from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.batches import Batch, picked, sample_count
+from lightning_sloppy.linalg.vectors import generator, rademacher
+from lightning_sloppy.measures.brackets import density_is_resolved
+from lightning_sloppy.measures.relative_dimension import THOUSANDTH, relative_estimates
+from lightning_sloppy.measures.sloppiness import entropy_rank, participation_ratio
+from lightning_sloppy.probing.probe import MeasureOn, Probe
+from lightning_sloppy.probing.samples import probe_indices
+from lightning_sloppy.probing.schedule import MeasurementSize, Schedule
+from lightning_sloppy.quantities import Quantity, SpectrumHistogram
+from lightning_sloppy.records import Estimate, Measurement, Spectrum, Status
+from lightning_sloppy.reporting import phrases
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+QUANTITIES = (
+    Quantity(
+        "effective_dimension",
+        "Directions of the parameters that each hold more than a thousandth of the trace: the number to quote. It "
+        "falls fast at first, then grows slowly with what is memorised. At most 1,000.",
+        chart="Effective dimension",
+        band=("effective_dimension_coarse", "effective_dimension_fine"),
+        headline=True,
+        estimated=True,
+        whole_spectrum=True,
+    ),
+    Quantity(
+        "effective_dimension_fine",
+        "The same at a ten-thousandth of the trace. A wide band means that there is no sharp border between directions "
+        "that count and those that do not.",
+        estimated=True,
+        whole_spectrum=True,
+    ),
+    Quantity(
+        "effective_dimension_coarse",
+        "The same at a hundredth of the trace: the leading directions only. At most 100.",
+        estimated=True,
+        whole_spectrum=True,
+    ),
+    Quantity(
+        "effective_dimension_half_samples",
+        "The same on the first half of the samples. If it is far below the whole value, raise `num_samples`.",
+        chart="Effective dimension",
+        whole_spectrum=True,
+    ),
+    Quantity(
+        "n90",
+        "Fewest eigenvalues that hold 90 % of the trace together. It sees the leading directions, the effective "
+        "dimension also weaker ones.",
+        whole_spectrum=True,
+    ),
+    Quantity("n90_half_samples", "The same on the first half of the samples.", whole_spectrum=True),
+    Quantity(
+        "entropy_rank",
+        "exp(-sum q log q) with q = lambda / trace: between participation ratio and rank. Its growth above its minimum "
+        "shows what is memorised.",
+    ),
+    Quantity(
+        "participation_ratio",
+        "(sum lambda)^2 / sum lambda^2. On images the direction of the mean rules it: values near 1 say little.",
+    ),
+    Quantity(
+        "largest_fraction",
+        "Fraction of the trace in the largest eigenvalue. Near 1, one direction moves all outputs alike.",
+    ),
+    Quantity(
+        "largest_sample_fraction",
+        "Largest fraction of the trace in a single sample, before samples are normalised. Above 0.1 a warning names "
+        "the sample: look at it, and do not quote numbers of matrices that are not normalised.",
+    ),
+    Quantity("num_outputs", "Outputs of a sample, positions of a sequence included."),
+    Quantity("num_parameters", "Trainable parameters p. The denominator for every dimension of this group."),
+    Quantity("num_samples", "Probe samples N. By default between 64 and 256, so that N times outputs is about 1,280."),
+)
+HISTOGRAMS = (
+    SpectrumHistogram(
+        "log10_eigenvalues",
+        "Eigenvalues of the Jacobian's spectrum above the rounding floor, as log10; their sum is 1. A few on the right "
+        "and an even carpet to the left is a sloppy model.",
+    ),
+)
+
+ROWS = 1_280
+"""Samples times outputs that the default probe aims at: the eigenvalues of so many rows take 0.15 s on one core, those
+of twice as many 1.0 s."""
+
+FEWEST, MOST = 64, 256
+"""Samples of the default probe: the dimension is nearly settled there (181, 199, 215 at 64, 128, 256 on MNIST)."""
+
+DOMINATES = 0.1
+"""Fraction of the trace in one sample above which it is named in a warning."""
+
+STOP_AT = 0.02
+"""Quadrature stops when the bracket of the dimension is this narrow: a fifth of what makes a value unresolved."""
+
+
+class JacobianSpectrum(Instrument):
+    """Track the spectrum of the outputs' Jacobian in the parameters, each sample counting the same.
+
+    The eigenvalues of ``K_ij / sqrt(tr K_ii tr K_jj)`` with ``K_ij = J_i J_j^T`` (the neural tangent kernel of the
+    probe), and the directions that each hold more than a thousandth of their sum. It needs no targets and no loss, does
+    not vanish when the samples are fitted, is nearly settled at 64 to 256 samples, and one sample with a huge gradient
+    changes little. Of all dimensions here it goes best with the generalisation gap. Among networks trained on clean
+    labels alone no dimension ranks generalisation well, and it depends on the preprocessing of the inputs: compare runs
+    with the same one.
+
+    Args:
+        outputs: Which outputs of a sample: a key of the mapping that ``forward`` returns, or a function of what it
+            returns; null: all floating-point tensors with a row for each sample. For classifiers the scores (logits).
+        normalize: Whether each sample counts the same; false gives the Fisher matrix of outputs of unit variance.
+        parameters: Shell-style patterns of parameter names, such as "head.*". null: all trainable parameters.
+        num_samples: Probe samples N; null: ``min(256, max(64, 1280 // outputs))``.
+        probes: Probe vectors where samples times outputs exceed 8,192, at least 2.
+        steps: Greatest depth of the quadrature there.
+        schedule: When to measure, and what all measuring of the fit may cost; null: after every epoch.
+        measure_on: "fixed_samples", or "current_batch" for the batch just trained on. null: "fixed_samples".
+        name: Name in the tags ``sloppy_<name>/...``; null: "jacobian", with what differs from the defaults behind it.
+        seed: Of the probe samples and vectors. null: 0.
+        strict: Raise errors of measurements instead of warning. null: false.
+
+    Raises:
+        ConfigurationError: For numbers out of range.
+
+    Example:
+        >>> JacobianSpectrum().name, JacobianSpectrum(normalize=False).name
+        ('jacobian', 'jacobian_raw')
+    """
+
+    default_name = "jacobian"
+    title = "Jacobian"
+    quantities = QUANTITIES
+    histograms = HISTOGRAMS
+    costs = ("seconds",)
+    cost_advice = "It grows with the cube of `num_samples` times outputs."
+    writes_nothing = True
+
+    def __init__(
+        self,
+        outputs: Outputs | None = None,
+        *,
+        normalize: bool = True,
+        parameters: Patterns = None,
+        num_samples: int | None = None,
+        probes: int = 4,
+        steps: int = 100,
+        schedule: Schedule | None = None,
+        measure_on: MeasureOn | None = None,
+        name: str | None = None,
+        seed: int | None = None,
+        strict: bool | None = None,
+    ) -> None:
+        if probes < 2 or steps < 2 or (num_samples is not None and num_samples < 2):
+            raise ConfigurationError(
+                f"JacobianSpectrum got probes={probes}, steps={steps}, num_samples={num_samples}; pass at least 2 of "
+                "each."
+            )
+        super().__init__(
+            num_samples=MOST if num_samples is None else num_samples,
+            schedule=schedule,
+            measure_on=measure_on,
+            name=name,
+            seed=seed,
+            strict=strict,
+        )
+        self.outputs = outputs
+        self.normalize = normalize
+        self.parameters = parameters if isinstance(parameters, str | None) else list(parameters)
+        self.probes = probes
+        self.steps = steps
+        self._by_rule = num_samples is None
+        self._vectors: Tensor | None = None
+
+    def differences(self) -> dict[str, Any]:
+        """Normalisation, outputs and parameters, unless they are the defaults."""
+        raw = {} if self.normalize else {"normalize": "raw"}
+        outputs = {"outputs": self.outputs} if isinstance(self.outputs, str) else {}
+        return {**raw, **outputs, **({} if self.parameters is None else {"parameters": self.parameters})}
+
+    def settings(self) -> dict[str, Any]:
+        """Also the matrix."""
+        matrix = {
+            "normalize": self.normalize,
+            "parameters": self.parameters,
+            "probes": self.probes,
+            "steps": self.steps,
+        }
+        return {**super().settings(), **matrix}
+
+    def cost_in_gradients(self, size: MeasurementSize) -> float:
+        """Two passes for each output, and the inner products."""
+        return 60.0
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule, probe: Probe) -> Measurement:
+        """One kernel, its eigenvalues, and those of its first half."""
+        objective = jacobian_objective(probe.module, self.outputs)
+        layout = ParameterLayout.of(probe.module, self.parameters)
+        batches, width = self._batches(probe, layout)
+        count = sum(map(sample_count, batches))
+        quadrature = None
+        if count * width > ROW_LIMIT:
+            quadrature = self._quadrature(layout.dim)
+        spectrum = jacobian_of(
+            objective,
+            batches,
+            rng=generator(self.seed),
+            normalize=self.normalize,
+            quadrature=quadrature,
+            parameters=self.parameters,
+            ranks=probe.context.ranks,
+            on_product=probe.advance,
+        )
+        if not spectrum.status.ok:
+            self.warn_once(f"{self._heading()} at step {probe.step}: {spectrum.status.value}", trainer=trainer)
+        notes = self._dominating(trainer, probe, spectrum)
+        return self.measurement(
+            trainer,
+            probe,
+            jacobian_estimates(spectrum) if spectrum.status.ok else {},
+            spectrum=spectrum,
+            notes=tuple(notes),
+        )
+
+    def _batches(self, probe: Probe, layout: ParameterLayout) -> tuple[list[Batch], int]:
+        """As many samples of the probe as the number of outputs allows, and that number."""
+        objective = jacobian_objective(probe.module, self.outputs)
+        given = weighted(probe.batches)
+        width = max(width_of(objective, layout, picked(batch, torch.arange(1))) for batch in given[:1])
+        wanted = min(MOST, max(FEWEST, ROWS // max(width, 1))) if self._by_rule else self.num_samples
+        left = min(wanted, self.size.num_samples)
+        chosen: list[Batch] = []
+        for batch in given:
+            if left > 0:
+                part = batch if sample_count(batch) <= left else picked(batch, torch.arange(left))
+                chosen.append(part)
+                left -= sample_count(part)
+        return chosen, width
+
+    def _quadrature(self, dim: int) -> Quadrature:
+        if self._vectors is None or self._vectors.shape != (self.probes, dim):
+            self._vectors = rademacher(dim, self.probes, generator(self.seed + 1))
+
+        def enough(diagonal: Tensor, off: Tensor) -> bool:
+            trace = dim * float(diagonal[0])  # of one probe vector of unit length
+            return density_is_resolved(diagonal, off, (THOUSANDTH * trace, 10 * THOUSANDTH * trace), STOP_AT)
+
+        return Quadrature(self._vectors, self.steps, enough)
+
+    def _dominating(self, trainer: Trainer, probe: Probe, spectrum: Spectrum) -> list[str]:
+        """A sentence about a sample that holds more than a tenth of the trace."""
+        fraction = float(spectrum.detail.get("largest_sample_fraction", 0.0))
+        if fraction <= max(DOMINATES, 5 / max(spectrum.num_samples, 1)):  # of few samples each has its part
+            return []
+        number, which = int(spectrum.detail["largest_sample"]), "of the probe"
+        if self.measure_on == "fixed_samples" and probe.context.indexable(trainer):
+            source = probe.context.source(trainer)
+            number = int(probe_indices(len(source), self.size.num_samples, self.seed)[number])
+            which = "of the training data"
+        sentence = (
+            f"Sample {number:,} {which} holds {fraction:.0%} of the trace of the Jacobian before samples are "
+            "normalised; look at its inputs."
+        )
+        self.warn_once(sentence, trainer=trainer, key=f"dominating {number}")
+        return [sentence]
+
+    def paragraphs(self) -> list[str]:
+        """The effective dimension with its band, its error, its samples and its parameters."""
+        event = phrases.last_reported(self.measurements)
+        if event is None:
+            return [phrases.why_nothing(self.measurements)]
+        samples, outputs = phrases.on_samples(event, "probe samples"), phrases.value(event, "num_outputs")
+        sentences = [phrases.relative_dimension(event), phrases.when(event), samples]
+        if outputs is not None:
+            sentences.append(f"Outputs of a sample: {phrases.number(outputs)}.")
+        half, n90 = phrases.value(event, "effective_dimension_half_samples"), phrases.value(event, "n90")
+        if half is not None:
+            sentences.append(f"On the first half of the samples it is {phrases.number(half)}.")
+        if n90 is not None:
+            sentences.append(f"{phrases.number(n90)} directions together hold 90 % of the trace.")
+        return [" ".join(sentences), *event.notes]
+
+
+def jacobian_estimates(spectrum: Spectrum) -> dict[str, Estimate]:
+    """The named numbers of a Jacobian's spectrum."""
+    found = {
+        **relative_estimates(spectrum),
+        "num_parameters": Estimate(float(spectrum.dim)),
+        "num_samples": Estimate(float(spectrum.num_samples)),
+    }
+    for name, value in (("num_outputs", "outputs"), ("largest_sample_fraction", "largest_sample_fraction")):
+        if value in spectrum.detail:
+            found[name] = Estimate(float(spectrum.detail[value]))
+    if spectrum.trace is not None and spectrum.trace.value > 0:
+        found["largest_fraction"] = Estimate(spectrum.largest / spectrum.trace.value)
+    if not spectrum.truncated and spectrum.status is not Status.NON_FINITE:
+        found |= {"entropy_rank": entropy_rank(spectrum), "participation_ratio": participation_ratio(spectrum)}
+    return found

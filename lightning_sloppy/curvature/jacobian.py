@@ -1,0 +1,265 @@
+"""Spectrum of the outputs' Jacobian in the parameters, ``(1/N) sum_i J_i^T J_i``, with samples normalised on request.
+
+The kernel of the samples is ``K_ij = J_i J_j^T``, a block of D x D for each pair (the neural tangent kernel). It needs
+no targets and no loss, and says what the network could learn next rather than how well it fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sloppy.curvature.assembly import SpectrumBuilder
+from lightning_sloppy.curvature.double_backward import double_backward
+from lightning_sloppy.curvature.fisher_spectra import (
+    ROW_LIMIT,
+    FisherMethod,
+    gram_spectrum,
+    path_in_words,
+    recorded_call,
+)
+from lightning_sloppy.curvature.gram.matrix import gram_of
+from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
+from lightning_sloppy.curvature.partition import layers_of_rank, samples_of_rank
+from lightning_sloppy.curvature.spectra import Quadrature, gauss_newton_of
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.batches import Batch, private, sample_count
+from lightning_sloppy.evaluation.nests import map_tensors, tensors_of
+from lightning_sloppy.evaluation.objective import Objective
+from lightning_sloppy.evaluation.ranks import ALONE, Ranks
+from lightning_sloppy.records import Spectrum, Status
+
+Outputs = Callable[[Any], Any] | str
+"""Which outputs: a function of what ``forward`` returns, or a key of the mapping that it returns."""
+
+SCALE_ROWS = 2_048
+"""Rows of the Gram matrix that estimates the norms of the samples' Jacobians where those have too many rows."""
+
+
+def jacobian_objective(module: nn.Module, outputs: Outputs | None, *, seed: int | None = None) -> Objective:
+    """The module with ``mean_i |f_i|^2 / 2`` as its loss: the Gauss-Newton matrix of that is ``(1/N) sum_i J_i^T J_i``.
+
+    Args:
+        module: Any module.
+        outputs: Which outputs; None: all floating-point tensors with a row for each sample.
+        seed: Set before every forward, for train mode.
+    """
+
+    def half_squares(found: Any, weights: Any) -> Tensor:
+        chosen = pick(found)
+        total = sum((leaf.reshape(len(weights), -1).square().sum(1) for leaf in chosen), torch.zeros(()).to(weights))
+        loss: Tensor = (weights * total).mean() / 2
+        return loss
+
+    def pick(found: Any) -> list[Tensor]:
+        count = None
+        if isinstance(outputs, str):
+            try:
+                found = found[outputs]
+            except (KeyError, TypeError, IndexError):
+                found = getattr(found, outputs, None)
+            if found is None:
+                raise ConfigurationError(
+                    f"outputs={outputs!r} was asked for, but forward returns no such part; pass a key of what it "
+                    "returns, or a function of it."
+                )
+        elif outputs is not None:
+            found = outputs(found)
+        leaves = [leaf for leaf in tensors_of(found) if leaf.is_floating_point() and leaf.ndim > 0]
+        if outputs is None:
+            count = leaves[0].shape[0] if leaves else None
+            leaves = [leaf for leaf in leaves if leaf.shape[0] == count]
+        if not leaves:
+            raise ConfigurationError(
+                "forward returns no floating-point tensor, so there is no Jacobian; pass outputs=, a function of what "
+                "it returns."
+            )
+        return leaves
+
+    return Objective(module, half_squares, seed=seed)
+
+
+def weighted(batches: Sequence[Batch], weights: Tensor | None = None) -> list[Batch]:
+    """The same inputs with the weight of each sample in place of the targets, 1 where none is given."""
+    found: list[Batch] = []
+    first = 0
+    for batch in batches:
+        count = sample_count(batch)
+        part = None if weights is None else weights[first : first + count]
+        first += count
+        like = next(leaf for leaf in tensors_of(batch) if leaf.ndim > 0)
+        targets = torch.ones(count, device=like.device) if part is None else part.to(like.device)
+        found.append((batch[0], targets))
+    return found
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The Gram matrix of the outputs' Jacobian.
+
+    Attributes:
+        matrix: (D N, D N), float64, row ``d N + i`` is output d of sample i.
+        samples: N.
+        method: Which path served how many parameters.
+        dim: Parameters p.
+    """
+
+    matrix: Tensor
+    samples: int
+    method: str
+    dim: int
+
+    @property
+    def norms(self) -> Tensor:
+        """``tr K_ii``, the squared norm of each sample's Jacobian, (N,)."""
+        return self.matrix.diagonal().reshape(-1, self.samples).sum(0)
+
+    def normalized(self) -> Tensor:
+        """``K_ij / sqrt(tr K_ii tr K_jj)``; a sample whose outputs do not depend on the parameters stays zero."""
+        norms = self.norms
+        scales = norms.clamp_min(torch.finfo(norms.dtype).tiny).rsqrt() * (norms > 0)
+        scales = scales.repeat(len(self.matrix) // self.samples)
+        return self.matrix * scales * scales[:, None]
+
+
+def width_of(objective: Objective, layout: ParameterLayout, batch: Batch) -> int:
+    """Outputs D of a sample."""
+    leaves = {name: leaf.detach() for name, leaf in layout.leaves(objective.module, objective.dtype).items()}
+    with double_backward(objective.module), torch.no_grad():
+        outputs = objective.outputs(leaves, private(batch)[0])
+    with torch.enable_grad():
+        objective.examine(map_tensors(Tensor.detach, outputs), batch)
+    return int(objective.rows(outputs, sample_count(batch)).shape[1])
+
+
+def kernel_of(objective: Objective, layout: ParameterLayout, batches: list[Batch], ranks: Ranks = ALONE) -> Kernel:
+    """All inner products of the gradients of all outputs of all samples.
+
+    Args:
+        objective: Of :func:`jacobian_objective`.
+        layout: Chosen parameters.
+        batches: Prepared, with weights in place of targets.
+        ranks: Each is given the whole probe, and makes the inner products of some of the layers.
+    """
+    widths = [width_of(objective, layout, batch) for batch in batches]
+    most = max(widths)
+    pulled = []
+    for batch, width in zip(batches, widths, strict=True):
+        eye = torch.eye(most, width, device=objective.device, dtype=objective.dtype)
+        # Shorter sequences have fewer rows: cotangents of zero add nothing.
+        pulled.append(eye.unsqueeze(1).expand(most, sample_count(batch), width))
+    matrix, method = _inner_products(objective, layout, pulled, batches, ranks)
+    return Kernel(matrix, sum(map(sample_count, batches)), method, layout.dim)
+
+
+def _inner_products(
+    objective: Objective, layout: ParameterLayout, pulled: list[Tensor], batches: list[Batch], ranks: Ranks
+) -> tuple[Tensor, str]:
+    mine = layers_of_rank(ranks, layout)
+    leaves = mine.leaves(objective.module, objective.dtype)
+    # A fused attention kernel has no rule for vmap either, so the same context serves.
+    with double_backward(objective.module):
+        recorded = recorded_call(objective, leaves, batches[0]) if len(batches) == 1 else None
+        gram = gram_of(objective, mine, pulled, batches, recorded=recorded)
+    return ranks.add_up(gram.matrix), path_in_words(gram)
+
+
+def jacobian_of(
+    objective: Objective,
+    batches: list[Batch],
+    *,
+    rng: torch.Generator,
+    normalize: bool = True,
+    quadrature: Quadrature | None = None,
+    method: FisherMethod = "auto",
+    parameters: Patterns = None,
+    ranks: Ranks = ALONE,
+    on_product: Callable[[int], None] | None = None,
+) -> Spectrum:
+    """The spectrum of the Jacobian on prepared batches; see :func:`~lightning_sloppy.analysis.jacobian_spectrum`.
+
+    Raises:
+        ConfigurationError: When ``method="gram"`` would have more than 8,192 rows, or products have no probe vectors.
+    """
+    layout = ParameterLayout.of(objective.module, parameters)
+    batches = weighted(batches)
+    count = sum(map(sample_count, batches))
+    rows = count * max(width_of(objective, layout, batch) for batch in batches)
+    if rows <= ROW_LIMIT and method != "products":
+        return kernel_spectrum(objective, layout, batches, kernel_of(objective, layout, batches, ranks), normalize)
+    if method == "gram":
+        raise ConfigurationError(
+            f"The kernel of the Jacobian would have {rows:,} rows ({count:,} samples times their outputs), above "
+            f"{ROW_LIMIT:,}; use fewer samples, choose some of the outputs by outputs=, or method='products'."
+        )
+    if quadrature is None:
+        raise ConfigurationError(
+            f"The kernel of the Jacobian would have {rows:,} rows ({count:,} samples times their outputs), above "
+            f"{ROW_LIMIT:,}, so its spectrum comes by products; pass probes=4, or use fewer samples or outputs."
+        )
+    detail: dict[str, str | int | float] = {}
+    if normalize:
+        norms = estimated_norms(objective, layout, batches, rng, ranks)
+        weights = torch.where(norms > 0, 1 / norms.clamp_min(torch.finfo(norms.dtype).tiny), torch.zeros_like(norms))
+        batches = weighted(batches, weights.to(objective.dtype))
+        detail = _largest_sample(norms)
+    mine, _ = samples_of_rank(ranks, objective, batches)
+    found = gauss_newton_of(
+        objective.over(ranks), mine, quadrature=quadrature, rng=rng, parameters=parameters, on_product=on_product
+    )
+    return replace(
+        found,
+        matrix=name_of(normalize),
+        rank_bound=min(rows, layout.dim),
+        num_samples=count,
+        detail={**found.detail, **detail, "outputs": rows // count},
+    )
+
+
+def name_of(normalize: bool) -> str:
+    """Name of the matrix in ``Spectrum.matrix``."""
+    return "jacobian" if normalize else "jacobian_raw"
+
+
+def kernel_spectrum(
+    objective: Objective, layout: ParameterLayout, batches: list[Batch], kernel: Kernel, normalize: bool
+) -> Spectrum:
+    """All eigenvalues that the kernel has in common with ``(1/N) sum_i J_i^T J_i``, and those of half the samples."""
+    builder = SpectrumBuilder(name_of(normalize), objective, batches)
+    if not bool(torch.isfinite(kernel.matrix).all()):
+        return builder.nothing(layout.dim, Status.NON_FINITE)
+    matrix = kernel.normalized() if normalize else kernel.matrix
+    ones = torch.ones(kernel.samples, dtype=torch.float64)
+    found = gram_spectrum(builder, layout, matrix, ones, len(matrix), kernel.method)
+    detail = {**_largest_sample(kernel.norms), "outputs": len(matrix) // kernel.samples}
+    return replace(found, detail=detail, cost=replace(found.cost, seconds=builder.seconds))
+
+
+def _largest_sample(norms: Tensor) -> dict[str, str | int | float]:
+    """The sample whose Jacobian is the largest, and its fraction of the trace before samples count the same."""
+    total = float(norms.sum())
+    if not total > 0:
+        return {}
+    return {"largest_sample": int(norms.argmax()), "largest_sample_fraction": float(norms.max()) / total}
+
+
+def estimated_norms(
+    objective: Objective, layout: ParameterLayout, batches: list[Batch], rng: torch.Generator, ranks: Ranks
+) -> Tensor:
+    """``tr K_ii`` of each sample by random signs over its outputs (Hutchinson), (N,), where D is too large for all.
+
+    With S draws the relative variance is at most ``2 / S`` over the participation ratio of K_ii. A sample then counts
+    a few per cent more or less than others, by chance; the matrix stays that of the whole Jacobian.
+    """
+    draws = max(SCALE_ROWS // max(sum(map(sample_count, batches)), 1), 4)
+    pulled = []
+    for batch in batches:
+        width = width_of(objective, layout, batch)
+        signs = torch.randint(0, 2, (draws, sample_count(batch), width), generator=rng, dtype=torch.int8)
+        pulled.append((2 * signs - 1).to(objective.device, objective.dtype))
+    matrix, _ = _inner_products(objective, layout, pulled, batches, ranks)
+    return matrix.diagonal().reshape(draws, -1).mean(0)

@@ -175,7 +175,8 @@ def _started(rows: Tensor, device: torch.device) -> Tensor:
     device = torch.device("cpu") if device.type == "mps" else device
     packed = torch.zeros(rows.shape[1] + 1, rows.shape[1] + 1, dtype=torch.float64, device=device)
     # The lower median is a value of the column: a constant column is then exactly zero relative to it.
-    packed[-1, :-1] = rows[:SHIFT_ROWS].to(device).to(torch.float64).median(dim=0).values
+    # On the CPU: with deterministic algorithms CUDA has no median along a dimension.
+    packed[-1, :-1] = rows[:SHIFT_ROWS].to("cpu", torch.float64).median(dim=0).values.to(device)
     return packed
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_sloppy.callbacks.base import peers
 from lightning_sloppy.callbacks.measuring import MeasurementSubscriber, MeasuringCallback
@@ -85,6 +85,7 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         self.verdict: Verdict | None = None
         self._dim: int | None = None
         self._judged_at: int | None = None
+        self._said_blind = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that somebody measures what is monitored."""
@@ -107,6 +108,7 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         self.verdict = None
         self._dim = None
         self._judged_at = None
+        self._said_blind = False
 
     def listens_to(self, callback: MeasuringCallback, trainer: Trainer) -> bool:
         """The callback that publishes the monitor."""
@@ -133,6 +135,15 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
             self._dim = measurement.spectrum.dim
             self.verdict = self.detector.update(known)
             stop = self.verdict is Verdict.PLATEAU
+        elif measurement.status.ok and not self._said_blind:
+            self._said_blind = True
+            missing = [
+                name for name in self._scales if (e := measurement.estimates.get(name)) is None or not e.status.ok
+            ]
+            rank_zero_warn(
+                f"Early stopping on {self.monitor} cannot judge step {measurement.step:,}: {', '.join(missing)} could "
+                f"not be measured. {' '.join(measurement.notes)} While that lasts the training is not stopped."
+            )
         self._say_undetermined()
         if trainer.fast_dev_run or self.stopping_reason is StoppingReason.PLATEAU:
             return

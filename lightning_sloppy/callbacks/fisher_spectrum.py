@@ -218,10 +218,10 @@ class FisherSpectrum(CurvatureInstrument):
             self.warn_once(f"{self._heading()} at step {probe.step}: {spectrum.status.value}", trainer=trainer)
         estimates = {} if spectrum.status is Status.NON_FINITE else fisher_estimates(spectrum, scale)
         notes = [sentence] if sentence else []
-        if spectrum.truncated:
-            notes.append(
-                f"The Gram matrix would have more than {ROW_LIMIT:,} rows, so only the largest eigenvalues are known "
-                "and there is no effective dimension; lower num_samples."
+        if estimates and "rows" in spectrum.detail and not estimates["effective_dimension"].status.ok:
+            notes.append(self._too_many_rows(spectrum))
+            self.warn_once(
+                f"{self._heading()} at step {probe.step}: {notes[-1]}", trainer=trainer, key=f"rows {self.name}"
             )
         return self.measurement(
             trainer,
@@ -229,6 +229,14 @@ class FisherSpectrum(CurvatureInstrument):
             estimates,
             spectrum=spectrum,
             notes=tuple(notes),
+        )
+
+    def _too_many_rows(self, spectrum: Spectrum) -> str:
+        """Why there is no effective dimension, and how many samples would do."""
+        rows, samples = int(spectrum.detail["rows"]), max(spectrum.num_samples, 1)
+        return (
+            f"The Gram matrix of {samples:,} samples would have {rows:,} rows, above {ROW_LIMIT:,}, so there is no "
+            f"effective dimension; pass num_samples={max(2, ROW_LIMIT * samples // rows)}."
         )
 
     def paragraphs(self) -> list[str]:

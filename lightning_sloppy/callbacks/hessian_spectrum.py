@@ -120,8 +120,8 @@ HISTOGRAMS = (
     ),
     SpectrumHistogram(
         "gauss_newton_log10_eigenvalues",
-        "The whole spectrum of the Hessian's Gauss-Newton part above the rounding floor, as log10; counts are "
-        "quadrature weights, so they may be fractions. A long even carpet to the left is a sloppy model.",
+        "Eigenvalues of the Hessian's Gauss-Newton part, as log10, without those that Lanczos cannot tell from zero. "
+        "Counts are quadrature weights, so they may be fractions. A long even carpet to the left is a sloppy model.",
         companion="gauss_newton",
     ),
 )

@@ -36,20 +36,17 @@ QUANTITIES = (
         chart="Effective dimension",
         band=("effective_dimension_coarse", "effective_dimension_fine"),
         headline=True,
-        estimated=True,
         whole_spectrum=True,
     ),
     Quantity(
         "effective_dimension_fine",
         "The same at a ten-thousandth of the trace. A wide band means that there is no sharp border between directions "
         "that count and those that do not.",
-        estimated=True,
         whole_spectrum=True,
     ),
     Quantity(
         "effective_dimension_coarse",
         "The same at a hundredth of the trace: the leading directions only. At most 100.",
-        estimated=True,
         whole_spectrum=True,
     ),
     Quantity(

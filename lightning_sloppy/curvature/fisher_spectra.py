@@ -77,7 +77,7 @@ def fisher_of(
         found = spectrum_of(
             curvature, solve=solve, rng=rng, quadrature=quadrature, by_layer=by_layer, on_product=on_product
         )
-        return replace(found, rank_bound=min(rows, layout.dim))
+        return replace(found, rank_bound=min(rows, layout.dim), detail={**found.detail, "rows": rows})
     # The block of a layer is made whole on every rank.
     return _by_gram(objective, layout, batches, fisher, solve, by_layer, rows, ALONE if by_layer else ranks)
 

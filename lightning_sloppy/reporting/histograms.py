@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_sloppy.linalg.quadrature import node_residuals
 from lightning_sloppy.quantities import Declaration
 from lightning_sloppy.records import Measurement, Spectrum, Status
 from lightning_sloppy.reporting.tags import tag
@@ -60,7 +61,9 @@ def log10_histogram(spectrum: Spectrum, *, negative: bool = False) -> RawHistogr
     """Count ``log10 |lambda|`` of the eigenvalues of one sign whose magnitude exceeds the floor.
 
     The eigenvalues themselves are counted when all are there; where some are missing, the Gauss nodes of the density
-    with the mean of their weights over the probe vectors; without a density, the eigenvalues that were computed.
+    with the mean of their weights over the probe vectors; without a density, the eigenvalues that were computed. A
+    node whose residual reaches zero is left out: it stands for eigenvalues of unknown magnitude, in networks mostly for
+    those that are exactly zero.
 
     Args:
         spectrum: Eigenvalues or density, and the floor.
@@ -91,6 +94,7 @@ def _atoms(spectrum: Spectrum) -> tuple[Tensor, Tensor]:
         return values, torch.ones_like(values)
     nodes = density.nodes.detach().to("cpu", torch.float64)
     weights = density.weights.detach().to("cpu", torch.float64) / max(1, nodes.shape[0])
+    weights[nodes.abs() <= node_residuals(density).to("cpu", torch.float64)] = 0.0
     known = density.known.to("cpu", torch.float64)
     return torch.cat([nodes.flatten(), known]), torch.cat([weights.flatten(), torch.ones_like(known)])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -183,3 +184,22 @@ def test_a_stopped_run_can_be_trained_further_and_is_judged_anew(tmp_path):
     host.fit(Classifier(), loader(), ckpt_path=tmp_path / "run.ckpt", **SAFELY)
     assert again.stopping_reason is StoppingReason.NOT_STOPPED
     assert again.stopped_step is None
+
+
+def test_a_fisher_matrix_with_too_many_rows_and_the_stop_that_watches_it_say_so_at_once(tmp_path, monkeypatch):
+    for place in ("curvature.fisher_spectra", "callbacks.fisher_spectrum"):
+        monkeypatch.setattr(f"lightning_sloppy.{place}.ROW_LIMIT", 100)
+    fisher = FisherSpectrum(kind="exact", num_samples=64, strict=True)
+    stopping = EffectiveDimensionEarlyStopping("sloppy_fisher_exact/effective_dimension")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(tmp_path, callbacks=[fisher, stopping], max_epochs=2, limit_train_batches=2).fit(
+            MLPClassifier(), DigitsDataModule()
+        )
+    rows = [str(each.message) for each in caught if "would have" in str(each.message)]
+    assert len([each for each in rows if each.startswith("Fisher")]) == 1
+    assert "would have 640 rows, above 100" in rows[0]
+    assert "pass num_samples=10." in rows[0]
+    blind = [each for each in rows if each.startswith("Early stopping on sloppy_fisher_exact/effective_dimension")]
+    assert len(blind) == 1
+    assert stopping.stopping_reason is StoppingReason.NOT_STOPPED

@@ -6,6 +6,9 @@ import pytest
 import torch
 from instruments import DECLARED
 
+from lightning_sloppy.linalg.operator import DenseOperator
+from lightning_sloppy.linalg.quadrature import lanczos_density
+from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.records import Cost, Density, Measurement, Spectrum, Status
 from lightning_sloppy.reporting.histograms import histograms, log10_histogram
 
@@ -20,7 +23,7 @@ def spectrum(values: list[float], *, floor: float = 1e-9, density: Density | Non
 
 def density(nodes: list[list[float]], weights: list[list[float]]) -> Density:
     weight = torch.tensor(weights).double()
-    return Density((), (), torch.tensor(nodes).double(), weight, False, weight.sum(1))
+    return Density((), (), torch.tensor(nodes).double(), weight, False, weight.sum(1))  # as if every node had converged
 
 
 def test_all_eigenvalues_of_one_sign_above_the_floor_are_counted_once():
@@ -77,3 +80,17 @@ def test_tags_follow_the_instrument_and_the_sign():
     assert drawn("fisher") == {"sloppy_fisher/log10_eigenvalues"}
     assert not drawn("hessian", Status.NON_FINITE)
     assert histograms(Measurement(0, 0, "bound", None, {}, Cost(), Status.CONVERGED), DECLARED["bound"]) == {}
+
+
+@pytest.mark.parametrize("steps", [8, 20, 39])
+def test_zeros_seen_through_few_steps_are_not_drawn_as_small_eigenvalues(steps):
+    rank, dim = 40, 600
+    values = torch.zeros(dim, dtype=torch.float64)
+    values[:rank] = torch.logspace(1, -3, rank, dtype=torch.float64)
+    seen = lanczos_density(
+        DenseOperator(torch.diag(values)), rademacher(dim, 4, generator(0)).double(), steps=steps, rng=generator(1),
+        positive_semidefinite=True,
+    )  # fmt: skip
+    drawn = log10_histogram(spectrum([10.0], density=seen, truncated=True))
+    assert 1 < drawn.num <= rank + 1e-6
+    assert drawn.maximum >= 1.0

@@ -275,7 +275,8 @@ def jacobian_spectrum(
         parameters: Shell-style patterns of parameter names. None: all.
         mode: "eval", or "train" with the random stream fixed.
         over_ranks: The probe is the union of the batches of all ranks.
-        seed: Of the probe vectors, and of the random signs that estimate ``tr K_ii`` where there are too many rows.
+        seed: Of the probe vectors, and of the random signs that estimate ``tr K_ii`` of more than 128 outputs where
+            there are too many rows.
 
     Returns:
         ``min(N D, p)`` eigenvalues, exact up to rounding, with those of the first half of the samples beside them; by

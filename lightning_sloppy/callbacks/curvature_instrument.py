@@ -22,6 +22,18 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 
+def refuse_unmatched(module: LightningModule, parameters: Patterns) -> None:
+    """Refuse patterns that match no parameter, where the layers are there already.
+
+    Raises:
+        ConfigurationError: With the names that there are.
+    """
+    known = list(module.parameters())
+    lazy = any(isinstance(parameter, UninitializedParameter) for parameter in known)
+    if parameters is not None and known and not lazy:
+        ParameterLayout.of(module, parameters)
+
+
 def quantities_at_prior(*, estimated: bool) -> tuple[Quantity, ...]:
     """What an instrument on curvature reports at the scale of the prior.
 
@@ -162,10 +174,8 @@ class CurvatureInstrument(Instrument):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse patterns that match nothing, where the layers are there already."""
         super().setup(trainer, pl_module, stage)
-        known = list(pl_module.parameters())
-        lazy = any(isinstance(parameter, UninitializedParameter) for parameter in known)
-        if stage == "fit" and self.parameters is not None and known and not lazy:
-            ParameterLayout.of(pl_module, self.parameters)
+        if stage == "fit":
+            refuse_unmatched(pl_module, self.parameters)
 
     def scale(self, trainer: Trainer, context: FitContext) -> tuple[Scale | None, str]:
         """The scale of this run, or None and a sentence that says what to give."""

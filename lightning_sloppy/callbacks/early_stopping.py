@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_sloppy.callbacks.base import peers
+from lightning_sloppy.callbacks.input_spectrum import InputSpectrum
 from lightning_sloppy.callbacks.measuring import MeasurementSubscriber, MeasuringCallback
 from lightning_sloppy.callbacks.periodic import PeriodicCallback
 from lightning_sloppy.errors import ConfigurationError
@@ -35,7 +36,8 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
     """Stop when the effective dimension is flat at three curvature scales.
 
     Flat means: over the last ``patience + 1`` *measurements* (not epochs) ``(max - min) / mean`` plus twice the
-    relative standard error is within ``rel_tol`` at z/10, z and 10 z. At z alone the rule would fire at the curve's
+    relative standard error is within ``rel_tol`` at z/10, z and 10 z, with z the scale of the prior or a thousandth of
+    the trace. At z alone the rule would fire at the curve's
     maximum, while the training error still halves. When twice the standard error alone exceeds ``rel_tol`` the
     verdict is "undetermined", said once, and training goes on.
 
@@ -92,15 +94,19 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         if stage != "fit":
             return
         family = [peer for peer in peers(trainer) if isinstance(peer, MeasuringCallback)]
-        able = [peer.name for peer in family if set(self._scales) <= {quantity.name for quantity in peer.quantities}]
+        often = [peer for peer in family if not isinstance(peer, InputSpectrum)]  # a value measured once has no plateau
+        able = [peer.name for peer in often if set(self._scales) <= {quantity.name for quantity in peer.quantities}]
         if self._instrument not in able:
-            usual = {"hessian": "HessianSpectrum"}.get(self._instrument, "FisherSpectrum")
+            usual = {"hessian": "HessianSpectrum", "jacobian": "JacobianSpectrum"}.get(
+                self._instrument, "FisherSpectrum"
+            )
             others = [f"monitor='sloppy_{name}/{self._scales[1]}'" for name in able]
             remedy = f"add {usual}() to the Trainer's callbacks"
             if others:
                 remedy = f"use EffectiveDimensionEarlyStopping({' or '.join(others)})"
             raise ConfigurationError(
-                f"EffectiveDimensionEarlyStopping monitors {self.monitor}, but nothing measures it; {remedy}."
+                f"EffectiveDimensionEarlyStopping monitors {self.monitor}, but nothing measures it again and again; "
+                f"{remedy}."
             )
         self.detector = PlateauDetector(patience=self.patience, rel_tol=self.rel_tol, warmup=self.warmup)
         self.stopping_reason = StoppingReason.NOT_STOPPED
@@ -163,7 +169,7 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         if self.stopping_reason is StoppingReason.PLATEAU:
             return (
                 f"The plateau rule asked to stop at step {self.stopped_step:,}: {self.monitor} changed by at most "
-                f"{self.rel_tol:.1%} over {self.patience + 1} measurements at z/10, z and 10 z."
+                f"{self.rel_tol:.1%} over {self.patience + 1} measurements at three scales."
             )
         state = "nothing was measured" if self.verdict is None else self.verdict.value
         return f"The plateau rule did not stop the training: {state}."

@@ -39,8 +39,8 @@ QUANTITIES = (
     ),
     Quantity(
         "effective_dimension",
-        "Directions of the parameters that each hold more than a thousandth of the trace, exact on the probe. It falls "
-        "where few samples own the trace, as they do when most are fitted.",
+        "Effective number of directions of the parameters, exact on the probe: one that holds a thousandth of the "
+        "trace counts one half. It falls where few samples own the trace, as they do when most are fitted.",
         chart="Effective dimension on all and on half of the samples",
         band=("effective_dimension_coarse", "effective_dimension_fine"),
         headline=True,
@@ -121,8 +121,8 @@ class FisherSpectrum(CurvatureInstrument):
 
     All non-zero eigenvalues through the N x N Gram matrix of per-sample gradients, hence the effective dimension, the
     trace and the participation ratio without estimation error on the probe. They grow with N, so N and the values at
-    N/2 stand beside them. The effective dimension counts the directions that each hold more than a thousandth of the
-    trace; beside it ``N_eff(z) = sum lambda/(lambda + z)`` and the count ``p(n, epsilon) = #{lambda >= z}`` at the
+    N/2 stand beside them. In the effective dimension a direction that holds a thousandth of the trace counts one
+    half; beside it ``N_eff(z) = sum lambda/(lambda + z)`` and the count ``p(n, epsilon) = #{lambda >= z}`` at the
     scale of the prior, ``z = epsilon / (2 (n - 1))`` (Yang, Mao and Chaudhari, ICML 2022, arXiv 2110.14163).
 
     Args:

@@ -67,8 +67,8 @@ QUANTITIES = (
     ),
     Quantity(
         "effective_dimension",
-        "Directions of the parameters that each hold more than a thousandth of the trace of the Hessian's Gauss-Newton "
-        "part. Compare with p.",
+        "Effective number of directions of the Hessian's Gauss-Newton part: one that holds a thousandth of its trace "
+        "counts one half. Compare with p.",
         chart="Effective dimension of the Gauss-Newton part",
         band=("effective_dimension_coarse", "effective_dimension_fine"),
         estimated=True,
@@ -138,7 +138,7 @@ class HessianSpectrum(CurvatureInstrument):
 
     Top-k eigenpairs by magnitude with residuals (Lanczos, full reorthogonalisation), the trace by Rademacher probe
     vectors, and of the Gauss-Newton part, by stochastic Lanczos quadrature with brackets, effective dimensions with
-    standard error and truncation error: the directions that each hold more than a thousandth of the trace, and
+    standard error and truncation error: one in which a direction with a thousandth of the trace counts one half, and
     ``N_eff(z) = sum lambda/(lambda + z)`` with the count ``p(n, epsilon) = #{lambda >= z}`` at the scale of the prior,
     ``z = epsilon / (2 (n - 1))`` (Yang, Mao and Chaudhari, ICML 2022, arXiv 2110.14163).
 
@@ -283,7 +283,7 @@ class HessianSpectrum(CurvatureInstrument):
             on_product=probe.advance,
         )
         gauss_newton = None
-        if scale is not None and choice.objective.has_outputs and hessian.status.ok:
+        if choice.objective.has_outputs and hessian.status.ok:
             gauss_newton = self._gauss_newton(choice, batches, scale, probe.advance)
         if not hessian.status.ok:
             self.warn_once(f"{self._heading()} at step {probe.step}: {hessian.status.value}", trainer=trainer)
@@ -321,15 +321,17 @@ class HessianSpectrum(CurvatureInstrument):
         sentences.append(phrases.dimension_at_prior(event))
         return [" ".join(filter(None, sentences)), *event.notes]
 
-    def _gauss_newton(self, choice: LossChoice, batches: list[Batch], scale: Scale, tick: Any) -> Spectrum:
+    def _gauss_newton(self, choice: LossChoice, batches: list[Batch], scale: Scale | None, tick: Any) -> Spectrum:
         assert self._vectors is not None
-        scales, dim = (scale.z / 10, scale.z, scale.z * 10), self._vectors.shape[1]
+        dim = self._vectors.shape[1]
 
         def enough(diagonal: Tensor, off: Tensor) -> bool:
             trace = dim * float(diagonal[0])  # of one probe vector of unit length
-            relative = (THOUSANDTH * trace, 10 * THOUSANDTH * trace)
-            return brackets.density_is_resolved(diagonal, off, (*scales, *relative), STOP_AT) and (
-                brackets.count_is_resolved(diagonal, off, scale.z, dim)
+            scales = [THOUSANDTH * trace, 10 * THOUSANDTH * trace]
+            if scale is not None:
+                scales += [scale.z / 10, scale.z, scale.z * 10]
+            return brackets.density_is_resolved(diagonal, off, tuple(scales), STOP_AT) and (
+                scale is None or brackets.count_is_resolved(diagonal, off, scale.z, dim)
             )
 
         return gauss_newton_of(
@@ -362,9 +364,10 @@ class HessianSpectrum(CurvatureInstrument):
         if scale is not None:
             found |= scale.estimates()
             found["converged_above_z"] = dimension.converged_above(hessian, scale.z)
-        if gauss_newton is not None and scale is not None and gauss_newton.status.ok:
+        if gauss_newton is not None and gauss_newton.status.ok:
             found |= relative_estimates(gauss_newton)
-            found |= scale.dimensions(gauss_newton)
+            if scale is not None:
+                found |= scale.dimensions(gauss_newton)
             if gauss_newton.trace is not None:
                 found["gauss_newton_trace"] = gauss_newton.trace
         return found

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 QUANTITIES = (
     Quantity(
         "effective_dimension",
-        "Directions of the inputs that each hold more than a thousandth of the trace of the correlation matrix. Read "
-        "it beside the number of features.",
+        "Effective number of directions of the inputs: one that holds a thousandth of the trace of the correlation "
+        "matrix counts one half. Read it beside the number of features.",
         chart="Dimension of the inputs",
         band=("effective_dimension_coarse", "effective_dimension_fine"),
         whole_spectrum=True,
@@ -110,8 +110,8 @@ QUANTITIES = (
     ),
     Quantity(
         "participation_ratio",
-        "(sum lambda)^2 / sum lambda^2 of the correlation matrix: the effective dimension of the inputs. "
-        "Compare it with the number of features and with the width of the first layer.",
+        "(sum lambda)^2 / sum lambda^2 of the correlation matrix: directions of about equal strength that would give "
+        "the same value. Compare it with the number of features.",
         chart="Dimension of the inputs",
         headline=True,
     ),
@@ -220,7 +220,7 @@ class InputSpectrum(MeasuringCallback):
 
     One pass of streaming second moments in float64 gives correlation, covariance and uncentred second moment
     together. A sharp drop and then small eigenvalues spread evenly over many decades is a "sloppy" spectrum (Yang, Mao
-    and Chaudhari, ICML 2022, arXiv 2110.14163). Its effective dimension is the participation ratio
+    and Chaudhari, ICML 2022, arXiv 2110.14163). Its participation ratio is
     ``(sum lambda)^2 / sum lambda^2``.
 
     Args:
@@ -338,11 +338,10 @@ class InputSpectrum(MeasuringCallback):
             quality = "" if fit is None else f" (R^2 = {fit:.2f})"
             change = f"{phrases.number(slope)} decades per index{quality}"
             sentences.append(f"Behind the first drop its eigenvalues change by {change}.")
-        dimension, features = phrases.value(event, "participation_ratio"), phrases.value(event, "num_features")
-        if dimension is not None:
-            of = "" if features is None else f" of {phrases.number(features)} features"
-            found = f"{phrases.number(dimension)}{of}"
-            sentences.append(f"Effective dimension of the inputs (participation ratio): {found}.")
+        features, ratio = phrases.value(event, "num_features"), phrases.value(event, "participation_ratio")
+        sentences.append(phrases.relative_dimension(event, " of the inputs"))
+        if ratio is not None:
+            sentences.append(f"Participation ratio: {phrases.number(ratio)}.")
         resolved, samples = phrases.value(event, "resolved"), phrases.value(event, "num_samples")
         if resolved is not None and features is not None and samples is not None:
             dependent = features - resolved

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.analysis import Quadrature, jacobian_of
+from lightning_sloppy.callbacks.curvature_instrument import refuse_unmatched
 from lightning_sloppy.callbacks.instrument import Instrument
 from lightning_sloppy.curvature.fisher_spectra import ROW_LIMIT
 from lightning_sloppy.curvature.jacobian import Outputs, jacobian_objective, weighted, width_of
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 QUANTITIES = (
     Quantity(
         "effective_dimension",
-        "Directions of the parameters that each hold more than a thousandth of the trace: the number to quote. It "
-        "falls fast at first, then grows slowly with what is memorised. At most 1,000.",
+        "Effective number of directions of the parameters, the number to quote: one that holds a thousandth of the "
+        "trace counts one half. It falls fast at first, then grows slowly with what is memorised. At most 1,000.",
         chart="Effective dimension",
         band=("effective_dimension_coarse", "effective_dimension_fine"),
         headline=True,
@@ -57,8 +58,8 @@ QUANTITIES = (
     ),
     Quantity(
         "n90",
-        "Fewest eigenvalues that hold 90 % of the trace together. It sees the leading directions, the effective "
-        "dimension also weaker ones.",
+        "Fewest eigenvalues that hold 90 % of the trace together. It has no cap, so it goes on where the effective "
+        "dimension comes near 1,000.",
         whole_spectrum=True,
     ),
     Quantity("n90_half_samples", "The same on the first half of the samples.", whole_spectrum=True),
@@ -96,6 +97,9 @@ ROWS = 1_280
 """Samples times outputs that the default probe aims at: the eigenvalues of so many rows take 0.15 s on one core, those
 of twice as many 1.0 s."""
 
+MOST_ROWS = 2_560
+"""Rows above which the default goes by products: with 100 outputs the kernel of 64 samples takes 15 s."""
+
 FEWEST, MOST = 64, 256
 """Samples of the default probe: the dimension is nearly settled there (181, 199, 215 at 64, 128, 256 on MNIST)."""
 
@@ -110,11 +114,11 @@ class JacobianSpectrum(Instrument):
     """Track the spectrum of the outputs' Jacobian in the parameters, each sample counting the same.
 
     The eigenvalues of ``K_ij / sqrt(tr K_ii tr K_jj)`` with ``K_ij = J_i J_j^T`` (the neural tangent kernel of the
-    probe), and the directions that each hold more than a thousandth of their sum. It needs no targets and no loss, does
-    not vanish when the samples are fitted, is nearly settled at 64 to 256 samples, and one sample with a huge gradient
-    changes little. Of all dimensions here it goes best with the generalisation gap. Among networks trained on clean
-    labels alone no dimension ranks generalisation well, and it depends on the preprocessing of the inputs: compare runs
-    with the same one.
+    probe), and their effective number: one that holds a thousandth of their sum counts one half. It needs no targets
+    and no loss, does not vanish when the samples are fitted, is nearly settled at 64 to 256 samples, and one sample
+    with a huge gradient changes little. Of all dimensions here it goes best with the generalisation gap. Among networks
+    trained on clean labels alone no dimension ranks generalisation well, and it depends on the preprocessing of the
+    inputs: compare runs with the same one.
 
     Args:
         outputs: Which outputs of a sample: a key of the mapping that ``forward`` returns, or a function of what it
@@ -122,7 +126,8 @@ class JacobianSpectrum(Instrument):
         normalize: Whether each sample counts the same; false gives the Fisher matrix of outputs of unit variance.
         parameters: Shell-style patterns of parameter names, such as "head.*". null: all trainable parameters.
         num_samples: Probe samples N; null: ``min(256, max(64, 1280 // outputs))``.
-        probes: Probe vectors where samples times outputs exceed 8,192, at least 2.
+        probes: Probe vectors where samples times outputs exceed 8,192, or 2,560 while ``num_samples`` is null; at
+            least 2.
         steps: Greatest depth of the quadrature there.
         schedule: When to measure, and what all measuring of the fit may cost; null: after every epoch.
         measure_on: "fixed_samples", or "current_batch" for the batch just trained on. null: "fixed_samples".
@@ -182,6 +187,12 @@ class JacobianSpectrum(Instrument):
         self._by_rule = num_samples is None
         self._vectors: Tensor | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse patterns that match nothing, where the layers are there already."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            refuse_unmatched(pl_module, self.parameters)
+
     def differences(self) -> dict[str, Any]:
         """Normalisation, outputs and parameters, unless they are the defaults."""
         raw = {} if self.normalize else {"normalize": "raw"}
@@ -207,16 +218,15 @@ class JacobianSpectrum(Instrument):
         objective = jacobian_objective(probe.module, self.outputs)
         layout = ParameterLayout.of(probe.module, self.parameters)
         batches, width = self._batches(probe, layout)
-        count = sum(map(sample_count, batches))
-        quadrature = None
-        if count * width > ROW_LIMIT:
-            quadrature = self._quadrature(layout.dim)
+        rows = sum(map(sample_count, batches)) * width
+        by_products = rows > (MOST_ROWS if self._by_rule else ROW_LIMIT)
         spectrum = jacobian_of(
             objective,
             batches,
             rng=generator(self.seed),
             normalize=self.normalize,
-            quadrature=quadrature,
+            quadrature=self._quadrature(layout.dim) if by_products else None,
+            method="products" if by_products else "gram",
             parameters=self.parameters,
             ranks=probe.context.ranks,
             on_product=probe.advance,
@@ -236,7 +246,8 @@ class JacobianSpectrum(Instrument):
         """As many samples of the probe as the number of outputs allows, and that number."""
         objective = jacobian_objective(probe.module, self.outputs)
         given = weighted(probe.batches)
-        width = max(width_of(objective, layout, picked(batch, torch.arange(1))) for batch in given[:1])
+        few = [picked(batch, torch.arange(min(2, sample_count(batch)))) for batch in given]
+        width = max(width_of(objective, layout, batch) for batch in few)  # sequences may differ in length
         wanted = min(MOST, max(FEWEST, ROWS // max(width, 1))) if self._by_rule else self.num_samples
         left = min(wanted, self.size.num_samples)
         chosen: list[Batch] = []
@@ -302,7 +313,9 @@ def jacobian_estimates(spectrum: Spectrum) -> dict[str, Estimate]:
         if value in spectrum.detail:
             found[name] = Estimate(float(spectrum.detail[value]))
     if spectrum.trace is not None and spectrum.trace.value > 0:
-        found["largest_fraction"] = Estimate(spectrum.largest / spectrum.trace.value)
+        fraction = spectrum.largest / spectrum.trace.value
+        relative = spectrum.trace.standard_error / spectrum.trace.value
+        found["largest_fraction"] = Estimate(fraction, relative * fraction, status=spectrum.trace.status)
     if not spectrum.truncated and spectrum.status is not Status.NON_FINITE:
         found |= {"entropy_rank": entropy_rank(spectrum), "participation_ratio": participation_ratio(spectrum)}
     return found

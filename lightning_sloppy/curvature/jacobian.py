@@ -6,7 +6,7 @@ no targets and no loss, and says what the network could learn next rather than h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,17 +27,77 @@ from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.curvature.partition import layers_of_rank, samples_of_rank
 from lightning_sloppy.curvature.spectra import Quadrature, gauss_newton_of
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch, private, sample_count
+from lightning_sloppy.evaluation.batches import Batch, picked, private, sample_count
 from lightning_sloppy.evaluation.nests import map_tensors, tensors_of
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.ranks import ALONE, Ranks
-from lightning_sloppy.records import Spectrum, Status
+from lightning_sloppy.records import Estimate, Spectrum, Status
 
 Outputs = Callable[[Any], Any] | str
 """Which outputs: a function of what ``forward`` returns, or a key of the mapping that it returns."""
 
-SCALE_ROWS = 2_048
-"""Rows of the Gram matrix that estimates the norms of the samples' Jacobians where those have too many rows."""
+MOST_EXACT = 128
+"""Outputs of a sample up to which the norm of its Jacobian is exact where it is not read off a kernel."""
+
+DRAWS = 32
+"""Random signs for the norm of a Jacobian with more outputs: a relative error of at most 25 %."""
+
+CHUNK_ROWS, CHUNK_NUMBERS = 1_024, 2**24
+"""Rows of a Gram matrix of which only the diagonal is wanted, and cotangents in memory for it."""
+
+
+class _ChosenOutputs(Objective):
+    """The module with its chosen outputs as its outputs, whichever path asks for them.
+
+    Args:
+        module: Any module.
+        chosen: Which outputs; None: all floating-point tensors with a row for each sample.
+        seed: Set before every forward, for train mode.
+    """
+
+    def __init__(self, module: nn.Module, chosen: Outputs | None, *, seed: int | None = None) -> None:
+        super().__init__(module, _half_squares, seed=seed)
+        self._chosen = chosen
+        self._places: set[int] | None = None
+
+    def outputs(self, parameters: Mapping[str, Tensor], inputs: Any) -> list[Tensor]:
+        """The chosen tensors, each with a row for each sample."""
+        count = sample_count((inputs, None))
+        found = super().outputs(parameters, inputs)
+        if isinstance(self._chosen, str):
+            found = found.get(self._chosen) if isinstance(found, Mapping) else getattr(found, self._chosen, None)
+            if found is None:
+                raise ConfigurationError(
+                    f"outputs={self._chosen!r} was asked for, but forward returns no such part; pass a key of what it "
+                    "returns, or a function of it."
+                )
+        elif self._chosen is not None:
+            found = self._chosen(found)
+        leaves = [_with_row(leaf, count) for leaf in tensors_of(found) if leaf.is_floating_point()]
+        places = {place for place, leaf in enumerate(leaves) if leaf.shape[:1] == (count,)}
+        if self._places is not None:
+            places &= self._places
+        if count > 1:
+            self._places = places  # a state of shape (1, 1, H) looks like the output of a single sample
+        rows = [leaves[place] for place in sorted(places)]
+        if not rows:
+            shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves) or "no floating-point tensor"
+            raise ConfigurationError(
+                f"The Jacobian needs outputs with a row for each sample, but {count:,} samples gave {shapes}; pass "
+                "outputs=, a key or a function of what forward returns, that gives such tensors."
+            )
+        return rows
+
+
+def _with_row(leaf: Tensor, count: int) -> Tensor:
+    """A forward that squeezes its outputs drops the dimension of a single sample."""
+    return leaf.unsqueeze(0) if count == 1 and leaf.shape[:1] != (1,) else leaf
+
+
+def _half_squares(found: list[Tensor], weights: Any) -> Tensor:
+    total = sum((leaf.reshape(len(weights), -1).square().sum(1) for leaf in found), torch.zeros(()).to(weights))
+    loss: Tensor = (weights * total).mean() / 2
+    return loss
 
 
 def jacobian_objective(module: nn.Module, outputs: Outputs | None, *, seed: int | None = None) -> Objective:
@@ -45,42 +105,10 @@ def jacobian_objective(module: nn.Module, outputs: Outputs | None, *, seed: int 
 
     Args:
         module: Any module.
-        outputs: Which outputs; None: all floating-point tensors with a row for each sample.
+        outputs: Which outputs f; None: all floating-point tensors with a row for each sample.
         seed: Set before every forward, for train mode.
     """
-
-    def half_squares(found: Any, weights: Any) -> Tensor:
-        chosen = pick(found)
-        total = sum((leaf.reshape(len(weights), -1).square().sum(1) for leaf in chosen), torch.zeros(()).to(weights))
-        loss: Tensor = (weights * total).mean() / 2
-        return loss
-
-    def pick(found: Any) -> list[Tensor]:
-        count = None
-        if isinstance(outputs, str):
-            try:
-                found = found[outputs]
-            except (KeyError, TypeError, IndexError):
-                found = getattr(found, outputs, None)
-            if found is None:
-                raise ConfigurationError(
-                    f"outputs={outputs!r} was asked for, but forward returns no such part; pass a key of what it "
-                    "returns, or a function of it."
-                )
-        elif outputs is not None:
-            found = outputs(found)
-        leaves = [leaf for leaf in tensors_of(found) if leaf.is_floating_point() and leaf.ndim > 0]
-        if outputs is None:
-            count = leaves[0].shape[0] if leaves else None
-            leaves = [leaf for leaf in leaves if leaf.shape[0] == count]
-        if not leaves:
-            raise ConfigurationError(
-                "forward returns no floating-point tensor, so there is no Jacobian; pass outputs=, a function of what "
-                "it returns."
-            )
-        return leaves
-
-    return Objective(module, half_squares, seed=seed)
+    return _ChosenOutputs(module, outputs, seed=seed)
 
 
 def weighted(batches: Sequence[Batch], weights: Tensor | None = None) -> list[Batch]:
@@ -130,6 +158,8 @@ def width_of(objective: Objective, layout: ParameterLayout, batch: Batch) -> int
     """Outputs D of a sample."""
     leaves = {name: leaf.detach() for name, leaf in layout.leaves(objective.module, objective.dtype).items()}
     with double_backward(objective.module), torch.no_grad():
+        if sample_count(batch) > 2:  # a tensor that has a row for each of N samples by chance has none for each of two
+            objective.outputs(leaves, private(picked(batch, torch.arange(2)))[0])
         outputs = objective.outputs(leaves, private(batch)[0])
     with torch.enable_grad():
         objective.examine(map_tensors(Tensor.detach, outputs), batch)
@@ -202,11 +232,14 @@ def jacobian_of(
             f"{ROW_LIMIT:,}, so its spectrum comes by products; pass probes=4, or use fewer samples or outputs."
         )
     detail: dict[str, str | int | float] = {}
+    trace: Estimate | None = None
     if normalize:
-        norms = estimated_norms(objective, layout, batches, rng, ranks)
+        norms, exact = sample_norms(objective, layout, batches, rng, ranks)
         weights = torch.where(norms > 0, 1 / norms.clamp_min(torch.finfo(norms.dtype).tiny), torch.zeros_like(norms))
         batches = weighted(batches, weights.to(objective.dtype))
         detail = _largest_sample(norms)
+        if exact and bool(torch.isfinite(norms).all()):
+            trace = Estimate(float((norms > 0).double().mean()))  # known, so that no probe vector has to find it
     mine, _ = samples_of_rank(ranks, objective, batches)
     found = gauss_newton_of(
         objective.over(ranks), mine, quadrature=quadrature, rng=rng, parameters=parameters, on_product=on_product
@@ -216,6 +249,7 @@ def jacobian_of(
         matrix=name_of(normalize),
         rank_bound=min(rows, layout.dim),
         num_samples=count,
+        trace=trace if trace is not None and found.status.ok else found.trace,
         detail={**found.detail, **detail, "outputs": rows // count},
     )
 
@@ -247,19 +281,36 @@ def _largest_sample(norms: Tensor) -> dict[str, str | int | float]:
     return {"largest_sample": int(norms.argmax()), "largest_sample_fraction": float(norms.max()) / total}
 
 
-def estimated_norms(
+def sample_norms(
     objective: Objective, layout: ParameterLayout, batches: list[Batch], rng: torch.Generator, ranks: Ranks
-) -> Tensor:
-    """``tr K_ii`` of each sample by random signs over its outputs (Hutchinson), (N,), where D is too large for all.
+) -> tuple[Tensor, bool]:
+    """``tr K_ii`` of each sample without the kernel, (N,), and whether it is exact.
 
-    With S draws the relative variance is at most ``2 / S`` over the participation ratio of K_ii. A sample then counts
-    a few per cent more or less than others, by chance; the matrix stays that of the whole Jacobian.
+    Exact for up to 128 outputs. Beyond, by S = 32 random signs over the outputs (Hutchinson), with the relative
+    variance ``2 / S`` over the participation ratio of K_ii: a sample then counts more or less than others by chance,
+    by 25 % at the most (one output direction for all) and by a few per cent where outputs differ.
     """
-    draws = max(SCALE_ROWS // max(sum(map(sample_count, batches)), 1), 4)
-    pulled = []
+    found: list[Tensor] = []
+    exact = True
     for batch in batches:
-        width = width_of(objective, layout, batch)
-        signs = torch.randint(0, 2, (draws, sample_count(batch), width), generator=rng, dtype=torch.int8)
-        pulled.append((2 * signs - 1).to(objective.device, objective.dtype))
-    matrix, _ = _inner_products(objective, layout, pulled, batches, ranks)
-    return matrix.diagonal().reshape(draws, -1).mean(0)
+        count, width = sample_count(batch), width_of(objective, layout, batch)
+        exact = exact and width <= MOST_EXACT
+        draws = width if width <= MOST_EXACT else DRAWS
+        samples = max(1, min(CHUNK_ROWS // draws, CHUNK_NUMBERS // (draws * width)))
+        together = draws if width <= MOST_EXACT else max(1, min(draws, CHUNK_NUMBERS // (samples * width)))
+        for first in range(0, count, samples):
+            part = picked(batch, torch.arange(first, min(first + samples, count)))
+            here = sample_count(part)
+            total = torch.zeros(here, dtype=torch.float64)
+            for start in range(0, draws, together):
+                rows = min(together, draws - start)
+                if width <= MOST_EXACT:
+                    eye = torch.eye(width, device=objective.device, dtype=objective.dtype)
+                    pulled = eye.unsqueeze(1).expand(width, here, width)
+                else:
+                    signs = torch.randint(0, 2, (rows, here, width), generator=rng, dtype=torch.int8)
+                    pulled = signs.to(objective.device, objective.dtype).mul_(2).sub_(1)
+                matrix, _ = _inner_products(objective, layout, [pulled], [part], ranks)
+                total += matrix.diagonal().reshape(rows, here).sum(0).to("cpu", torch.float64)
+            found.append(total if width <= MOST_EXACT else total / draws)
+    return torch.cat(found), exact

@@ -17,7 +17,7 @@ from lightning_sloppy.measures.functionals import UNAVAILABLE, coupling, pairs, 
 from lightning_sloppy.records import Density, Estimate, Spectrum, Status
 
 THOUSANDTH = 1e-3
-"""The usual fraction c: counted are directions that each hold more than about a thousandth of the trace."""
+"""The usual fraction c: a direction that holds a thousandth of the trace counts one half."""
 
 _STEP = 0.05
 """Relative step of the difference that gives the slope of the dimension in z: its curvature there is mild."""
@@ -31,8 +31,8 @@ def relative_dimension(spectrum: Spectrum, c: float = THOUSANDTH) -> Estimate:
 
     * All eigenvalues known: exact, up to rounding; noise below the floor counts as zero.
     * A density with probe vectors: the brackets of :func:`effective_dimension` at z, with the trace estimated from the
-      same probe vectors. The standard error is that of both together, by the delta method: the trace and the sum
-      move together from probe vector to probe vector.
+      same probe vectors, unless it is known. The standard error is that of both together, by the delta method: the
+      trace and the sum move together from probe vector to probe vector.
     * Eigenvalues cut at k, or an indefinite matrix: UNAVAILABLE.
 
     Args:
@@ -60,7 +60,9 @@ def relative_dimension(spectrum: Spectrum, c: float = THOUSANDTH) -> Estimate:
     density = spectrum.density
     if density is None or not density.positive_semidefinite:
         return UNAVAILABLE
-    return _from_density(density, c)
+    trace = spectrum.trace
+    known = None if trace is None or trace.status is not Status.EXACT or trace.total_error else trace.value
+    return _from_density(density, c, known)
 
 
 def directions_holding(spectrum: Spectrum, fraction: float) -> Estimate:
@@ -129,9 +131,9 @@ def _resolved(spectrum: Spectrum) -> Tensor:
     return values.where(values > max(spectrum.floor, 0.0), torch.zeros_like(values))
 
 
-def _from_density(density: Density, c: float) -> Estimate:
+def _from_density(density: Density, c: float, trace: float | None) -> Estimate:
     traces = torch.stack([diagonal[0] for diagonal, _ in pairs(density)]) * density.masses
-    total = float(traces.mean() + density.known.sum())
+    total = float(traces.mean() + density.known.sum()) if trace is None else trace
     if not total > 0:
         return Estimate(0.0) if total == 0 else Estimate(math.nan, status=Status.UNRESOLVED)
     z = c * total
@@ -147,7 +149,7 @@ def _from_density(density: Density, c: float) -> Estimate:
     middle = bounds.mean(dim=1)
     slope = (value(z * (1 + _STEP)) - value(z * (1 - _STEP))) / (2 * _STEP * z)
     # The delta method: what one probe vector more or less does to the sum, at its own z and through z.
-    error = standard_error(middle + slope * c * traces)
+    error = standard_error(middle if trace is not None else middle + slope * c * traces)
     truncation = float((bounds[:, 1] - bounds[:, 0]).mean()) / 2 + coupling(density) / z
     found = float(middle.mean()) + float(soft(density.known, z).sum())
     resolved = truncation <= RESOLVED * abs(found) and math.isfinite(error)

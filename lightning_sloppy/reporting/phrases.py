@@ -77,16 +77,16 @@ def named(event: Measurement, names: Mapping[str, str]) -> str:
 
 
 def relative_dimension(event: Measurement, of: str = "") -> str:
-    """How many directions each hold more than a thousandth of the trace, or why nobody knows."""
+    """The effective dimension at a thousandth of the trace, or why nobody knows."""
     estimate = event.estimates.get("effective_dimension")
     name = f"Effective dimension{of}"
     if estimate is None:
         return f"{name}: missing{'' if event.notes else ', no reason was given'}."
     if not usable(estimate):
         return f"{name}: missing. {estimate.status.value}"
-    parameters = value(event, "num_parameters")
-    total = "" if parameters is None else f" of {number(parameters)} parameters"
-    return f"{name}: {with_error(estimate)}{total} (directions that each hold more than a thousandth of the trace)."
+    counts = {what: value(event, f"num_{what}") for what in ("parameters", "features")}
+    total = "".join(f" of {number(count)} {what}" for what, count in counts.items() if count is not None)
+    return f"{name}: {with_error(estimate)}{total} (a direction with a thousandth of the trace counts one half)."
 
 
 def dimension_at_prior(event: Measurement) -> str:

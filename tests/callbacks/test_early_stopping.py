@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from dataclasses import replace
 
@@ -11,7 +12,14 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 from tiny import SAFELY, Classifier, loader, trainer
 
-from lightning_sloppy import EffectiveDimensionEarlyStopping, Estimate, FisherSpectrum, StoppingReason
+from lightning_sloppy import (
+    ConfigurationError,
+    EffectiveDimensionEarlyStopping,
+    Estimate,
+    FisherSpectrum,
+    InputSpectrum,
+    StoppingReason,
+)
 from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.demo import DigitsDataModule, MLPClassifier
 from lightning_sloppy.measures.plateau import Verdict
@@ -203,3 +211,19 @@ def test_a_fisher_matrix_with_too_many_rows_and_the_stop_that_watches_it_say_so_
     blind = [each for each in rows if each.startswith("Early stopping on sloppy_fisher_exact/effective_dimension")]
     assert len(blind) == 1
     assert stopping.stopping_reason is StoppingReason.NOT_STOPPED
+
+
+@pytest.mark.parametrize(
+    ("monitor", "callbacks", "remedy"),
+    [
+        ("sloppy_jacobian/effective_dimension", [], "add JacobianSpectrum()"),
+        ("sloppy_input/effective_dimension", [InputSpectrum], "add FisherSpectrum()"),
+        ("sloppy_jacobian/effective_dimension", [InputSpectrum, FisherSpectrum], "monitor='sloppy_fisher/effective"),
+    ],
+)
+def test_a_monitor_that_nobody_measures_again_is_refused_with_a_remedy(tmp_path, monitor, callbacks, remedy):
+    stopping = EffectiveDimensionEarlyStopping(monitor)
+    host = trainer(tmp_path, callbacks=[stopping, *(each() for each in callbacks)])
+    with pytest.raises(ConfigurationError, match=re.escape(remedy)) as caught:
+        host.fit(Classifier(), loader())
+    assert "sloppy_input" not in str(caught.value).replace(monitor, "", 1)

@@ -68,7 +68,7 @@ def test_the_probe_has_as_many_samples_as_the_outputs_allow(tmp_path, outputs, c
 
 
 def test_many_outputs_are_seen_through_probe_vectors(tmp_path, monkeypatch):
-    monkeypatch.setattr(module_of_the_callback, "ROW_LIMIT", 60)
+    monkeypatch.setattr(module_of_the_callback, "MOST_ROWS", 60)
     monkeypatch.setattr("lightning_sloppy.curvature.jacobian.ROW_LIMIT", 60)
     torch.manual_seed(0)
     model = Classifier()
@@ -126,6 +126,33 @@ def test_it_needs_no_loss_and_picks_outputs(tmp_path):
     assert (scores.latest.estimates["num_outputs"].value, both.latest.estimates["num_outputs"].value) == (3, 4)
 
 
+class Unequal(IterableDataset):
+    """Batches of sequences of two lengths, the shorter ones first."""
+
+    def __iter__(self):
+        draws = torch.Generator().manual_seed(1)
+        for turn in range(6):
+            length = (2, 6)[turn % 2]
+            yield torch.randn(16, length, 3, generator=draws), torch.randn(16, length, 20, generator=draws)
+
+
+class Positions(Regressor):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 10), nn.Tanh(), nn.Linear(10, 20))
+
+
+def test_sequences_of_unequal_length_go_by_the_longest(tmp_path):
+    torch.manual_seed(0)
+    callback = JacobianSpectrum(strict=True)
+    trainer(tmp_path, callbacks=[callback], max_epochs=1).fit(Positions(), DataLoader(Unequal(), batch_size=None))
+    found = callback.latest.estimates
+    assert (found["num_outputs"].value, found["num_samples"].value) == (120, 64)
+    assert callback.latest.cost.products > 0  # 7,680 rows
+    assert found["effective_dimension"].value > 0
+    assert found["effective_dimension"].standard_error > 0
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         yield from blobs(96)
@@ -157,10 +184,16 @@ def test_it_is_the_first_of_the_monitor_and_of_the_summary(tmp_path, capsys):
     assert next(iter(watcher.latest)) == "jacobian"
     (first, *_) = watcher.parts[0].paragraphs()
     value = watcher.latest["jacobian"].estimates["effective_dimension"].value
-    assert first.startswith(f"Effective dimension: {value:.4g} of 83 parameters (directions that each hold more than")
+    assert first.startswith(f"Effective dimension: {value:.4g} of 83 parameters (a direction with a thousandth of")
 
 
 @pytest.mark.parametrize("wrong", [{"probes": 1}, {"steps": 1}, {"num_samples": 1}])
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigurationError, match="pass at least 2 of each"):
         JacobianSpectrum(**wrong)
+
+
+def test_patterns_that_match_nothing_are_refused_before_training(tmp_path):
+    host = trainer(tmp_path, callbacks=[JacobianSpectrum(parameters="nothing.*")])
+    with pytest.raises(ConfigurationError, match=r"nothing\.\*"):
+        host.fit(Classifier(), loader())

@@ -56,6 +56,13 @@ def test_a_stream_is_measured_on_its_first_batches(tmp_path):
     assert fisher.latest.estimates["effective_dimension"].value > 0
 
 
+def test_a_stream_without_a_length_has_a_dimension_but_none_at_the_prior(tmp_path):
+    hessian = HessianSpectrum(k=2, num_samples=16, strict=True)
+    trainer(tmp_path, callbacks=[hessian], max_epochs=1).fit(Classifier(), DataLoader(Stream(), 16))
+    assert hessian.latest.estimates["effective_dimension"].value > 0
+    assert "effective_dimension_at_prior" not in hessian.latest.estimates
+
+
 def test_a_stream_shorter_than_the_probe_is_measured_after_an_epoch(tmp_path):
     fisher = FisherSpectrum(num_samples=1000, strict=True)
     trainer(tmp_path, callbacks=[fisher], max_epochs=2).fit(Classifier(), DataLoader(Counted(), 16))

@@ -31,7 +31,7 @@ def certificate(**fields) -> Certificate:
 INPUT = event(
     "input",
     {"decades": 3.21, "slope": -0.0412, "slope_r_squared": 0.97, "participation_ratio": 17.3, "num_features": 61,
-     "constant_columns": 3, "num_samples": 1437},
+     "effective_dimension": 41.5, "constant_columns": 3, "num_samples": 1437},
 )  # fmt: skip
 HESSIAN = event(
     "hessian",
@@ -57,13 +57,14 @@ def test_the_whole_story_in_words_and_numbers():
     for sentence in (
         "N = 1,437 training samples. The correlation matrix spans 3.21 decades.",
         "change by -0.0412 decades per index (R^2 = 0.97).",
-        "Effective dimension of the inputs (participation ratio): 17.3 of 61 features.",
+        "Effective dimension of the inputs: 41.5 of 61 features (a direction with a thousandth of the trace counts one",
+        "Participation ratio: 17.3.",
         "3 constant columns were left out.",
         "Step 414, epoch 22. N = 1,024 probe samples.",
         "Largest eigenvalue 8.25, smallest -0.125, trace 40.0 +- 1.5.",
-        "Effective dimension of the Gauss-Newton part: 459.7 +- 5.9 of 4,570 parameters (directions that each hold",
+        "Effective dimension of the Gauss-Newton part: 459.7 +- 5.9 of 4,570 parameters (a direction with a thousandth",
         "At the scale of the prior, z = 0.00245, it is 300.0 +- 4.0.",
-        "Effective dimension: 166 of 4,570 parameters (directions that each hold more than a thousandth of the trace).",
+        "Effective dimension: 166 of 4,570 parameters (a direction with a thousandth of the trace counts one half).",
         "At the scale of the prior, z = 0.00245, it is 88.",
         "On the first half of the samples it is 120.5.",
         "The PAC-Bayes bound on the true error is 0.3123. It certifies the pair of networks drawn around the model",

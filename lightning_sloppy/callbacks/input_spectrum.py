@@ -78,7 +78,8 @@ QUANTITIES = (
     Quantity(
         "decades",
         "Powers of ten between the largest and the smallest resolved eigenvalue of the correlation matrix. "
-        "Six or more is called sloppy; near zero means that the features are nearly independent.",
+        "Near zero the features are nearly independent. Independent ones reach several decades too where there are "
+        "hardly more samples than features.",
         chart="Decades",
         headline=True,
     ),

@@ -83,7 +83,10 @@ QUANTITIES = (
     ),
     Quantity("num_outputs", "Outputs of a sample, positions of a sequence included."),
     Quantity("num_parameters", "Trainable parameters p. The denominator for every dimension of this group."),
-    Quantity("num_samples", "Probe samples N. By default between 64 and 256, so that N times outputs is about 1,280."),
+    Quantity(
+        "num_samples",
+        "Probe samples N. By default 1,280 divided by the outputs of a sample, at least 64 and at most 256.",
+    ),
 )
 HISTOGRAMS = (
     SpectrumHistogram(
@@ -148,7 +151,7 @@ class JacobianSpectrum(Instrument):
     quantities = QUANTITIES
     histograms = HISTOGRAMS
     costs = ("seconds",)
-    cost_advice = "It grows with the cube of `num_samples` times outputs."
+    cost_advice = "Lower `num_samples`, or choose fewer outputs with `outputs`."
     writes_nothing = True
 
     def __init__(

@@ -15,7 +15,6 @@ from lightning_sloppy.measures.effective_dimension import curvature_scale, effec
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.probe import MeasureOn
 from lightning_sloppy.probing.schedule import Schedule
-from lightning_sloppy.quantities import Quantity
 from lightning_sloppy.records import Estimate, Spectrum
 
 if TYPE_CHECKING:
@@ -32,60 +31,6 @@ def refuse_unmatched(module: LightningModule, parameters: Patterns) -> None:
     lazy = any(isinstance(parameter, UninitializedParameter) for parameter in known)
     if parameters is not None and known and not lazy:
         ParameterLayout.of(module, parameters)
-
-
-def quantities_at_prior(*, estimated: bool) -> tuple[Quantity, ...]:
-    """What an instrument on curvature reports at the scale of the prior.
-
-    Args:
-        estimated: Whether the spectrum is seen through probe vectors.
-    """
-    return (
-        Quantity(
-            "effective_dimension_at_prior",
-            "N_eff(z) = sum lambda / (lambda + z) at the scale z of the prior, on which the bound rests. It measures "
-            "how well samples are fitted, and goes to 0 when all are.",
-            chart="Effective dimension at the scale of the prior",
-            band=("effective_dimension_at_prior_coarse", "effective_dimension_at_prior_fine"),
-            estimated=estimated,
-            whole_spectrum=True,
-        ),
-        Quantity(
-            "effective_dimension_at_prior_fine",
-            "The same at z/10, a weaker prior. If it still grows while the curve at z is flat, the curve at z is at "
-            "its maximum, not on a plateau.",
-            estimated=estimated,
-            whole_spectrum=True,
-        ),
-        Quantity(
-            "effective_dimension_at_prior_coarse",
-            "The same at 10 z, a stronger prior: the stiffest directions only. It settles first.",
-            estimated=estimated,
-            whole_spectrum=True,
-        ),
-        Quantity(
-            "eigenvalue_count",
-            "p(n, epsilon): eigenvalues at or above z. A step function, hence harder to resolve than N_eff(z); the "
-            "rest of the parameters is left to the prior.",
-            chart="Eigenvalues above z",
-            estimated=estimated,
-            whole_spectrum=True,
-        ),
-        Quantity(
-            "z",
-            "Curvature scale epsilon / (2 (n - 1)) at which data and prior weigh the same. Constant in a run; "
-            "curves of two runs compare only at the same z.",
-        ),
-        Quantity(
-            "epsilon",
-            "Precision of the prior behind z, by default p / ||w0||^2. Pass one `epsilon` to all runs that you "
-            "want to compare.",
-        ),
-        Quantity(
-            "num_parameters",
-            "Trainable parameters p. The denominator for every dimension of this group.",
-        ),
-    )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_sloppy.analysis import Fisher, Solve, fisher_of
-from lightning_sloppy.callbacks.curvature_instrument import CurvatureInstrument, Scale, quantities_at_prior
+from lightning_sloppy.callbacks.curvature_instrument import CurvatureInstrument, Scale
+from lightning_sloppy.callbacks.dimension_quantities import quantities_at_prior, quantities_of_dimension
 from lightning_sloppy.curvature.cotangents import checked_kind
 from lightning_sloppy.curvature.fisher_spectra import ROW_LIMIT
 from lightning_sloppy.curvature.parameters import Patterns
@@ -37,34 +38,13 @@ QUANTITIES = (
         "It falls to zero as the samples are fitted.",
         chart="Largest eigenvalue and trace",
     ),
-    Quantity(
-        "effective_dimension",
+    *quantities_of_dimension(
         "Effective number of directions of the parameters, exact on the probe: one that holds a thousandth of the "
         "trace counts one half. It falls where few samples own the trace, as they do when most are fitted.",
-        chart="Effective dimension on all and on half of the samples",
-        band=("effective_dimension_coarse", "effective_dimension_fine"),
-        headline=True,
-        whole_spectrum=True,
+        chart="Effective dimension",
+        fine="Close to N it is limited by the probe: raise `num_samples`.",
+        half="Well below the whole value, the number still grows with N: raise `num_samples`.",
     ),
-    Quantity(
-        "effective_dimension_fine",
-        "The same at a ten-thousandth of the trace. Close to N it is limited by the probe: raise `num_samples`.",
-        whole_spectrum=True,
-    ),
-    Quantity(
-        "effective_dimension_coarse",
-        "The same at a hundredth of the trace: the leading directions only. At most 100.",
-        whole_spectrum=True,
-    ),
-    Quantity(
-        "effective_dimension_half_samples",
-        "The same on the first half of the probe. Well below the full value, the number still grows with N: "
-        "read it as a lower end and raise `num_samples`.",
-        chart="Effective dimension on all and on half of the samples",
-        whole_spectrum=True,
-    ),
-    Quantity("n90", "Fewest eigenvalues that hold 90 % of the trace together.", whole_spectrum=True),
-    Quantity("n90_half_samples", "The same on the first half of the probe.", whole_spectrum=True),
     Quantity(
         "effective_dimension_at_prior_half_samples",
         "The same at z on the first half of the probe, to see how much it depends on N.",
@@ -249,11 +229,9 @@ class FisherSpectrum(CurvatureInstrument):
             phrases.on_samples(event, "probe samples"),
             phrases.named(event, {"largest": "Largest eigenvalue", "trace": "trace"}),
             phrases.relative_dimension(event),
+            phrases.on_half(event),
+            phrases.dimension_at_prior(event),
         ]
-        half = phrases.value(event, "effective_dimension_half_samples")
-        if half is not None:
-            sentences.append(f"On the first half of the samples it is {phrases.number(half)}.")
-        sentences.append(phrases.dimension_at_prior(event))
         return [" ".join(filter(None, sentences)), *event.notes]
 
 

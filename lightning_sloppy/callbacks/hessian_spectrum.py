@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lightning_sloppy.analysis import Quadrature, Solve, checked_counts, gauss_newton_of, hessian_of
 from lightning_sloppy.callbacks import directions
-from lightning_sloppy.callbacks.curvature_instrument import CurvatureInstrument, Scale, quantities_at_prior
+from lightning_sloppy.callbacks.curvature_instrument import CurvatureInstrument, Scale
+from lightning_sloppy.callbacks.dimension_quantities import quantities_at_prior, quantities_of_dimension
 from lightning_sloppy.callbacks.directions import Directions
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.errors import ConfigurationError
@@ -65,29 +66,13 @@ QUANTITIES = (
         "If it equals k, raise k or read `eigenvalue_count`.",
         chart="Eigenvalues above z",
     ),
-    Quantity(
-        "effective_dimension",
+    *quantities_of_dimension(
         "Effective number of directions of the Hessian's Gauss-Newton part: one that holds a thousandth of its trace "
         "counts one half. Compare with p.",
         chart="Effective dimension of the Gauss-Newton part",
-        band=("effective_dimension_coarse", "effective_dimension_fine"),
+        fine="Missing where the quadrature does not resolve it.",
         estimated=True,
-        headline=True,
-        whole_spectrum=True,
     ),
-    Quantity(
-        "effective_dimension_fine",
-        "The same at a ten-thousandth of the trace; missing where the quadrature does not resolve it.",
-        estimated=True,
-        whole_spectrum=True,
-    ),
-    Quantity(
-        "effective_dimension_coarse",
-        "The same at a hundredth of the trace: the leading directions only. At most 100.",
-        estimated=True,
-        whole_spectrum=True,
-    ),
-    Quantity("n90", "Fewest eigenvalues that hold 90 % of the trace of the Gauss-Newton part.", whole_spectrum=True),
     Quantity(
         "gauss_newton_trace",
         "Trace of the Gauss-Newton part. Its gap to the trace of the Hessian is the part that comes from "

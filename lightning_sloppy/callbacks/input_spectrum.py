@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor
 
+from lightning_sloppy.callbacks.dimension_quantities import quantities_of_dimension
 from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import as_pair
@@ -30,27 +31,13 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 QUANTITIES = (
-    Quantity(
-        "effective_dimension",
+    *quantities_of_dimension(
         "Effective number of directions of the inputs: one that holds a thousandth of the trace of the correlation "
         "matrix counts one half. Read it beside the number of features.",
         chart="Dimension of the inputs",
-        band=("effective_dimension_coarse", "effective_dimension_fine"),
-        whole_spectrum=True,
+        half="If it differs much from the whole value, raise `max_samples`.",
+        headline=False,
     ),
-    Quantity("effective_dimension_fine", "The same at a ten-thousandth of the trace.", whole_spectrum=True),
-    Quantity(
-        "effective_dimension_coarse",
-        "The same at a hundredth of the trace: the leading directions only. At most 100.",
-        whole_spectrum=True,
-    ),
-    Quantity(
-        "effective_dimension_half_samples",
-        "The same from half of the samples. If it differs much from the whole value, raise `max_samples`.",
-        whole_spectrum=True,
-    ),
-    Quantity("n90", "Fewest directions that hold 90 % of the trace together.", whole_spectrum=True),
-    Quantity("n90_half_samples", "The same from half of the samples.", whole_spectrum=True),
     Quantity(
         "n95",
         "Fewest directions that hold 95 % of the trace of the correlation matrix together.",

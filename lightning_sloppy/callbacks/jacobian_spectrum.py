@@ -9,12 +9,14 @@ from torch import Tensor
 
 from lightning_sloppy.analysis import Quadrature, jacobian_of
 from lightning_sloppy.callbacks.curvature_instrument import refuse_unmatched
+from lightning_sloppy.callbacks.dimension_quantities import quantities_of_dimension
 from lightning_sloppy.callbacks.instrument import Instrument
 from lightning_sloppy.curvature.fisher_spectra import ROW_LIMIT
 from lightning_sloppy.curvature.jacobian import Outputs, jacobian_objective, weighted, width_of
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, picked, sample_count
+from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.measures.brackets import density_is_resolved
 from lightning_sloppy.measures.relative_dimension import THOUSANDTH, relative_estimates
@@ -30,39 +32,13 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 QUANTITIES = (
-    Quantity(
-        "effective_dimension",
+    *quantities_of_dimension(
         "Effective number of directions of the parameters, the number to quote: one that holds a thousandth of the "
         "trace counts one half. It falls fast at first, then grows slowly with what is memorised. At most 1,000.",
         chart="Effective dimension",
-        band=("effective_dimension_coarse", "effective_dimension_fine"),
-        headline=True,
-        whole_spectrum=True,
+        fine="A wide band means that there is no sharp border between directions that count and those that do not.",
+        half="If it is far below the whole value, raise `num_samples`.",
     ),
-    Quantity(
-        "effective_dimension_fine",
-        "The same at a ten-thousandth of the trace. A wide band means that there is no sharp border between directions "
-        "that count and those that do not.",
-        whole_spectrum=True,
-    ),
-    Quantity(
-        "effective_dimension_coarse",
-        "The same at a hundredth of the trace: the leading directions only. At most 100.",
-        whole_spectrum=True,
-    ),
-    Quantity(
-        "effective_dimension_half_samples",
-        "The same on the first half of the samples. If it is far below the whole value, raise `num_samples`.",
-        chart="Effective dimension",
-        whole_spectrum=True,
-    ),
-    Quantity(
-        "n90",
-        "Fewest eigenvalues that hold 90 % of the trace together. It has no cap, so it goes on where the effective "
-        "dimension comes near 1,000.",
-        whole_spectrum=True,
-    ),
-    Quantity("n90_half_samples", "The same on the first half of the samples.", whole_spectrum=True),
     Quantity(
         "entropy_rank",
         "exp(-sum q log q) with q = lambda / trace: between participation ratio and rank. Its growth above its minimum "
@@ -220,7 +196,7 @@ class JacobianSpectrum(Instrument):
         """One kernel, its eigenvalues, and those of its first half."""
         objective = jacobian_objective(probe.module, self.outputs)
         layout = ParameterLayout.of(probe.module, self.parameters)
-        batches, width = self._batches(probe, layout)
+        batches, width = self._batches(probe, objective, layout)
         rows = sum(map(sample_count, batches)) * width
         by_products = rows > (MOST_ROWS if self._by_rule else ROW_LIMIT)
         spectrum = jacobian_of(
@@ -245,9 +221,8 @@ class JacobianSpectrum(Instrument):
             notes=tuple(notes),
         )
 
-    def _batches(self, probe: Probe, layout: ParameterLayout) -> tuple[list[Batch], int]:
+    def _batches(self, probe: Probe, objective: Objective, layout: ParameterLayout) -> tuple[list[Batch], int]:
         """As many samples of the probe as the number of outputs allows, and that number."""
-        objective = jacobian_objective(probe.module, self.outputs)
         given = weighted(probe.batches)
         few = [picked(batch, torch.arange(min(2, sample_count(batch)))) for batch in given]
         width = max(width_of(objective, layout, batch) for batch in few)  # sequences may differ in length
@@ -297,12 +272,11 @@ class JacobianSpectrum(Instrument):
         sentences = [phrases.relative_dimension(event), phrases.when(event), samples]
         if outputs is not None:
             sentences.append(f"Outputs of a sample: {phrases.number(outputs)}.")
-        half, n90 = phrases.value(event, "effective_dimension_half_samples"), phrases.value(event, "n90")
-        if half is not None:
-            sentences.append(f"On the first half of the samples it is {phrases.number(half)}.")
+        sentences.append(phrases.on_half(event))
+        n90 = phrases.value(event, "n90")
         if n90 is not None:
             sentences.append(f"{phrases.number(n90)} directions together hold 90 % of the trace.")
-        return [" ".join(sentences), *event.notes]
+        return [" ".join(filter(None, sentences)), *event.notes]
 
 
 def jacobian_estimates(spectrum: Spectrum) -> dict[str, Estimate]:

@@ -116,22 +116,7 @@ class SloppyMonitor(SloppyCallback):
             "early_stopping": early_stopping,
         }
         self._parts = {name: part for name, value in given.items() if (part := _part(name, value)) is not None}
-        if isinstance(extra, SloppyCallback):
-            raise ConfigurationError(f"SloppyMonitor got extra={type(extra).__name__}(...); pass a list: extra=[...].")
-        for instrument in extra or ():
-            if not isinstance(instrument, MeasuringCallback):
-                raise ConfigurationError(
-                    f"SloppyMonitor got {instrument!r} in extra=; pass instruments, such as "
-                    "FisherSpectrum(kind='exact')."
-                )
-            if any(isinstance(part, MeasuringCallback) and part.name == instrument.name for part in self.parts):
-                raise ConfigurationError(
-                    f"SloppyMonitor got an instrument named {instrument.name!r} in extra=, but that is the name of "
-                    "another one of its parts; give it a name= of its own."
-                )
-            # A part such as fisher=FisherSpectrum(kind="exact") has another name than its argument.
-            free = instrument.name not in self._parts
-            self._parts[instrument.name if free else f"{instrument.name}_extra"] = instrument
+        self._add(extra)
         if bound is True and not any(
             isinstance(part, (HessianSpectrum, FisherSpectrum)) and part.parameters is None for part in self.parts
         ):
@@ -152,6 +137,25 @@ class SloppyMonitor(SloppyCallback):
         for part in self.parts:
             if isinstance(part, MeasuringCallback):
                 part.adopt(settings)
+
+    def _add(self, extra: Sequence[MeasuringCallback] | None) -> None:
+        """Take in instruments beyond those that have an argument."""
+        if isinstance(extra, SloppyCallback):
+            raise ConfigurationError(f"SloppyMonitor got extra={type(extra).__name__}(...); pass a list: extra=[...].")
+        for instrument in extra or ():
+            if not isinstance(instrument, MeasuringCallback):
+                raise ConfigurationError(
+                    f"SloppyMonitor got {instrument!r} in extra=; pass instruments, such as "
+                    "FisherSpectrum(kind='exact')."
+                )
+            if any(isinstance(part, MeasuringCallback) and part.name == instrument.name for part in self.parts):
+                raise ConfigurationError(
+                    f"SloppyMonitor got an instrument named {instrument.name!r} in extra=, but that is the name of "
+                    "another one of its parts; give it a name= of its own."
+                )
+            # A part such as fisher=FisherSpectrum(kind="exact") has another name than its argument.
+            free = instrument.name not in self._parts
+            self._parts[instrument.name if free else f"{instrument.name}_extra"] = instrument
 
     @property
     def parts(self) -> list[SloppyCallback]:

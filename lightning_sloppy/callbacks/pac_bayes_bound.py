@@ -223,7 +223,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         self._last_step = measurement.step
         self._spectrum = measurement.spectrum
         try:
-            self.run(trainer, pl_module, step=measurement.step)
+            self.run(trainer, pl_module, step=measurement.step, epoch=measurement.epoch)
         finally:
             self._spectrum = None
 

@@ -148,7 +148,7 @@ def recorded_call(
 ) -> tuple[dict[str, Tensor], Recording] | None:
     """The batch run with its calls recorded; None for a forward whose functions cannot be watched."""
     with suppress(Exception):
-        return leaves, Recording(objective, leaves, private(batch)[0], sample_count(batch))
+        return leaves, Recording(objective, leaves, batch)
     return None
 
 

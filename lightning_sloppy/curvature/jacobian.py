@@ -166,36 +166,37 @@ def width_of(objective: Objective, layout: ParameterLayout, batch: Batch) -> int
     return int(objective.rows(outputs, sample_count(batch)).shape[1])
 
 
-def kernel_of(objective: Objective, layout: ParameterLayout, batches: list[Batch], ranks: Ranks = ALONE) -> Kernel:
+def kernel_of(
+    objective: Objective, layout: ParameterLayout, batches: list[Batch], widths: list[int], ranks: Ranks = ALONE
+) -> Kernel:
     """All inner products of the gradients of all outputs of all samples.
 
     Args:
         objective: Of :func:`jacobian_objective`.
         layout: Chosen parameters.
         batches: Prepared, with weights in place of targets.
+        widths: Outputs of a sample in each batch.
         ranks: Each is given the whole probe, and makes the inner products of some of the layers.
     """
-    widths = [width_of(objective, layout, batch) for batch in batches]
     most = max(widths)
     pulled = []
     for batch, width in zip(batches, widths, strict=True):
         eye = torch.eye(most, width, device=objective.device, dtype=objective.dtype)
         # Shorter sequences have fewer rows: cotangents of zero add nothing.
         pulled.append(eye.unsqueeze(1).expand(most, sample_count(batch), width))
-    matrix, method = _inner_products(objective, layout, pulled, batches, ranks)
-    return Kernel(matrix, sum(map(sample_count, batches)), method, layout.dim)
+    matrix, method = _inner_products(objective, layers_of_rank(ranks, layout), pulled, batches)
+    return Kernel(ranks.add_up(matrix), sum(map(sample_count, batches)), method, layout.dim)
 
 
 def _inner_products(
-    objective: Objective, layout: ParameterLayout, pulled: list[Tensor], batches: list[Batch], ranks: Ranks
+    objective: Objective, layout: ParameterLayout, pulled: list[Tensor], batches: list[Batch]
 ) -> tuple[Tensor, str]:
-    mine = layers_of_rank(ranks, layout)
-    leaves = mine.leaves(objective.module, objective.dtype)
+    leaves = layout.leaves(objective.module, objective.dtype)
     # A fused attention kernel has no rule for vmap either, so the same context serves.
     with double_backward(objective.module):
         recorded = recorded_call(objective, leaves, batches[0]) if len(batches) == 1 else None
-        gram = gram_of(objective, mine, pulled, batches, recorded=recorded)
-    return ranks.add_up(gram.matrix), path_in_words(gram)
+        gram = gram_of(objective, layout, pulled, batches, recorded=recorded)
+    return gram.matrix, path_in_words(gram)
 
 
 def jacobian_of(
@@ -218,9 +219,11 @@ def jacobian_of(
     layout = ParameterLayout.of(objective.module, parameters)
     batches = weighted(batches)
     count = sum(map(sample_count, batches))
-    rows = count * max(width_of(objective, layout, batch) for batch in batches)
+    widths = [width_of(objective, layout, batch) for batch in batches]
+    rows = count * max(widths)
     if rows <= ROW_LIMIT and method != "products":
-        return kernel_spectrum(objective, layout, batches, kernel_of(objective, layout, batches, ranks), normalize)
+        kernel = kernel_of(objective, layout, batches, widths, ranks)
+        return kernel_spectrum(objective, layout, batches, kernel, normalize)
     if method == "gram":
         raise ConfigurationError(
             f"The kernel of the Jacobian would have {rows:,} rows ({count:,} samples times their outputs), above "
@@ -234,11 +237,11 @@ def jacobian_of(
     detail: dict[str, str | int | float] = {}
     trace: Estimate | None = None
     if normalize:
-        norms, exact = sample_norms(objective, layout, batches, rng, ranks)
+        norms = sample_norms(objective, layout, batches, widths, rng, ranks)
         weights = torch.where(norms > 0, 1 / norms.clamp_min(torch.finfo(norms.dtype).tiny), torch.zeros_like(norms))
         batches = weighted(batches, weights.to(objective.dtype))
         detail = _largest_sample(norms)
-        if exact and bool(torch.isfinite(norms).all()):
+        if max(widths) <= MOST_EXACT and bool(torch.isfinite(norms).all()):
             trace = Estimate(float((norms > 0).double().mean()))  # known, so that no probe vector has to find it
     mine, _ = samples_of_rank(ranks, objective, batches)
     found = gauss_newton_of(
@@ -282,35 +285,41 @@ def _largest_sample(norms: Tensor) -> dict[str, str | int | float]:
 
 
 def sample_norms(
-    objective: Objective, layout: ParameterLayout, batches: list[Batch], rng: torch.Generator, ranks: Ranks
-) -> tuple[Tensor, bool]:
-    """``tr K_ii`` of each sample without the kernel, (N,), and whether it is exact.
+    objective: Objective,
+    layout: ParameterLayout,
+    batches: list[Batch],
+    widths: list[int],
+    rng: torch.Generator,
+    ranks: Ranks = ALONE,
+) -> Tensor:
+    """``tr K_ii`` of each sample without the kernel, (N,), float64 on the CPU.
 
     Exact for up to 128 outputs. Beyond, by S = 32 random signs over the outputs (Hutchinson), with the relative
     variance ``2 / S`` over the participation ratio of K_ii: a sample then counts more or less than others by chance,
     by 25 % at the most (one output direction for all) and by a few per cent where outputs differ.
     """
+    mine = layers_of_rank(ranks, layout)
     found: list[Tensor] = []
-    exact = True
-    for batch in batches:
-        count, width = sample_count(batch), width_of(objective, layout, batch)
-        exact = exact and width <= MOST_EXACT
-        draws = width if width <= MOST_EXACT else DRAWS
+    for batch, width in zip(batches, widths, strict=True):
+        exact = width <= MOST_EXACT
+        draws = width if exact else DRAWS
         samples = max(1, min(CHUNK_ROWS // draws, CHUNK_NUMBERS // (draws * width)))
-        together = draws if width <= MOST_EXACT else max(1, min(draws, CHUNK_NUMBERS // (samples * width)))
-        for first in range(0, count, samples):
-            part = picked(batch, torch.arange(first, min(first + samples, count)))
-            here = sample_count(part)
-            total = torch.zeros(here, dtype=torch.float64)
-            for start in range(0, draws, together):
-                rows = min(together, draws - start)
-                if width <= MOST_EXACT:
-                    eye = torch.eye(width, device=objective.device, dtype=objective.dtype)
-                    pulled = eye.unsqueeze(1).expand(width, here, width)
-                else:
-                    signs = torch.randint(0, 2, (rows, here, width), generator=rng, dtype=torch.int8)
-                    pulled = signs.to(objective.device, objective.dtype).mul_(2).sub_(1)
-                matrix, _ = _inner_products(objective, layout, [pulled], [part], ranks)
-                total += matrix.diagonal().reshape(rows, here).sum(0).to("cpu", torch.float64)
-            found.append(total if width <= MOST_EXACT else total / draws)
-    return torch.cat(found), exact
+        together = draws if exact else max(1, min(draws, CHUNK_NUMBERS // (samples * width)))
+        for places in torch.split(torch.arange(sample_count(batch)), samples):
+            part, here = picked(batch, places), len(places)
+            total = torch.zeros((), dtype=torch.float64)
+            for rows in torch.split(torch.arange(draws), together):
+                pulled = _cotangents(objective, width, here, None if exact else (len(rows), rng))
+                matrix, _ = _inner_products(objective, mine, [pulled], [part])
+                total = total + matrix.diagonal().reshape(len(rows), here).sum(0)
+            found.append(total if exact else total / draws)
+    return ranks.add_up(torch.cat(found)).to("cpu", torch.float64)
+
+
+def _cotangents(objective: Objective, width: int, samples: int, signs: tuple[int, torch.Generator] | None) -> Tensor:
+    """Every output of its own, (D, samples, D), or so many draws of random signs."""
+    if signs is None:
+        eye = torch.eye(width, device=objective.device, dtype=objective.dtype)
+        return eye.unsqueeze(1).expand(width, samples, width)
+    drawn = torch.randint(0, 2, (signs[0], samples, width), generator=signs[1], dtype=torch.int8)
+    return drawn.to(objective.device, objective.dtype).mul_(2).sub_(1)

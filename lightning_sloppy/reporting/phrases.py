@@ -89,6 +89,12 @@ def relative_dimension(event: Measurement, of: str = "") -> str:
     return f"{name}: {with_error(estimate)}{total} (a direction with a thousandth of the trace counts one half)."
 
 
+def on_half(event: Measurement) -> str:
+    """The effective dimension on the first half of the samples, or nothing."""
+    half = value(event, "effective_dimension_half_samples")
+    return "" if half is None else f"On the first half of the samples it is {number(half)}."
+
+
 def dimension_at_prior(event: Measurement) -> str:
     """The effective dimension at the scale of the prior with its errors; nothing where there is none."""
     estimate, z = event.estimates.get("effective_dimension_at_prior"), value(event, "z")

@@ -10,7 +10,7 @@ import torch
 from tiny import CLASSES, FEATURES, SAFELY, Classifier, Regressor, blobs, loader, trainer
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
-from lightning_sloppy import ConfigurationError, FisherSpectrum, HessianSpectrum, PACBayesBound, Status
+from lightning_sloppy import ConfigurationError, FisherSpectrum, HessianSpectrum, PACBayesBound, Schedule, Status
 from lightning_sloppy.bounds import kl_inverse, log_xi
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
@@ -284,3 +284,11 @@ def test_data_too_large_to_hold_give_the_same_certificates(tmp_path, monkeypatch
         runs.append([m.certificate for m in fit(tmp_path, bound=PACBayesBound(risk_samples=100)).measurements])
     assert all(certificate.valid for certificate in runs[0])
     assert runs[0] == runs[1]
+
+
+def test_the_last_bound_carries_the_epoch_of_the_measurement_that_it_follows(tmp_path):
+    fisher, bound = FisherSpectrum(num_samples=64, schedule=Schedule(every_n_steps=7)), PACBayesBound()
+    host = trainer(tmp_path, callbacks=[fisher, bound], max_epochs=2)
+    host.fit(Classifier(), loader(blobs(80)))  # 5 steps an epoch: the last measurement comes when training has ended
+    assert [(m.step, m.epoch) for m in fisher.measurements] == [(0, 0), (6, 1), (9, 1)]
+    assert [(m.step, m.epoch) for m in bound.measurements] == [(0, 0), (6, 1), (9, 1)]

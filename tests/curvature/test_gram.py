@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from cases import NAMES, Batch, Case, case, dense_gauss_newton, gradients
 from torch import Tensor, nn
 
+from lightning_sloppy import fisher_spectrum
 from lightning_sloppy.curvature.cotangents import Fisher, Kind, pulled_cotangents
 from lightning_sloppy.curvature.double_backward import double_backward
 from lightning_sloppy.curvature.fisher_spectra import fisher_of
@@ -201,3 +202,25 @@ def test_sampling_from_an_unknown_loss_names_the_alternatives() -> None:
     with pytest.raises(ConfigurationError, match="kind='empirical' or 'exact'"):
         gram_matrix(huber, "sampled")
     gram_matrix(huber, "exact")
+
+
+class Parts(nn.Module):
+    """What a loss uses, and states beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = torch.tanh(self.body(x))
+        return {"mean": self.head(hidden), "hidden": hidden}
+
+
+@pytest.mark.parametrize("kind", ["empirical", "exact"])
+def test_outputs_that_the_loss_does_not_use_play_no_part(kind: str) -> None:
+    torch.manual_seed(0)
+    module, inputs, targets = Parts().double(), torch.randn(9, 4).double(), torch.randn(9, 2).double()
+    found = fisher_spectrum(module, [(inputs, targets)], lambda out, y: F.mse_loss(out["mean"], y), kind=kind)
+    alone = nn.Sequential(module.body, nn.Tanh(), module.head)
+    right = fisher_spectrum(alone, [(inputs, targets)], F.mse_loss, kind=kind)
+    torch.testing.assert_close(found.eigenvalues, right.eigenvalues)

@@ -43,27 +43,34 @@ class Recording:
     Args:
         objective: Module and loss.
         leaves: Trainable parameters by name.
-        inputs: Inputs of a batch.
-        count: Its samples n.
+        batch: Prepared, of n samples.
 
     Attributes:
         outputs: What the module gave, with its graph.
-        rows: Its outputs that the loss uses, (n, D).
         calls: Always in the same order.
     """
 
-    def __init__(self, objective: Objective, leaves: Mapping[str, Tensor], inputs: Any, count: int) -> None:
+    def __init__(self, objective: Objective, leaves: Mapping[str, Tensor], batch: Batch) -> None:
+        inputs, count = private(batch)[0], sample_count(batch)
         recorder = LayerRecorder(leaves.values(), own_tensors(inputs, count), count)
         with recorder:
             outputs = objective.outputs(leaves, inputs)
         self.count = count
         self.outputs: Any = outputs
-        self.rows = objective.rows(outputs, count)
+        self._objective = objective
+        self._rows: Tensor | None = None
         self.calls = recorder.calls
+
+    @property
+    def rows(self) -> Tensor:
+        """The outputs that the loss uses, (n, D): which, may be found out after the run, from its outputs."""
+        if self._rows is None:
+            self._rows = self._objective.rows(self.outputs, self.count)
+        return self._rows
 
     def release(self) -> None:
         """Let go of the graph, for others may still hold this record."""
-        self.outputs, self.rows, self.calls = None, self.rows.detach(), []
+        self.outputs, self._rows, self.calls = None, self.rows.detach(), []
 
     def take_axes(self, axes: Sequence[int | None]) -> Structure | None:
         """Set the axes of the calls; returns what they look like for one sample, None for another number of calls."""
@@ -139,7 +146,7 @@ def _spread(count: int) -> Tensor:
 
 
 def _some(objective: Objective, leaves: Mapping[str, Tensor], batch: Batch, places: Tensor) -> Recording:
-    return Recording(objective, leaves, private(picked(batch, places))[0], len(places))
+    return Recording(objective, leaves, picked(batch, places))
 
 
 def _axes(recording: Recording, fewer: Recording) -> list[int | None]:

@@ -13,7 +13,7 @@ from lightning_sloppy.curvature.gram.check import UNUSED, Recording, Served, ser
 from lightning_sloppy.curvature.gram.inner_products import add_weight, kept_apart
 from lightning_sloppy.curvature.gram.outer_products import Outer, merged, write_sum
 from lightning_sloppy.curvature.gram.sums import GramSums
-from lightning_sloppy.evaluation.batches import Batch, private, sample_count
+from lightning_sloppy.evaluation.batches import Batch, sample_count
 from lightning_sloppy.evaluation.objective import Objective
 
 KEPT_BYTES = 2 * 1024**3
@@ -57,7 +57,7 @@ def add_layers(
         first = 0
         for batch, directions in zip(batches, pulled, strict=True):
             if held:
-                recording, recorded = recorded or _recorded(objective, leaves, batch), None
+                recording, recorded = recorded or Recording(objective, leaves, batch), None
                 _collect(recording, leaves, directions, known, held, (first, sums.samples))
                 recording.release()
             first += sample_count(batch)
@@ -84,10 +84,6 @@ def _passes(
         used += size
     if group:
         yield group
-
-
-def _recorded(objective: Objective, leaves: Mapping[str, Tensor], batch: Batch) -> Recording:
-    return Recording(objective, leaves, private(batch)[0], sample_count(batch))
 
 
 def _collect(

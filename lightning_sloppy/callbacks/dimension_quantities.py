@@ -6,7 +6,7 @@ from lightning_sloppy.quantities import Quantity
 
 
 def quantities_of_dimension(
-    explanation: str, *, chart: str, fine: str = "", half: str = "", estimated: bool = False, headline: bool = True
+    explanation: str, *, chart: str, fine: str = "", half: str = "", headline: bool = True
 ) -> tuple[Quantity, ...]:
     """What ``measures.relative_dimension.relative_estimates`` finds, with the words of one instrument.
 
@@ -15,7 +15,6 @@ def quantities_of_dimension(
         chart: Title of its chart.
         fine: What the value at a ten-thousandth of the trace says more.
         half: What the values on half of the samples say; empty: the instrument has none.
-        estimated: Whether the spectrum is always seen through probe vectors.
         headline: Whether the closing summary reports it.
     """
     halves = (
@@ -33,20 +32,17 @@ def quantities_of_dimension(
             explanation,
             chart=chart,
             band=("effective_dimension_coarse", "effective_dimension_fine"),
-            estimated=estimated,
             headline=headline,
             whole_spectrum=True,
         ),
         Quantity(
             "effective_dimension_fine",
             f"The same at a ten-thousandth of the trace. {fine}".strip(),
-            estimated=estimated,
             whole_spectrum=True,
         ),
         Quantity(
             "effective_dimension_coarse",
             "The same at a hundredth of the trace: the leading directions only. At most 100.",
-            estimated=estimated,
             whole_spectrum=True,
         ),
         *(halves[:1] if half else ()),
@@ -60,12 +56,8 @@ def quantities_of_dimension(
     )
 
 
-def quantities_at_prior(*, estimated: bool) -> tuple[Quantity, ...]:
-    """What an instrument on curvature reports at the scale of the prior.
-
-    Args:
-        estimated: Whether the spectrum is seen through probe vectors.
-    """
+def quantities_at_prior() -> tuple[Quantity, ...]:
+    """What an instrument on curvature reports at the scale of the prior."""
     return (
         Quantity(
             "effective_dimension_at_prior",
@@ -73,20 +65,17 @@ def quantities_at_prior(*, estimated: bool) -> tuple[Quantity, ...]:
             "how well samples are fitted, and goes to 0 when all are.",
             chart="Effective dimension at the scale of the prior",
             band=("effective_dimension_at_prior_coarse", "effective_dimension_at_prior_fine"),
-            estimated=estimated,
             whole_spectrum=True,
         ),
         Quantity(
             "effective_dimension_at_prior_fine",
             "The same at z/10, a weaker prior. If it still grows while the curve at z is flat, the curve at z is at "
             "its maximum, not on a plateau.",
-            estimated=estimated,
             whole_spectrum=True,
         ),
         Quantity(
             "effective_dimension_at_prior_coarse",
             "The same at 10 z, a stronger prior: the stiffest directions only. It settles first.",
-            estimated=estimated,
             whole_spectrum=True,
         ),
         Quantity(
@@ -94,7 +83,6 @@ def quantities_at_prior(*, estimated: bool) -> tuple[Quantity, ...]:
             "p(n, epsilon): eigenvalues at or above z. A step function, hence harder to resolve than N_eff(z); the "
             "rest of the parameters is left to the prior.",
             chart="Eigenvalues above z",
-            estimated=estimated,
             whole_spectrum=True,
         ),
         Quantity(

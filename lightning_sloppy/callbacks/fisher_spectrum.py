@@ -136,7 +136,7 @@ class FisherSpectrum(CurvatureInstrument):
 
     default_name = "fisher"
     title = "Fisher matrix"
-    quantities = (*QUANTITIES, *quantities_at_prior(estimated=False))
+    quantities = (*QUANTITIES, *quantities_at_prior())
     histograms = HISTOGRAMS
     costs = ("seconds", "products", "peak_bytes")
     cost_advice = "It grows with the square of `num_samples`."

@@ -6,20 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lightning_sloppy.analysis import Quadrature, Solve, checked_counts, gauss_newton_of, hessian_of
+from lightning_sloppy.analysis import Quadrature, Solve, checked_counts, hessian_of
 from lightning_sloppy.callbacks import directions
 from lightning_sloppy.callbacks.curvature_instrument import CurvatureInstrument, Scale
 from lightning_sloppy.callbacks.dimension_quantities import quantities_at_prior, quantities_of_dimension
 from lightning_sloppy.callbacks.directions import Directions
+from lightning_sloppy.callbacks.gauss_newton_part import estimated_gauss_newton, exact_gauss_newton
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.linalg.vectors import generator, rademacher
-from lightning_sloppy.measures import brackets
 from lightning_sloppy.measures import effective_dimension as dimension
-from lightning_sloppy.measures.relative_dimension import THOUSANDTH, relative_estimates
-from lightning_sloppy.probing.loss_choice import LossChoice
+from lightning_sloppy.measures.relative_dimension import relative_estimates
 from lightning_sloppy.probing.probe import MeasureOn, Probe
 from lightning_sloppy.probing.schedule import MeasurementSize, Schedule
 from lightning_sloppy.quantities import Quantity, SpectrumHistogram
@@ -70,8 +68,13 @@ QUANTITIES = (
         "Effective number of directions of the Hessian's Gauss-Newton part: one that holds a thousandth of its trace "
         "counts one half. Compare with p.",
         chart="Effective dimension of the Gauss-Newton part",
-        fine="Missing where the quadrature does not resolve it.",
-        estimated=True,
+        fine="Missing where a quadrature does not resolve it.",
+        half="Missing where the dimension is seen through probe vectors.",
+    ),
+    Quantity(
+        "gauss_newton_samples",
+        "Samples behind the spectrum of the Gauss-Newton part: a small probe by default, all probe samples with "
+        "`probes`.",
     ),
     Quantity(
         "gauss_newton_trace",
@@ -111,8 +114,8 @@ HISTOGRAMS = (
     ),
 )
 
-STOP_AT = 0.02
-"""Quadrature stops when the bracket of N_eff is this narrow: a fifth of what makes a value unresolved."""
+PROBES = 4
+"""Probe vectors unless told otherwise: a standard error of the trace of about a tenth."""
 
 MOST_START_BYTES = 256 * 1024**2
 """Larger weights are not kept in checkpoints; the displacement of a resumed run then counts from where it resumed."""
@@ -122,15 +125,18 @@ class HessianSpectrum(CurvatureInstrument):
     """Track the spectrum of the Hessian of the training loss on a fixed probe.
 
     Top-k eigenpairs by magnitude with residuals (Lanczos, full reorthogonalisation), the trace by Rademacher probe
-    vectors, and of the Gauss-Newton part, by stochastic Lanczos quadrature with brackets, effective dimensions with
-    standard error and truncation error: one in which a direction with a thousandth of the trace counts one half, and
-    ``N_eff(z) = sum lambda/(lambda + z)`` with the count ``p(n, epsilon) = #{lambda >= z}`` at the scale of the prior,
-    ``z = epsilon / (2 (n - 1))`` (Yang, Mao and Chaudhari, ICML 2022, arXiv 2110.14163).
+    vectors, and effective dimensions of the Gauss-Newton part: one in which a direction with a thousandth of the trace
+    counts one half, and ``N_eff(z) = sum lambda/(lambda + z)`` with the count ``p(n, epsilon) = #{lambda >= z}`` at the
+    scale of the prior, ``z = epsilon / (2 (n - 1))`` (Yang, Mao and Chaudhari, ICML 2022, arXiv 2110.14163). They are
+    exact on a small probe; with ``probes`` they come from all probe samples by stochastic Lanczos quadrature, with
+    standard error and truncation error.
 
     Args:
         k: Eigenpairs, at least 1. Ten: about one for each class of the usual data sets.
-        probes: Rademacher probe vectors for trace and effective dimension, at least 2. Four: a standard error of
-            about a tenth.
+        probes: Rademacher probe vectors for the trace and, by quadrature on all probe samples, for the dimensions of
+            the Gauss-Newton part; at least 2. null: 4 vectors for the trace, and the Gauss-Newton part exactly on the
+            first ``min(256, max(64, 1280 // outputs))`` samples (on all where p <= 256); where samples times outputs
+            exceed 2,560 there, by quadrature with 4 vectors.
         parameters: Shell-style patterns of parameter names, such as "head.*": the block of the Hessian that belongs to
             them. null: all trainable parameters.
         num_samples: Probe samples N, drawn once from the training data.
@@ -160,7 +166,7 @@ class HessianSpectrum(CurvatureInstrument):
 
     default_name = "hessian"
     title = "Hessian"
-    quantities = (*QUANTITIES, *quantities_at_prior(estimated=True), *directions.QUANTITIES)
+    quantities = (*QUANTITIES, *quantities_at_prior(), *directions.QUANTITIES)
     histograms = HISTOGRAMS
     costs = ("seconds", "products", "peak_bytes")
     cost_advice = "Lower `k`, `probes` or `num_samples`, or measure less often."
@@ -168,7 +174,7 @@ class HessianSpectrum(CurvatureInstrument):
     def __init__(
         self,
         k: int = 10,
-        probes: int = 4,
+        probes: int | None = None,
         *,
         parameters: Patterns = None,
         num_samples: int = 1024,
@@ -182,8 +188,9 @@ class HessianSpectrum(CurvatureInstrument):
         seed: int | None = None,
         strict: bool | None = None,
     ) -> None:
-        checked_counts(k, probes)
-        if probes < 2 or num_samples < 1 or steps < 2 or (tol is not None and not 0 < tol < 1):
+        vectors = PROBES if probes is None else probes
+        checked_counts(k, vectors)
+        if vectors < 2 or num_samples < 1 or steps < 2 or (tol is not None and not 0 < tol < 1):
             raise ConfigurationError(
                 f"HessianSpectrum got probes={probes}, num_samples={num_samples}, steps={steps}, tol={tol}; pass at "
                 "least 2 probes, 1 sample and 2 steps, and a tol between 0 and 1 or null."
@@ -235,11 +242,12 @@ class HessianSpectrum(CurvatureInstrument):
 
     def full_size(self) -> MeasurementSize:
         """All probe vectors and pairs."""
-        return MeasurementSize(self.num_samples, self.probes, self.k)
+        return MeasurementSize(self.num_samples, PROBES if self.probes is None else self.probes, self.k)
 
     def cost_in_gradients(self, size: MeasurementSize) -> float:
-        """A product costs about two; networks take 2 k + 5 of them for the pairs, and half the depth for the rest."""
-        return 2.0 * (2 * size.k + 5 + size.probes * (1 + self.steps / 2))
+        """A product costs about two; networks take 2 k + 5 of them for the pairs, and a quadrature half its depth."""
+        each = 2.0 if self.probes is None else 1 + self.steps / 2
+        return 2.0 * (2 * size.k + 5 + size.probes * each)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, probe: Probe) -> Measurement:
         """Hessian first, then its Gauss-Newton part, on the same probe and the same probe vectors."""
@@ -267,14 +275,28 @@ class HessianSpectrum(CurvatureInstrument):
             rng=generator(self.seed),
             on_product=probe.advance,
         )
-        gauss_newton = None
+        exact, seen = None, None
         if choice.objective.has_outputs and hessian.status.ok:
-            gauss_newton = self._gauss_newton(choice, batches, scale, probe.advance)
+            if self.probes is None:
+                exact = exact_gauss_newton(probe, parameters=self.parameters, most=self.size.num_samples)
+            seen = estimated_gauss_newton(
+                choice.objective,
+                batches,
+                vectors=self._vectors,
+                steps=self.steps if exact is None else 1,
+                z=None if scale is None else scale.z,
+                parameters=self.parameters,
+                seed=self.seed,
+                on_product=probe.advance,
+            )
+        gauss_newton = seen if exact is None else exact
         if not hessian.status.ok:
             self.warn_once(f"{self._heading()} at step {probe.step}: {hessian.status.value}", trainer=trainer)
         if gauss_newton is not None and not gauss_newton.status.ok:
             notes.append(f"Gauss-Newton part: {gauss_newton.status.value}")
         estimates = self._estimates(hessian, gauss_newton, scale)
+        if seen is not None and seen.status.ok and seen.trace is not None:
+            estimates["gauss_newton_trace"] = seen.trace  # on the samples and vectors of the Hessian's
         if hessian.status.ok:
             estimates |= self._directions.estimates(trainer, probe, choice.objective, batches, hessian, self.parameters)
         notes += [str(hessian.detail[name]) for name in ("fallback", "unsteady") if name in hessian.detail]
@@ -284,7 +306,7 @@ class HessianSpectrum(CurvatureInstrument):
             probe,
             estimates,
             spectrum=hessian,
-            cost=_joint_cost(hessian, gauss_newton),
+            cost=_joint_cost(hessian, exact, seen),
             notes=tuple(notes),
             companions={} if gauss_newton is None else {"gauss_newton": gauss_newton},
         )
@@ -302,35 +324,11 @@ class HessianSpectrum(CurvatureInstrument):
         smallest, residual = phrases.value(event, "smallest"), phrases.value(event, "smallest_residual")
         if smallest is not None and residual is not None and residual > abs(smallest) / 10:
             sentences.append(f"The smallest has not converged (residual {phrases.number(residual)}).")
-        sentences.append(phrases.relative_dimension(event, " of the Gauss-Newton part"))
+        few = phrases.value(event, "gauss_newton_samples")
+        of = " of the Gauss-Newton part" + ("" if few is None else f" on {phrases.number(few)} samples")
+        sentences.append(phrases.relative_dimension(event, of))
         sentences.append(phrases.dimension_at_prior(event))
         return [" ".join(filter(None, sentences)), *event.notes]
-
-    def _gauss_newton(self, choice: LossChoice, batches: list[Batch], scale: Scale | None, tick: Any) -> Spectrum:
-        assert self._vectors is not None
-        dim = self._vectors.shape[1]
-
-        def enough(diagonal: Tensor, off: Tensor) -> bool:
-            trace = dim * float(diagonal[0])  # of one probe vector of unit length
-            scales = [THOUSANDTH * trace, 10 * THOUSANDTH * trace]
-            if scale is not None:
-                scales += [scale.z / 10, scale.z, scale.z * 10]
-            return brackets.density_is_resolved(diagonal, off, tuple(scales), STOP_AT) and (
-                scale is None or brackets.count_is_resolved(diagonal, off, scale.z, dim)
-            )
-
-        return gauss_newton_of(
-            choice.objective,
-            batches,
-            quadrature=Quadrature(
-                self._vectors,
-                self.steps,
-                enough,
-            ),
-            parameters=self.parameters,
-            rng=generator(self.seed),
-            on_product=tick,
-        )
 
     def _estimates(self, hessian: Spectrum, gauss_newton: Spectrum | None, scale: Scale | None) -> dict[str, Estimate]:
         if not hessian.status.ok:
@@ -351,10 +349,9 @@ class HessianSpectrum(CurvatureInstrument):
             found["converged_above_z"] = dimension.converged_above(hessian, scale.z)
         if gauss_newton is not None and gauss_newton.status.ok:
             found |= relative_estimates(gauss_newton)
+            found["gauss_newton_samples"] = Estimate(float(gauss_newton.num_samples))
             if scale is not None:
                 found |= scale.dimensions(gauss_newton)
-            if gauss_newton.trace is not None:
-                found["gauss_newton_trace"] = gauss_newton.trace
         return found
 
 
@@ -367,8 +364,8 @@ def _unresolved(estimates: dict[str, Estimate]) -> list[str]:
     ]
 
 
-def _joint_cost(hessian: Spectrum, gauss_newton: Spectrum | None) -> Cost:
-    parts = [hessian.cost] + ([] if gauss_newton is None else [gauss_newton.cost])
+def _joint_cost(*spectra: Spectrum | None) -> Cost:
+    parts = [spectrum.cost for spectrum in spectra if spectrum is not None]
     return Cost(
         products=sum(part.products for part in parts),
         product_seconds=sum(part.product_seconds for part in parts),

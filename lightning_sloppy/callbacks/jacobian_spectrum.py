@@ -21,7 +21,7 @@ from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.measures.brackets import density_is_resolved
 from lightning_sloppy.measures.relative_dimension import THOUSANDTH, relative_estimates
 from lightning_sloppy.measures.sloppiness import entropy_rank, participation_ratio
-from lightning_sloppy.probing.probe import MeasureOn, Probe
+from lightning_sloppy.probing.probe import MOST, MOST_ROWS, MeasureOn, Probe, first_samples, small_probe
 from lightning_sloppy.probing.samples import probe_indices
 from lightning_sloppy.probing.schedule import MeasurementSize, Schedule
 from lightning_sloppy.quantities import Quantity, SpectrumHistogram
@@ -71,16 +71,6 @@ HISTOGRAMS = (
         "and an even carpet to the left is a sloppy model.",
     ),
 )
-
-ROWS = 1_280
-"""Samples times outputs that the default probe aims at: the eigenvalues of so many rows take 0.15 s on one core, those
-of twice as many 1.0 s."""
-
-MOST_ROWS = 2_560
-"""Rows above which the default goes by products: with 100 outputs the kernel of 64 samples takes 15 s."""
-
-FEWEST, MOST = 64, 256
-"""Samples of the default probe: the dimension is nearly settled there (181, 199, 215 at 64, 128, 256 on MNIST)."""
 
 DOMINATES = 0.1
 """Fraction of the trace in one sample above which it is named in a warning."""
@@ -226,15 +216,9 @@ class JacobianSpectrum(Instrument):
         given = weighted(probe.batches)
         few = [picked(batch, torch.arange(min(2, sample_count(batch)))) for batch in given]
         width = max(width_of(objective, layout, batch) for batch in few)  # sequences may differ in length
-        wanted = min(MOST, max(FEWEST, ROWS // max(width, 1))) if self._by_rule else self.num_samples
-        left = min(wanted, self.size.num_samples)
-        chosen: list[Batch] = []
-        for batch in given:
-            if left > 0:
-                part = batch if sample_count(batch) <= left else picked(batch, torch.arange(left))
-                chosen.append(part)
-                left -= sample_count(part)
-        return chosen, width
+        if self._by_rule:
+            return small_probe(given, width, self.size.num_samples), width
+        return first_samples(given, min(self.num_samples, self.size.num_samples)), width
 
     def _quadrature(self, dim: int) -> Quadrature:
         if self._vectors is None or self._vectors.shape != (self.probes, dim):

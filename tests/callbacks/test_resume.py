@@ -26,13 +26,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.
 
 def test_clock_and_size_go_on_in_a_resumed_run(tmp_path, monkeypatch):
     monkeypatch.setattr(HessianSpectrum, "seconds_of_a_gradient", lambda *_: 0.5)
-    hessian = HessianSpectrum(k=4, num_samples=512, strict=True)
+    hessian = HessianSpectrum(k=4, probes=4, num_samples=512, strict=True)
     first = trainer(tmp_path, callbacks=[hessian], max_epochs=1)
     first.fit(Classifier(), loader(blobs(600)))
     first.save_checkpoint(tmp_path / "run.ckpt")
     state = hessian.state_dict()
     assert state["measuring_seconds"] > 0
-    again, other = HessianSpectrum(k=4, num_samples=512), HessianSpectrum(k=3, num_samples=40)
+    again, other = HessianSpectrum(k=4, probes=4, num_samples=512), HessianSpectrum(k=3, num_samples=40)
     saved = torch.load(tmp_path / "run.ckpt", weights_only=True)["callbacks"]["HessianSpectrum"]
     again.load_state_dict(saved)
     with pytest.warns(

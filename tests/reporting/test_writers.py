@@ -111,7 +111,7 @@ def test_csv_has_one_constant_header_and_gaps_for_what_is_missing(tmp_path):
     logger.finalize("success")
     with open(logger.experiment.metrics_file_path) as file:
         rows = list(csv.DictReader(file))
-    assert set(rows[0]) == {*expected_tags(HESSIAN), "step"}
+    assert set(rows[0]) == {*expected_tags(HESSIAN), *scalars(event(0, 3.0), HESSIAN), "step"}
     assert [r["step"] for r in rows] == ["0", "1", "2"]
     assert [r[N_EFF] for r in rows] == ["3.0", "nan", "4.0"]
     assert not rewrites

@@ -23,6 +23,7 @@ from .errors import UnsupportedError as UnsupportedError
 from .measures.effective_dimension import curvature_scale as curvature_scale
 from .measures.effective_dimension import effective_dimension as effective_dimension
 from .measures.relative_dimension import relative_dimension as relative_dimension
+from .measures.sloppiness import sloppiness as sloppiness
 from .probing.prior_split import PriorSplit as PriorSplit
 from .probing.probe import Probe as Probe
 from .probing.schedule import Schedule as Schedule

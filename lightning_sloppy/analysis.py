@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from lightning_sloppy.curvature.arguments import check_choices, check_solver, checked_counts, one_of
@@ -21,6 +22,7 @@ from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import collected
 from lightning_sloppy.evaluation.loss_checks import checked_mean
 from lightning_sloppy.evaluation.objective import Loss, Objective
+from lightning_sloppy.evaluation.precision import Precision, checked_precision
 from lightning_sloppy.evaluation.preserve import Mode, preserved
 from lightning_sloppy.evaluation.ranks import ALONE, Ranks, need_ranks
 from lightning_sloppy.evaluation.weights import Likelihood, SampleWeights
@@ -166,6 +168,7 @@ def fisher_spectrum(
     by_layer: bool = False,
     eigenvectors: bool = False,
     mode: Mode = "eval",
+    precision: Precision | None = None,
     sample_weights: SampleWeights | None = None,
     over_ranks: bool = False,
     seed: int = 0,
@@ -193,6 +196,8 @@ def fisher_spectrum(
         by_layer: Also the block of each layer's parameters, in ``layers``.
         eigenvectors: Keep those of the k largest eigenvalues; one backward each, never a per-sample gradient.
         mode: "eval", or "train" with the random stream fixed.
+        precision: "float64" for eigenvalues below the rounding of float32: 13 decades instead of 6, at two to three
+            times the cost. None: the data type of the parameters, at least float32.
         sample_weights: As for :func:`hessian_spectrum`.
         over_ranks: The probe is the union of the batches of all ranks. Every sample meets every other, so each rank
             gets all batches, and makes the inner products of some of the layers.
@@ -217,10 +222,11 @@ def fisher_spectrum(
     fisher = checked_fisher(kind, labels, likelihood, seed)
     checked_counts(k, probes)
     check_choices(mode)
+    dtype = getattr(torch, checked_precision(precision) or "float32")
     one_of("method", method, FisherMethod)
     check_solver(steps, None, None, None)
     ranks = need_ranks() if over_ranks else ALONE
-    objective = Objective(module, loss_fn, seed=seed if mode == "train" else None, weights=sample_weights)
+    objective = Objective(module, loss_fn, seed=seed if mode == "train" else None, weights=sample_weights).at(dtype)
 
     def measured() -> tuple[Spectrum, str]:
         held = objective.prepare(gathered_batches(ranks, collected(batches)))
@@ -253,6 +259,7 @@ def jacobian_spectrum(
     steps: int = 64,
     parameters: Patterns = None,
     mode: Mode = "eval",
+    precision: Precision | None = None,
     over_ranks: bool = False,
     seed: int = 0,
 ) -> Spectrum:
@@ -274,6 +281,8 @@ def jacobian_spectrum(
         steps: Depth of the quadrature.
         parameters: Shell-style patterns of parameter names. None: all.
         mode: "eval", or "train" with the random stream fixed.
+        precision: "float64" for eigenvalues below the rounding of float32: 13 decades instead of 6, at two to three
+            times the cost. None: the data type of the parameters, at least float32.
         over_ranks: The probe is the union of the batches of all ranks.
         seed: Of the probe vectors, and of the random signs that estimate ``tr K_ii`` of more than 128 outputs where
             there are too many rows.
@@ -295,10 +304,11 @@ def jacobian_spectrum(
     """
     checked_counts(1, probes)
     check_choices(mode)
+    dtype = getattr(torch, checked_precision(precision) or "float32")
     one_of("method", method, FisherMethod)
     check_solver(steps, None, None, None)
     ranks = need_ranks() if over_ranks else ALONE
-    objective = jacobian_objective(module, outputs, seed=seed if mode == "train" else None)
+    objective = jacobian_objective(module, outputs, seed=seed if mode == "train" else None).at(dtype)
 
     def measured() -> tuple[Spectrum, str]:
         held = objective.prepare(gathered_batches(ranks, collected(batches)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Literal
 
 from torch import Tensor, float64, zeros
 
@@ -156,6 +157,29 @@ class Spectrum:
 
 
 @dataclass(frozen=True)
+class SloppinessVerdict:
+    """Whether a spectrum is sloppy, judged beside that of a null without structure.
+
+    Attributes:
+        answer: "yes", "no" or "undetermined".
+        reason: Why, one sentence with the numbers.
+        null: What the null is, in words.
+        dimension: Participation ratio (inputs) or effective dimension (networks) of the spectrum.
+        null_dimension: The same of the null.
+        spread: Decades that the fitted line crosses over all resolved eigenvalues, ``-slope * rank``.
+        null_spread: The same of the null.
+    """
+
+    answer: Literal["yes", "no", "undetermined"]
+    reason: str
+    null: str
+    dimension: float
+    null_dimension: float
+    spread: float
+    null_spread: float
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One event: what was measured, when, on what, with what error, at what cost.
 
@@ -173,6 +197,7 @@ class Measurement:
         notes: Sentences that say why something is missing.
         certificate: The bound, when the measurement is one.
         companions: Spectra of related matrices measured with it, by name: "gauss_newton", "covariance", ...
+        verdicts: Whether a spectrum is sloppy, by its matrix.
     """
 
     step: int
@@ -188,3 +213,4 @@ class Measurement:
     notes: tuple[str, ...] = ()
     certificate: Certificate | None = None
     companions: Mapping[str, Spectrum] = field(default_factory=dict)
+    verdicts: Mapping[str, SloppinessVerdict] = field(default_factory=dict)

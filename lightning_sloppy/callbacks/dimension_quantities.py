@@ -1,4 +1,4 @@
-"""What several instruments report of a spectrum's dimension: the scale-free quantities, and those at the prior."""
+"""What several instruments report of a spectrum: dimensions without a scale and at that of the prior, and its shape."""
 
 from __future__ import annotations
 
@@ -98,5 +98,48 @@ def quantities_at_prior() -> tuple[Quantity, ...]:
         Quantity(
             "num_parameters",
             "Trainable parameters p. The denominator for every dimension of this group.",
+        ),
+    )
+
+
+def quantities_of_shape(
+    matrix: str, *, decades: str = "", slope: str = "", knee: str = "", headline: bool = False
+) -> tuple[Quantity, ...]:
+    """What ``measures.sloppiness.shape_estimates`` finds, but the participation ratio.
+
+    Args:
+        matrix: The matrix in words.
+        decades: What the instrument has to say of the decades.
+        slope: The same of the slope.
+        knee: The same of the knee.
+        headline: Whether the closing summary reports the decades.
+    """
+    return (
+        Quantity(
+            "decades",
+            f"Powers of ten between the largest and the smallest resolved eigenvalue of the {matrix}: a lower bound "
+            f"where it runs into the rounding floor. {decades}".strip(),
+            chart="Decades",
+            headline=headline,
+        ),
+        Quantity(
+            "slope",
+            "Fitted change of log10 of the eigenvalue per index behind the knee; comparable only between spectra with "
+            f"as many eigenvalues. {slope}".strip(),
+        ),
+        Quantity(
+            "slope_times_rank",
+            "The slope times the number of resolved eigenvalues: decades that the fitted line would cross over all of "
+            "them. It compares inputs, Fisher matrix, Gauss-Newton part and Jacobian.",
+            chart="Slope times rank",
+        ),
+        Quantity(
+            "slope_r_squared",
+            "How well a straight line fits log10 of the eigenvalues behind the knee. Near 1 the spectrum is spread "
+            "evenly in the logarithm; below about 0.9 do not quote the slope.",
+        ),
+        Quantity(
+            "knee",
+            f"Index at which the sharp first drop ends and the even tail begins; 0 without such a drop. {knee}".strip(),
         ),
     )

@@ -6,16 +6,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_sloppy.analysis import Fisher, Solve, fisher_of
 from lightning_sloppy.callbacks.curvature_instrument import CurvatureInstrument, Scale
-from lightning_sloppy.callbacks.dimension_quantities import quantities_at_prior, quantities_of_dimension
+from lightning_sloppy.callbacks.dimension_quantities import (
+    quantities_at_prior,
+    quantities_of_dimension,
+    quantities_of_shape,
+)
 from lightning_sloppy.curvature.cotangents import checked_kind
 from lightning_sloppy.curvature.fisher_spectra import ROW_LIMIT
 from lightning_sloppy.curvature.parameters import Patterns
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.objective import Loss
+from lightning_sloppy.evaluation.precision import Precision, checked_precision
 from lightning_sloppy.measures import effective_dimension as dimension
 from lightning_sloppy.measures.dimensions import degrees_of_freedom, stable_rank
 from lightning_sloppy.measures.relative_dimension import relative_estimates
-from lightning_sloppy.measures.sloppiness import effective_rank, entropy_rank, participation_ratio
+from lightning_sloppy.measures.sloppiness import effective_rank, entropy_rank, participation_ratio, shape_estimates
 from lightning_sloppy.probing.probe import MeasureOn, Probe
 from lightning_sloppy.probing.schedule import MeasurementSize, Schedule
 from lightning_sloppy.quantities import Quantity, SpectrumHistogram
@@ -62,6 +67,7 @@ QUANTITIES = (
         "directions: use it to compare shapes, not to count parameters.",
         chart="Dimensions without a scale",
     ),
+    *quantities_of_shape("Fisher matrix"),
     Quantity(
         "effective_rank",
         "Trace over largest eigenvalue. Close to 1 means that all samples pull in one direction.",
@@ -111,6 +117,8 @@ class FisherSpectrum(CurvatureInstrument):
         parameters: Shell-style patterns of parameter names, such as "head.*": the block of those parameters. null: all
             trainable parameters.
         num_samples: Probe samples N, drawn once from the training data.
+        precision: "float64" for eigenvalues below the rounding of float32, at two to three times the cost; null: that
+            of the parameters.
         epsilon: Prior precision; null: p / ||w0||^2 of all weights at the start, kept for the whole run.
         schedule: When to measure, and what all measuring of the fit may cost; null: after every epoch.
         loss_fn: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
@@ -147,6 +155,7 @@ class FisherSpectrum(CurvatureInstrument):
         *,
         parameters: Patterns = None,
         num_samples: int = 1024,
+        precision: Precision | None = None,
         epsilon: float | None = None,
         schedule: Schedule | None = None,
         loss_fn: Loss | None = None,
@@ -158,6 +167,7 @@ class FisherSpectrum(CurvatureInstrument):
         if num_samples < 2:
             raise ConfigurationError(f"FisherSpectrum got num_samples={num_samples}; pass at least 2 probe samples.")
         self.kind = checked_kind(kind)
+        self.precision = checked_precision(precision)
         super().__init__(
             parameters=parameters,
             epsilon=epsilon,
@@ -176,7 +186,7 @@ class FisherSpectrum(CurvatureInstrument):
 
     def settings(self) -> dict[str, Any]:
         """Also the kind."""
-        return {**super().settings(), "kind": self.kind}
+        return {**super().settings(), "kind": self.kind, "precision": self.precision}
 
     def cost_in_gradients(self, size: MeasurementSize) -> float:
         """Two passes, and the inner products; ten times that for the columns of the exact kind."""
@@ -184,6 +194,7 @@ class FisherSpectrum(CurvatureInstrument):
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, probe: Probe) -> Measurement:
         """One Gram matrix, one eigenvalue decomposition, and those of the leading half."""
+        probe = probe.at(self.precision)
         scale, sentence = self.scale(trainer, probe.context)
         spectrum = fisher_of(
             probe.choice.objective,
@@ -249,6 +260,8 @@ def fisher_estimates(spectrum: Spectrum, scale: Scale | None) -> dict[str, Estim
     if spectrum.trace is not None:
         found["trace"] = spectrum.trace
     found |= relative_estimates(spectrum)
+    if not spectrum.truncated:
+        found |= shape_estimates(spectrum)
     if scale is None:
         return found
     found |= scale.estimates()

@@ -9,7 +9,11 @@ from torch import Tensor
 from lightning_sloppy.analysis import Quadrature, Solve, checked_counts, hessian_of
 from lightning_sloppy.callbacks import directions
 from lightning_sloppy.callbacks.curvature_instrument import CurvatureInstrument, Scale
-from lightning_sloppy.callbacks.dimension_quantities import quantities_at_prior, quantities_of_dimension
+from lightning_sloppy.callbacks.dimension_quantities import (
+    quantities_at_prior,
+    quantities_of_dimension,
+    quantities_of_shape,
+)
 from lightning_sloppy.callbacks.directions import Directions
 from lightning_sloppy.callbacks.gauss_newton_part import estimated_gauss_newton, exact_gauss_newton
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
@@ -18,6 +22,7 @@ from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.measures import effective_dimension as dimension
 from lightning_sloppy.measures.relative_dimension import relative_estimates
+from lightning_sloppy.measures.sloppiness import shape_estimates
 from lightning_sloppy.probing.probe import MeasureOn, Probe
 from lightning_sloppy.probing.schedule import MeasurementSize, Schedule
 from lightning_sloppy.quantities import Quantity, SpectrumHistogram
@@ -70,6 +75,12 @@ QUANTITIES = (
         chart="Effective dimension of the Gauss-Newton part",
         fine="Missing where a quadrature does not resolve it.",
         half="Missing where the dimension is seen through probe vectors.",
+    ),
+    *quantities_of_shape("Gauss-Newton part", decades="Missing where it is seen through probe vectors."),
+    Quantity(
+        "participation_ratio",
+        "(sum lambda)^2 / sum lambda^2 of the Gauss-Newton part. Compare it with that of the inputs' second moment.",
+        whole_spectrum=True,
     ),
     Quantity(
         "gauss_newton_samples",
@@ -349,6 +360,8 @@ class HessianSpectrum(CurvatureInstrument):
             found["converged_above_z"] = dimension.converged_above(hessian, scale.z)
         if gauss_newton is not None and gauss_newton.status.ok:
             found |= relative_estimates(gauss_newton)
+            if not gauss_newton.truncated:
+                found |= shape_estimates(gauss_newton)
             found["gauss_newton_samples"] = Estimate(float(gauss_newton.num_samples))
             if scale is not None:
                 found |= scale.dimensions(gauss_newton)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from lightning_sloppy.analysis import Quadrature, jacobian_of
 from lightning_sloppy.callbacks.curvature_instrument import refuse_unmatched
-from lightning_sloppy.callbacks.dimension_quantities import quantities_of_dimension
+from lightning_sloppy.callbacks.dimension_quantities import quantities_of_dimension, quantities_of_shape
 from lightning_sloppy.callbacks.instrument import Instrument
 from lightning_sloppy.curvature.fisher_spectra import ROW_LIMIT
 from lightning_sloppy.curvature.jacobian import Outputs, jacobian_objective, weighted, width_of
@@ -17,10 +18,12 @@ from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, picked, sample_count
 from lightning_sloppy.evaluation.objective import Objective
+from lightning_sloppy.evaluation.precision import Precision, checked_precision
 from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.measures.brackets import density_is_resolved
 from lightning_sloppy.measures.relative_dimension import THOUSANDTH, relative_estimates
-from lightning_sloppy.measures.sloppiness import entropy_rank, participation_ratio
+from lightning_sloppy.measures.sloppiness import entropy_rank, shape_estimates
+from lightning_sloppy.measures.verdict import sloppiness_verdict, verdict_in_words
 from lightning_sloppy.probing.probe import MOST, MOST_ROWS, MeasureOn, Probe, first_samples, small_probe
 from lightning_sloppy.probing.samples import probe_indices
 from lightning_sloppy.probing.schedule import MeasurementSize, Schedule
@@ -48,6 +51,14 @@ QUANTITIES = (
         "participation_ratio",
         "(sum lambda)^2 / sum lambda^2. On images the direction of the mean rules it: values near 1 say little.",
     ),
+    *quantities_of_shape("Jacobian's spectrum"),
+    Quantity(
+        "null_effective_dimension",
+        "Effective dimension of the network at the start on Gaussian inputs, with `null=True`. The network is sloppy "
+        "where its own is at most half of it, and its slope times rank more negative by 1 or more.",
+        chart="Effective dimension",
+    ),
+    Quantity("null_slope_times_rank", "Slope times rank of that null.", chart="Slope times rank"),
     Quantity(
         "largest_fraction",
         "Fraction of the trace in the largest eigenvalue. Near 1, one direction moves all outputs alike.",
@@ -71,6 +82,9 @@ HISTOGRAMS = (
         "and an even carpet to the left is a sloppy model.",
     ),
 )
+
+NULL = "the network at the start on Gaussian inputs"
+"""What a trained network is compared with."""
 
 DOMINATES = 0.1
 """Fraction of the trace in one sample above which it is named in a warning."""
@@ -98,6 +112,10 @@ class JacobianSpectrum(Instrument):
         probes: Probe vectors where samples times outputs exceed 8,192, or 2,560 while ``num_samples`` is null; at
             least 2.
         steps: Greatest depth of the quadrature there.
+        null: Also measure the network at the start on Gaussian inputs without structure, of the probe's shape and mean
+            square, and say whether the network is sloppy beside them. Inputs must be one floating-point tensor.
+        precision: "float64" for eigenvalues below the rounding of float32, at two to three times the cost; null: that
+            of the parameters.
         schedule: When to measure, and what all measuring of the fit may cost; null: after every epoch.
         measure_on: "fixed_samples", or "current_batch" for the batch just trained on. null: "fixed_samples".
         name: Name in the tags ``sloppy_<name>/...``; null: "jacobian", with what differs from the defaults behind it.
@@ -129,6 +147,8 @@ class JacobianSpectrum(Instrument):
         num_samples: int | None = None,
         probes: int = 4,
         steps: int = 100,
+        null: bool = False,
+        precision: Precision | None = None,
         schedule: Schedule | None = None,
         measure_on: MeasureOn | None = None,
         name: str | None = None,
@@ -153,6 +173,9 @@ class JacobianSpectrum(Instrument):
         self.parameters = parameters if isinstance(parameters, str | None) else list(parameters)
         self.probes = probes
         self.steps = steps
+        self.null = null
+        self.precision = checked_precision(precision)
+        self._null: Spectrum | None = None
         self._by_rule = num_samples is None
         self._vectors: Tensor | None = None
 
@@ -160,7 +183,18 @@ class JacobianSpectrum(Instrument):
         """Refuse patterns that match nothing, where the layers are there already."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
+            self._null = None
             refuse_unmatched(pl_module, self.parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Also the eigenvalues of the null, which belongs to the weights at the start."""
+        null = {} if self._null is None else {"null": self._null.eigenvalues, "null_floor": self._null.floor}
+        return {**super().state_dict(), **null}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the null of the run that wrote the checkpoint."""
+        super().load_state_dict(state_dict)
+        self._null = _known_null(state_dict["null"], state_dict["null_floor"]) if "null" in state_dict else None
 
     def differences(self) -> dict[str, Any]:
         """Normalisation, outputs and parameters, unless they are the defaults."""
@@ -175,6 +209,8 @@ class JacobianSpectrum(Instrument):
             "parameters": self.parameters,
             "probes": self.probes,
             "steps": self.steps,
+            "null": self.null,
+            "precision": self.precision,
         }
         return {**super().settings(), **matrix}
 
@@ -184,32 +220,52 @@ class JacobianSpectrum(Instrument):
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, probe: Probe) -> Measurement:
         """One kernel, its eigenvalues, and those of its first half."""
-        objective = jacobian_objective(probe.module, self.outputs)
+        probe = probe.at(self.precision)
+        objective = jacobian_objective(probe.module, self.outputs).at(probe.dtype)
         layout = ParameterLayout.of(probe.module, self.parameters)
         batches, width = self._batches(probe, objective, layout)
         rows = sum(map(sample_count, batches)) * width
         by_products = rows > (MOST_ROWS if self._by_rule else ROW_LIMIT)
-        spectrum = jacobian_of(
-            objective,
-            batches,
-            rng=generator(self.seed),
-            normalize=self.normalize,
-            quadrature=self._quadrature(layout.dim) if by_products else None,
-            method="products" if by_products else "gram",
-            parameters=self.parameters,
-            ranks=probe.context.ranks,
-            on_product=probe.advance,
-        )
+
+        def spectrum_on(samples: list[Batch]) -> Spectrum:
+            return jacobian_of(
+                objective,
+                samples,
+                rng=generator(self.seed),
+                normalize=self.normalize,
+                quadrature=self._quadrature(layout.dim) if by_products else None,
+                method="products" if by_products else "gram",
+                parameters=self.parameters,
+                ranks=probe.context.ranks,
+                on_product=probe.advance,
+            )
+
+        spectrum = spectrum_on(batches)
         if not spectrum.status.ok:
             self.warn_once(f"{self._heading()} at step {probe.step}: {spectrum.status.value}", trainer=trainer)
         notes = self._dominating(trainer, probe, spectrum)
-        return self.measurement(
+        if self.null and self._null is None and probe.context.fresh and not self.measurements and not by_products:
+            self._null = spectrum_on(_without_structure(batches, self.seed))
+        found = self.measurement(
             trainer,
             probe,
             jacobian_estimates(spectrum) if spectrum.status.ok else {},
             spectrum=spectrum,
             notes=tuple(notes),
         )
+        return self._judged(found)
+
+    def _judged(self, measurement: Measurement) -> Measurement:
+        """With the verdict beside the null, where there is one."""
+        spectrum, null = measurement.spectrum, self._null
+        if null is None or spectrum is None or spectrum.truncated or not spectrum.status.ok:
+            return measurement
+        verdict = sloppiness_verdict(spectrum, null, NULL, by="effective dimension")
+        beside = {
+            "null_effective_dimension": Estimate(verdict.null_dimension),
+            "null_slope_times_rank": Estimate(-verdict.null_spread),
+        }
+        return replace(measurement, estimates={**measurement.estimates, **beside}, verdicts={spectrum.matrix: verdict})
 
     def _batches(self, probe: Probe, objective: Objective, layout: ParameterLayout) -> tuple[list[Batch], int]:
         """As many samples of the probe as the number of outputs allows, and that number."""
@@ -260,7 +316,31 @@ class JacobianSpectrum(Instrument):
         n90 = phrases.value(event, "n90")
         if n90 is not None:
             sentences.append(f"{phrases.number(n90)} directions together hold 90 % of the trace.")
+        sentences += [verdict_in_words("The network", verdict) for verdict in event.verdicts.values()]
         return [" ".join(filter(None, sentences)), *event.notes]
+
+
+def _without_structure(batches: list[Batch], seed: int) -> list[Batch]:
+    """Gaussian inputs of the same shape and mean square, with the same weights.
+
+    Raises:
+        ConfigurationError: When the inputs are no single tensor of floating point.
+    """
+    rng, found = generator(seed), []
+    for inputs, weights in batches:
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            raise ConfigurationError(
+                f"null=True needs inputs that are one floating-point tensor, but they are "
+                f"{getattr(inputs, 'dtype', type(inputs).__name__)}; leave null=False."
+            )
+        noise = torch.randn(inputs.shape, generator=rng, dtype=torch.float64).to(inputs)
+        found.append((noise * inputs.square().mean().sqrt(), weights))
+    return found
+
+
+def _known_null(values: Tensor, floor: float) -> Spectrum:
+    """A null of which only the eigenvalues were kept."""
+    return Spectrum(values, len(values), 0, "jacobian", floor, Status.EXACT, 0 * values, float(values[0]), 0.0)
 
 
 def jacobian_estimates(spectrum: Spectrum) -> dict[str, Estimate]:
@@ -278,5 +358,5 @@ def jacobian_estimates(spectrum: Spectrum) -> dict[str, Estimate]:
         relative = spectrum.trace.standard_error / spectrum.trace.value
         found["largest_fraction"] = Estimate(fraction, relative * fraction, status=spectrum.trace.status)
     if not spectrum.truncated and spectrum.status is not Status.NON_FINITE:
-        found |= {"entropy_rank": entropy_rank(spectrum), "participation_ratio": participation_ratio(spectrum)}
+        found |= {"entropy_rank": entropy_rank(spectrum), **shape_estimates(spectrum)}
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from copy import copy
+from copy import copy, deepcopy
 from functools import reduce
 from typing import Any, TypeVar
 
@@ -86,6 +86,17 @@ class Objective:
         shared = copy(self)
         shared.ranks = ranks
         return shared
+
+    def at(self, dtype: torch.dtype) -> Objective:
+        """The same objective with products in this data type, if that is wider than its own."""
+        wider = copy(self)
+        wider.dtype = torch.promote_types(self.dtype, dtype)
+        if wider.dtype == self.dtype:
+            return self
+        if isinstance(self.loss_fn, nn.Module) and not list(self.loss_fn.parameters()):
+            # Class weights are buffers; parameters of a loss are part of what is differentiated and stay as they are.
+            wider.loss_fn = deepcopy(self.loss_fn).to(wider.dtype)
+        return wider
 
     def add_up(self, tensor: Tensor) -> Tensor:
         """The sum of every rank's tensor."""

@@ -1,16 +1,34 @@
-"""Products in whole float32: no TF32 on tensor cores, no bfloat16 on CPUs, and every flag as before afterwards."""
+"""Products in whole float32, or in float64 on request: no TF32 on tensor cores, no bfloat16 on CPUs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from lightning_sloppy.errors import ConfigurationError
+
+Precision = Literal["float64"]
+"""Data type of the products, where somebody wants more than that of the parameters."""
+
 OPERATIONS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
 REDUCED = ("tf32", "bf16")
+
+
+def checked_precision(precision: str | None) -> Precision | None:
+    """Return it if it is known.
+
+    Raises:
+        ConfigurationError: For anything but "float64" and None.
+    """
+    if precision in ("float64", None):
+        return precision  # type: ignore[return-value]
+    raise ConfigurationError(
+        f"precision={precision!r} was asked for; pass 'float64', or None for the data type of the parameters."
+    )
 
 
 @contextmanager

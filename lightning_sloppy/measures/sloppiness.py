@@ -1,4 +1,4 @@
-"""How sloppy a spectrum is: decades, knee, slope of the logarithm, and the dimensions that need no scale.
+"""The shape of a spectrum: decades, knee, slope of the logarithm, and the dimensions that need no scale.
 
 A spectrum is called sloppy when, after a sharp first drop, its eigenvalues are spread evenly in the logarithm over many
 decades (Waterfall et al., PRL 97, 2006; Transtrum et al., J. Chem. Phys. 143, 2015; for the inputs of networks Yang,
@@ -26,6 +26,10 @@ FIT_POINTS = 3
 FLAT = 1e-9
 """Decades below which a spectrum is flat up to rounding and R^2 has nothing to explain."""
 
+NEAR_FLOOR = 10.0
+"""A spectrum whose smallest resolved eigenvalue is within this factor of the floor, with others below, goes on there.
+Where columns are exact combinations of others, the last eigenvalue is decades above the floor."""
+
 
 @dataclass(frozen=True)
 class Sloppiness:
@@ -35,28 +39,37 @@ class Sloppiness:
         floor: Eigenvalues at or below it are rounding noise and counted nowhere.
         resolved: Number r of eigenvalues above the floor.
         decades: ``log10(lambda_0 / lambda_{r-1})``; NaN without a resolved eigenvalue.
+        at_least: ``decades`` is a lower bound: eigenvalues are missing, or the spectrum runs into the floor.
         knee: Number of eigenvalues in the sharp first drop, which is the index of the first one behind it; None when
             there is no such drop.
         shoulder: Index of the last eigenvalue before a final fall; None when there is no such fall.
         slope: Least-squares change of log10 per index from the knee to the shoulder; negative; NaN for fewer than 3.
+        slope_times_rank: ``slope * r``, the decades that the line would cross over all resolved eigenvalues. Unlike the
+            slope per index, it compares spectra of matrices of different sizes.
         r_squared: Share of the variance that the line explains. Sorted values fit a line well whatever they are (a
             flat spectrum seen through sampling noise reaches 0.99), so a low value speaks against an even spread more
             than a high one speaks for it. NaN where there is no slope, or nothing to explain.
-        truncated: Eigenvalues above the floor are missing; ``decades`` is then a lower bound.
+        participation_ratio: ``(sum lambda)^2 / sum lambda^2``; NaN where eigenvalues are missing or negative.
+        truncated: Eigenvalues above the floor are missing.
     """
 
     floor: float
     resolved: int
     decades: float
+    at_least: bool
     knee: int | None
     shoulder: int | None
     slope: float
+    slope_times_rank: float
     r_squared: float
+    participation_ratio: float
     truncated: bool
 
 
 def sloppiness(spectrum: Spectrum) -> Sloppiness:
-    """Decades, knee and log-slope of the positive eigenvalues above the floor.
+    """Decades, knee, log-slope and participation ratio of the positive eigenvalues above the floor.
+
+    The numbers are the same for inputs, Fisher matrix, Gauss-Newton part and Jacobian, so that they can be compared.
 
     Real spectra fall fast at both ends: a few directions carry most of the variance, and the last ones belong to
     features that are almost dependent. A line through everything behind the knee would be tilted by the few
@@ -77,22 +90,29 @@ def sloppiness(spectrum: Spectrum) -> Sloppiness:
     >>> round(shape.decades, 9), shape.knee, round(shape.slope, 9), round(shape.r_squared, 9)
     (5.0, 1, -1.0, 1.0)
     """
-    logs = torch.log10(_resolved(spectrum))
-    resolved = len(logs)
-    if resolved == 0:
-        return Sloppiness(spectrum.floor, 0, math.nan, None, None, math.nan, math.nan, spectrum.truncated)
-    knee, shoulder = _bends(logs)
+    values = _resolved(spectrum)
+    resolved, logs = len(values), torch.log10(values)
+    knee, shoulder = _bends(logs) if resolved else (None, None)
     slope, r_squared = _line(logs[knee or 0 : resolved if shoulder is None else shoulder + 1])
     return Sloppiness(
         floor=spectrum.floor,
         resolved=resolved,
-        decades=float(logs[0] - logs[-1]),
+        decades=float(logs[0] - logs[-1]) if resolved else math.nan,
+        at_least=spectrum.truncated or _runs_into_the_floor(spectrum, values),
         knee=knee,
         shoulder=shoulder,
         slope=slope,
+        slope_times_rank=slope * resolved,
         r_squared=r_squared,
+        participation_ratio=participation_ratio(spectrum).value,
         truncated=spectrum.truncated,
     )
+
+
+def _runs_into_the_floor(spectrum: Spectrum, resolved: Tensor) -> bool:
+    """Whether eigenvalues below the floor are likely, and not zeros of exactly dependent rows or columns."""
+    possible = len(spectrum.eigenvalues) if spectrum.rank_bound is None else spectrum.rank_bound
+    return 0 < len(resolved) < possible and float(resolved[-1]) < NEAR_FLOOR * spectrum.floor
 
 
 def participation_ratio(spectrum: Spectrum) -> Estimate:
@@ -133,23 +153,36 @@ def effective_rank(spectrum: Spectrum) -> Estimate:
     return Estimate(trace.value / largest, *errors, status=trace.status, lower_bound=trace.lower_bound)
 
 
+def shape_estimates(spectrum: Spectrum) -> dict[str, Estimate]:
+    """The named quantities of a spectrum's shape.
+
+    Returns:
+        ``decades`` (a lower bound where eigenvalues are missing or the spectrum runs into the floor), ``slope``,
+        ``slope_times_rank``, ``slope_r_squared``, ``knee`` (0 for none) and ``participation_ratio``.
+    """
+    shape = sloppiness(spectrum)
+    return {
+        "decades": _number(shape.decades, lower_bound=shape.at_least),
+        "slope": _number(shape.slope),
+        "slope_times_rank": _number(shape.slope_times_rank),
+        "slope_r_squared": _number(shape.r_squared),
+        "knee": _number(shape.knee or 0),
+        "participation_ratio": _number(shape.participation_ratio),
+    }
+
+
 def input_estimates(spectrum: Spectrum) -> dict[str, Estimate]:
     """The named quantities of an input spectrum.
 
     Returns:
-        ``decades`` (a lower bound for a truncated spectrum), ``slope``, ``slope_r_squared``, ``knee`` (0 for none),
-        ``floor``, ``resolved``, ``participation_ratio``, ``effective_rank``, ``entropy_rank``, ``trace``, ``largest``,
-        ``num_features`` (columns used), ``constant_columns`` (0 where nobody counted them) and ``num_samples``.
+        Those of :func:`shape_estimates`, ``floor``, ``resolved``, ``effective_rank``, ``entropy_rank``, ``trace``,
+        ``largest``, ``num_features`` (columns used), ``constant_columns`` (0 where nobody counted them) and
+        ``num_samples``.
     """
-    shape = sloppiness(spectrum)
     return {
-        "decades": _number(shape.decades, lower_bound=shape.truncated),
-        "slope": _number(shape.slope),
-        "slope_r_squared": _number(shape.r_squared),
-        "knee": _number(shape.knee or 0),
-        "floor": _number(shape.floor),
-        "resolved": _number(shape.resolved, lower_bound=shape.truncated),
-        "participation_ratio": participation_ratio(spectrum),
+        **shape_estimates(spectrum),
+        "floor": _number(spectrum.floor),
+        "resolved": _number(len(_resolved(spectrum)), lower_bound=spectrum.truncated),
         "effective_rank": effective_rank(spectrum),
         "entropy_rank": entropy_rank(spectrum),
         "trace": _trace(spectrum) or _unavailable(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, picked, sample_count
 from lightning_sloppy.evaluation.objective import Loss, Objective
+from lightning_sloppy.evaluation.precision import Precision
 from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.loss_choice import ASK, LossChoice
@@ -105,6 +106,18 @@ class Probe:
             ConfigurationError: When it cannot be known; the message asks for ``loss_fn=``.
         """
         return self.choose()
+
+    def at(self, precision: Precision | None) -> Probe:
+        """The same probe and loss in another data type; None: as they are."""
+        if precision is None:
+            return self
+        plain = Objective(self.module, None).at(getattr(torch, precision))
+
+        def choose() -> LossChoice:
+            choice = self.choice
+            return replace(choice, objective=choice.objective.at(plain.dtype))
+
+        return replace(self, batches=plain.prepare(self.batches), dtype=plain.dtype, choose=choose)
 
     @property
     def loss_fn(self) -> Loss:

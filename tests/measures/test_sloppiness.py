@@ -186,6 +186,7 @@ def test_input_estimates_name_every_quantity() -> None:
     assert set(estimates) == {
         "decades",
         "slope",
+        "slope_times_rank",
         "slope_r_squared",
         "knee",
         "floor",

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import common
+import dimension
+import early_stopping
 
 HERE = Path(__file__).parent
 NAMES = (
@@ -23,6 +25,8 @@ NAMES = (
     "two_processes",
     "live_bound",
     "certificates",
+    "dimension",
+    "early_stopping",
 )
 
 
@@ -46,6 +50,7 @@ def main() -> None:
             lines.append(common.markdown(json.loads(record.read_text())))
             if record.stem == f"growth_{device}":
                 lines += [f"![cost against p, N and k](results/growth_{device}.png)", ""]
+    lines += [dimension.section(), early_stopping.section()]
     found = json.loads(next(common.RESULTS.glob("top_pairs_*.json")).read_text())["versions"]
     lines += ["Versions: " + ", ".join(f"{name} {number}" for name, number in found.items()) + ".", ""]
     (HERE / "RESULTS.md").write_text("\n".join(lines))

@@ -1,106 +1,154 @@
-"""Stop the training when the effective dimension has reached a plateau."""
+"""Stop the training by the hold-out loss and the effective dimension."""
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
 from lightning_sloppy.callbacks.base import peers
 from lightning_sloppy.callbacks.input_spectrum import InputSpectrum
 from lightning_sloppy.callbacks.measuring import MeasurementSubscriber, MeasuringCallback
-from lightning_sloppy.callbacks.periodic import PeriodicCallback
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.measures.plateau import PlateauDetector, Verdict
+from lightning_sloppy.measures.sloppiness import entropy_rank
+from lightning_sloppy.measures.stopping import Condition, Curves, Rule, judge
+from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.records import Measurement
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-MONITOR = re.compile(r"sloppy_(?P<name>[a-z0-9_]+)/(?P<quantity>effective_dimension(?:_at_prior)?)")
-DEFAULT = "sloppy_fisher/effective_dimension_at_prior"
+MONITOR = re.compile(
+    r"sloppy_(?P<name>[a-z0-9_]+)/"
+    r"(?P<quantity>effective_dimension(?:_at_prior)?|entropy_rank|participation_ratio|n90)"
+)
+DEFAULT = "sloppy_jacobian/effective_dimension"
+PREFERRED = ("jacobian", "fisher", "hessian")
+"""Instruments whose effective dimension is watched where no monitor is named, the best first."""
+
+PatienceUnit = Literal["epochs", "steps"]
+"""What patience counts."""
 
 
 class StoppingReason(str, Enum):
     """Why the training was stopped, or why not."""
 
     NOT_STOPPED = "not_stopped"
+    HOLD_OUT = "hold_out"
+    HOLD_OUT_LIMIT = "hold_out_limit"
+    GROWTH = "growth"
     PLATEAU = "plateau"
     UNDETERMINED = "undetermined"
 
 
 class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
-    """Stop when the effective dimension is flat at three curvature scales.
+    """Stop by the hold-out loss and the effective dimension together, or by the dimension alone.
 
-    Flat means: over the last ``patience + 1`` *measurements* (not epochs) ``(max - min) / mean`` plus twice the
-    relative standard error is within ``rel_tol`` at z/10, z and 10 z, with z the scale of the prior or a thousandth of
-    the trace. At z alone the rule would fire at the curve's
-    maximum, while the training error still halves. When twice the standard error alone exceeds ``rel_tol`` the
-    verdict is "undetermined", said once, and training goes on.
+    With a hold-out loss the training stops when that has not improved for ``patience`` epochs and the effective
+    dimension has settled, and in any case when it has not improved for twice as long. Without one it stops when the
+    entropy rank of the monitored spectrum has grown by ``growth`` above its minimum (what is memorised), or when
+    dimension and training loss have settled. Settled means: over the last ``patience`` epochs ``(max - min) / mean``
+    plus twice the relative standard error is within ``rel_tol``; never below a dimension of 1, nor while the trace of
+    the matrix changes by more than a factor of 2.
+
+    Over 21 runs on settings that the constants were not chosen on, the excess of the test error over the lowest of the
+    run was on average .0121 with hold-out samples (patience 5 on the validation loss: .0115) and .0097 without (.0201
+    for the full run, at 44 % of its epochs). So beside hold-out samples it says why the training may stop and is no
+    better than patience; without them it is worth having. ``benchmarks/early_stopping.py`` has the table.
+
+    The monitored instrument measures whenever its schedule says, with the samples that were asked for: ``max_overhead``
+    thins out only the others, so that the stop does not depend on the speed of the machine.
 
     Args:
-        monitor: "sloppy_fisher/effective_dimension_at_prior" (exact on the probe, cheap), or an effective dimension of
-            another instrument with values at three scales, such as "sloppy_jacobian/effective_dimension"; the
-            instrument must be in the same Trainer.
-        patience: Measurements without change that make a plateau.
-        rel_tol: Relative change that counts as none.
-        warmup: First measurements that are ignored.
+        monitor: An effective dimension, entropy rank, participation ratio or n90 of an instrument in the same Trainer.
+            null: ``sloppy_jacobian/effective_dimension``, else that of the Fisher matrix, else that of the Gauss-Newton
+            part, whichever is measured in the Trainer; the table is for the first.
+        patience: Epochs without improvement of the hold-out loss, and window in which the dimension must settle.
+        rel_tol: Relative change of the dimension that counts as none.
+        growth: Factor above its minimum from which the entropy rank has grown.
+        hold_out: Name of the hold-out loss, minimised. "auto": ``val_loss``, else the only metric of the validation
+            with "loss" in its name, else none, which is said at the first validation. null: none.
+        patience_unit: "epochs", or "steps" (effective batches) for trainings of few epochs.
         verbose: Say why the training was stopped.
 
     Raises:
-        ConfigurationError: For an unknown monitor, numbers out of range, or a monitor that nobody measures.
+        ConfigurationError: For an unknown monitor, numbers out of range, a hold-out metric that is no loss; in
+            ``setup`` for a monitor that nobody measures.
 
     Example:
         >>> EffectiveDimensionEarlyStopping(patience=3).stopping_reason.value
         'not_stopped'
     """
 
+    fixed_steps = True
+
     def __init__(
         self,
-        monitor: str = DEFAULT,
+        monitor: str | None = None,
         patience: int = 5,
-        rel_tol: float = 0.02,
-        warmup: int = 3,
+        rel_tol: float = 0.05,
+        growth: float = 2.0,
+        hold_out: str | None = "auto",
         *,
+        patience_unit: PatienceUnit = "epochs",
         verbose: bool = True,
     ) -> None:
         super().__init__()
-        match = MONITOR.fullmatch(monitor)
+        match = MONITOR.fullmatch(DEFAULT if monitor is None else monitor)
         if match is None:
             raise ConfigurationError(
-                f"monitor={monitor!r} has no plateau rule; choose {DEFAULT}, or an effective dimension of another "
+                f"monitor={monitor!r} cannot be watched; choose {DEFAULT}, or an effective dimension of another "
                 "instrument. For other tags use Lightning's EarlyStopping."
             )
-        self._instrument, quantity = match["name"], match["quantity"]
-        self._scales = (f"{quantity}_fine", quantity, f"{quantity}_coarse")
-        self.monitor = monitor
-        self.patience = patience
-        self.rel_tol = rel_tol
-        self.warmup = warmup
+        if patience_unit not in get_args(PatienceUnit):
+            raise ConfigurationError(f"patience_unit={patience_unit!r} was asked for; pass 'epochs' or 'steps'.")
+        if hold_out is not None and "acc" in hold_out:
+            raise ConfigurationError(
+                f"hold_out={hold_out!r} is minimised, but an accuracy should grow; pass a validation loss."
+            )
+        self.rule = Rule(patience, rel_tol, growth)
+        self._instrument, self._quantity = match["name"], match["quantity"]
+        self.monitor = match.string
+        self._named = monitor is not None
+        self.hold_out = hold_out
+        self.patience_unit: PatienceUnit = patience_unit
         self.verbose = verbose
-        self.detector = PlateauDetector(patience=patience, rel_tol=rel_tol, warmup=warmup)
+        self._forget()
+
+    def _forget(self) -> None:
+        """As before any fit."""
+        self.curves = Curves()
+        self.condition: Condition | None = None
         self.stopping_reason = StoppingReason.NOT_STOPPED
         self.stopped_step: int | None = None
-        self.verdict: Verdict | None = None
+        self._stopped_at = math.nan
         self._dim: int | None = None
-        self._judged_at: int | None = None
-        self._said_blind = False
+        self._metric: str | None = None
+        self._looked_for_metric = False
+        self._before: set[str] = set()
+        self._said: set[str] = set()
+        self._loss: Tensor | None = None
+        self._batches = 0
+        self._within_epoch = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that somebody measures what is monitored."""
         if stage != "fit":
             return
         family = [peer for peer in peers(trainer) if isinstance(peer, MeasuringCallback)]
-        often = [peer for peer in family if not isinstance(peer, InputSpectrum)]  # a value measured once has no plateau
-        able = [peer.name for peer in often if set(self._scales) <= {quantity.name for quantity in peer.quantities}]
+        often = [peer for peer in family if not isinstance(peer, InputSpectrum)]  # measured once it cannot settle
+        able = [peer.name for peer in often if self._quantity in {quantity.name for quantity in peer.quantities}]
+        if able and not self._named:
+            self._instrument = next((name for name in PREFERRED if name in able), able[0])
+            self.monitor = f"sloppy_{self._instrument}/{self._quantity}"
         if self._instrument not in able:
-            usual = {"hessian": "HessianSpectrum", "jacobian": "JacobianSpectrum"}.get(
-                self._instrument, "FisherSpectrum"
-            )
-            others = [f"monitor='sloppy_{name}/{self._scales[1]}'" for name in able]
+            usual = {"hessian": "HessianSpectrum", "fisher": "FisherSpectrum"}.get(self._instrument, "JacobianSpectrum")
+            others = [f"monitor='sloppy_{name}/{self._quantity}'" for name in able]
             remedy = f"add {usual}() to the Trainer's callbacks"
             if others:
                 remedy = f"use EffectiveDimensionEarlyStopping({' or '.join(others)})"
@@ -108,96 +156,182 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
                 f"EffectiveDimensionEarlyStopping monitors {self.monitor}, but nothing measures it again and again; "
                 f"{remedy}."
             )
-        self.detector = PlateauDetector(patience=self.patience, rel_tol=self.rel_tol, warmup=self.warmup)
-        self.stopping_reason = StoppingReason.NOT_STOPPED
-        self.stopped_step = None
-        self.verdict = None
-        self._dim = None
-        self._judged_at = None
-        self._said_blind = False
+        self._forget()
 
     def listens_to(self, callback: MeasuringCallback, trainer: Trainer) -> bool:
         """The callback that publishes the monitor."""
         return callback.name == self._instrument
 
     def on_measurement(self, trainer: Trainer, pl_module: LightningModule, measurement: Measurement) -> None:
-        """Judge one more measurement; every rank stops when one of them would.
-
-        A resumed run first measures the weights that the run before it has judged already: that is no new measurement.
-        """
-        done = next(
-            (p.measured_at for p in peers(trainer) if isinstance(p, PeriodicCallback) and self.listens_to(p, trainer)),
-            None,
+        """Take up one more value."""
+        estimate, spectrum = measurement.estimates.get(self._quantity), measurement.spectrum
+        if estimate is None or not estimate.status.ok or not math.isfinite(estimate.value) or spectrum is None:
+            if measurement.status.ok:
+                self._say_once(
+                    "blind",
+                    f"Early stopping on {self.monitor} cannot judge step {measurement.step:,}: it could not be "
+                    f"measured. {' '.join(measurement.notes)} While that lasts only a hold-out loss stops the "
+                    "training.",
+                    warn=True,
+                )
+            return
+        spectrum = measurement.companions.get("gauss_newton", spectrum)
+        if self._dim not in (None, spectrum.dim):
+            self.curves.dimension = []  # other parameters are trained now
+        self._dim = spectrum.dim
+        rank = measurement.estimates.get("entropy_rank") or entropy_rank(spectrum)
+        self.curves.add_dimension(
+            self._now(trainer),
+            estimate.value,
+            estimate.standard_error,
+            math.nan if spectrum.trace is None else spectrum.trace.value,
+            rank.value if rank.status.ok else math.nan,
         )
-        if done is not None and done == self._judged_at:
+        if self.patience_unit == "steps":
+            self._judge(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """From here on an epoch runs."""
+        self._within_epoch = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add up the training loss, without waiting for the device."""
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if isinstance(loss, Tensor):
+            value = loss.detach().double().sum() if loss.device.type != "mps" else loss.detach().sum()
+            self._loss = value if self._loss is None else self._loss + value
+            self._batches += 1
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember which metrics were there before."""
+        self._before = set(trainer.callback_metrics)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take up the hold-out loss."""
+        if trainer.sanity_checking or self.hold_out is None:
             return
-        self._judged_at = done
-        estimates = [measurement.estimates.get(name) for name in self._scales]
-        known = [estimate for estimate in estimates if estimate is not None and estimate.status.ok]
-        stop = False
-        if len(known) == len(self._scales) and measurement.spectrum is not None:
-            if self._dim not in (None, measurement.spectrum.dim):
-                self.detector.restart()
-            self._dim = measurement.spectrum.dim
-            self.verdict = self.detector.update(known)
-            stop = self.verdict is Verdict.PLATEAU
-        elif measurement.status.ok and not self._said_blind:
-            self._said_blind = True
-            missing = [
-                name for name in self._scales if (e := measurement.estimates.get(name)) is None or not e.status.ok
-            ]
-            rank_zero_warn(
-                f"Early stopping on {self.monitor} cannot judge step {measurement.step:,}: {', '.join(missing)} could "
-                f"not be measured. {' '.join(measurement.notes)} While that lasts the training is not stopped."
+        self._find_metric(trainer)
+        value = trainer.callback_metrics.get(self._metric) if self._metric else None
+        if value is not None:
+            self.curves.hold_out.append([self._now(trainer), float(value)])
+        if self.patience_unit == "steps":
+            self._judge(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge after the validation of the epoch; every rank stops when one of them would."""
+        if self.patience_unit == "epochs":
+            self._judge(trainer)
+        self._within_epoch = False
+
+    def _now(self, trainer: Trainer) -> float:
+        """Epochs, with the part of the one that runs, or effective batches that are done."""
+        if self.patience_unit == "steps":
+            # Lightning counts a batch after its hooks.
+            return float(trainer_internals.effective_batches(trainer) + self._within_epoch)
+        return trainer_internals.epochs_done(trainer, within=self._within_epoch)
+
+    def _find_metric(self, trainer: Trainer) -> None:
+        """Once, at the first validation: which metric is the hold-out loss."""
+        if self._looked_for_metric:
+            return
+        self._looked_for_metric = True
+        known = sorted(set(trainer.callback_metrics) - self._before) or sorted(trainer.callback_metrics)
+        if self.hold_out != "auto":
+            self._metric = self.hold_out if self.hold_out in trainer.callback_metrics else None
+            if self._metric is None:
+                self._say_once(
+                    "metric",
+                    f"Early stopping was asked to watch {self.hold_out!r}, but the validation logged "
+                    f"{', '.join(known) or 'nothing'}; it goes by the effective dimension alone.",
+                    warn=True,
+                )
+            return
+        losses = [name for name in known if "loss" in name and not name.startswith("sloppy_")]
+        if "val_loss" in trainer.callback_metrics:
+            self._metric = "val_loss"
+        elif len(losses) == 1:
+            self._metric = losses[0]
+        found = f"watches {self._metric} as the hold-out loss" if self._metric else "found no hold-out loss"
+        self._say_once("metric", f"Early stopping on {self.monitor} {found}; hold_out= names another one, or None.")
+
+    def _judge(self, trainer: Trainer) -> None:
+        now = self._now(trainer)
+        if self._loss is not None and self._batches:
+            self.curves.training.append([now, float(self._loss) / self._batches])
+            self._loss, self._batches = None, 0
+        self.condition = judge(self.rule, self.curves, now)
+        if self.condition is Condition.UNDETERMINED and self.stopping_reason is StoppingReason.NOT_STOPPED:
+            self.stopping_reason = StoppingReason.UNDETERMINED
+            self._say_once(
+                "noise", f"Early stopping on {self.monitor}: {self.condition.value}; raise probes or rel_tol."
             )
-        self._say_undetermined()
-        if trainer.fast_dev_run or self.stopping_reason is StoppingReason.PLATEAU:
+        stopped = self.stopping_reason not in (StoppingReason.NOT_STOPPED, StoppingReason.UNDETERMINED)
+        if trainer.fast_dev_run or stopped:
             return
-        if trainer.strategy.reduce_boolean_decision(stop, all=False):
+        if trainer.strategy.reduce_boolean_decision(self.condition.stops, all=False):
             trainer.should_stop = True
-            self.stopping_reason = StoppingReason.PLATEAU
-            self.stopped_step = measurement.step
+            reason = self.condition if self.condition.stops else Condition.PLATEAU  # another rank has one
+            self.stopping_reason = StoppingReason[reason.name]
+            self.stopped_step = trainer_internals.effective_batches(trainer)
+            self._stopped_at = now
             if self.verbose:
                 rank_zero_info(self._sentence())
 
-    def _say_undetermined(self) -> None:
-        if self.verdict is Verdict.UNDETERMINED and self.stopping_reason is StoppingReason.NOT_STOPPED:
-            self.stopping_reason = StoppingReason.UNDETERMINED
-            rank_zero_info(f"Early stopping on {self.monitor}: {Verdict.UNDETERMINED.value}; raise probes or rel_tol.")
+    def _say_once(self, key: str, sentence: str, *, warn: bool = False) -> None:
+        if key not in self._said:
+            self._said.add(key)
+            (rank_zero_warn if warn else rank_zero_info)(sentence)
 
     def _sentence(self) -> str:
-        if self.stopping_reason is StoppingReason.PLATEAU:
-            return (
-                f"The plateau rule asked to stop at step {self.stopped_step:,}: {self.monitor} changed by at most "
-                f"{self.rel_tol:.1%} over {self.patience + 1} measurements at three scales."
+        unit = "epoch" if self.patience_unit == "epochs" else "step"
+        best = self.curves.best_hold_out
+        lowest = f" The lowest {self._metric} was {best[1]:.4g}, at {unit} {best[0]:g}." if best is not None else ""
+        if self.stopping_reason in (StoppingReason.NOT_STOPPED, StoppingReason.UNDETERMINED):
+            state = "nothing was judged" if self.condition is None else self.condition.value
+            return f"Early stopping did not stop the training: {state}.{lowest}"
+        words = Condition[self.stopping_reason.name].value
+        measured = self.curves.dimension
+        values = ""
+        if measured:
+            low = min(measured, key=lambda point: point[1])
+            values = f" {self.monitor} was {measured[-1][1]:.4g}, its lowest {low[1]:.4g} at {unit} {low[0]:g}" + (
+                f"; the entropy rank was {self.curves.growth:.2f} times its minimum." if self._grown else "."
             )
-        state = "nothing was measured" if self.verdict is None else self.verdict.value
-        return f"The plateau rule did not stop the training: {state}."
+        return f"Early stopping asked to stop after {unit} {self._stopped_at:g}: {words}.{values}{lowest}"
+
+    @property
+    def _grown(self) -> bool:
+        return self.stopping_reason is StoppingReason.GROWTH
 
     def summary_sentences(self) -> list[str]:
-        """Why the training was stopped, or not."""
+        """Which condition was met when, or why none was."""
         return [self._sentence()]
 
     def settings(self) -> dict[str, Any]:
         """The rule."""
-        rule = {"patience": self.patience, "rel_tol": self.rel_tol, "warmup": self.warmup}
-        return {"monitor": self.monitor, **rule}
+        return {
+            "monitor": self.monitor,
+            **asdict(self.rule),
+            "hold_out": self.hold_out,
+            "patience_unit": self.patience_unit,
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        """Also the window and the verdict, as plain values."""
+        """Also the curves, as plain values."""
         return {
             **super().state_dict(),
-            "seen": self.detector.seen,
-            "window": asdict(self.detector)["window"],
+            "curves": asdict(self.curves),
+            "metric": self._metric,
             "stopping_reason": self.stopping_reason.value,
             "stopped_step": self.stopped_step,
-            "judged_at": self._judged_at,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the window of the run that wrote the checkpoint."""
+        """Go on with the curves of the run that wrote the checkpoint."""
         super().load_state_dict(state_dict)
-        self.detector.seen = int(state_dict["seen"])
-        self.detector.window = state_dict["window"]
-        self._judged_at = state_dict.get("judged_at")
-        # A checkpoint of a stopped run may be trained further: then the rule judges anew, with the window it has.
+        self.curves = Curves(**state_dict["curves"])
+        self._metric = state_dict["metric"]
+        self._looked_for_metric = self._metric is not None
+        # A checkpoint of a stopped run may be trained further: then the rule judges anew, with the curves it has.

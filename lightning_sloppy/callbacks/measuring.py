@@ -35,6 +35,9 @@ class MeasurementSubscriber(SloppyCallback):
 
     needs_eigenvectors: ClassVar[bool] = False
 
+    fixed_steps: ClassVar[bool] = False
+    """Whether it needs measurements at the steps of the schedule and of one size, whatever they cost."""
+
     @abstractmethod
     def listens_to(self, callback: MeasuringCallback, trainer: Trainer) -> bool:
         """Whether this callback wants to hear of ``callback``'s measurements in this fit."""

@@ -52,7 +52,7 @@ class SloppyMonitor(SloppyCallback):
         bound: PAC-Bayes bound at every measurement of a HessianSpectrum of all parameters, without one of a
             FisherSpectrum; true is off without either.
         certificate: Optimise and certify a posterior at the end of the fit; off by default, for it takes minutes.
-        early_stopping: Stop on the plateau of the effective dimension; off by default.
+        early_stopping: Stop by hold-out loss and effective dimension; off by default.
         extra: Further instruments, such as a second FisherSpectrum or one of your own.
         epsilon: Prior precision behind every effective dimension; null: p / ||w0||^2.
         loss_fn: Mean-reduced loss of (outputs, targets); null: found from the module and checked.

@@ -81,6 +81,8 @@ class PeriodicCallback(MeasuringCallback):
         self._publishes_overhead = False
         self.expected_seconds = 0.0
         self._clock = (0.0, 0.0)
+        self._own_seconds = 0.0
+        self._said_costly = False
 
     @abstractmethod
     def cost_in_gradients(self, size: MeasurementSize) -> float:
@@ -127,6 +129,8 @@ class PeriodicCallback(MeasuringCallback):
             self._publishes_overhead = False
             self.expected_seconds = 0.0
             self._clock = (0.0, 0.0)
+            self._own_seconds = 0.0
+            self._said_costly = False
             self.size = self._size_asked_for
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -196,6 +200,8 @@ class PeriodicCallback(MeasuringCallback):
         context = fit_context(trainer, pl_module) if self.latest is not None else None
         if context is not None:
             self._clock = (context.measuring_seconds, context.training_seconds)
+            self._own_seconds += self.expected_seconds
+            self._say_costly(trainer, context)
 
     def attempt(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """Measure; out of memory, free what is cached and measure less until it fits."""
@@ -255,7 +261,7 @@ class PeriodicCallback(MeasuringCallback):
             return  # the measurement itself says what is wrong
         if self._clock != (0.0, 0.0):
             context.resume_clock(*self._clock)
-        elif self.schedule.max_overhead is not None:
+        elif self.schedule.max_overhead is not None and not self._is_fixed(trainer):
             size = trainer.strategy.broadcast(self._affordable(trainer, pl_module, context))
             self._resize(size, "a timed gradient says that it would take long")
 
@@ -288,6 +294,24 @@ class PeriodicCallback(MeasuringCallback):
             )
             self.size = size
 
+    def _is_fixed(self, trainer: Trainer) -> bool:
+        """Whether somebody needs every measurement of the schedule, with the samples that were asked for."""
+        return any(listener.fixed_steps for listener in self.subscribers(trainer))
+
+    def _say_costly(self, trainer: Trainer, context: FitContext) -> None:
+        """Once, where measurements that may not be left out exceed the limit by themselves."""
+        if self._said_costly or not self._is_fixed(trainer):
+            return
+        training = context.training_seconds
+        if not self.schedule.allows(0.0, measuring=self._own_seconds, training=training):
+            self._said_costly = True
+            rank_zero_info(
+                f"The {self.name} measurements, which early stopping watches, took {self._own_seconds:.1f} s beside "
+                f"{training:.1f} s of training, above max_overhead={self.schedule.max_overhead}. They are not thinned "
+                "out, so that the stop does not depend on the machine; measure less often (schedule=), lower "
+                "num_samples, or raise max_overhead."
+            )
+
     def _later(self, trainer: Trainer) -> list[PeriodicCallback]:
         """Those that come later in a round."""
         family = _periodic(trainer)
@@ -300,9 +324,11 @@ class PeriodicCallback(MeasuringCallback):
         except Exception:
             return True  # the measurement says what is wrong
         step = trainer_internals.effective_batches(trainer)
+        if self._is_fixed(trainer):
+            return True
         if context.decision is None or context.decision[0] != step:
             family = _periodic(trainer)
-            due = [peer for peer in family if peer.due(trainer)]
+            due = [peer for peer in family if peer.due(trainer) and not peer._is_fixed(trainer)]
             decision = decide_round(
                 [Candidate(peer.schedule, peer.size, peer.expected_seconds, peer.cheaper) for peer in due],
                 others=sum(peer.expected_seconds for peer in family if peer not in due),

@@ -93,9 +93,10 @@ class Objective:
         wider.dtype = torch.promote_types(self.dtype, dtype)
         if wider.dtype == self.dtype:
             return self
-        if isinstance(self.loss_fn, nn.Module) and not list(self.loss_fn.parameters()):
+        own = self.loss_fn
+        if isinstance(own, nn.Module) and any(b.is_floating_point() for b in own.buffers()) and not [*own.parameters()]:
             # Class weights are buffers; parameters of a loss are part of what is differentiated and stay as they are.
-            wider.loss_fn = deepcopy(self.loss_fn).to(wider.dtype)
+            wider.loss_fn = deepcopy(own).to(wider.dtype)
         return wider
 
     def add_up(self, tensor: Tensor) -> Tensor:

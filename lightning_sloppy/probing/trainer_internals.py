@@ -64,6 +64,21 @@ def is_last_batch(trainer: Trainer) -> bool:
     return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
 
+def epochs_done(trainer: Trainer, *, within: bool) -> float:
+    """Epochs that are done, with the part of the current one.
+
+    Args:
+        trainer: Running.
+        within: Whether a batch of the current epoch has been run in this process; else the progress may be that of the
+            epoch before.
+    """
+    planned, done = trainer.num_training_batches, trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    part = done / planned if 0 < planned < math.inf else 0.5 * (done > 0)
+    if within:
+        part = 1.0 if is_last_batch(trainer) else min(part, 1.0)
+    return trainer.current_epoch + (part if within or part < 1 else 0.0)
+
+
 def training_loaders(trainer: Trainer) -> list[DataLoader[Any]]:
     """All training loaders, flattened; reading this attribute starts no iterator."""
     return [leaf for leaf in pytree.tree_leaves(trainer.train_dataloader) if leaf is not None]

@@ -291,8 +291,11 @@ def test_a_block_of_the_parameters_beside_the_whole(tmp_path):
         (lambda: [HessianSpectrum(parameters="tail.*")], "tail"),
         (lambda: [HessianSpectrum(parameters="net.4.*"), PACBayesBound()], "of all parameters"),
         (
-            lambda: [FisherSpectrum(kind="exact"), EffectiveDimensionEarlyStopping()],
-            "monitor='sloppy_fisher_exact/effective_dimension_at_prior'",
+            lambda: [
+                FisherSpectrum(kind="exact"),
+                EffectiveDimensionEarlyStopping("sloppy_fisher/effective_dimension"),
+            ],
+            "monitor='sloppy_fisher_exact/effective_dimension'",
         ),
     ],
 )

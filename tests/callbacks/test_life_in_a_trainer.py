@@ -22,6 +22,7 @@ from lightning_sloppy import (
     FisherSpectrum,
     HessianSpectrum,
     InputSpectrum,
+    JacobianSpectrum,
     PACBayesBound,
     Schedule,
     SloppyMonitor,
@@ -120,12 +121,13 @@ def test_lightnings_own_callbacks_can_monitor_in_any_order(tmp_path, reverse):
 def test_subscribers_hear_once_whatever_the_order(tmp_path, reverse):
     bound = PACBayesBound(strict=True)
     stopping = EffectiveDimensionEarlyStopping(patience=50)
-    listed = [bound, stopping, HessianSpectrum(k=2, num_samples=16, strict=True), FisherSpectrum(num_samples=16)]
+    hessian = HessianSpectrum(k=2, num_samples=16, strict=True)
+    listed = [bound, stopping, hessian, JacobianSpectrum(num_samples=16, strict=True)]
     host = trainer(tmp_path, callbacks=listed[::-1] if reverse else listed, max_epochs=2)
     host.fit(Classifier(), loader())
     assert [m.certificate.evaluation for m in bound.measurements] == [1, 2, 3]
-    assert stopping.detector.seen == 3
-    assert all(m.spectrum is None or m.spectrum.eigenvectors is None for m in listed[2].measurements)
+    assert [point[0] for point in stopping.curves.dimension] == [0, 1, 2]
+    assert all(m.spectrum is None or m.spectrum.eigenvectors is None for m in hessian.measurements)
 
 
 def test_interval_and_last_measurement(tmp_path):
@@ -233,7 +235,7 @@ def test_a_resumed_run_keeps_scale_prior_and_counters(tmp_path):
         (lambda: PACBayesBound(delta=0.0), "between 0 and 1"),
         (lambda: PACBayesBound(delta=1.5), "between 0 and 1"),
         (lambda: PACBayesBound(prior="pretrained"), "initialization"),
-        (lambda: EffectiveDimensionEarlyStopping("val_loss"), "sloppy_fisher/effective_dimension"),
+        (lambda: EffectiveDimensionEarlyStopping("val_loss"), "sloppy_jacobian/effective_dimension"),
         (lambda: EffectiveDimensionEarlyStopping(patience=0), "patience >= 1"),
         (lambda: FisherSpectrum(schedule=Schedule(every_n_epochs=0)), "at least 1"),
         (lambda: SloppyMonitor(bound=PACBayesBound(delta=2.0)), "between 0 and 1"),
@@ -248,7 +250,7 @@ def test_bad_arguments_are_refused_at_once(make, words):
     ("listed", "words"),
     [
         ([PACBayesBound()], r"add HessianSpectrum\(\)"),
-        ([EffectiveDimensionEarlyStopping()], r"add FisherSpectrum\(\)"),
+        ([EffectiveDimensionEarlyStopping()], r"add JacobianSpectrum\(\)"),
         (
             [FisherSpectrum(), SloppyMonitor()],
             "FisherSpectrum and FisherSpectrum would write the same",

@@ -78,14 +78,14 @@ def monitored(folder, epochs, checkpoint=None):
         every_n_steps=2,
         strict=True,
     )
-    stopping = EffectiveDimensionEarlyStopping(patience=50, warmup=1)
+    stopping = EffectiveDimensionEarlyStopping(patience=50)
     host = trainer(folder, callbacks=[watcher, stopping], max_epochs=epochs)
     options = {} if checkpoint is None else {"ckpt_path": checkpoint, **SAFELY}
     host.fit(Classifier(), DataLoader(blobs(64), 16), **options)
     return host, watcher, stopping
 
 
-def test_curves_directions_and_the_plateau_window_go_on(tmp_path):
+def test_curves_directions_and_the_early_stopping_go_on(tmp_path):
     _, whole, alone = monitored(tmp_path, 4)
     host, _, _ = monitored(tmp_path, 2)
     host.save_checkpoint(tmp_path / "run.ckpt")
@@ -97,8 +97,7 @@ def test_curves_directions_and_the_plateau_window_go_on(tmp_path):
                 if name == "overlap" and measurement.step == 9:
                     continue  # the directions of the time before are not kept
                 assert estimate == expected[measurement.step].estimates[name], (group, name, measurement.step)
-    assert stopping.detector.seen == alone.detector.seen
-    assert stopping.detector.window == alone.detector.window
+    assert stopping.curves == alone.curves
     assert [m.certificate.evaluation for m in resumed.measurements["bound"]] == [6, 7, 8, 9]
     again.save_checkpoint(tmp_path / "again.ckpt")
     states = torch.load(tmp_path / "again.ckpt", weights_only=True)["callbacks"]["SloppyMonitor"]
@@ -115,7 +114,7 @@ def test_every_part_says_what_differs_from_the_checkpoint(tmp_path):
         every_n_epochs=1,
         strict=True,
     )
-    stopping = EffectiveDimensionEarlyStopping(patience=3, warmup=1)
+    stopping = EffectiveDimensionEarlyStopping(patience=3)
     again = trainer(tmp_path, callbacks=[watcher, stopping], max_epochs=1)
     with pytest.warns(UserWarning, match="resumes with") as said:
         again.fit(Classifier(), DataLoader(blobs(64), 16), ckpt_path=tmp_path / "run.ckpt", **SAFELY)

@@ -22,14 +22,19 @@ def found(tmp_path_factory):
     return ranks.run(two_ranks.__file__, tmp_path_factory.mktemp("two"), *two_ranks.SCENARIOS)
 
 
+def comparable(tag: str) -> bool:
+    """Costs differ, and every process shuffles the columns of its own samples for the null."""
+    return tag.startswith("sloppy_") and "cost" not in tag and "/null_" not in tag
+
+
 def test_two_processes_agree_with_one(found, tmp_path):
     alone = two_ranks.run("everything", tmp_path)
-    tags = [tag for tag in alone if tag.startswith("sloppy_") and "cost" not in tag]
+    tags = [tag for tag in alone if comparable(tag)]
     assert len(tags) > 50
     for result in (rank["everything"] for rank in found):
         for tag in tags:
             assert result[tag] == pytest.approx(alone[tag], rel=1e-4, abs=1e-6), tag
-        assert result["epochs"] == alone["epochs"] == 1
+        assert result["epochs"] == alone["epochs"] == 2
 
 
 def test_two_and_three_processes_certify_what_one_does(found, tmp_path):
@@ -76,7 +81,7 @@ def test_processes_that_lightning_starts_agree_with_one(tmp_path, strategy):
     (tmp_path / "alone").mkdir()
     launched.fit(tmp_path / "alone")
     expected = json.loads((tmp_path / "alone" / "rank0.json").read_text())
-    tags = [tag for tag in expected if tag.startswith("sloppy_") and "cost" not in tag]
+    tags = [tag for tag in expected if comparable(tag)]
     assert len(tags) > 50
     for rank in range(2):
         found = json.loads((tmp_path / f"rank{rank}.json").read_text())

@@ -62,7 +62,7 @@ def everything(folder: Path, **options: Any) -> dict[str, float]:
     watcher = SloppyMonitor(
         hessian=HessianSpectrum(k=2, num_samples=32),
         fisher=FisherSpectrum(num_samples=32),
-        early_stopping=EffectiveDimensionEarlyStopping(patience=1, rel_tol=0.9, warmup=0),
+        early_stopping=EffectiveDimensionEarlyStopping(patience=1, rel_tol=0.9),
         strict=True,
     )
     host = trainer(folder, callbacks=[watcher], max_epochs=3, **options)

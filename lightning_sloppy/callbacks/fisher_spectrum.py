@@ -209,6 +209,7 @@ class FisherSpectrum(CurvatureInstrument):
             self.warn_once(f"{self._heading()} at step {probe.step}: {spectrum.status.value}", trainer=trainer)
         estimates = {} if spectrum.status is Status.NON_FINITE else fisher_estimates(spectrum, scale)
         notes = [sentence] if sentence else []
+        notes += [str(spectrum.detail[name]) for name in ("beside_outputs", "constants") if name in spectrum.detail]
         if estimates and "rows" in spectrum.detail and not estimates["effective_dimension"].status.ok:
             notes.append(self._too_many_rows(spectrum))
             self.warn_once(

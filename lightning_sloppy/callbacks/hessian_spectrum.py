@@ -17,7 +17,7 @@ from lightning_sloppy.callbacks.dimension_quantities import (
 from lightning_sloppy.callbacks.directions import Directions
 from lightning_sloppy.callbacks.gauss_newton_part import estimated_gauss_newton, exact_gauss_newton
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
-from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.errors import ConfigurationError, UnsupportedError
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.measures import effective_dimension as dimension
@@ -288,18 +288,22 @@ class HessianSpectrum(CurvatureInstrument):
         )
         exact, seen = None, None
         if choice.objective.has_outputs and hessian.status.ok:
-            if self.probes is None:
-                exact = exact_gauss_newton(probe, parameters=self.parameters, most=self.size.num_samples)
-            seen = estimated_gauss_newton(
-                choice.objective,
-                batches,
-                vectors=self._vectors,
-                steps=self.steps if exact is None else 1,
-                z=None if scale is None else scale.z,
-                parameters=self.parameters,
-                seed=self.seed,
-                on_product=probe.advance,
-            )
+            try:
+                if self.probes is None:
+                    exact = exact_gauss_newton(probe, parameters=self.parameters, most=self.size.num_samples)
+                seen = estimated_gauss_newton(
+                    choice.objective,
+                    batches,
+                    vectors=self._vectors,
+                    steps=self.steps if exact is None else 1,
+                    z=None if scale is None else scale.z,
+                    parameters=self.parameters,
+                    seed=self.seed,
+                    on_product=probe.advance,
+                )
+            except (ConfigurationError, UnsupportedError) as error:  # no reason to lose the Hessian
+                notes.append(f"No Gauss-Newton part: {error}")
+                self.warn_once(f"{self._heading()}: {notes[-1]}", trainer=trainer, key=f"gauss_newton {self.name}")
         gauss_newton = seen if exact is None else exact
         if not hessian.status.ok:
             self.warn_once(f"{self._heading()} at step {probe.step}: {hessian.status.value}", trainer=trainer)
@@ -310,7 +314,9 @@ class HessianSpectrum(CurvatureInstrument):
             estimates["gauss_newton_trace"] = seen.trace  # on the samples and vectors of the Hessian's
         if hessian.status.ok:
             estimates |= self._directions.estimates(trainer, probe, choice.objective, batches, hessian, self.parameters)
-        notes += [str(hessian.detail[name]) for name in ("fallback", "unsteady") if name in hessian.detail]
+        notes += [str(hessian.detail[name]) for name in ("fallback", "unsteady", "constants") if name in hessian.detail]
+        if gauss_newton is not None and "beside_outputs" in gauss_newton.detail:
+            notes.append(f"Gauss-Newton part: {gauss_newton.detail['beside_outputs']}")
         notes += _unresolved(estimates)
         return self.measurement(
             trainer,

@@ -101,8 +101,7 @@ class SpectrumBuilder:
     def losses(self, layout: ParameterLayout) -> tuple[float, str]:
         """The mean loss, and a sentence when a second evaluation gives another one."""
         leaves = layout.leaves(self.objective.module, self.objective.dtype)
-        with torch.no_grad():
-            loss, again = (float(self.objective.mean_loss(leaves, self.batches)) for _ in range(2))
+        loss, again = (float(self.objective.mean_loss(leaves, self.batches, graph=False)) for _ in range(2))
         return loss, self.unsteady("loss", loss, again)
 
     def unsteady(self, what: str, first: float, second: float) -> str:

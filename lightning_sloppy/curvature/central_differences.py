@@ -153,9 +153,8 @@ class GaussNewtonDifferences(CentralDifferences):
         return grad([rows], list(leaves.values()), [weighted])
 
     def _rows_at(self, point: Tensor, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            outputs = self._objective.outputs(self.layout.table(point), private(batch)[0])
-            return self._objective.rows(outputs, sample_count(batch))
+        outputs = self._objective.output_values(self.layout.table(point), private(batch)[0])
+        return self._objective.rows(outputs, sample_count(batch)).detach()
 
     def _slope(self, rows: Tensor, outputs: Any, batch: Batch) -> Tensor:
         """Gradient of the batch's mean loss in its outputs."""

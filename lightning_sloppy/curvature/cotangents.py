@@ -97,11 +97,9 @@ def pulled_cotangents(
     """
     pulled, first = [], fisher.first
     for index, batch in enumerate(batches):
-        with torch.no_grad():
-            outputs = known[index] if index < len(known) else objective.outputs(parameters, private(batch)[0])
-        outputs = map_tensors(Tensor.detach, outputs)
-        with torch.enable_grad():
-            objective.examine(outputs, batch)
+        seen = known[index] if index < len(known) else objective.output_values(parameters, private(batch)[0])
+        outputs = map_tensors(Tensor.detach, seen)
+        objective.examine(outputs, batch)
         rows = objective.rows(outputs, sample_count(batch)).detach()
         pulled.append(cotangents(objective, fisher, rows, outputs, batch, first))
         first += sample_count(batch)

@@ -21,7 +21,7 @@ def double_backward(module: nn.Module) -> Iterator[None]:
     """Run forwards so that second derivatives exist.
 
     Attention uses the math kernel, recurrent layers leave cuDNN, compiled modules run eagerly, activation
-    checkpointing does without re-entry: none of the four has a second derivative as it is.
+    checkpointing does without re-entry, and embeddings have no sparse gradients: none has a second derivative as it is.
 
     Raises:
         UnsupportedError: When a double backward was still refused; the message names the operation.
@@ -32,6 +32,7 @@ def double_backward(module: nn.Module) -> Iterator[None]:
         stack.enter_context(_without_reentry())
         if any(isinstance(child, nn.RNNBase) for child in module.modules()):
             stack.enter_context(_without_cudnn())
+        stack.enter_context(_dense_embeddings(module))
         try:
             yield
         except RuntimeError as error:
@@ -58,6 +59,21 @@ def _without_cudnn() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.enabled = enabled
+
+
+@contextmanager
+def _dense_embeddings(module: nn.Module) -> Iterator[None]:
+    """Gradients of embeddings have all rows, those that no sample looks up as zeros."""
+    sparse = [
+        child for child in module.modules() if isinstance(child, (nn.Embedding, nn.EmbeddingBag)) and child.sparse
+    ]
+    for child in sparse:
+        child.sparse = False
+    try:
+        yield
+    finally:
+        for child in sparse:
+            child.sparse = True
 
 
 class _NoReentry:
@@ -94,16 +110,20 @@ def refusing_layers(module: nn.Module, forward: Callable[[], Any]) -> list[str]:
         if not any(child.children()):
 
             def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-                seen.setdefault(name, (layer, map_tensors(torch.clone, args), map_tensors(torch.clone, kwargs)))
+                args, kwargs = map_tensors(_copy, args), map_tensors(_copy, kwargs)
+                seen.setdefault(name, (layer, args, kwargs))
 
             handles.append(child.register_forward_pre_hook(note, with_kwargs=True))
     try:
-        with torch.no_grad():
-            forward()
+        forward()
     finally:
         for handle in handles:
             handle.remove()
     return [name for name, call in seen.items() if not _twice_differentiable(*call)]
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
 
 
 def _twice_differentiable(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.curvature.assembly import SpectrumBuilder, descending
+from lightning_sloppy.curvature.beside_outputs import as_inputs, beside_outputs, constants_of, sample_losses
 from lightning_sloppy.curvature.cotangents import Fisher, pulled_cotangents
 from lightning_sloppy.curvature.double_backward import double_backward
 from lightning_sloppy.curvature.gram.check import Recording
@@ -63,6 +64,12 @@ def fisher_of(
     """
     need_outputs(objective)
     layout = ParameterLayout.of(objective.module, parameters)
+    with double_backward(objective.module):
+        beside = beside_outputs(objective, layout, batches)
+        apart = sample_losses(objective, beside, batches) if fisher.kind == "empirical" and beside.own else None
+    remarks = {"beside_outputs": beside.left_out(own_too=apart is None), "constants": constants_of(objective)}
+    if apart is not None:
+        objective, batches = apart, as_inputs(batches)
     rows = _rows(objective, layout, batches, fisher)
     if method == "gram" and rows > ROW_LIMIT:
         raise ConfigurationError(
@@ -77,9 +84,12 @@ def fisher_of(
         found = spectrum_of(
             curvature, solve=solve, rng=rng, quadrature=quadrature, by_layer=by_layer, on_product=on_product
         )
-        return replace(found, rank_bound=min(rows, layout.dim), detail={**found.detail, "rows": rows})
-    # The block of a layer is made whole on every rank.
-    return _by_gram(objective, layout, batches, fisher, solve, by_layer, rows, ALONE if by_layer else ranks)
+        found = replace(found, rank_bound=min(rows, layout.dim), detail={**found.detail, "rows": rows})
+    else:
+        # The block of a layer is made whole on every rank.
+        alone = ALONE if by_layer else ranks
+        found = _by_gram(objective, layout, batches, fisher, solve, by_layer, rows, alone)
+    return replace(found, detail={**found.detail, **{name: text for name, text in remarks.items() if text}})
 
 
 def _rows(objective: Objective, layout: ParameterLayout, batches: list[Batch], fisher: Fisher) -> int:
@@ -87,9 +97,9 @@ def _rows(objective: Objective, layout: ParameterLayout, batches: list[Batch], f
     count = sum(sample_count(batch) for batch in batches)
     if fisher.kind != "exact":
         return count * (fisher.labels if fisher.kind == "sampled" else 1)
-    leaves = {name: leaf.detach() for name, leaf in layout.leaves(objective.module, objective.dtype).items()}
-    with double_backward(objective.module), torch.no_grad():
-        outputs = objective.outputs(leaves, private(batches[0])[0])
+    leaves = layout.leaves(objective.module, objective.dtype)
+    with double_backward(objective.module):
+        outputs = objective.output_values(leaves, private(batches[0])[0])
     objective.examine(outputs, batches[0])
     return count * objective.rows(outputs, sample_count(batches[0])).shape[1]
 
@@ -165,8 +175,7 @@ def _looked_at(builder: SpectrumBuilder, layout: ParameterLayout, batches: list[
     for batch in [few, *batches]:
         rows = objective.rows(objective.outputs(sources, private(batch)[0]), sample_count(batch))
         if batch is few:
-            with torch.no_grad():
-                again = objective.rows(objective.outputs(sources, private(batch)[0]), sample_count(batch))
+            again = objective.rows(objective.output_values(sources, private(batch)[0]), sample_count(batch)).detach()
             unsteady = builder.unsteady("outputs (their norm)", float(rows.detach().norm()), float(again.norm()))
         parts = grad([rows], list(left.values()), [torch.ones_like(rows)])
         left = {name: leaf for (name, leaf), part in zip(left.items(), parts, strict=True) if part is None}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sloppy.curvature.assembly import SpectrumBuilder
+from lightning_sloppy.curvature.beside_outputs import unused_by_outputs
 from lightning_sloppy.curvature.double_backward import double_backward
 from lightning_sloppy.curvature.fisher_spectra import (
     ROW_LIMIT,
@@ -28,9 +29,10 @@ from lightning_sloppy.curvature.partition import layers_of_rank, samples_of_rank
 from lightning_sloppy.curvature.spectra import Quadrature, gauss_newton_of
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, picked, private, sample_count
-from lightning_sloppy.evaluation.nests import map_tensors, tensors_of
+from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.ranks import ALONE, Ranks
+from lightning_sloppy.evaluation.real_numbers import real_view
 from lightning_sloppy.records import Estimate, Spectrum, Status
 
 Outputs = Callable[[Any], Any] | str
@@ -73,7 +75,7 @@ class _ChosenOutputs(Objective):
                 )
         elif self._chosen is not None:
             found = self._chosen(found)
-        leaves = [_with_row(leaf, count) for leaf in tensors_of(found) if leaf.is_floating_point()]
+        leaves = [_with_row(leaf, count) for leaf in map(real_view, tensors_of(found)) if leaf.is_floating_point()]
         places = {place for place, leaf in enumerate(leaves) if leaf.shape[:1] == (count,)}
         if self._places is not None:
             places &= self._places
@@ -156,13 +158,12 @@ class Kernel:
 
 def width_of(objective: Objective, layout: ParameterLayout, batch: Batch) -> int:
     """Outputs D of a sample."""
-    leaves = {name: leaf.detach() for name, leaf in layout.leaves(objective.module, objective.dtype).items()}
-    with double_backward(objective.module), torch.no_grad():
+    leaves = layout.leaves(objective.module, objective.dtype)
+    with double_backward(objective.module):
         if sample_count(batch) > 2:  # a tensor that has a row for each of N samples by chance has none for each of two
-            objective.outputs(leaves, private(picked(batch, torch.arange(2)))[0])
-        outputs = objective.outputs(leaves, private(batch)[0])
-    with torch.enable_grad():
-        objective.examine(map_tensors(Tensor.detach, outputs), batch)
+            objective.output_values(leaves, private(picked(batch, torch.arange(2)))[0])
+        outputs = objective.output_values(leaves, private(batch)[0])
+        objective.examine(outputs, batch)
     return int(objective.rows(outputs, sample_count(batch)).shape[1])
 
 
@@ -221,9 +222,13 @@ def jacobian_of(
     count = sum(map(sample_count, batches))
     widths = [width_of(objective, layout, batch) for batch in batches]
     rows = count * max(widths)
+    with double_backward(objective.module):
+        unused = unused_by_outputs(objective, layout, batches)
+    remarks: dict[str, str | int | float] = {"unused": unused} if unused else {}
     if rows <= ROW_LIMIT and method != "products":
         kernel = kernel_of(objective, layout, batches, widths, ranks)
-        return kernel_spectrum(objective, layout, batches, kernel, normalize)
+        found = kernel_spectrum(objective, layout, batches, kernel, normalize)
+        return replace(found, detail={**found.detail, **remarks})
     if method == "gram":
         raise ConfigurationError(
             f"The kernel of the Jacobian would have {rows:,} rows ({count:,} samples times their outputs), above "
@@ -253,7 +258,7 @@ def jacobian_of(
         rank_bound=min(rows, layout.dim),
         num_samples=count,
         trace=trace if trace is not None and found.status.ok else found.trace,
-        detail={**found.detail, **detail, "outputs": rows // count},
+        detail={**found.detail, **detail, **remarks, "outputs": rows // count},
     )
 
 

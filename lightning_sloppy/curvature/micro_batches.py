@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from lightning_sloppy.evaluation.batches import Batch, is_whole, rows_of, sample_count
@@ -38,12 +37,10 @@ def divisible(objective: Objective, leaves: Mapping[str, Tensor], batches: list[
         return False
     if any(leaf.shape[:1] != (sample_count(batch),) for batch in batches for leaf in tensors_of(batch)):
         return False
-    detached = {name: leaf.detach() for name, leaf in leaves.items()}
     parts = divided(batches[:1], size)
     weights = [objective.batch_weight(part) for part in parts]
-    with torch.no_grad():
-        # No collective here: only this rank may be short of memory.
-        whole = float(objective.loss(detached, batches[0]))
-        losses = [float(objective.loss(detached, part)) for part, weight in zip(parts, weights, strict=True) if weight]
+    # No collective here: only this rank may be short of memory.
+    whole = float(objective.loss_value(leaves, batches[0]))
+    losses = [float(objective.loss_value(leaves, part)) for part, weight in zip(parts, weights, strict=True) if weight]
     pieces = sum(w * x for w, x in zip(filter(None, weights), losses, strict=True)) / sum(weights)
     return not abs(whole - pieces) > AGREEMENT * max(abs(whole), abs(pieces))

@@ -88,6 +88,6 @@ class Curvature:
         with double_backward(self.objective.module):
             names = refusing_layers(
                 self.objective.module,
-                lambda: self.objective.outputs(leaves, private(self.batches[0])[0]),
+                lambda: self.objective.output_values(leaves, private(self.batches[0])[0]),
             )
         return f"Without a double backward: {', '.join(names)}." if names else ""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.real_numbers import real_view
 
 Patterns = str | Sequence[str] | None
 """Shell-style patterns of parameter names (``fnmatch``), or None for all that require gradients."""
@@ -19,6 +20,8 @@ Patterns = str | Sequence[str] | None
 @dataclass(frozen=True)
 class ParameterLayout:
     """Names and shapes of the chosen trainable parameters; tied weights are counted once.
+
+    Of a complex parameter the real and the imaginary parts are the parameters: its shape ends in 2.
 
     Attributes:
         names: Names as in ``module.named_parameters()``.
@@ -44,7 +47,7 @@ class ParameterLayout:
         if patterns is not None:
             chosen = _matching(module, (patterns,) if isinstance(patterns, str) else tuple(patterns))
             trained = {name: p for name, p in trained.items() if id(p) in chosen}
-        return cls(tuple(trained), tuple(p.shape for p in trained.values()))
+        return cls(tuple(trained), tuple(real_view(p.detach()).shape for p in trained.values()))
 
     def layers(self) -> dict[str, tuple[int, ...]]:
         """Indices of the parameters of each layer: of each module that owns some, by its name ("" for the module)."""
@@ -65,7 +68,7 @@ class ParameterLayout:
     def leaves(self, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         """Copies that require gradients: a forward that writes to its weights (``max_norm``) does so on them."""
         table = dict(module.named_parameters())
-        return {name: table[name].detach().to(dtype, copy=True).requires_grad_() for name in self.names}
+        return {name: real_view(table[name].detach()).to(dtype, copy=True).requires_grad_() for name in self.names}
 
     def flatten(self, tensors: Iterable[Tensor | None]) -> Tensor:
         """One vector of shape (p,); None stands for zeros (a parameter that the loss does not use)."""
@@ -90,7 +93,7 @@ class ParameterLayout:
     def vector(self, module: nn.Module) -> Tensor:
         """The current parameters as one detached vector, a copy of shape (p,)."""
         table = dict(module.named_parameters())
-        return torch.cat([table[name].detach().reshape(-1) for name in self.names])
+        return torch.cat([real_view(table[name].detach()).reshape(-1) for name in self.names])
 
     @contextmanager
     def holding(self, module: nn.Module, vector: Tensor) -> Iterator[None]:
@@ -100,7 +103,7 @@ class ParameterLayout:
         try:
             with torch.no_grad():
                 for name, value in self.table(vector).items():
-                    table[name].copy_(value)
+                    real_view(table[name].detach()).copy_(value)
             yield
         finally:
             with torch.no_grad():
@@ -138,6 +141,8 @@ def grad(
 ) -> list[Tensor | None]:
     """:func:`torch.autograd.grad` that tolerates outputs without a graph and unused inputs (both give None).
 
+    Sparse gradients, as of ``nn.Embedding(sparse=True)``, come dense.
+
     Raises:
         RuntimeError: With ``create_graph``, when a function on the way forbids a second derivative.
     """
@@ -154,6 +159,7 @@ def grad(
             allow_unused=True,
         )
     )
+    found = [part if part is None or part.layout is torch.strided else part.to_dense() for part in found]
     if create_graph:
         _need_second_derivatives(found)
     return found

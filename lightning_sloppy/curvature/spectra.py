@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.curvature.assembly import SpectrumBuilder, basis_memory, trace_of
+from lightning_sloppy.curvature.beside_outputs import beside_outputs, constants_of
 from lightning_sloppy.curvature.central_differences import CentralDifferences
-from lightning_sloppy.curvature.kept_graph import LayerBlock, Method
+from lightning_sloppy.curvature.double_backward import double_backward
+from lightning_sloppy.curvature.kept_graph import LayerBlock, Method, need_outputs
 from lightning_sloppy.curvature.operators import Curvature, CurvatureOperator
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.evaluation.batches import Batch
@@ -147,6 +149,8 @@ def spectrum_of(
             spectrum = replace(spectrum, density=None)
         layers = _blocks(builder, operator, layout, solve, memory, rng) if by_layer else {}
         detail = {**spectrum.detail, "loss": loss, "unused": ", ".join(operator.unused), "unsteady": unsteady}
+        if curvature.matrix == "hessian":
+            detail["constants"] = constants_of(curvature.objective)
         return replace(spectrum, layers=layers, detail={name: value for name, value in detail.items() if value != ""})
 
     try:
@@ -183,8 +187,14 @@ def gauss_newton_of(
     parameters: Patterns = None,
     on_product: Callable[[int], None] | None = None,
 ) -> Spectrum:
-    """Whole-spectrum view of the Gauss-Newton matrix by quadrature; exact where it is small enough to form."""
+    """Whole-spectrum view of the Gauss-Newton matrix by quadrature; exact where it is small enough to form.
+
+    ``detail["beside_outputs"]`` says what of the loss goes past the outputs, and is left out.
+    """
     layout = ParameterLayout.of(objective.module, parameters)
+    need_outputs(objective)
+    with double_backward(objective.module):
+        left_out = beside_outputs(objective, layout, batches).left_out(own_too=True)
     curvature = Curvature("gauss_newton", objective, layout, batches)
     builder = SpectrumBuilder("gauss_newton", objective, batches)
     memory = basis_memory(objective, None)
@@ -210,11 +220,12 @@ def gauss_newton_of(
         )
 
     try:
-        return curvature.measured(use, method)[0]
+        found = curvature.measured(use, method)[0]
     except NonFiniteProductError:
         return builder.nothing(layout.dim, Status.NON_FINITE)
     except BasisMemoryError as error:
         return builder.nothing(layout.dim, Status.OUT_OF_MEMORY, fits=error.fits, memory=str(error))
+    return replace(found, detail={**found.detail, "beside_outputs": left_out}) if left_out else found
 
 
 def _known(found: Eigenpairs) -> Known | None:

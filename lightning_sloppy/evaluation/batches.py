@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.nests import map_tensors, tensors_of, with_tensors
+from lightning_sloppy.evaluation.real_numbers import cast_number
 
 Batch = tuple[Any, Any]
 """Inputs and targets: tensors, or nests of tensors that the module and the loss accept."""
@@ -51,12 +52,15 @@ def sample_count(batch: Batch) -> int:
 
 
 def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
-    """Move every tensor; cast those of floating point to ``dtype`` (products are at least float32)."""
+    """Move every tensor; cast those of floating point to ``dtype`` (products are at least float32).
+
+    One that requires gradients still does, for a loss may differentiate in its inputs.
+    """
 
     def move(leaf: Tensor) -> Tensor:
         # Autograd cannot save a tensor that was made in inference mode.
-        leaf = leaf.clone() if leaf.is_inference() else leaf.detach()
-        return leaf.to(device, dtype) if leaf.is_floating_point() else leaf.to(device)
+        moved = cast_number(leaf.clone() if leaf.is_inference() else leaf.detach(), dtype).to(device)
+        return moved.requires_grad_() if leaf.requires_grad else moved
 
     return map_batch(move, batch)
 

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, rows_of, sample_count, some_of
 from lightning_sloppy.evaluation.nests import tensors_of
+from lightning_sloppy.evaluation.real_numbers import cast_number
 
 if TYPE_CHECKING:
     from lightning_sloppy.evaluation.objective import Objective
@@ -76,9 +76,9 @@ def checked_mean(objective: Objective, batch: Batch) -> str:
         [rows_of(part, slice(count // 2, count)) for part in batch],
     )
     parts: list[Batch] = [batch, (halves[0][0], halves[0][1]), (halves[1][0], halves[1][1])]
-    table = {name: p.detach().to(objective.dtype, copy=True) for name, p in objective.module.named_parameters()}
-    with torch.no_grad():
-        whole, first, second = (float(objective.loss(table, part)) for part in parts)
+    trained = {name: p.detach() for name, p in objective.module.named_parameters() if p.requires_grad}
+    table = {name: cast_number(p, objective.dtype) for name, p in trained.items()}
+    whole, first, second = (float(objective.loss_value(table, part)) for part in parts)
     if not all(map(math.isfinite, (whole, first, second))):
         return ""
     tolerance = AGREEMENT * abs(whole)

@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.errors import ConfigurationError, UnsupportedError
 from lightning_sloppy.evaluation.batches import Batch, is_whole, private, sample_count, to_device
 from lightning_sloppy.evaluation.loss_checks import checked_loss, checked_scalar
-from lightning_sloppy.evaluation.nests import tensors_of, with_tensors
+from lightning_sloppy.evaluation.nests import map_tensors, tensors_of, with_tensors
 from lightning_sloppy.evaluation.ranks import ALONE, Ranks
+from lightning_sloppy.evaluation.real_numbers import cast_number, real_view, shaped_like
+from lightning_sloppy.evaluation.stand_ins import StandingIn, places, run_with, unwrapped
 from lightning_sloppy.evaluation.weights import SampleWeights, sample_weights
 
 Result = TypeVar("Result")
@@ -29,7 +30,8 @@ class Objective:
     """A module with its loss, as a function of a table of parameters.
 
     The module's own parameters are never touched: :func:`torch.func.functional_call` puts detached ones in their
-    place, so hooks, ``.grad`` and data-parallel reducers see nothing.
+    place, so hooks, ``.grad`` and data-parallel reducers see nothing. They are in place while the loss is computed as
+    well: it may have parameters of its own, or read those of the module.
 
     Inputs that are a mapping are passed by keyword when ``forward`` has two or more parameters and all keys are names
     of them, as tokenisers give them; else as one argument.
@@ -46,6 +48,7 @@ class Objective:
     Attributes:
         dtype: Data type of the products: the widest of the parameters', at least float32.
         device: Device of the parameters.
+        module: The module, without what Fabric, data parallelism or a compiler have put around it.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Objective:
         ranks: Ranks = ALONE,
     ) -> None:
         checked_loss(loss_fn)
+        module = unwrapped(module)
         parameters = [p for p in module.parameters() if p.requires_grad]
         if not parameters:
             raise ConfigurationError(
@@ -74,7 +78,8 @@ class Objective:
         self._keywords = _keywords_of(module)
         self._used: tuple[int, ...] | None = None
         self.device = parameters[0].device
-        self.dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
+        self.dtype = reduce(torch.promote_types, (p.dtype.to_real() for p in parameters), torch.float32)
+        self._own = dict(module.named_parameters())
 
     @property
     def has_outputs(self) -> bool:
@@ -109,41 +114,65 @@ class Objective:
 
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
         """``forward(inputs)`` with these parameters in place of the module's own."""
+        return self.swapped(parameters, lambda: self._forward(inputs))
+
+    def output_values(self, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
+        """The same without a graph."""
+        values = _without_graph(parameters, lambda table: self.outputs(table, inputs))
+        return map_tensors(Tensor.detach, values)
+
+    def _forward(self, inputs: Any) -> Any:
         self._reseed()
-        table = self._table(parameters, self.module)
         if isinstance(inputs, Mapping) and len(self._keywords) > 1 and self._keywords.issuperset(inputs):
-            return functional_call(self.module, table, (), dict(inputs))
-        return functional_call(self.module, table, (inputs,))
+            return self.module(**inputs)
+        return self.module(inputs)
 
     def swapped(self, parameters: Mapping[str, Tensor], function: Callable[[], Result]) -> Result:
         """Run a function with these parameters in place of the module's own all the time, also in its backwards.
 
         Activation checkpointing runs parts of the forward again during the backward, when they must not have changed.
+        They also stand in for the module's own where forward or loss hold those themselves, outside of any module.
         """
-        table = {f"inner.{name}": value for name, value in self._table(parameters, self.module).items()}
-        result: Result = functional_call(_Inside(self.module), table, (function,))
-        return result
+        table = self._table(parameters)
+        # Inside another swap the places hold stand-ins: the module's own are those that were seen before.
+        held = {name: place for name, place in places(self.module) if isinstance(place, nn.Parameter)}
+        self._own |= held
+        instead = {id(own): table[name] for name, own in self._own.items() if name in table}
+        with StandingIn(instead):
+            return run_with(self.module, table, function)
 
     def _reseed(self) -> None:
         if self._seed is not None:
             torch.manual_seed(self._seed)
 
     def loss(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Mean loss of one batch, a scalar.
+        """Mean loss of one batch, a scalar: every way from a parameter to it counts, past the outputs too.
 
         Raises:
             ConfigurationError: When the loss is not a scalar.
         """
         inputs, targets = private(batch)
-        if self.loss_fn is None:
-            assert self._step_module is not None
-            self._reseed()
-            table = self._table({f"inner.{k}": v for k, v in parameters.items()}, self._step_module)
-            given = inputs if is_whole(batch) else (inputs, targets)
-            value = functional_call(self._step_module, table, (given,))
-        else:
-            value = self.loss_fn(self.outputs(parameters, inputs), targets)
-        return checked_scalar(value)
+        loss_fn, step = self.loss_fn, self._step_module
+        if loss_fn is not None:
+            return checked_scalar(self.swapped(parameters, lambda: loss_fn(self._forward(inputs), targets)))
+        assert step is not None
+        self._reseed()
+        given = inputs if is_whole(batch) else (inputs, targets)
+        return checked_scalar(self.swapped(parameters, lambda: step(given)))
+
+    def loss_value(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """The same without a graph."""
+        return _without_graph(parameters, lambda table: self.loss(table, batch)).detach()
+
+    def loss_of_outputs(self, parameters: Mapping[str, Tensor], outputs: Any, targets: Any) -> Tensor:
+        """The loss of given outputs with these parameters in place, those that are not given as constants.
+
+        Raises:
+            ConfigurationError: When the loss is not a scalar.
+        """
+        loss_fn = self.loss_fn
+        assert loss_fn is not None
+        return checked_scalar(self.swapped(parameters, lambda: loss_fn(outputs, targets)))
 
     def sample_weights(self, batch: Batch) -> Tensor:
         """Weight of each sample in the mean over the whole probe, (n,), float64 on the CPU: 1, or its valid tokens."""
@@ -166,12 +195,13 @@ class Objective:
     def _summed_over_ranks(self, weight: float) -> float:
         return float(self.add_up(torch.tensor(weight, device=self.device, dtype=self.dtype)))
 
-    def mean_loss(self, parameters: Mapping[str, Tensor], batches: list[Batch]) -> Tensor:
+    def mean_loss(self, parameters: Mapping[str, Tensor], batches: list[Batch], *, graph: bool = True) -> Tensor:
         """Loss averaged over the whole probe: every batch by its weight, whatever the batch sizes."""
         value = torch.zeros((), dtype=self.dtype, device=self.device)
         for batch, fraction in zip(batches, self.batch_fractions(batches), strict=True):
             if fraction > 0:  # a batch without valid targets has a mean of nothing over nothing
-                value = value + self.loss(parameters, batch) * fraction
+                loss = self.loss(parameters, batch) if graph else self.loss_value(parameters, batch)
+                value = value + loss * fraction
         return self.add_up(value)
 
     def examine(self, outputs: Any, batch: Batch) -> None:
@@ -183,16 +213,26 @@ class Objective:
 
         Raises:
             ConfigurationError: When the loss uses no tensor with a row for each sample.
+            UnsupportedError: When it differentiates the outputs.
         """
         assert self.loss_fn is not None
         found = tensors_of(outputs)
         count = sample_count(batch)
-        rows = [i for i, t in enumerate(found) if t.is_floating_point() and t.shape[:1] == (count,)]
+        rows = [i for i, t in enumerate(found) if _is_real_or_complex(t) and t.shape[:1] == (count,)]
         leaves = {i: found[i].detach().requires_grad_() for i in rows}
         used: tuple[int, ...] = ()
         if rows:
             replaced = with_tensors(outputs, [leaves.get(i, t.detach()) for i, t in enumerate(found)])
-            value = checked_scalar(self.loss_fn(replaced, batch[1]))
+            try:
+                value = self.loss_of_outputs({}, replaced, batch[1])
+            except RuntimeError as error:
+                if not _asks_for_a_graph(error):
+                    raise
+                raise UnsupportedError(
+                    "The Gauss-Newton and Fisher matrices need a loss of the outputs alone, but this differentiates "
+                    "its outputs (in the inputs, say); let forward return the derivatives among them, or measure the "
+                    "Hessian, which needs nothing of the kind."
+                ) from error
             if isinstance(outputs, Tensor):
                 used = (0,)
             elif value.requires_grad:
@@ -207,12 +247,15 @@ class Objective:
             )
         self._used = used
 
-    def rows(self, outputs: Any, count: int) -> Tensor:
-        """The outputs that the loss uses, one row for each sample, (n, D)."""
+    def used(self, outputs: Any) -> list[Tensor]:
+        """The outputs that the loss uses and that have a row for each sample, as :meth:`examine` found them."""
         found = tensors_of(outputs)
-        used = range(len(found)) if self._used is None else self._used
+        return found if self._used is None else [found[i] for i in self._used]
+
+    def rows(self, outputs: Any, count: int) -> Tensor:
+        """The outputs that the loss uses, one row for each sample, (n, D); complex ones as pairs."""
         # A forward that squeezes its outputs drops the dimension of a single sample.
-        return torch.cat([found[i].reshape(count, -1) for i in used], dim=1)
+        return torch.cat([real_view(found).reshape(count, -1) for found in self.used(outputs)], dim=1)
 
     def loss_of_rows(self, rows: Tensor, outputs: Any, targets: Any) -> Tensor:
         """The batch's mean loss with these rows in place of the outputs that it uses; the others are constants."""
@@ -221,35 +264,52 @@ class Objective:
         used = range(len(found)) if self._used is None else self._used
         start = 0
         for index in used:
-            width = found[index].numel() // max(len(rows), 1)
-            found[index] = rows[:, start : start + width].reshape(found[index].shape)
+            width = real_view(found[index]).numel() // max(len(rows), 1)
+            found[index] = shaped_like(rows[:, start : start + width], found[index])
             start += width
-        return checked_scalar(self.loss_fn(with_tensors(outputs, found), targets))
+        return self.loss_of_outputs({}, with_tensors(outputs, found), targets)
 
-    def _table(self, parameters: Mapping[str, Tensor], owner: nn.Module) -> dict[str, Tensor]:
-        """Parameters given, plus the frozen ones and buffers in the data type of the products."""
-        table = dict(parameters)
-        for name, frozen in owner.named_parameters():
-            if name not in table:
-                table[name] = self._cast(frozen.detach())
-        for name, buffer in owner.named_buffers():
-            # A clone, so that running statistics never move.
-            table[name] = self._cast(buffer.detach()).clone()
-        return table
+    def _table(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A tensor for each place: what is given, and the rest in the data type of the products."""
+        owned = dict(self.module.named_parameters())
+        missing = [name for name in parameters if name not in owned]
+        if missing:
+            raise ConfigurationError(
+                f"{type(self.module).__name__} has no parameter {missing[0]!r} any more: its parameters are not those "
+                "with which the measurement began (pruning, weight norm or layers added since?); change them before "
+                "the fit."
+            )
+        instead = {
+            id(own): shaped_like(parameters[name], own) if name in parameters else cast_number(own.detach(), self.dtype)
+            for name, own in owned.items()
+        }
+        # A clone, so that running statistics never move.
+        instead |= {id(held): cast_number(held.detach(), self.dtype).clone() for held in self.module.buffers()}
+        return {name: instead[id(held)] for name, held in places(self.module)}
 
-    def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+def _is_real_or_complex(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
-class _Inside(nn.Module):
-    """Holds a module while a function runs."""
+def _without_graph(parameters: Mapping[str, Tensor], function: Callable[[Mapping[str, Tensor]], Result]) -> Result:
+    """A function of parameters that require no gradients.
 
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
+    Not under ``no_grad``: forward or loss may differentiate in the inputs. One that differentiates in the parameters
+    gets them as it wants them.
+    """
+    try:
+        return function({name: tensor.detach() for name, tensor in parameters.items()})
+    except RuntimeError as error:
+        if not _asks_for_a_graph(error):
+            raise
+        return function({name: tensor.detach().requires_grad_() for name, tensor in parameters.items()})
 
-    def forward(self, function: Callable[[], Any]) -> Any:
-        return function()
+
+def _asks_for_a_graph(error: RuntimeError) -> bool:
+    """Whether autograd was asked for a derivative of something without a graph."""
+    text = str(error)
+    return "does not require grad" in text or "not have been used in the graph" in text
 
 
 def _keywords_of(module: nn.Module) -> frozenset[str]:

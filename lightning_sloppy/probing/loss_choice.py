@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_sloppy.curvature.gradient import mean_gradient
@@ -158,8 +157,8 @@ class _Trial:
 
     def outputs(self) -> Any:
         """What ``forward`` gives in eval mode."""
-        with measuring(self._module), torch.no_grad():
-            return self._step.outputs(self._table, private(self._batch)[0])
+        with measuring(self._module):
+            return self._step.output_values(self._table, private(self._batch)[0])
 
     def checked_mean(self, objective: Objective) -> str:
         """Raise when the loss adds up its samples; a sentence when it is a mean with weights that are not known."""
@@ -168,12 +167,12 @@ class _Trial:
 
     def loss(self, objective: Objective, mode: Mode) -> float:
         """The loss of the batch, always from the same random stream."""
-        with measuring(self._module, mode), torch.no_grad():
+        with measuring(self._module, mode):
             if mode == "train":
                 # A measurement has eval mode around it; the fit's own flags are wanted here.
                 for child, training in self._modes:
                     child.training = training
-            return float(objective.loss(self._table, self._batch))
+            return float(objective.loss_value(self._table, self._batch))
 
 
 def _guess(module: LightningModule, outputs: Any, targets: Any) -> tuple[Loss | None, str]:

@@ -1,0 +1,202 @@
+"""What of a loss goes past the outputs: parameters of its own, and penalties on those of the module.
+
+The Hessian has every way from a parameter to the loss. Gauss-Newton and Fisher matrices are about the outputs, and say
+what they leave out. The empirical Fisher matrix is about the gradients of the samples, which have entries for the own
+parameters of the loss as well: learnt weights of several terms, a temperature, class centres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sloppy.curvature.gram.broadcasts import leaves_behind
+from lightning_sloppy.curvature.parameters import ParameterLayout
+from lightning_sloppy.evaluation.batches import Batch, private, sample_count, some_of
+from lightning_sloppy.evaluation.loss_checks import AGREEMENT
+from lightning_sloppy.evaluation.nests import map_tensors, tensors_of, with_tensors
+from lightning_sloppy.evaluation.objective import Objective
+
+LOOKED_AT = 8
+"""Samples that show what a loss depends on."""
+
+NAMED = 3
+"""Parameters that a sentence names."""
+
+
+@dataclass(frozen=True)
+class BesideOutputs:
+    """Parameters on which a loss depends past the outputs that it uses.
+
+    Attributes:
+        own: Of the loss alone: no output that it uses depends on them.
+        passing: Of the outputs as well, a penalty on weights for instance.
+        shared: Places of output tensors without a row for each sample that are made of the loss's own parameters.
+    """
+
+    own: tuple[str, ...] = ()
+    passing: tuple[str, ...] = ()
+    shared: tuple[int, ...] = ()
+
+    def left_out(self, *, own_too: bool) -> str:
+        """A sentence on what a matrix of the outputs leaves out; empty for nothing."""
+        sentences = []
+        if self.passing:
+            sentences.append(
+                f"The loss also depends on {_listed(self.passing)} past the outputs (a penalty?): this matrix is about "
+                "the outputs and leaves that out; the Hessian has it."
+            )
+        if self.own and own_too:
+            sentences.append(
+                f"Only the loss depends on {_listed(self.own)}, no output does: their rows are zero here; the Hessian "
+                "and the empirical Fisher matrix have them."
+            )
+        return " ".join(sentences)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def beside_outputs(objective: Objective, layout: ParameterLayout, batches: list[Batch]) -> BesideOutputs:
+    """Look on some samples; on all of them for what no output there depends on.
+
+    Args:
+        objective: Module and loss, outputs and loss apart.
+        layout: Chosen parameters.
+        batches: Prepared batches.
+
+    Raises:
+        ConfigurationError: When the loss uses no output with a row for each sample.
+    """
+    if not batches:
+        return BesideOutputs()
+    leaves = layout.leaves(objective.module, objective.dtype)
+    names = {id(leaf): name for name, leaf in leaves.items()}
+    few = some_of(batches[0], LOOKED_AT)
+    outputs = objective.outputs(leaves, private(few)[0])
+    objective.examine(map_tensors(Tensor.detach, outputs), few)
+    used = {id(tensor) for tensor in objective.used(outputs)}
+    flat = tensors_of(outputs)
+    rest = with_tensors(outputs, [tensor.detach() if id(tensor) in used else tensor for tensor in flat])
+    beside = _behind(objective.loss_of_outputs(leaves, rest, few[1])) & set(names)
+    own = set(beside)
+    for batch in [few, *batches]:
+        if not own:
+            break
+        found = outputs if batch is few else objective.outputs(leaves, private(batch)[0])
+        for tensor in objective.used(found):
+            own -= _behind(tensor)
+    shared = [
+        i for i, tensor in enumerate(flat) if id(tensor) not in used and _behind(tensor) and _behind(tensor) <= own
+    ]
+    in_order = [identity for identity in names if identity in beside]
+    return BesideOutputs(
+        tuple(names[identity] for identity in in_order if identity in own),
+        tuple(names[identity] for identity in in_order if identity not in own),
+        tuple(shared),
+    )
+
+
+def unused_by_outputs(objective: Objective, layout: ParameterLayout, batches: list[Batch]) -> str:
+    """Names of the parameters that no output depends on, of a few samples or, for what is not seen there, of all."""
+    leaves = layout.leaves(objective.module, objective.dtype)
+    left = {id(leaf): name for name, leaf in leaves.items()}
+    for batch in [some_of(batches[0], LOOKED_AT), *batches]:
+        for tensor in objective.used(objective.outputs(leaves, private(batch)[0])):
+            for identity in _behind(tensor):
+                left.pop(identity, None)
+        if not left:
+            break
+    return ", ".join(left.values())
+
+
+def _behind(tensor: Tensor) -> set[int]:
+    return leaves_behind(tensor) if tensor.requires_grad else set()
+
+
+def constants_of(objective: Objective) -> str:
+    """A sentence when the loss has trainable parameters that are none of the module's; else nothing."""
+    if not isinstance(objective.loss_fn, nn.Module):
+        return ""
+    known = {id(p) for p in objective.module.parameters()}
+    names = tuple(n for n, p in objective.loss_fn.named_parameters() if p.requires_grad and id(p) not in known)
+    if not names:
+        return ""
+    return (
+        f"The loss has trainable parameters that are not in {type(objective.module).__name__} ({_listed(names)}): they "
+        "are constants here; make the loss a part of the module to measure them as well."
+    )
+
+
+def sample_losses(objective: Objective, beside: BesideOutputs, batches: list[Batch]) -> SampleLosses | None:
+    """The losses of the samples as outputs; None where the loss of a batch is not the mean of them."""
+    apart = SampleLosses(objective, beside)
+    few = some_of(batches[0], LOOKED_AT)
+    try:
+        whole, mean = float(objective.loss_value({}, few)), float(apart.loss_value({}, as_inputs([few])[0]))
+    except (RuntimeError, ValueError, IndexError):  # a loss that takes no single sample
+        return None
+    return apart if abs(whole - mean) <= AGREEMENT * max(abs(whole), abs(mean)) else None
+
+
+def as_inputs(batches: list[Batch]) -> list[Batch]:
+    """Batches of inputs and targets together, and the targets."""
+    return [((inputs, targets), targets) for inputs, targets in batches]
+
+
+class SampleLosses(Objective):
+    """A module whose outputs are the losses of the samples, one by one: per-sample gradients are those of an output.
+
+    Of a batch ``((inputs, targets), targets)``, see :func:`as_inputs`.
+
+    Args:
+        objective: Module and loss.
+        beside: What the loss depends on past the outputs; the part of the module's other parameters is left out.
+    """
+
+    def __init__(self, objective: Objective, beside: BesideOutputs) -> None:
+        super().__init__(objective.module, objective.loss_fn)
+        vars(self).update(vars(objective))
+        self._beside = beside
+
+    def outputs(self, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
+        """What the module gives, the targets, and the loss's own parameters."""
+        own = {name: parameters[name] for name in self._beside.own if name in parameters}
+        return super().outputs(parameters, inputs[0]), inputs[1], own
+
+    def rows(self, outputs: Any, count: int) -> Tensor:
+        """The loss of each sample, (n, 1)."""
+        found, targets, own = outputs
+        used = {id(tensor) for tensor in self.used(found)}
+        tensors = [
+            tensor if id(tensor) in used or place in self._beside.shared else tensor.detach()
+            for place, tensor in enumerate(tensors_of(found))
+        ]
+        found = with_tensors(found, tensors)
+
+        def one(index: int) -> Tensor:
+            def row(leaf: Tensor) -> Tensor:
+                return leaf[index : index + 1] if count > 1 and leaf.shape[:1] == (count,) else leaf
+
+            return super(SampleLosses, self).loss_of_outputs(own, map_tensors(row, found), map_tensors(row, targets))
+
+        return torch.stack([one(index) for index in range(count)]).unsqueeze(1)
+
+    def loss(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """The mean of the rows."""
+        outputs = self.outputs(parameters, private(batch)[0])
+        return self.loss_of_rows(self.rows(outputs, sample_count(batch)), outputs, batch[1])
+
+    def loss_of_rows(self, rows: Tensor, outputs: Any, targets: Any) -> Tensor:  # noqa: ARG002 - as the base class has it
+        """The mean of the rows, as the loss weighs them."""
+        weights = self.sample_weights((rows, targets)).to(rows.device, rows.dtype)
+        return (weights * rows[:, 0]).sum() / weights.sum()
+
+    def examine(self, outputs: Any, batch: Batch) -> None:
+        """Nothing to find out: every row is used."""

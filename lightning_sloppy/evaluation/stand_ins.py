@@ -1,0 +1,98 @@
+"""Other tensors in the place of a module's parameters and buffers while a function runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+
+Result = TypeVar("Result")
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside what Fabric, data parallelism and :func:`torch.compile` put around it.
+
+    Its parameters are the same. A measurement takes care of precision and devices itself, runs compiled modules
+    eagerly, and keeps gradients away from reducers.
+    """
+    while True:
+        children = dict(module.named_children())
+        if type(module).__name__ == "_FabricModule":
+            inner = getattr(module, "module", None)
+        elif isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = children.get("module")
+        else:
+            inner = children.get("_orig_mod")
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
+def places(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every place of a parameter or buffer in every submodule, by one name, with the tensor in it.
+
+    A submodule that is registered under two names comes once: a tensor put into it by one name is there by the other.
+    A tensor that is in two places comes twice.
+    """
+    for prefix, child in module.named_modules():
+        for table in (child.named_parameters, child.named_buffers):
+            for name, tensor in table(recurse=False, remove_duplicate=False):
+                yield (f"{prefix}.{name}" if prefix else name), tensor
+
+
+def run_with(module: nn.Module, table: Mapping[str, Tensor], function: Callable[[], Result]) -> Result:
+    """Run a function while these tensors are in the places of the module, which afterwards is as it was.
+
+    Args:
+        module: The module.
+        table: A tensor for each of the :func:`places`.
+        function: May call the module, or read its parameters.
+    """
+    inside = {f"inner.{name}": tensor for name, tensor in table.items()}
+    # Places are named once, so nothing is left to tie; what torch ties is not put back where a module has two names.
+    result: Result = functional_call(_Inside(module), inside, (function,), tie_weights=False)
+    return result
+
+
+class _Inside(nn.Module):
+    """Holds a module while a function runs."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, function: Callable[[], Any]) -> Any:
+        return function()
+
+
+class StandingIn(TorchFunctionMode):
+    """Inside, functions of torch that are given one of some tensors take what stands in for it.
+
+    For losses that keep parameters themselves, outside of any module: in a list, or in a closure.
+
+    Args:
+        instead: What stands in, by the identity of the tensor.
+    """
+
+    def __init__(self, instead: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self._instead = instead
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function on what stands in."""
+        del types
+        return func(*self._put(args), **self._put(kwargs or {}))
+
+    def _put(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._instead.get(id(value), value)
+        if type(value) in (list, tuple):
+            return type(value)(map(self._put, value))
+        if type(value) is dict:
+            return {name: self._put(part) for name, part in value.items()}
+        return value

@@ -1,0 +1,38 @@
+"""Dense matrices of any loss in a module's own parameters, by plain autograd; complex parameters as pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def trained(module: nn.Module) -> list[Tensor]:
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def flat_gradient(value: Tensor, parameters: list[Tensor], *, create_graph: bool = False) -> Tensor:
+    """Of real and imaginary parts one after the other, as torch gives them: d/d Re + i d/d Im."""
+    parts = torch.autograd.grad(
+        value,
+        parameters,
+        create_graph=create_graph,
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return torch.cat([(torch.view_as_real(g) if g.is_complex() else g).reshape(-1) for g in parts])
+
+
+def dense_hessian_of(module: nn.Module, loss: Callable[[], Tensor]) -> Tensor:
+    parameters = trained(module)
+    gradient = flat_gradient(loss(), parameters, create_graph=True)
+    rows = torch.stack([flat_gradient(g, parameters) for g in gradient]).detach()
+    return (rows + rows.T) / 2
+
+
+def dense_fisher_of(module: nn.Module, losses: list[Callable[[], Tensor]]) -> Tensor:
+    """The mean outer product of the gradients of each sample's own loss."""
+    rows = torch.stack([flat_gradient(loss(), trained(module)) for loss in losses]).detach()
+    return rows.T @ rows / len(rows)

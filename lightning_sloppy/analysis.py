@@ -25,6 +25,7 @@ from lightning_sloppy.evaluation.objective import Loss, Objective
 from lightning_sloppy.evaluation.precision import Precision, checked_precision
 from lightning_sloppy.evaluation.preserve import Mode, preserved
 from lightning_sloppy.evaluation.ranks import ALONE, Ranks, need_ranks
+from lightning_sloppy.evaluation.stand_ins import unwrapped
 from lightning_sloppy.evaluation.weights import Likelihood, SampleWeights
 from lightning_sloppy.inputs.spectrum import input_spectrum
 from lightning_sloppy.linalg.basis import Storage
@@ -125,6 +126,7 @@ def hessian_spectrum(
     >>> hessian_spectrum(module, [batch], nn.functional.mse_loss).eigenvalues  # 2/N x^T x
     tensor([10.], dtype=torch.float64)
     """
+    module = unwrapped(module)
     checked_counts(k, probes)
     check_choices(mode, which, method, basis)
     check_solver(steps, tol, max_products, basis_memory)
@@ -219,6 +221,7 @@ def fisher_spectrum(
     >>> round(spectrum.largest, 4)
     10.0
     """
+    module = unwrapped(module)
     fisher = checked_fisher(kind, labels, likelihood, seed)
     checked_counts(k, probes)
     check_choices(mode)
@@ -302,6 +305,7 @@ def jacobian_spectrum(
     >>> spectrum.eigenvalues
     tensor([4.5000, 0.5000], dtype=torch.float64)
     """
+    module = unwrapped(module)
     checked_counts(1, probes)
     check_choices(mode)
     dtype = getattr(torch, checked_precision(precision) or "float32")

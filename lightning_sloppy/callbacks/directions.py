@@ -60,6 +60,7 @@ class Directions:
 
     def __init__(self) -> None:
         self._previous: Tensor | None = None
+        self._layout: ParameterLayout | None = None
 
     @staticmethod
     def affordable(dim: int, k: int, dtype: torch.dtype) -> bool:
@@ -103,10 +104,10 @@ class Directions:
             displacement = fraction_inside(vectors, moved - start.to(vectors.device, vectors.dtype))
             if displacement is not None:
                 found["displacement_fraction"] = displacement
-        if self._previous is not None and self._previous.shape[0] == spectrum.dim:
+        if self._previous is not None and self._layout == layout:  # pruning renames and reorders parameters
             found["overlap"] = overlap(vectors, self._previous)
         fits = self.affordable(vectors.shape[0], vectors.shape[1], vectors.dtype)
-        self._previous = vectors.cpu() if fits else None
+        self._previous, self._layout = vectors.cpu() if fits else None, layout
         return found
 
 

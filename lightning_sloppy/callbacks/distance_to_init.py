@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_sloppy.callbacks.base import SloppyCallback
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.errors import ConfigurationError, UnsupportedError
+from lightning_sloppy.evaluation.real_numbers import shaped_like
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import fit_context
 
@@ -113,7 +114,7 @@ class DistanceToInit(SloppyCallback):
             self._start = {name: start.clone() for name, start in self._start.items()}
         table = dict(pl_module.named_parameters())
         self._held = [
-            (table[name], start.to(table[name].device, table[name].dtype, copy=True))
+            (table[name], shaped_like(start, table[name]).to(table[name].device, table[name].dtype, copy=True))
             for name, start in self._start.items()
         ]
 

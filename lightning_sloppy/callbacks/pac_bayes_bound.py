@@ -266,8 +266,9 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
 
     def _measurable(self, context: FitContext) -> bool:
         """Whether the parts of a bound make sense: the same parameters as at the start, in a full precision."""
-        weights = context.layout.vector(context.module)
-        return context.layout == ParameterLayout.of(context.module) and weights.dtype in (torch.float32, torch.float64)
+        if context.layout != ParameterLayout.of(context.module):
+            return False
+        return context.layout.vector(context.module).dtype in (torch.float32, torch.float64)
 
     def _measurement(
         self,

@@ -16,6 +16,7 @@ from lightning_sloppy.curvature.parameters import ParameterLayout, grad
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, picked, sample_count
 from lightning_sloppy.evaluation.objective import Objective
+from lightning_sloppy.evaluation.real_numbers import real_view
 
 LARGEST_CHUNK = 128
 """Samples differentiated at a time, where there is memory for their gradients."""
@@ -94,11 +95,12 @@ def adam_second_moment(optimizer: torch.optim.Optimizer, module: nn.Module, batc
         state: dict[str, Any] = optimizer.state.get(parameter, {})
         moment = state.get("exp_avg_sq")
         if moment is None:
-            parts.append(torch.zeros_like(parameter).reshape(-1))
+            parts.append(torch.zeros_like(real_view(parameter.detach())).reshape(-1))
             continue
         known += 1
         correction = 1.0 - betas[id(parameter)] ** float(state["step"])
-        parts.append(batch_size * moment.detach().reshape(-1) / max(correction, 1e-12))
+        # Of a complex parameter Adam gathers the squares of both parts, each by itself.
+        parts.append(batch_size * real_view(moment.detach()).reshape(-1) / max(correction, 1e-12))
     if not known:
         raise ConfigurationError(
             f"{type(optimizer).__name__} holds no second moments of these parameters; use Adam or AdamW and take a "

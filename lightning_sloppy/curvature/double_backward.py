@@ -21,7 +21,7 @@ def double_backward(module: nn.Module) -> Iterator[None]:
     """Run forwards so that second derivatives exist.
 
     Attention uses the math kernel, recurrent layers leave cuDNN, compiled modules run eagerly, activation
-    checkpointing does without re-entry, and embeddings have no sparse gradients: none has a second derivative as it is.
+    checkpointing does without re-entry: none of the four has a second derivative as it is.
 
     Raises:
         UnsupportedError: When a double backward was still refused; the message names the operation.
@@ -32,7 +32,6 @@ def double_backward(module: nn.Module) -> Iterator[None]:
         stack.enter_context(_without_reentry())
         if any(isinstance(child, nn.RNNBase) for child in module.modules()):
             stack.enter_context(_without_cudnn())
-        stack.enter_context(_dense_embeddings(module))
         try:
             yield
         except RuntimeError as error:
@@ -59,21 +58,6 @@ def _without_cudnn() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.enabled = enabled
-
-
-@contextmanager
-def _dense_embeddings(module: nn.Module) -> Iterator[None]:
-    """Gradients of embeddings have all rows, those that no sample looks up as zeros."""
-    sparse = [
-        child for child in module.modules() if isinstance(child, (nn.Embedding, nn.EmbeddingBag)) and child.sparse
-    ]
-    for child in sparse:
-        child.sparse = False
-    try:
-        yield
-    finally:
-        for child in sparse:
-            child.sparse = True
 
 
 class _NoReentry:

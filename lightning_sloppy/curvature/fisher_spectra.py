@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_sloppy.curvature.assembly import SpectrumBuilder, descending
 from lightning_sloppy.curvature.beside_outputs import as_inputs, beside_outputs, constants_of, sample_losses
 from lightning_sloppy.curvature.cotangents import Fisher, pulled_cotangents
+from lightning_sloppy.curvature.cut_graphs import refuse_cut_graphs
 from lightning_sloppy.curvature.double_backward import double_backward
 from lightning_sloppy.curvature.gram.check import Recording
 from lightning_sloppy.curvature.gram.matrix import Gram, gram_of, pull_back_vectors
@@ -65,6 +66,7 @@ def fisher_of(
     need_outputs(objective)
     layout = ParameterLayout.of(objective.module, parameters)
     with double_backward(objective.module):
+        refuse_cut_graphs(objective, layout, batches)
         beside = beside_outputs(objective, layout, batches)
         apart = sample_losses(objective, beside, batches) if fisher.kind == "empirical" and beside.own else None
     remarks = {"beside_outputs": beside.left_out(own_too=apart is None), "constants": constants_of(objective)}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_sloppy.curvature.assembly import SpectrumBuilder
 from lightning_sloppy.curvature.beside_outputs import unused_by_outputs
+from lightning_sloppy.curvature.cut_graphs import refuse_cut_graphs
 from lightning_sloppy.curvature.double_backward import double_backward
 from lightning_sloppy.curvature.fisher_spectra import (
     ROW_LIMIT,
@@ -32,7 +33,7 @@ from lightning_sloppy.evaluation.batches import Batch, picked, private, sample_c
 from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.ranks import ALONE, Ranks
-from lightning_sloppy.evaluation.real_numbers import real_view
+from lightning_sloppy.evaluation.real_numbers import real_parts
 from lightning_sloppy.records import Estimate, Spectrum, Status
 
 Outputs = Callable[[Any], Any] | str
@@ -75,7 +76,7 @@ class _ChosenOutputs(Objective):
                 )
         elif self._chosen is not None:
             found = self._chosen(found)
-        leaves = [_with_row(leaf, count) for leaf in map(real_view, tensors_of(found)) if leaf.is_floating_point()]
+        leaves = [_with_row(leaf, count) for leaf in map(real_parts, tensors_of(found)) if leaf.is_floating_point()]
         places = {place for place, leaf in enumerate(leaves) if leaf.shape[:1] == (count,)}
         if self._places is not None:
             places &= self._places
@@ -223,6 +224,7 @@ def jacobian_of(
     widths = [width_of(objective, layout, batch) for batch in batches]
     rows = count * max(widths)
     with double_backward(objective.module):
+        refuse_cut_graphs(objective, layout, batches)
         unused = unused_by_outputs(objective, layout, batches)
     remarks: dict[str, str | int | float] = {"unused": unused} if unused else {}
     if rows <= ROW_LIMIT and method != "products":

@@ -61,7 +61,7 @@ def kronecker_factors(
         )
     layout = ParameterLayout.of(module)
     table = dict(module.named_parameters())
-    sizes = [table[name].numel() for name in layout.names]
+    sizes = [shape.numel() for shape in layout.shapes]
     layers = _turnable_layers(module, loss_fn, batches[0])
     holders = {f"{name}.{kind}".lstrip("."): kind for name in layers for kind in ("weight", "bias")}
     wanted = [name for name in layout.names if name in holders]
@@ -123,6 +123,8 @@ def _turnable_layers(module: nn.Module, loss_fn: nn.Module, batch: Batch) -> lis
 
 def _fits(layer: nn.Linear | nn.Conv2d) -> bool:
     """Small enough, and of a kind that is known."""
+    if layer.weight.is_complex():
+        return False
     if isinstance(layer, nn.Conv2d) and (layer.groups > 1 or isinstance(layer.padding, str)):
         return False
     return max(layer.weight.flatten(1).shape) <= LARGEST_FACTOR

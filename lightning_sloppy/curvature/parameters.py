@@ -67,8 +67,23 @@ class ParameterLayout:
 
     def leaves(self, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         """Copies that require gradients: a forward that writes to its weights (``max_norm``) does so on them."""
-        table = dict(module.named_parameters())
+        table = self._own(module)
         return {name: real_view(table[name].detach()).to(dtype, copy=True).requires_grad_() for name in self.names}
+
+    def _own(self, module: nn.Module) -> dict[str, Tensor]:
+        """The module's parameters by name.
+
+        Raises:
+            ConfigurationError: When one of the layout is not there any more.
+        """
+        table: dict[str, Tensor] = dict(module.named_parameters())
+        missing = [name for name in self.names if name not in table]
+        if missing:
+            raise ConfigurationError(
+                f"{type(module).__name__} has no parameter {missing[0]!r} any more: its parameters have changed since "
+                "the fit began (pruning, weight norm, other layers); change them before it."
+            )
+        return table
 
     def flatten(self, tensors: Iterable[Tensor | None]) -> Tensor:
         """One vector of shape (p,); None stands for zeros (a parameter that the loss does not use)."""
@@ -92,13 +107,13 @@ class ParameterLayout:
 
     def vector(self, module: nn.Module) -> Tensor:
         """The current parameters as one detached vector, a copy of shape (p,)."""
-        table = dict(module.named_parameters())
+        table = self._own(module)
         return torch.cat([real_view(table[name].detach()).reshape(-1) for name in self.names])
 
     @contextmanager
     def holding(self, module: nn.Module, vector: Tensor) -> Iterator[None]:
         """Other weights in the module's own tensors; its own bits come back whatever happens."""
-        table = dict(module.named_parameters())
+        table = self._own(module)
         own = {name: table[name].detach().clone() for name in self.names}
         try:
             with torch.no_grad():

@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_sloppy.curvature.assembly import SpectrumBuilder, basis_memory, trace_of
 from lightning_sloppy.curvature.beside_outputs import beside_outputs, constants_of
 from lightning_sloppy.curvature.central_differences import CentralDifferences
+from lightning_sloppy.curvature.cut_graphs import refuse_cut_graphs
 from lightning_sloppy.curvature.double_backward import double_backward
 from lightning_sloppy.curvature.kept_graph import LayerBlock, Method, need_outputs
 from lightning_sloppy.curvature.operators import Curvature, CurvatureOperator
@@ -126,6 +127,7 @@ def spectrum_of(
     """Pairs of any of the matrices by products; see :func:`hessian_of`."""
     builder = SpectrumBuilder(curvature.matrix, curvature.objective, curvature.batches)
     layout = curvature.layout
+    refuse_cut_graphs(curvature.objective, layout, curvature.batches)
     loss, unsteady = builder.losses(layout)
     memory, ranks = basis_memory(curvature.objective, solve.basis_memory), curvature.objective.ranks
     positive = curvature.matrix != "hessian"

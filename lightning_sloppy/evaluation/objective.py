@@ -16,7 +16,7 @@ from lightning_sloppy.evaluation.batches import Batch, is_whole, private, sample
 from lightning_sloppy.evaluation.loss_checks import checked_loss, checked_scalar
 from lightning_sloppy.evaluation.nests import map_tensors, tensors_of, with_tensors
 from lightning_sloppy.evaluation.ranks import ALONE, Ranks
-from lightning_sloppy.evaluation.real_numbers import cast_number, real_view, shaped_like
+from lightning_sloppy.evaluation.real_numbers import cast_number, real_parts, shaped_like
 from lightning_sloppy.evaluation.stand_ins import StandingIn, places, run_with, unwrapped
 from lightning_sloppy.evaluation.weights import SampleWeights, sample_weights
 
@@ -255,7 +255,7 @@ class Objective:
     def rows(self, outputs: Any, count: int) -> Tensor:
         """The outputs that the loss uses, one row for each sample, (n, D); complex ones as pairs."""
         # A forward that squeezes its outputs drops the dimension of a single sample.
-        return torch.cat([real_view(found).reshape(count, -1) for found in self.used(outputs)], dim=1)
+        return torch.cat([real_parts(found).reshape(count, -1) for found in self.used(outputs)], dim=1)
 
     def loss_of_rows(self, rows: Tensor, outputs: Any, targets: Any) -> Tensor:
         """The batch's mean loss with these rows in place of the outputs that it uses; the others are constants."""
@@ -264,7 +264,7 @@ class Objective:
         used = range(len(found)) if self._used is None else self._used
         start = 0
         for index in used:
-            width = real_view(found[index]).numel() // max(len(rows), 1)
+            width = real_parts(found[index]).numel() // max(len(rows), 1)
             found[index] = shaped_like(rows[:, start : start + width], found[index])
             start += width
         return self.loss_of_outputs({}, with_tensors(outputs, found), targets)
@@ -275,9 +275,8 @@ class Objective:
         missing = [name for name in parameters if name not in owned]
         if missing:
             raise ConfigurationError(
-                f"{type(self.module).__name__} has no parameter {missing[0]!r} any more: its parameters are not those "
-                "with which the measurement began (pruning, weight norm or layers added since?); change them before "
-                "the fit."
+                f"{type(self.module).__name__} has no parameter {missing[0]!r} any more: its parameters have changed "
+                "since the fit began (pruning, weight norm, other layers); change them before it."
             )
         instead = {
             id(own): shaped_like(parameters[name], own) if name in parameters else cast_number(own.detach(), self.dtype)

@@ -23,8 +23,9 @@ def preserved(module: nn.Module, mode: Mode = "eval") -> Iterator[None]:
 
     Restored: the random streams of torch, CUDA, numpy and python; the ``training`` flag of every submodule, one by
     one (a user may keep some in eval mode); buffers, states of torchmetrics and all other attributes; the flags of
-    reduced precision, which like autocast are off inside. Autograd is on inside, inference mode off. Parameters and
-    ``.grad`` need no care: only :func:`torch.autograd.grad` on copies of the parameters is used.
+    reduced precision, which like autocast are off inside. Autograd is on inside, inference mode off, and gradients of
+    embeddings are dense, for sparse ones have no derivative. Parameters and ``.grad`` need no care: only
+    :func:`torch.autograd.grad` on copies of the parameters is used.
 
     Args:
         module: The module to evaluate.
@@ -41,6 +42,9 @@ def preserved(module: nn.Module, mode: Mode = "eval") -> Iterator[None]:
         for device in {parameter.device.type for parameter in module.parameters()}:
             if torch.amp.is_autocast_available(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
+        for child, _ in flags:
+            if isinstance(child, (nn.Embedding, nn.EmbeddingBag)):
+                child.sparse = False  # an attribute like others: it is restored
         try:
             if mode == "eval":
                 for child, _ in flags:

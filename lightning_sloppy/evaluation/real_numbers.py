@@ -7,12 +7,17 @@ from torch import Tensor
 
 
 def real_view(tensor: Tensor) -> Tensor:
-    """A complex tensor as (..., 2) real numbers, a view where torch allows one; others as they are.
+    """A complex tensor as (..., 2) real numbers in the same memory; others as they are.
 
     >>> real_view(torch.tensor([1 + 2j])).tolist()
     [[1.0, 2.0]]
     """
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def real_parts(tensor: Tensor) -> Tensor:
+    """The same numbers as a function to differentiate: the derivative of a view wants an even place in memory."""
+    return torch.stack([tensor.real, tensor.imag], dim=-1) if tensor.is_complex() else tensor
 
 
 def shaped_like(numbers: Tensor, like: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from lightning_sloppy.bounds.posterior_certificate import FinalCertificates, cer
 from lightning_sloppy.bounds.scaled_gaussian import ScaledGaussian
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.ranks import Ranks
+from lightning_sloppy.evaluation.real_numbers import real_view
 from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.certificate_task import CertificateTask, initial_posterior
@@ -158,7 +159,7 @@ def _compare(context: FitContext, state: Mapping[str, Tensor], weights: Tensor) 
     """Whether what goes into a file is what was judged, to the last bit."""
     for name, judged in context.layout.table(weights).items():
         written = state.get(name)
-        if written is None or not torch.equal(written.to(judged), judged):
+        if written is None or not torch.equal(real_view(written).to(judged), judged):
             raise ConfigurationError(
                 f"The checkpoint of a certified network would hold another {name} than was judged, so nothing was "
                 "written; look for hooks that change the state (on_save_checkpoint), or parameters of mixed precision."

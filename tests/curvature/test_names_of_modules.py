@@ -1,4 +1,4 @@
-"""Modules that are registered twice, and modules inside wrappers: the same matrices, and everything in its place again."""
+"""Modules that are registered twice, and modules inside wrappers: the same matrices, and all in its place again."""
 
 from __future__ import annotations
 

@@ -22,7 +22,14 @@ def flat_gradient(value: Tensor, parameters: list[Tensor], *, create_graph: bool
         allow_unused=True,
         materialize_grads=True,
     )
-    return torch.cat([(torch.view_as_real(g) if g.is_complex() else g).reshape(-1) for g in parts])
+    return torch.cat([numbers_of(g) for g in parts])
+
+
+def numbers_of(tensor: Tensor) -> Tensor:
+    """All its numbers, real and imaginary parts in turn."""
+    if not tensor.is_complex():
+        return tensor.reshape(-1)
+    return torch.stack([tensor.real, tensor.imag], dim=-1).reshape(-1)
 
 
 def dense_hessian_of(module: nn.Module, loss: Callable[[], Tensor]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
@@ -68,10 +69,20 @@ class _Inside(nn.Module):
         return function()
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """The fused function of torch takes the norms for constants in its second derivative (seen in 2.13 on a CPU)."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+REWRITTEN: dict[Any, Callable[..., Any]] = {torch._weight_norm: _weight_norm}
+"""Functions of torch whose second derivative is wrong, with the same function made of others."""
+
+
 class StandingIn(TorchFunctionMode):
     """Inside, functions of torch that are given one of some tensors take what stands in for it.
 
-    For losses that keep parameters themselves, outside of any module: in a list, or in a closure.
+    For losses that keep parameters themselves, outside of any module: in a list, or in a closure. A function whose
+    second derivative is wrong is put together from others.
 
     Args:
         instead: What stands in, by the identity of the tensor.
@@ -86,6 +97,7 @@ class StandingIn(TorchFunctionMode):
     ) -> Any:
         """Run the function on what stands in."""
         del types
+        func = REWRITTEN.get(func, func)
         return func(*self._put(args), **self._put(kwargs or {}))
 
     def _put(self, value: Any) -> Any:

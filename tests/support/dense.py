@@ -39,6 +39,23 @@ def dense_hessian_of(module: nn.Module, loss: Callable[[], Tensor]) -> Tensor:
     return (rows + rows.T) / 2
 
 
+def differenced_hessian_of(module: nn.Module, loss: Callable[[], Tensor], step: float = 1e-5) -> Tensor:
+    """From first derivatives alone, of real parameters in float64."""
+    parameters = trained(module)
+    rows = []
+    for parameter in parameters:
+        for entry in range(parameter.numel()):
+            kept = parameter.data.clone()
+            pair = []
+            for sign in (1, -1):
+                parameter.data.view(-1)[entry] = kept.view(-1)[entry] + sign * step
+                pair.append(flat_gradient(loss(), parameters))
+                parameter.data.copy_(kept)
+            rows.append((pair[0] - pair[1]) / (2 * step))
+    matrix = torch.stack(rows)
+    return (matrix + matrix.T) / 2
+
+
 def dense_fisher_of(module: nn.Module, losses: list[Callable[[], Tensor]]) -> Tensor:
     """The mean outer product of the gradients of each sample's own loss."""
     rows = torch.stack([flat_gradient(loss(), trained(module)) for loss in losses]).detach()

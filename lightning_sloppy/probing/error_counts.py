@@ -68,10 +68,10 @@ class ErrorCounter:
         """Mistakes of the network with these flat weights, shape (p,)."""
         table = self._context.layout.table(weights.to(self._objective.device, self._objective.dtype))
         wrong = torch.zeros((), dtype=torch.long, device=self._objective.device)
-        with torch.no_grad(), self._source.untouched():
+        with self._source.untouched():
             for batch in self._batches(indices):
                 inputs, targets = private(batch)
-                wrong += _mistakes(self._objective.outputs(table, inputs), targets)
+                wrong += _mistakes(self._objective.output_values(table, inputs), targets)
         return int(wrong)
 
     def surrogate(self, point: Tensor, indices: Tensor) -> tuple[float, int, Tensor]:

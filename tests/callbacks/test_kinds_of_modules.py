@@ -104,6 +104,19 @@ class Forces(Physics):
         return self.loss_fn(self(batch[0]), batch[1])
 
 
+class Slopes(Trained):
+    """A classifier by the slope of an energy in the inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, 1))
+        self.head = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.requires_grad_(True)
+        return self.head(torch.autograd.grad(self.net(x).sum(), x, create_graph=True)[0])
+
+
 class Sparse(Trained):
     def __init__(self) -> None:
         super().__init__()
@@ -133,6 +146,7 @@ KINDS: dict[str, tuple[type[Trained], Callable[[], Dataset], bool]] = {
     "complex": (Waves, lambda: blobs(COUNT), True),
     "physics": (Physics, times, False),
     "forces": (Forces, times, True),
+    "slopes": (Slopes, lambda: blobs(COUNT), True),
     "sparse": (Sparse, words, True),
 }
 
@@ -168,7 +182,7 @@ def test_each_is_measured_and_trains_as_without(tmp_path, kind):
     assert found.smallest == pytest.approx(float(expected[0]), rel=1e-3, abs=1e-3 * float(expected[-1]))
 
 
-@pytest.mark.parametrize("kind", ["two names", "complex", "sparse"])
+@pytest.mark.parametrize("kind", ["two names", "complex", "slopes", "sparse"])
 def test_bounds_and_certificates(tmp_path, kind):
     build, data, _ = KINDS[kind]
     bound, final = PACBayesBound(strict=True), FinalCertificate(learning=LearningPlan(seconds=5, epochs=2), strict=True)

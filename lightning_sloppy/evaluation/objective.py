@@ -133,10 +133,10 @@ class Objective:
         Activation checkpointing runs parts of the forward again during the backward, when they must not have changed.
         They also stand in for the module's own where forward or loss hold those themselves, outside of any module.
         """
-        table = self._table(parameters)
+        found = list(places(self.module))
+        table = self._table(parameters, found)
         # Inside another swap the places hold stand-ins: the module's own are those that were seen before.
-        held = {name: place for name, place in places(self.module) if isinstance(place, nn.Parameter)}
-        self._own |= held
+        self._own |= {name: held for name, held, _ in found if isinstance(held, nn.Parameter)}
         instead = {id(own): table[name] for name, own in self._own.items() if name in table}
         with StandingIn(instead):
             return run_with(self.module, table, function)
@@ -269,22 +269,28 @@ class Objective:
             start += width
         return self.loss_of_outputs({}, with_tensors(outputs, found), targets)
 
-    def _table(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _table(self, parameters: Mapping[str, Tensor], found: list[tuple[str, Tensor, bool]]) -> dict[str, Tensor]:
         """A tensor for each place: what is given, and the rest in the data type of the products."""
-        owned = dict(self.module.named_parameters())
-        missing = [name for name in parameters if name not in owned]
+        owned: dict[int, tuple[str, Tensor]] = {}
+        for name, held, is_parameter in found:
+            if is_parameter:
+                owned.setdefault(id(held), (name, held))
+        known = {name for name, _ in owned.values()}
+        missing = [name for name in parameters if name not in known]
         if missing:
             raise ConfigurationError(
                 f"{type(self.module).__name__} has no parameter {missing[0]!r} any more: its parameters have changed "
                 "since the fit began (pruning, weight norm, other layers); change them before it."
             )
         instead = {
-            id(own): shaped_like(parameters[name], own) if name in parameters else cast_number(own.detach(), self.dtype)
-            for name, own in owned.items()
+            key: shaped_like(parameters[name], own) if name in parameters else cast_number(own.detach(), self.dtype)
+            for key, (name, own) in owned.items()
         }
-        # A clone, so that running statistics never move.
-        instead |= {id(held): cast_number(held.detach(), self.dtype).clone() for held in self.module.buffers()}
-        return {name: instead[id(held)] for name, held in places(self.module)}
+        for _, held, is_parameter in found:
+            if not is_parameter and id(held) not in instead:
+                # A clone, so that running statistics never move.
+                instead[id(held)] = cast_number(held.detach(), self.dtype).clone()
+        return {name: instead[id(held)] for name, held, _ in found}
 
 
 def _is_real_or_complex(tensor: Tensor) -> bool:

@@ -32,16 +32,17 @@ def unwrapped(module: nn.Module) -> nn.Module:
         module = inner
 
 
-def places(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every place of a parameter or buffer in every submodule, by one name, with the tensor in it.
+def places(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
+    """Every place of a parameter or buffer in every submodule, by one name, with the tensor in it, and which it is.
 
     A submodule that is registered under two names comes once: a tensor put into it by one name is there by the other.
-    A tensor that is in two places comes twice.
+    A tensor that is in two places comes twice, first by its name in ``named_parameters()``.
     """
     for prefix, child in module.named_modules():
-        for table in (child.named_parameters, child.named_buffers):
-            for name, tensor in table(recurse=False, remove_duplicate=False):
-                yield (f"{prefix}.{name}" if prefix else name), tensor
+        for table, is_parameter in ((child._parameters, True), (child._buffers, False)):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    yield (f"{prefix}.{name}" if prefix else name), tensor, is_parameter
 
 
 def run_with(module: nn.Module, table: Mapping[str, Tensor], function: Callable[[], Result]) -> Result:
@@ -98,13 +99,13 @@ class StandingIn(TorchFunctionMode):
         """Run the function on what stands in."""
         del types
         func = REWRITTEN.get(func, func)
-        return func(*self._put(args), **self._put(kwargs or {}))
+        args = tuple(map(self._put, args))
+        return func(*args, **{name: self._put(value) for name, value in kwargs.items()}) if kwargs else func(*args)
 
     def _put(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return self._instead.get(id(value), value)
-        if type(value) in (list, tuple):
-            return type(value)(map(self._put, value))
-        if type(value) is dict:
+        kind = type(value)
+        if kind is list or kind is tuple:
+            return kind(map(self._put, value))
+        if kind is dict:
             return {name: self._put(part) for name, part in value.items()}
-        return value
+        return self._instead.get(id(value), value)  # what it holds is alive, so no other object has its identity

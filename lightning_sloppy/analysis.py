@@ -83,7 +83,8 @@ def hessian_spectrum(
         module: Any module; ``forward`` takes the inputs of a batch. It is left as it was.
         batches: Re-iterable of ``(inputs, targets)``; batches may differ in size. Inputs and targets may be nests of
             tensors; a batch that is no pair (a dict, a dataclass) goes whole to ``forward`` and to the loss.
-        loss_fn: Mean-reduced ``loss_fn(outputs, targets)``.
+        loss_fn: Mean-reduced ``loss_fn(outputs, targets)``. Every path from a parameter of the module to it counts,
+            also past the outputs: penalties on weights, parameters of the loss that are in the module.
         k: Wanted pairs; ``min(k, p)`` are returned.
         which: "magnitude", "largest", "smallest", or "both" ends (the larger half of k from the top).
         probes: Rademacher probe vectors for trace and density, beside the converged pairs: 0, at least 2 (one has no
@@ -184,7 +185,8 @@ def fisher_spectrum(
     Args:
         module: Any module; left as it was.
         batches: Re-iterable of ``(inputs, targets)``, as for :func:`hessian_spectrum`.
-        loss_fn: Mean-reduced ``loss_fn(outputs, targets)``.
+        loss_fn: Mean-reduced ``loss_fn(outputs, targets)``. Its own parameters, where they are in the module, belong to
+            the empirical kind; what else goes past the outputs is left out and named in ``detail["beside_outputs"]``.
         kind: Which of the three.
         labels: Targets drawn for each sample (sampled kind).
         likelihood: The model behind a loss that is none of torch's (sampled kind): "categorical", "bernoulli" with

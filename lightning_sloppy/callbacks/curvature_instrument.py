@@ -10,9 +10,9 @@ from torch.nn.parameter import UninitializedParameter
 from lightning_sloppy.callbacks.instrument import Instrument
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.measures.effective_dimension import curvature_scale, effective_dimension, eigenvalue_count
 from lightning_sloppy.probing.context import FitContext
+from lightning_sloppy.probing.loss_choice import LossArgument
 from lightning_sloppy.probing.probe import MeasureOn
 from lightning_sloppy.probing.schedule import Schedule
 from lightning_sloppy.records import Estimate, Spectrum
@@ -92,7 +92,7 @@ class CurvatureInstrument(Instrument):
         epsilon: float | None,
         num_samples: int,
         schedule: Schedule | None,
-        loss_fn: Loss | None,
+        loss_fn: LossArgument | None,
         measure_on: MeasureOn | None,
         name: str | None,
         seed: int | None,

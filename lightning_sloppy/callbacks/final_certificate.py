@@ -25,6 +25,7 @@ from lightning_sloppy.probing.context import FitContext, fit_context
 from lightning_sloppy.probing.curvature_coordinates import coordinates_of, leading_pairs
 from lightning_sloppy.probing.error_counts import ErrorCounter
 from lightning_sloppy.probing.guard import measuring
+from lightning_sloppy.probing.loss_choice import LossArgument
 from lightning_sloppy.probing.priors import Prior, require_samples, samples_for
 from lightning_sloppy.probing.samples import CURVATURE_SAMPLES, SampleSource
 from lightning_sloppy.quantities import Quantity
@@ -117,7 +118,7 @@ class FinalCertificate(MeasuringCallback):
     quantities = QUANTITIES
     cost_advice = "`learning.seconds` limits it."
 
-    loss_fn: Loss | None
+    loss_fn: LossArgument | None
 
     def __init__(
         self,
@@ -192,6 +193,11 @@ class FinalCertificate(MeasuringCallback):
             self._run_state = RunState(context.start, 0, split, dict(context.start_digests))
         elif self._run_state.split != split:
             self._run_state = replace(self._run_state, split=None)
+
+    @property
+    def needs_loss(self) -> bool:
+        """The loss at the end is to be the one that the steps of the training confirm."""
+        return self.loss_fn is None
 
     def after_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Learn, certify, save; not in a dry run."""

@@ -15,12 +15,12 @@ from lightning_sloppy.curvature.cotangents import checked_kind
 from lightning_sloppy.curvature.fisher_spectra import ROW_LIMIT
 from lightning_sloppy.curvature.parameters import Patterns
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.evaluation.precision import Precision, checked_precision
 from lightning_sloppy.measures import effective_dimension as dimension
 from lightning_sloppy.measures.dimensions import degrees_of_freedom, stable_rank
 from lightning_sloppy.measures.relative_dimension import relative_estimates
 from lightning_sloppy.measures.sloppiness import effective_rank, entropy_rank, participation_ratio, shape_estimates
+from lightning_sloppy.probing.loss_choice import LossArgument
 from lightning_sloppy.probing.probe import MeasureOn, Probe
 from lightning_sloppy.probing.schedule import MeasurementSize, Schedule
 from lightning_sloppy.quantities import Quantity, SpectrumHistogram
@@ -158,7 +158,7 @@ class FisherSpectrum(CurvatureInstrument):
         precision: Precision | None = None,
         epsilon: float | None = None,
         schedule: Schedule | None = None,
-        loss_fn: Loss | None = None,
+        loss_fn: LossArgument | None = None,
         measure_on: MeasureOn | None = None,
         name: str | None = None,
         seed: int | None = None,

@@ -18,11 +18,11 @@ from lightning_sloppy.callbacks.directions import Directions
 from lightning_sloppy.callbacks.gauss_newton_part import estimated_gauss_newton, exact_gauss_newton
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.errors import ConfigurationError, UnsupportedError
-from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.measures import effective_dimension as dimension
 from lightning_sloppy.measures.relative_dimension import relative_estimates
 from lightning_sloppy.measures.sloppiness import shape_estimates
+from lightning_sloppy.probing.loss_choice import LossArgument
 from lightning_sloppy.probing.probe import MeasureOn, Probe
 from lightning_sloppy.probing.schedule import MeasurementSize, Schedule
 from lightning_sloppy.quantities import Quantity, SpectrumHistogram
@@ -193,7 +193,7 @@ class HessianSpectrum(CurvatureInstrument):
         tol: float | None = None,
         epsilon: float | None = None,
         schedule: Schedule | None = None,
-        loss_fn: Loss | None = None,
+        loss_fn: LossArgument | None = None,
         measure_on: MeasureOn | None = None,
         name: str | None = None,
         seed: int | None = None,

@@ -14,11 +14,10 @@ from lightning_sloppy.callbacks.periodic import PeriodicCallback
 from lightning_sloppy.curvature.partition import samples_of_rank
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, map_batch
-from lightning_sloppy.evaluation.loss_checks import checked_loss
-from lightning_sloppy.evaluation.objective import Loss, Objective
+from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.preserve import parameters_restored
 from lightning_sloppy.probing.context import FitContext
-from lightning_sloppy.probing.loss_choice import LossChoice, seconds_of_a_gradient
+from lightning_sloppy.probing.loss_choice import LossArgument, LossChoice, checked_argument, seconds_of_a_gradient
 from lightning_sloppy.probing.probe import MeasureOn, Probe
 from lightning_sloppy.probing.schedule import MeasurementSize, Schedule
 from lightning_sloppy.records import Cost, Estimate, Measurement, Spectrum, Status
@@ -79,7 +78,7 @@ class Instrument(PeriodicCallback):
 
     writes_nothing: ClassVar[bool] = False
 
-    loss_fn: Loss | None
+    loss_fn: LossArgument | None
     measure_on: MeasureOn
 
     def __init__(
@@ -87,7 +86,7 @@ class Instrument(PeriodicCallback):
         *,
         num_samples: int = 1024,
         schedule: Schedule | None = None,
-        loss_fn: Loss | None = None,
+        loss_fn: LossArgument | None = None,
         measure_on: MeasureOn | None = None,
         name: str | None = None,
         seed: int | None = None,
@@ -99,7 +98,7 @@ class Instrument(PeriodicCallback):
             )
         self.num_samples = num_samples
         super().__init__(size=self.full_size(), schedule=schedule, name=name, seed=seed, strict=strict)
-        checked_loss(loss_fn)
+        checked_argument(loss_fn)
         check_measure_on(measure_on)
         self._settle(loss_fn=(loss_fn, None), measure_on=(measure_on, "fixed_samples"))
 
@@ -226,6 +225,11 @@ class Instrument(PeriodicCallback):
     def wants_batch(self, trainer: Trainer) -> bool:
         """Whether the batch that comes now will be measured on."""
         return self._waiting or (self.measure_on == "current_batch" and self.due(trainer))
+
+    @property
+    def needs_loss(self) -> bool:
+        """Whether samples that pass by now will be measured on, by a loss that is to be guessed."""
+        return self._waiting and self.loss_fn is None
 
     def settings(self) -> dict[str, Any]:
         """Also which samples are measured on."""

@@ -18,8 +18,7 @@ from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.callbacks.pac_bayes_bound import PACBayesBound
 from lightning_sloppy.callbacks.periodic import check_schedule
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.loss_checks import checked_loss
-from lightning_sloppy.evaluation.objective import Loss
+from lightning_sloppy.probing.loss_choice import LossArgument, checked_argument
 from lightning_sloppy.probing.probe import MeasureOn
 from lightning_sloppy.probing.schedule import Schedule
 from lightning_sloppy.records import Measurement
@@ -89,7 +88,7 @@ class SloppyMonitor(SloppyCallback):
         early_stopping: EffectiveDimensionEarlyStopping | bool | None = None,
         extra: Sequence[MeasuringCallback] | None = (),
         epsilon: float | None = None,
-        loss_fn: Loss | None = None,
+        loss_fn: LossArgument | None = None,
         measure_on: MeasureOn = "fixed_samples",
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
@@ -122,7 +121,7 @@ class SloppyMonitor(SloppyCallback):
         ):
             # There is nothing for a bound to follow; one that was asked for by itself says so at setup.
             del self._parts["bound"]
-        checked_loss(loss_fn)
+        checked_argument(loss_fn)
         check_measure_on(measure_on)
         check_epsilon(epsilon)
         check_schedule(schedule)

@@ -15,7 +15,7 @@ from lightning_sloppy.callbacks.base import peers
 from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.probing import trainer_internals
-from lightning_sloppy.probing.context import FitContext, fit_context
+from lightning_sloppy.probing.context import FitContext, fit_context, known_context
 from lightning_sloppy.probing.guard import measuring
 from lightning_sloppy.probing.schedule import Candidate, MeasurementSize, Schedule, decide_round
 from lightning_sloppy.records import Measurement
@@ -146,6 +146,7 @@ class PeriodicCallback(MeasuringCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Copy the batch where it will be measured on, before the step can change it."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self.wants_batch(trainer):
             with suppress(ConfigurationError):  # without a context the measurement says what is wrong
                 wanted = max(peer.size.num_samples for peer in _periodic(trainer))
@@ -175,6 +176,7 @@ class PeriodicCallback(MeasuringCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Last measurement, if training went on since the one before."""
+        self.end_of_steps(trainer, pl_module)
         done = trainer_internals.effective_batches(trainer)
         if self._measured_at is not None and done > self._measured_at:
             self._measured_at = done
@@ -196,8 +198,19 @@ class PeriodicCallback(MeasuringCallback):
         """Measure, and remember what it cost, subscribers included."""
         start = time.perf_counter()
         super().run(trainer, pl_module, step=step, epoch=epoch)
-        self.expected_seconds = time.perf_counter() - start
-        context = fit_context(trainer, pl_module) if self.latest is not None else None
+        self._note_cost(trainer, time.perf_counter() - start)
+
+    def release(self, trainer: Trainer, pl_module: LightningModule, context: FitContext) -> None:
+        """What was held back; its subscribers are a part of its cost."""
+        if self._held is None:
+            return
+        start, before = time.perf_counter(), self.expected_seconds
+        super().release(trainer, pl_module, context)
+        self._note_cost(trainer, time.perf_counter() - start + (before if context.is_confirmed else 0.0))
+
+    def _note_cost(self, trainer: Trainer, seconds: float) -> None:
+        self.expected_seconds = seconds
+        context = known_context(trainer) if self.latest is not None else None
         if context is not None:
             self._clock = (context.measuring_seconds, context.training_seconds)
             self._own_seconds += self.expected_seconds

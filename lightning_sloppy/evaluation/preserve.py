@@ -16,32 +16,59 @@ from lightning_sloppy.evaluation.precision import full_precision
 
 Mode = Literal["eval", "train"]
 
+_depth = 0
+"""Measurements that are open in this process: of all threads, for on CUDA backward hooks run in threads of autograd."""
+
+
+def is_measuring() -> bool:
+    """Whether a measurement runs, so that what calls the module now is no step of the training.
+
+    For hooks, forwards and steps of one's own that count, log or learn.
+
+    >>> is_measuring()
+    False
+    """
+    return _depth > 0
+
 
 @contextmanager
-def preserved(module: nn.Module, mode: Mode = "eval") -> Iterator[None]:
+def _flagged() -> Iterator[None]:
+    global _depth
+    _depth += 1
+    try:
+        yield
+    finally:
+        _depth -= 1
+
+
+@contextmanager
+def preserved(module: nn.Module, mode: Mode = "eval", *, precise: bool = True) -> Iterator[None]:
     """Evaluate ``module`` inside as often as you like; outside nothing has happened, also after an exception.
 
     Restored: the random streams of torch, CUDA, numpy and python; the ``training`` flag of every submodule, one by
-    one (a user may keep some in eval mode); buffers, states of torchmetrics and all other attributes; the flags of
-    reduced precision, which like autocast are off inside. Autograd is on inside, inference mode off, and gradients of
-    embeddings are dense, for sparse ones have no derivative. Parameters and ``.grad`` need no care: only
-    :func:`torch.autograd.grad` on copies of the parameters is used.
+    one (a user may keep some in eval mode); buffers, states of torchmetrics, all other attributes and the objects of
+    plain classes among them; the flags of reduced precision, which like autocast are off inside. Autograd is on inside,
+    inference mode off, and gradients of embeddings are dense, for sparse ones have no derivative. Parameters and
+    ``.grad`` need no care: only :func:`torch.autograd.grad` on copies of the parameters is used.
 
     Args:
         module: The module to evaluate.
         mode: "eval" makes the loss a deterministic function of the parameters; "train" keeps every submodule's
             own flag, so layers that the user froze in eval mode stay there.
+        precise: Without reduced precision and autocast; False computes as the surroundings do.
     """
     flags = [(child, child.training) for child in module.modules()]
     with ExitStack() as stack:
+        stack.enter_context(_flagged())
         stack.enter_context(random_streams())
-        stack.enter_context(full_precision())
         stack.enter_context(attributes_restored(module))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for device in {parameter.device.type for parameter in module.parameters()}:
-            if torch.amp.is_autocast_available(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
+        if precise:
+            stack.enter_context(full_precision())
+            for device in {parameter.device.type for parameter in module.parameters()}:
+                if torch.amp.is_autocast_available(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
         for child, _ in flags:
             if isinstance(child, (nn.Embedding, nn.EmbeddingBag)):
                 child.sparse = False  # an attribute like others: it is restored

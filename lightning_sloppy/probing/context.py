@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sized
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
@@ -17,11 +18,19 @@ from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.curvature.partition import gathered_batches
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, as_pair
-from lightning_sloppy.evaluation.objective import Loss
+from lightning_sloppy.evaluation.nests import map_tensors
 from lightning_sloppy.evaluation.ranks import ALONE, all_ranks, together
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.digests import SampleDigests, frozen_digests, sample_digests
-from lightning_sloppy.probing.loss_choice import LossChoice, choose_loss
+from lightning_sloppy.probing.first_step import StepCheck
+from lightning_sloppy.probing.guard import measuring
+from lightning_sloppy.probing.loss_choice import (
+    LossArgument,
+    LossChoice,
+    choose_loss,
+    compared_beside,
+    instead_of,
+)
 from lightning_sloppy.probing.samples import SampleSource, probe_indices
 from lightning_sloppy.probing.streamed_batches import StreamedBatches
 
@@ -57,6 +66,7 @@ class FitContext:
         decision: The latest step at which measurements were due, and whether they were taken.
         streamed: Copies of batches that went by, where they are needed.
         stretched: Whether it was said that measurements come less often than asked for.
+        on_a_guess: Whether a loss was given out, since somebody last set this to False, that no step has confirmed yet.
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
@@ -87,7 +97,10 @@ class FitContext:
         self._source: SampleSource | ConfigurationError | None = None
         self.streamed = StreamedBatches()
         self._probes: dict[tuple[int, int], list[Batch]] = {}
-        self._choices: dict[Any, LossChoice] = {}
+        self._choices: dict[Any, LossChoice | ConfigurationError] = {}
+        self._check = StepCheck()
+        self._over = self._looked = False
+        self.on_a_guess = False
         self._digests: dict[SampleSource, SampleDigests] = {}
 
     def source(self, trainer: Trainer) -> SampleSource:
@@ -167,8 +180,11 @@ class FitContext:
             for batch in source.chunks(indices, size)
         ]
 
-    def loss_choice(self, trainer: Trainer, override: Loss | None) -> LossChoice:
-        """The loss of the fit, found and checked once.
+    def loss_choice(self, trainer: Trainer, override: LossArgument | None) -> LossChoice:
+        """The loss of the fit, found once.
+
+        A guess is given out before a step of the training has confirmed it, and ``on_a_guess`` then says so: what is
+        measured by it is to be held back until then.
 
         Raises:
             ConfigurationError: When the loss cannot be known; the message names ``loss_fn=``.
@@ -176,13 +192,88 @@ class FitContext:
         # Streamed batches are gathered every time, also when the choice is known: another rank may have to choose anew.
         streamed = None if self.indexable(trainer) else self.probe(trainer, 1, 0)[0]
         if override not in self._choices:
-            batch = streamed
-            if batch is None:
-                source = self.source(trainer)
-                indices = torch.arange(min(len(source), source.batch_size))
-                batch = self.read(trainer, source, indices, len(indices))[0]
+            batch = self._small_batch(trainer) if streamed is None else streamed
             self._choices[override] = choose_loss(self.module, batch, override, modes=self.modes)
-        return self._choices[override]
+        choice = self._choices[override]
+        if self._over and isinstance(choice, LossChoice) and not choice.checked:
+            # There was no step to compare with: the Trainer only certifies, or every step was skipped.
+            batch = self._small_batch(trainer) if streamed is None else streamed
+            choice = self._choices[override] = compared_beside(self.module, batch, choice, modes=self.modes)
+        if isinstance(choice, ConfigurationError):
+            raise choice
+        self.on_a_guess |= not choice.checked
+        return choice
+
+    def _small_batch(self, trainer: Trainer) -> Batch:
+        source = self.source(trainer)
+        indices = torch.arange(min(len(source), source.batch_size))
+        return self.read(trainer, source, indices, len(indices))[0]
+
+    @property
+    def guess(self) -> LossChoice | None:
+        """The guessed loss that no step has confirmed yet."""
+        choice = self._choices.get(None)
+        return choice if isinstance(choice, LossChoice) and not choice.checked else None
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether a step has confirmed the guess."""
+        choice = self._choices.get(None)
+        return isinstance(choice, LossChoice) and choice.checked and choice.objective.has_outputs
+
+    def before_step(self, trainer: Trainer, batch: Any, *, wanted: bool) -> None:
+        """Evaluate an unconfirmed guess on the batch that the step is about to be given.
+
+        Args:
+            trainer: The Trainer.
+            batch: As the training gives it.
+            wanted: Whether to guess from this batch where nobody has guessed yet.
+        """
+        start = time.perf_counter()
+        if wanted and None not in self._choices and not self._looked:
+            self._looked = True
+            with suppress(Exception):  # the measurement itself says what is wrong
+                self._choices[None] = self.ranks.together(partial(self._guessed_from, batch))
+        guess = self.guess
+        if guess is not None:
+            number = trainer_internals.batch_number(trainer)
+            self._check.begin(trainer, self.module, guess.objective, batch, number)
+            self.measuring_seconds += time.perf_counter() - start
+
+    def _guessed_from(self, batch: Any) -> LossChoice:
+        with measuring(self.module):
+            return choose_loss(self.module, as_pair(map_tensors(torch.clone, batch)), None, modes=self.modes)
+
+    def see_loss(self, trainer: Trainer, loss: Tensor) -> None:
+        """The loss of the step goes backward."""
+        if self.guess is not None:
+            self._check.see(trainer, loss)
+
+    def after_backward(self, trainer: Trainer) -> None:
+        """Confirm the guess by the loss of the step, or take the whole step in its place; all ranks decide the same."""
+        guess, theirs = self.guess, self._check.loss
+        if guess is None or theirs is None:
+            return
+        agrees = self._check.agrees(guess.objective)
+        if trainer.strategy.reduce_boolean_decision(agrees, all=True):
+            self._choices[None] = replace(guess, checked=True)
+        else:
+            self._choices[None] = self._instead_of(guess, self._check.guesses[0], theirs, agrees)
+        self._check.forget()
+
+    def _instead_of(
+        self, guess: LossChoice, mine: float, theirs: float, agrees: bool
+    ) -> LossChoice | ConfigurationError:
+        try:
+            with measuring(self.module):
+                return instead_of(self.module, guess, mine, theirs, elsewhere=agrees)
+        except ConfigurationError as error:
+            return error
+
+    def training_is_over(self) -> None:
+        """No step will confirm a guess any more."""
+        self._check.forget()
+        self._over = True
 
     def training_digests(self, trainer: Trainer) -> SampleDigests:
         """What the training samples are, byte for byte; read once."""
@@ -263,6 +354,11 @@ def fit_context(trainer: Trainer, module: LightningModule) -> FitContext:
         made = partial(FitContext, trainer, module)
         _contexts[trainer] = made() if trainer.world_size == 1 else together(made)
     return _contexts[trainer]
+
+
+def known_context(trainer: Trainer) -> FitContext | None:
+    """The context of the running fit, if somebody has asked for it."""
+    return _contexts.get(trainer)
 
 
 def close_context(trainer: Trainer) -> FitContext | None:

@@ -1,4 +1,4 @@
-"""The Trainer's part of leaving no trace: logging is muted."""
+"""The Trainer's part of leaving no trace: loggers are muted, optimisers and schedules do not step."""
 
 from __future__ import annotations
 
@@ -7,18 +7,28 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lightning_sloppy.evaluation.preserve import Mode, preserved
+from lightning_sloppy.probing import trainer_internals
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
 
 
 @contextmanager
-def measuring(module: LightningModule, mode: Mode = "eval") -> Iterator[None]:
-    """Everything of :func:`preserved`, and ``self.log`` and ``self.log_dict`` of the module do nothing inside."""
-    with preserved(module, mode):
-        # Attributes are restored on leaving, and with them the methods behind these names.
-        vars(module)["log"] = _silent
-        vars(module)["log_dict"] = _silent
+def measuring(module: LightningModule, mode: Mode = "eval", *, precise: bool = True) -> Iterator[None]:
+    """Everything of :func:`preserved`, and what the module does through its Trainer is not done inside.
+
+    ``self.log`` and ``self.log_dict`` do nothing; ``self.logger`` and its experiment write nothing; the optimisers and
+    learning-rate schedules that ``self.optimizers()`` and ``self.lr_schedulers()`` give do not step.
+    """
+    with preserved(module, mode, precise=precise):
+        # Attributes are restored on leaving, and with them the Trainer and the methods behind these names.
+        trainer = trainer_internals.real_trainer(module)
+        if trainer is not None:
+            trainer_internals.attach(module, trainer_internals.stand_ins(trainer)[id(trainer)])
+        for child in module.modules():
+            if child is module or hasattr(child, "log_dict"):
+                vars(child)["log"] = _silent
+                vars(child)["log_dict"] = _silent
         yield
 
 

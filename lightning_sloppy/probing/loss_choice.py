@@ -1,14 +1,13 @@
-"""Which loss does the training minimise? Guess from the module, then compare with ``training_step``."""
+"""Which loss does the training minimise? Guess from the module; the first step of the training confirms it."""
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
@@ -16,24 +15,26 @@ from lightning_sloppy.curvature.gradient import mean_gradient
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, as_pair, private, sample_count
-from lightning_sloppy.evaluation.loss_checks import AGREEMENT, checked_mean, checked_scalar, default_loss
+from lightning_sloppy.evaluation.loss_checks import AGREEMENT, checked_loss, checked_mean, default_loss
 from lightning_sloppy.evaluation.objective import Loss, Objective
 from lightning_sloppy.evaluation.preserve import Mode
 from lightning_sloppy.probing.guard import measuring
+from lightning_sloppy.probing.training_step import ASK, TrainingStep, uncopied
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
+
+LossArgument = Loss | Literal["training_step"]
+"""What ``loss_fn=`` of a callback can be: a loss of ``(outputs, targets)``, or the step of the training as a whole."""
+
+TRAINING_STEP = "training_step"
+"""The value of ``loss_fn=`` that asks to measure by ``training_step``, whatever else it does."""
 
 LOSS_ATTRIBUTES = ("loss_fn", "criterion")
 """Where modules keep their loss, by the conventions of Lightning's and torch's own examples."""
 
 Modes = Sequence[tuple[nn.Module, bool]]
 """Submodules with their training flags."""
-
-ASK = (
-    "pass loss_fn=, the mean-reduced loss of (outputs, targets), for instance "
-    "loss_fn=torch.nn.functional.cross_entropy (in YAML the dotted path)"
-)
 
 
 @dataclass(frozen=True)
@@ -45,40 +46,35 @@ class LossChoice:
         source: In words: the attribute, the guess, "loss_fn=" or "training_step".
         classification: Whether outputs are class scores and targets class indices, so that an error rate exists.
         note: What a person should know about the choice; empty when all is well.
+        checked: Whether the training is known to minimise it; a guess is checked by the first step.
     """
 
     objective: Objective
     source: str
     classification: bool
     note: str = ""
+    checked: bool = True
 
 
-class TrainingStep(nn.Module):
-    """Wraps a LightningModule so that calling it runs ``training_step`` and gives the loss."""
+def checked_argument(loss_fn: object) -> None:
+    """Refuse what is neither a function nor the name of the step.
 
-    def __init__(self, inner: LightningModule) -> None:
-        super().__init__()
-        self.inner = inner
-        self._takes_index = len(inspect.signature(inner.training_step).parameters) > 1
-
-    def forward(self, batch: Any) -> Tensor:
-        """The loss of ``training_step``."""
-        result = self.inner.training_step(batch, 0) if self._takes_index else self.inner.training_step(batch)
-        loss = result.get("loss") if isinstance(result, dict) else result
-        if loss is None:
-            raise ConfigurationError(f"training_step returned no loss, so it cannot be measured; {ASK}.")
-        return checked_scalar(loss)
+    Raises:
+        ConfigurationError: For any other name.
+    """
+    if loss_fn != TRAINING_STEP:
+        checked_loss(loss_fn)
 
 
 def choose_loss(
-    module: LightningModule, batch: Batch, override: Loss | None, *, modes: Modes | None = None
+    module: LightningModule, batch: Batch, override: LossArgument | None, *, modes: Modes | None = None
 ) -> LossChoice:
-    """Find the loss of a fit and check it on one batch.
+    """Find the loss of a fit on one batch.
 
     Order: ``loss_fn=``; the module's ``loss_fn`` or ``criterion``, or its only ``torch.nn`` loss; cross-entropy for
     integer targets; mean squared error for float targets of the outputs' shape. A loss that was not given as
-    ``loss_fn=`` must reproduce ``training_step`` in train mode with the same random stream; when it does not, the
-    whole ``training_step`` is used.
+    ``loss_fn=`` is a guess, to be checked with what ``training_step`` returns in the training. Where there is no guess
+    the whole ``training_step`` is used.
 
     Args:
         module: The module of the fit.
@@ -90,9 +86,8 @@ def choose_loss(
         ConfigurationError: When nothing fits, the loss is not finite, or manual optimisation forbids the comparison.
     """
     modes = [(child, child.training) for child in module.modules()] if modes is None else modes
-    step = Objective(module, None, step_module=TrainingStep(module))
-    trial = _Trial(module, step, as_pair(batch), modes)
-    if override is not None:
+    trial = _Trial(module, as_pair(batch), modes)
+    if override is not None and not isinstance(override, str):
         choice = _choice(module, override, "loss_fn=", trial.outputs(), batch[1])
         note = trial.checked_mean(choice.objective)
         value = trial.loss(choice.objective, "eval")
@@ -103,10 +98,11 @@ def choose_loss(
         return replace(choice, note=note)
     if not module.automatic_optimization:
         raise ConfigurationError(
-            "Under manual optimisation training_step also steps the optimiser, so the loss cannot be compared with it; "
-            f"{ASK}."
+            "Under manual optimisation training_step also steps the optimiser, and what it returns need not be the "
+            f"loss, so the loss cannot be compared with it; {ASK}."
         )
-    theirs = trial.loss(step, "train")
+    if override is not None:
+        return step_choice(module, None)
     found = "the module has no forward that takes the inputs"
     with suppress(Exception):  # whatever a wrong guess raises, the step decides
         outputs = trial.outputs()
@@ -114,17 +110,83 @@ def choose_loss(
         guess, source = _guess(module, outputs, batch[1])
         if guess is not None:
             choice = _choice(module, guess, source, outputs, batch[1])
-            mine = trial.loss(choice.objective, "train")
-            if math.isfinite(theirs) and abs(mine - theirs) <= AGREEMENT * max(abs(mine), abs(theirs)) + 1e-6:
-                return choice
-            found = (
-                f"{source} gives {mine:.6g}, but training_step {theirs:.6g} (a penalty, or augmentation in the step?)"
-            )
+            trial.loss(choice.objective, "train")
+            return replace(choice, checked=False)
+    choice = step_choice(module, found)
+    _finite(trial.loss(choice.objective, "train"))
+    return choice
+
+
+def compared_beside(
+    module: LightningModule, batch: Batch, guess: LossChoice, *, modes: Modes | None = None
+) -> LossChoice:
+    """Confirm a guess by a call of ``training_step`` that leaves no trace, where the Trainer takes no step.
+
+    Raises:
+        ConfigurationError: When such a call would leave a trace, or its loss is not finite.
+    """
+    modes = [(child, child.training) for child in module.modules()] if modes is None else modes
+    trial = _Trial(module, as_pair(batch), modes)
+    step = step_choice(module, f"no step of the training was there to compare {guess.source} with")
+    mine, theirs = trial.loss(guess.objective, "train"), trial.loss(step.objective, "train")
+    if abs(mine - theirs) <= AGREEMENT * max(abs(mine), abs(theirs)) + 1e-6:
+        return replace(guess, checked=True)
+    return instead_of(module, guess, mine, theirs)
+
+
+def instead_of(
+    module: LightningModule, guess: LossChoice, mine: float, theirs: float, *, elsewhere: bool = False
+) -> LossChoice:
+    """What to measure by where a guess gives another loss than the step.
+
+    Args:
+        module: The module of the fit.
+        guess: The loss that was guessed.
+        mine: Its value.
+        theirs: That of the step.
+        elsewhere: Whether only another process has seen a difference.
+
+    Raises:
+        ConfigurationError: When the loss is not finite, or a call of the step would leave a trace.
+    """
+    _finite(theirs)
+    found = f"{guess.source} gives {mine:.6g}, but training_step {theirs:.6g} (a penalty, or augmentation in the step?)"
+    if elsewhere:
+        found = f"{guess.source} is not what training_step returns on another process"
+    return step_choice(module, found)
+
+
+def _finite(theirs: float) -> None:
     if not math.isfinite(theirs):
         raise ConfigurationError(f"The loss of training_step is {theirs}, not finite; look at the inputs and the loss.")
+
+
+def step_choice(module: LightningModule, found: str | None) -> LossChoice:
+    """The whole ``training_step`` as the objective.
+
+    Args:
+        module: The module of the fit.
+        found: Why no loss of outputs and targets is known; None: the user asked for the step.
+
+    Raises:
+        ConfigurationError: When a call of the step would leave a trace in the training, unless it was asked for.
+    """
+    step = TrainingStep(module)
+    left = uncopied(module)
+    if found is None:
+        step = TrainingStep(module, shielded=not left)
+        return LossChoice(Objective(module, None, step_module=step), TRAINING_STEP, classification=False)
+    reasons = [f"{left} cannot be copied"] if left else []
+    reasons += [f"it uses {name}, which cannot be turned back" for name in step.acting]
+    if reasons:
+        raise ConfigurationError(
+            f"On one batch {found}, so training_step itself would have to be called beside the training, but it would "
+            f"leave a trace there: {'; '.join(reasons[:3])}; {ASK}, or loss_fn='training_step' to measure by it all "
+            "the same."
+        )
     return LossChoice(
-        step,
-        "training_step",
+        Objective(module, None, step_module=step),
+        TRAINING_STEP,
         classification=False,
         note=f"On one batch {found}; the Hessian is that of training_step. For the Gauss-Newton part, Fisher and the "
         f"bound {ASK}.",
@@ -148,17 +210,17 @@ def _shape(value: Any) -> str:
 class _Trial:
     """One batch, evaluated on copies of the parameters."""
 
-    def __init__(self, module: LightningModule, step: Objective, batch: Batch, modes: Modes) -> None:
+    def __init__(self, module: LightningModule, batch: Batch, modes: Modes) -> None:
         self._module = module
         self._modes = modes
-        self._step = step
-        self._table = ParameterLayout.of(module).leaves(module, step.dtype)
-        self._batch = step.prepare([batch])[0]
+        self._plain = Objective(module, None)
+        self._table = ParameterLayout.of(module).leaves(module, self._plain.dtype)
+        self._batch = self._plain.prepare([batch])[0]
 
     def outputs(self) -> Any:
         """What ``forward`` gives in eval mode."""
         with measuring(self._module):
-            return self._step.output_values(self._table, private(self._batch)[0])
+            return self._plain.output_values(self._table, private(self._batch)[0])
 
     def checked_mean(self, objective: Objective) -> str:
         """Raise when the loss adds up its samples; a sentence when it is a mean with weights that are not known."""

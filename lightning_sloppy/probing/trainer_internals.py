@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
+
+from lightning_sloppy.probing.muted import (
+    Muted,
+    Nothing,
+    muted_logger,
+    muted_optimizer,
+    muted_scheduler,
+    target_of,
+)
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -148,3 +160,92 @@ def strategy_is_supported(trainer: Trainer) -> bool:
 def root_device(trainer: Trainer) -> torch.device:
     """Device of this rank."""
     return trainer.strategy.root_device
+
+
+def real_trainer(module: nn.Module) -> Any:
+    """The Trainer that a module is attached to, also while a stand-in is in its place; None without one."""
+    return target_of(vars(module).get("_trainer"))
+
+
+def attach(module: nn.Module, trainer: Any) -> None:
+    """Put a Trainer, or a stand-in for one, into every LightningModule inside; without it ``self.log`` is a no-op."""
+    for child in module.modules():
+        if "_trainer" in vars(child):
+            vars(child)["_trainer"] = trainer
+
+
+def stand_ins(trainer: Any) -> dict[int, Any]:
+    """What acts for a Trainer, by its identity, with something in its place that does not act.
+
+    Loggers and experiments write nothing, optimisers and learning-rate schedules do not step, and the Trainer saves,
+    prints and stops nothing. Everything can still be read.
+    """
+    found: dict[int, Any] = {}
+    for logger in trainer.loggers:
+        found[id(logger)] = muted_logger(logger)
+        experiment = getattr(logger, "_experiment", None)  # the public name would make one
+        if experiment is not None:
+            found[id(experiment)] = Nothing()
+    strategy = trainer.strategy
+    for optimizer in trainer.optimizers:
+        found[id(optimizer)] = muted_optimizer(optimizer)
+    wrapped = list(getattr(strategy, "_lightning_optimizers", []))
+    for each in wrapped:
+        inner = found.get(id(each.optimizer), each.optimizer)
+        found[id(each)] = muted_optimizer(each, optimizer=inner, param_groups=inner.param_groups)
+    configs = []
+    for config in trainer.lr_scheduler_configs:
+        inner = getattr(config.scheduler, "optimizer", None)
+        muted = muted_scheduler(config.scheduler, optimizer=found.get(id(inner), inner))
+        found[id(config.scheduler)] = muted
+        configs.append(dataclasses.replace(config, scheduler=muted))
+    optimizers = [found[id(each)] for each in trainer.optimizers]
+    shared = {"optimizers": optimizers, "lr_scheduler_configs": configs}
+    found[id(strategy)] = Muted(
+        strategy,
+        silent=("backward", "optimizer_step", "save_checkpoint"),
+        replaced={**shared, "_lightning_optimizers": [found[id(each)] for each in wrapped]},
+    )
+    loggers = [found[id(logger)] for logger in trainer.loggers]
+    metrics = {name: dict(getattr(trainer, name)) for name in METRICS}
+    found[id(trainer)] = Muted(
+        trainer,
+        silent=("save_checkpoint", "print"),
+        replaced={
+            **shared,
+            **metrics,
+            "loggers": loggers,
+            "logger": loggers[0] if loggers else None,
+            "strategy": found[id(strategy)],
+        },
+    )
+    return found
+
+
+METRICS = ("callback_metrics", "logged_metrics", "progress_bar_metrics")
+"""Tables of the Trainer that a module may write to."""
+
+
+def as_written(module: nn.Module) -> None:
+    """Take the methods that ``fit(torch.compile(module))`` has put on a module away: they belong to the original."""
+    if vars(module).get("_compiler_ctx") is not None:
+        for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
+            vars(module).pop(name, None)
+        vars(module)["_compiler_ctx"] = None
+
+
+def step_context(trainer: Trainer) -> AbstractContextManager[None]:
+    """The precision in which the training calls its step, where that is not the data type of the weights."""
+    plugin = trainer.precision_plugin
+    mixed = str(getattr(plugin, "precision", "")).endswith("-mixed")
+    return plugin.train_step_context() if mixed else nullcontext()
+
+
+def loss_of_the_step(trainer: Trainer, scaled: Tensor) -> float:
+    """What ``training_step`` returned, from the loss that is about to go backward.
+
+    Lightning has divided it by the number of accumulated batches, and 16-mixed has multiplied it by the loss scale.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scale = 1.0 if scaler is None else float(scaler.get_scale())
+    return float(scaled.detach()) * trainer.accumulate_grad_batches / scale

@@ -1,0 +1,171 @@
+"""What the code of a module names that is no part of the module: closures, globals, attributes of classes."""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lightning_sloppy.evaluation.attributes import ATOMS, HOSTS, TRACKERS, captured, holds_threads
+
+KNOWN = HOSTS | {"numpy", "torchmetrics", "torchvision", "transformers", "builtins"}
+"""Packages whose functions are not searched: they keep no counters of somebody's training."""
+
+MOST_FUNCTIONS = 300
+"""Functions that are searched."""
+
+LARGEST = 16 * 1024**2
+"""Bytes of a tensor that is turned back after every call: above this size it is data."""
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A name that a function can bind to something else: a global, a variable of an enclosing function, a class's."""
+
+    name: str
+    value: Any
+    bind: Callable[[Any], object]
+    now: Callable[[], Any]
+
+    def restore(self) -> None:
+        """Bind it to what it was."""
+        if self.now() is not self.value:
+            self.bind(self.value)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What a call of a module's methods can change beyond the module.
+
+    Attributes:
+        bindings: Names that its code uses.
+        acting: Objects among them that cannot be turned back, in words: they write somewhere, step, or are read up.
+    """
+
+    bindings: tuple[Binding, ...]
+    acting: tuple[str, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Outside:
+        """Search the code of the classes of a module and of its children.
+
+        Found is what is named: globals, variables of enclosing functions, plain values kept by classes, and the same of
+        functions that are called. What is handed over in other ways is not.
+        """
+        mine = {id(each) for each in module.modules()}
+        found = [*_named(_functions_of(module)), *_of_classes(module)]
+        found = [each for each in found if id(each.value) not in mine]
+        return cls(tuple(found), tuple(dict.fromkeys(each.name for each in found if _acts(each.value))))
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Turn all of it back afterwards: what the names are bound to, and what is in there."""
+        bindings = [Binding(each.name, each.now(), each.bind, each.now) for each in self.bindings]
+        restores = captured([each.value for each in bindings if not _acts(each.value)], largest=LARGEST)
+        try:
+            yield
+        finally:
+            for restore in (*restores, *(each.restore for each in bindings)):
+                restore()
+
+
+def _acts(value: Any) -> bool:
+    if isinstance(value, ModuleType):
+        return value.__name__.partition(".")[0] in TRACKERS
+    if isinstance(value, (Optimizer, LRScheduler, io.IOBase, Iterator)):
+        return True
+    if isinstance(value, (*ATOMS, nn.Module, logging.Logger)):
+        return False
+    kinds = {kind.__name__ for kind in type(value).__mro__}
+    packages = {kind.__module__.partition(".")[0] for kind in type(value).__mro__}
+    return bool(kinds & {"SummaryWriter", "Logger"} or packages & TRACKERS) or holds_threads(value)
+
+
+def _classes(module: nn.Module) -> list[type]:
+    """The classes of a module and its children that somebody wrote for this training."""
+    kinds = {kind: None for child in module.modules() for kind in type(child).__mro__}
+    return [kind for kind in kinds if kind.__module__.partition(".")[0] not in KNOWN]
+
+
+def _of_classes(module: nn.Module) -> Iterator[Binding]:
+    """Plain values that the classes keep."""
+    for kind in _classes(module):
+        for name, value in list(vars(kind).items()):
+            plain = not callable(value) and not hasattr(type(value), "__get__") and not name.startswith("__")
+            if plain:
+                bind, now = functools.partial(setattr, kind, name), functools.partial(getattr, kind, name, None)
+                yield Binding(f"{kind.__name__}.{name}", value, bind, now)
+
+
+def _functions_of(module: nn.Module) -> Iterator[FunctionType]:
+    for kind in _classes(module):
+        for value in list(vars(kind).values()):
+            yield from _functions(value)
+    for child in module.modules():
+        for value in list(vars(child).values()):
+            if callable(value) and not isinstance(value, (nn.Module, type)):
+                yield from _functions(value)
+
+
+def _functions(value: Any) -> Iterator[FunctionType]:
+    """The Python functions behind something that is called."""
+    if isinstance(value, FunctionType):
+        if (value.__module__ or "").partition(".")[0] not in KNOWN:
+            yield value
+    elif isinstance(value, (staticmethod, classmethod, MethodType)):
+        yield from _functions(value.__func__)
+    elif isinstance(value, functools.partial):
+        yield from _functions(value.func)
+    elif isinstance(value, property) and value.fget is not None:
+        yield from _functions(value.fget)
+
+
+def _named(functions: Iterable[FunctionType]) -> Iterator[Binding]:
+    """What functions refer to, and what the functions among these refer to."""
+    waiting = list(functions)
+    seen: set[int] = set()
+    while waiting and len(seen) < MOST_FUNCTIONS:
+        function = waiting.pop()
+        if id(function) in seen:
+            continue
+        seen.add(id(function))
+        for binding in _bindings(function):
+            waiting.extend(_functions(binding.value))
+            yield binding
+
+
+def _bindings(function: FunctionType) -> Iterator[Binding]:
+    table = function.__globals__
+    for name in _names(function.__code__):
+        if name in table:
+            yield Binding(
+                name, table[name], functools.partial(table.__setitem__, name), functools.partial(table.get, name)
+            )
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            value = cell.cell_contents
+        except ValueError:  # not bound yet
+            continue
+        yield Binding(
+            name,
+            value,
+            functools.partial(setattr, cell, "cell_contents"),
+            functools.partial(getattr, cell, "cell_contents"),
+        )
+
+
+def _names(code: CodeType) -> set[str]:
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= _names(constant)
+    return names

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_sloppy.callbacks.awaiting import AwaitingCallback
 from lightning_sloppy.callbacks.base import SloppyCallback, in_words, peers
 from lightning_sloppy.curvature.memory import peak_bytes
 from lightning_sloppy.errors import ConfigurationError, UnsupportedError
 from lightning_sloppy.probing import trainer_internals
-from lightning_sloppy.probing.context import FitContext, fit_context, known_context, notice_earlier_fits
+from lightning_sloppy.probing.context import FitContext, fit_context, notice_earlier_fits
 from lightning_sloppy.probing.guard import measuring
 from lightning_sloppy.quantities import Declaration, Quantity, SpectrumHistogram, require_name
 from lightning_sloppy.records import Cost, Measurement, Status
@@ -28,7 +29,6 @@ from lightning_sloppy.reporting.writers import publish
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
-    from torch import Tensor
 
 
 class MeasurementSubscriber(SloppyCallback):
@@ -48,7 +48,7 @@ class MeasurementSubscriber(SloppyCallback):
         """Called once after every measurement, when its numbers are already published."""
 
 
-class MeasuringCallback(SloppyCallback):
+class MeasuringCallback(AwaitingCallback):
     """Takes measurements, publishes them, and tells its subscribers, whatever the order of the callbacks.
 
     An error inside a measurement becomes one warning with its cause and a gap in the curves, never the end of a
@@ -89,7 +89,6 @@ class MeasuringCallback(SloppyCallback):
         self._settle(seed=(seed, 0), strict=(strict, False))
         self.measurements: list[Measurement] = []
         self._warned: set[str] = set()
-        self._held: Measurement | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Check what a class declares where it is written.
@@ -225,58 +224,7 @@ class MeasuringCallback(SloppyCallback):
         notice_earlier_fits(pl_module)
         self.measurements = []
         self._warned = set()
-        self._held = None
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Evaluate a guessed loss where the step is about to be called."""
-        context = known_context(trainer)
-        if context is not None:
-            context.before_step(trainer, batch, wanted=self.needs_loss)
-
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """The step has returned its loss."""
-        context = known_context(trainer)
-        if context is not None:
-            context.see_loss(trainer, loss)
-
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Publish what was measured before the first step, now that the step has said whether the loss is right.
-
-        Here and not where the loss goes backward: the graph of the step is gone, so that nothing in it can be spoilt,
-        and the weights have not moved.
-        """
-        context = known_context(trainer)
-        if context is not None:
-            context.after_backward(trainer)
-            if self._held is not None and context.guess is None:
-                self.release(trainer, pl_module, context)
-
-    @property
-    def needs_loss(self) -> bool:
-        """Whether samples that pass by now will be measured on, by a loss that is to be guessed."""
-        return False
-
-    def release(self, trainer: Trainer, pl_module: LightningModule, context: FitContext) -> None:
-        """Publish the measurement that was held back; measure anew where the guess that it rests on was wrong."""
-        held, self._held = self._held, None
-        if held is None:
-            return
-        if context.is_confirmed:
-            self._report(trainer, pl_module, context, held)
-        else:
-            self.run(trainer, pl_module, step=held.step, epoch=held.epoch)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """No further step can confirm a guess."""
-        self.end_of_steps(trainer, pl_module)
-        super().on_train_end(trainer, pl_module)
-
-    def end_of_steps(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What is still held back is measured anew, by a loss that is looked for beside the training."""
-        context = known_context(trainer)
-        if context is not None:
-            context.training_is_over()
-            self.release(trainer, pl_module, context)
+        self._forget_held()
 
     def subscribers(self, trainer: Trainer) -> list[MeasurementSubscriber]:
         """Who wants to hear of these measurements."""
@@ -324,7 +272,7 @@ class MeasuringCallback(SloppyCallback):
         if context is not None:
             context.measuring_seconds += seconds
             if context.on_a_guess and measurement.status is not Status.FAILED:
-                self._held = measurement
+                self._hold(measurement)
                 return
         self._report(trainer, pl_module, context, measurement)
 

@@ -176,7 +176,7 @@ class PeriodicCallback(MeasuringCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Last measurement, if training went on since the one before."""
-        self.end_of_steps(trainer, pl_module)
+        self._end_of_steps(trainer, pl_module)
         done = trainer_internals.effective_batches(trainer)
         if self._measured_at is not None and done > self._measured_at:
             self._measured_at = done
@@ -200,12 +200,12 @@ class PeriodicCallback(MeasuringCallback):
         super().run(trainer, pl_module, step=step, epoch=epoch)
         self._note_cost(trainer, time.perf_counter() - start)
 
-    def release(self, trainer: Trainer, pl_module: LightningModule, context: FitContext) -> None:
+    def _release(self, trainer: Trainer, pl_module: LightningModule, context: FitContext) -> None:
         """What was held back; its subscribers are a part of its cost."""
         if self._held is None:
             return
         start, before = time.perf_counter(), self.expected_seconds
-        super().release(trainer, pl_module, context)
+        super()._release(trainer, pl_module, context)
         self._note_cost(trainer, time.perf_counter() - start + (before if context.is_confirmed else 0.0))
 
     def _note_cost(self, trainer: Trainer, seconds: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sized
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -235,7 +235,9 @@ class FitContext:
             with suppress(Exception):  # the measurement itself says what is wrong
                 self._choices[None] = self.ranks.together(partial(self._guessed_from, batch))
         guess = self.guess
-        if guess is not None:
+        if guess is None:
+            self._check.buffers = []
+        else:
             number = trainer_internals.batch_number(trainer)
             self._check.begin(trainer, self.module, guess.objective, batch, number)
             self.measuring_seconds += time.perf_counter() - start
@@ -269,6 +271,10 @@ class FitContext:
                 return instead_of(self.module, guess, mine, theirs, elsewhere=agrees)
         except ConfigurationError as error:
             return error
+
+    def before_the_step(self) -> AbstractContextManager[None]:
+        """Inside, buffers are as before the step that has just gone backward; the weights have not moved yet."""
+        return self._check.buffers_before()
 
     def training_is_over(self) -> None:
         """No step will confirm a guess any more."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,11 +37,13 @@ class StepCheck:
     Attributes:
         guesses: Values of the guess for this batch; one of them is to be the loss of the step.
         loss: What the step returned; None before.
+        buffers: Tables of buffers with what was in them before the step: name and copy.
     """
 
     def __init__(self) -> None:
         self.guesses: list[float] = []
         self.loss: float | None = None
+        self.buffers: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
         self._number: int | None = None
         self._hooks: list[RemovableHandle] = []
 
@@ -57,6 +61,10 @@ class StepCheck:
             return
         self.forget()
         self._number = number
+        self.buffers = [
+            (part._buffers, {name: held.detach().clone() for name, held in part._buffers.items() if held is not None})
+            for part in module.modules()
+        ]
         stream = _stream()
         self.guesses = [_value(trainer, module, objective, batch)]
 
@@ -86,8 +94,20 @@ class StepCheck:
             for guess in self.guesses
         )
 
+    @contextmanager
+    def buffers_before(self) -> Iterator[None]:
+        """Inside, the buffers of the module are what they were before the step; nothing is written to a tensor."""
+        now = [{name: table[name] for name in before} for table, before in self.buffers]
+        try:
+            for table, before in self.buffers:
+                table.update(before)
+            yield
+        finally:
+            for (table, _), held in zip(self.buffers, now, strict=True):
+                table.update(held)
+
     def forget(self) -> None:
-        """Ready for another batch."""
+        """Ready for another batch; the buffers are kept for what is still to be published."""
         self._unhook()
         self.guesses, self.loss, self._number = [], None, None
 

@@ -214,7 +214,7 @@ def test_a_step_without_a_known_loss_asks_for_one(tmp_path):
 
     class Loss(Norms):
         def measure(self, trainer, pl_module, probe):
-            return {"length": float(probe.loss_fn(pl_module(probe.batches[0][0]), probe.batches[0][1]))}
+            return {"length": float(probe.loss_fn(pl_module(probe.batches[0][0]), probe.batches[0][1]).detach())}
 
     instrument = Loss(num_samples=16)
     with pytest.warns(UserWarning, match="known only as a whole.*pass loss_fn="):

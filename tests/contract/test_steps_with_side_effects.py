@@ -52,7 +52,6 @@ class Plain(LightningModule):
 
     def seen(self):
         """What the effects have left."""
-        return None
 
 
 class Scheduled(Plain):
@@ -182,7 +181,9 @@ class Averaging(Plain):
         self.average.update()
         with torch.no_grad():
             self.teacher.weight.mul_(0.9).add_(self.net[0].weight[:CLASSES], alpha=0.1)
-        distance = sum((p - mean).square().sum() for p, mean in zip(self.net.parameters(), self.average.shadow, strict=True))
+        distance = sum(
+            (p - mean).square().sum() for p, mean in zip(self.net.parameters(), self.average.shadow, strict=True)
+        )
         return self.loss(batch) + 0.1 * distance + 0.1 * F.mse_loss(self(batch[0]), self.teacher(batch[0]))
 
     def seen(self):
@@ -424,7 +425,9 @@ def test_the_largest_eigenvalue_of_a_step_with_a_counter_is_that_of_plain_autogr
         return F.cross_entropy(outputs, targets) + 0.01 * sum(w.square().sum() for w in weights)
 
     rows = torch.autograd.functional.hessian(loss, tuple(leaf.detach() for leaf in leaves))
-    whole = torch.cat([torch.cat([part.reshape(a.numel(), -1) for part in row], 1) for row, a in zip(rows, leaves, strict=True)])
+    whole = torch.cat(
+        [torch.cat([part.reshape(a.numel(), -1) for part in row], 1) for row, a in zip(rows, leaves, strict=True)]
+    )
     # Before the first step the counter says 1, behind the last batch of the last epoch one tenth.
     first, last = hessian.measurements[0], hessian.measurements[-1]
     top = float(torch.linalg.eigvalsh(whole)[-1])

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_sloppy import ConfigurationError, FisherSpectrum, HessianSpectrum, Status, hessian_spectrum
 from lightning_sloppy.evaluation.loss_checks import default_loss
-from lightning_sloppy.probing.loss_choice import choose_loss
+from lightning_sloppy.probing.loss_choice import choose_loss, compared_beside
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
 
@@ -38,11 +38,14 @@ class Penalised(Classifier):
         return super().training_step(batch, batch_idx) + 0.1 * penalty
 
 
-def test_the_modules_own_loss_is_found_and_checked_in_train_mode():
-    choice = choose_loss(Classifier(dropout=0.5), batch(), None)
+def test_the_modules_own_loss_is_found_and_compared_in_train_mode():
+    model = Classifier(dropout=0.5)
+    choice = choose_loss(model, batch(), None)
     assert choice.source == "the module's loss_fn"
     assert choice.classification
     assert not choice.note
+    assert not choice.checked
+    assert compared_beside(model, batch(), choice).checked
 
 
 def test_cross_entropy_is_guessed_for_integer_targets():
@@ -66,7 +69,8 @@ def test_default_loss(outputs, targets, loss):
 def test_a_mismatch_means_the_hessian_of_training_step(tmp_path):
     torch.manual_seed(0)
     model = Penalised().double()
-    choice = choose_loss(model, tuple(t.double() if t.is_floating_point() else t for t in batch()), None)
+    double = tuple(t.double() if t.is_floating_point() else t for t in batch())
+    choice = compared_beside(model, double, choose_loss(model, double, None))
     assert choice.source == "training_step"
     assert "training_step" in choice.note
 
@@ -88,7 +92,7 @@ def test_the_hessian_of_training_step_contains_the_penalty():
     from lightning_sloppy.linalg.vectors import generator
     from lightning_sloppy.probing.guard import measuring
 
-    choice = choose_loss(model, (inputs, targets), None)
+    choice = choose_loss(model, (inputs, targets), "training_step")
     with measuring(model):
         mine = hessian_of(choice.objective, [(inputs, targets)], solve=Solve(k=200), rng=generator(0)).eigenvalues
     plain = hessian_spectrum(model, [(inputs, targets)], model.loss_fn, k=200).eigenvalues
@@ -126,7 +130,7 @@ def test_the_check_leaves_no_trace(tmp_path):
     model = Classifier(batch_norm=True, dropout=0.4)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     stream = torch.get_rng_state()
-    choose_loss(model, batch(), None)
+    compared_beside(model, batch(), choose_loss(model, batch(), None))
     assert torch.equal(stream, torch.get_rng_state())
     assert model.seen == []
     assert model.accuracy._update_count == 0

@@ -121,7 +121,8 @@ class FisherSpectrum(CurvatureInstrument):
             of the parameters.
         epsilon: Prior precision; null: p / ||w0||^2 of all weights at the start, kept for the whole run.
         schedule: When to measure, and what all measuring of the fit may cost; null: after every epoch.
-        loss_fn: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
+        loss_fn: Mean-reduced loss of (outputs, targets); null: guessed from the module, checked by the first step of
+            the training; "training_step": the step as a whole, whatever else it does.
         measure_on: "fixed_samples": the same samples every time, so that curves show the network and not the draw;
             where samples cannot be read by index (iterable data, several loaders), the first batches of the training.
             "current_batch": the batch just trained on. null: "fixed_samples".

@@ -48,7 +48,8 @@ class Instrument(PeriodicCallback):
     Args:
         num_samples: Probe samples N, drawn once from the training data.
         schedule: When to measure, and what all measuring of the fit may cost; None: after every epoch.
-        loss_fn: Mean-reduced loss of ``(outputs, targets)``; None: found from the module and checked.
+        loss_fn: Mean-reduced loss of ``(outputs, targets)``; None: guessed from the module, checked by the first step
+            of the training; "training_step": the step as a whole, whatever else it does.
         measure_on: "fixed_samples": the same samples every time, so that curves show the network and not the draw;
             where samples cannot be read by index (iterable data, several loaders), the first batches of the training.
             "current_batch": the batch just trained on.

@@ -54,7 +54,8 @@ class SloppyMonitor(SloppyCallback):
         early_stopping: Stop by hold-out loss and effective dimension; off by default.
         extra: Further instruments, such as a second FisherSpectrum or one of your own.
         epsilon: Prior precision behind every effective dimension; null: p / ||w0||^2.
-        loss_fn: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
+        loss_fn: Mean-reduced loss of (outputs, targets); null: guessed from the module, checked by the first step of
+            the training; "training_step": the step as a whole, whatever else it does.
         measure_on: "fixed_samples": the same samples every time, so that curves show the network and not the draw;
             where samples cannot be read by index (iterable data, several loaders), the first batches of the training.
             "current_batch": the batch just trained on.

@@ -20,6 +20,9 @@ from lightning_sloppy.evaluation.attributes import ATOMS, HOSTS, TRACKERS, captu
 KNOWN = HOSTS | {"numpy", "torchmetrics", "torchvision", "transformers", "builtins"}
 """Packages whose functions are not searched: they keep no counters of somebody's training."""
 
+WRITES = object()
+"""Stands for a file that is opened."""
+
 MOST_FUNCTIONS = 300
 """Functions that are searched."""
 
@@ -56,10 +59,10 @@ class Outside:
 
     @classmethod
     def of(cls, module: nn.Module) -> Outside:
-        """Search the code of the classes of a module and of its children.
+        """Search the code of the step, of the forwards, and of what they call.
 
-        Found is what is named: globals, variables of enclosing functions, plain values kept by classes, and the same of
-        functions that are called. What is handed over in other ways is not.
+        Found is what is named: globals, variables of enclosing functions, plain values kept by classes, files that are
+        opened. What is handed over in other ways is not.
         """
         mine = {id(each) for each in module.modules()}
         found = [*_named(_functions_of(module)), *_of_classes(module)]
@@ -67,10 +70,10 @@ class Outside:
         return cls(tuple(found), tuple(dict.fromkeys(each.name for each in found if _acts(each.value))))
 
     @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Turn all of it back afterwards: what the names are bound to, and what is in there."""
+    def restored(self, *others: Any) -> Iterator[None]:
+        """Turn all of it, and other objects, back afterwards: what the names are bound to, and what is in there."""
         bindings = [Binding(each.name, each.now(), each.bind, each.now) for each in self.bindings]
-        restores = captured([each.value for each in bindings if not _acts(each.value)], largest=LARGEST)
+        restores = captured([*others, *(each.value for each in bindings if not _acts(each.value))], largest=LARGEST)
         try:
             yield
         finally:
@@ -79,6 +82,8 @@ class Outside:
 
 
 def _acts(value: Any) -> bool:
+    if value is WRITES:
+        return True
     if isinstance(value, ModuleType):
         return value.__name__.partition(".")[0] in TRACKERS
     if isinstance(value, (Optimizer, LRScheduler, io.IOBase, Iterator)):
@@ -107,13 +112,19 @@ def _of_classes(module: nn.Module) -> Iterator[Binding]:
 
 
 def _functions_of(module: nn.Module) -> Iterator[FunctionType]:
-    for kind in _classes(module):
-        for value in list(vars(kind).values()):
-            yield from _functions(value)
-    for child in module.modules():
-        for value in list(vars(child).values()):
-            if callable(value) and not isinstance(value, (nn.Module, type)):
-                yield from _functions(value)
+    """The step, the forwards, and the methods whose names these use, whoever has them."""
+    methods: dict[str, list[FunctionType]] = {}
+    for owner in (*_classes(module), *module.modules()):
+        for name, value in list(vars(owner).items()):
+            methods.setdefault(name, []).extend(_functions(value))
+    waiting, seen = ["training_step", "forward", "__call__"], set()
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            for function in methods.get(name, ()):
+                yield function
+                waiting.extend(_names(function.__code__))
 
 
 def _functions(value: Any) -> Iterator[FunctionType]:
@@ -146,6 +157,8 @@ def _named(functions: Iterable[FunctionType]) -> Iterator[Binding]:
 def _bindings(function: FunctionType) -> Iterator[Binding]:
     table = function.__globals__
     for name in _names(function.__code__):
+        if name == "open" and name not in table:
+            yield Binding(name, WRITES, _unbound, lambda: WRITES)
         if name in table:
             yield Binding(
                 name, table[name], functools.partial(table.__setitem__, name), functools.partial(table.get, name)
@@ -161,6 +174,10 @@ def _bindings(function: FunctionType) -> Iterator[Binding]:
             functools.partial(setattr, cell, "cell_contents"),
             functools.partial(getattr, cell, "cell_contents"),
         )
+
+
+def _unbound(_: Any) -> None:
+    """Nothing to bind."""
 
 
 def _names(code: CodeType) -> set[str]:

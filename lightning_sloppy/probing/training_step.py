@@ -58,7 +58,11 @@ class TrainingStep(nn.Module):
     def forward(self, batch: Any) -> Tensor:
         """The loss of ``training_step``."""
         module = isolated(self.inner) if self._shielded else self.inner
-        with self._outside.restored(), contextlib.redirect_stdout(io.StringIO()):
+        datamodule = getattr(trainer_internals.real_trainer(self.inner), "datamodule", None)
+        kept = (
+            [] if datamodule is None else [vars(datamodule)]
+        )  # Lightning's kinds are left alone, their tables are not
+        with self._outside.restored(*kept), contextlib.redirect_stdout(io.StringIO()):
             result = module.training_step(batch, 0) if self._takes_index else module.training_step(batch)
         loss = result.get("loss") if isinstance(result, dict) else result
         if loss is None:

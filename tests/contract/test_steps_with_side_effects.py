@@ -382,7 +382,17 @@ class ReadsUp(Plain):
         return self.loss(batch) * (1 + 0.01 * (next(ENDLESS) % 3))
 
 
-@pytest.mark.parametrize(("make", "words"), [(Locked, "guard"), (ReadsUp, "ENDLESS")])
+class WritesAFile(Plain):
+    def training_step(self, batch, batch_idx):
+        self.note()
+        return self.loss(batch)
+
+    def note(self):
+        with open("/dev/null", "a") as file:
+            file.write("a step")
+
+
+@pytest.mark.parametrize(("make", "words"), [(Locked, "guard"), (ReadsUp, "ENDLESS"), (WritesAFile, "open")])
 def test_a_step_that_would_leave_a_trace_is_not_measured_unless_it_is_asked_for(tmp_path, make, words):
     hessian = HessianSpectrum(k=2, num_samples=24)
     with contextlib.suppress(StopIteration):

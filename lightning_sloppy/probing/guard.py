@@ -18,13 +18,16 @@ def measuring(module: LightningModule, mode: Mode = "eval", *, precise: bool = T
     """Everything of :func:`preserved`, and what the module does through its Trainer is not done inside.
 
     ``self.log`` and ``self.log_dict`` do nothing; ``self.logger`` and its experiment write nothing; the optimisers and
-    learning-rate schedules that ``self.optimizers()`` and ``self.lr_schedulers()`` give do not step.
+    learning-rate schedules of the Trainer do not step; the same where the module keeps them as attributes.
     """
     with preserved(module, mode, precise=precise):
         # Attributes are restored on leaving, and with them the Trainer and the methods behind these names.
         trainer = trainer_internals.real_trainer(module)
         if trainer is not None:
-            trainer_internals.attach(module, trainer_internals.stand_ins(trainer)[id(trainer)])
+            stand_ins = trainer_internals.stand_ins(trainer)
+            for child in module.modules():
+                held = {name: stand_ins[id(value)] for name, value in vars(child).items() if id(value) in stand_ins}
+                vars(child).update(held)
         for child in module.modules():
             if child is module or hasattr(child, "log_dict"):
                 vars(child)["log"] = _silent

@@ -8,7 +8,6 @@ import inspect
 import io
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import LightningDataModule
 from torch import Tensor, jit, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -26,7 +25,7 @@ ASK = (
     "loss_fn=torch.nn.functional.cross_entropy (in YAML the dotted path)"
 )
 
-DATA = (Dataset, DataLoader, Sampler, LightningDataModule)
+DATA = (Dataset, DataLoader, Sampler)
 """What is too large to copy, and is read rather than written."""
 
 
@@ -105,9 +104,16 @@ def _shared(module: nn.Module) -> dict[int, tuple[Any, Any]]:
             continue
         if isinstance(value, Tensor) and value.grad_fn is not None:  # copy.deepcopy refuses it
             found[id(value)] = (value, value.detach().clone())
-        elif isinstance(value, DATA) or (isinstance(value, Tensor) and value.nbytes > LARGEST):
+        elif _is_data(value):
             found[id(value)] = (value, value)
     return found
+
+
+def _is_data(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.nbytes > LARGEST
+    # By name: the two copies of Lightning have no classes in common.
+    return isinstance(value, DATA) or any(kind.__name__ == "LightningDataModule" for kind in type(value).__mro__)
 
 
 def uncopied(module: LightningModule) -> str:

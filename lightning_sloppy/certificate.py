@@ -214,10 +214,11 @@ at most 0.0300, provided that: Nobody peeked.
         """
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
-            assert found["format"] == _FORMAT
+            if found["format"] != _FORMAT:
+                raise ValueError(f"its format is {found['format']!r} and not {_FORMAT!r}")
             values = {field.name: found[field.name] for field in dataclasses.fields(cls)}
             values["reasons"] = tuple(Reason(r["sentence"], flag=r["flag"]) for r in values["reasons"])
-        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(
                 f"{path} cannot be read as a certificate ({type(error).__name__}: {error}); give a file that "
                 "Certificate.save wrote."

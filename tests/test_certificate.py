@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
 import json
 import math
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +110,26 @@ def test_reasons_survive_copies_and_pickles() -> None:
     reason = Reason("Because.", flag="x")
     for again in (copy.deepcopy(reason), pickle.loads(pickle.dumps(reason))):
         assert (again, again.flag) == ("Because.", "x")
+
+
+def test_another_format_is_refused_also_without_asserts(tmp_path):
+    """``python -O`` drops every assert."""
+    content = json.loads(WHOLE.save(tmp_path / "one.json").read_text())
+    (tmp_path / "one.json").write_text(json.dumps({**content, "format": "lightning_sloppy 99"}))
+    script = (
+        "from lightning_sloppy import Certificate, ConfigurationError\n"
+        "try:\n"
+        f"    Certificate.load({str(tmp_path / 'one.json')!r})\n"
+        "except ConfigurationError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-O", "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert "its format is 'lightning_sloppy 99'" in done.stdout
+
+
+def test_asserts_of_the_package_narrow_types_and_guard_no_input():
+    package = Path(__file__).parents[1] / "lightning_sloppy"
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Assert):
+                assert ast.unparse(node.test).endswith(" is not None"), f"{path}:{node.lineno}"

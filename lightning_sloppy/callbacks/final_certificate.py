@@ -249,6 +249,7 @@ class FinalCertificate(MeasuringCallback):
 
             def tell(done: float) -> None:
                 nonlocal shown
+                trainer_internals.obey_sigterm(trainer)
                 if int(100 * done) > shown:
                     bar.advance(int(100 * done) - shown)
                     shown = int(100 * done)

@@ -71,6 +71,7 @@ class InputSpectrum(MeasuringCallback):
     title = "Inputs"
     quantities = QUANTITIES
     histograms = HISTOGRAMS
+    reads_parameters = False
     cost_advice = "Lower `max_samples` if it is too long."
 
     def __init__(

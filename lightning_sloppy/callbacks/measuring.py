@@ -68,6 +68,7 @@ class MeasuringCallback(AwaitingCallback):
         quantities: The scalars that it reports.
         histograms: The histograms that it reports.
         costs: What is logged of the cost of a measurement: "seconds", "products", "peak_bytes".
+        reads_parameters: Whether every process must hold all parameters, which sharded strategies forbid.
         cost_advice: What makes a measurement cheaper, one sentence.
         measurements: All measurements of this fit, in order, on every rank.
     """
@@ -77,6 +78,7 @@ class MeasuringCallback(AwaitingCallback):
     quantities: ClassVar[Sequence[Quantity]] = ()
     histograms: ClassVar[Sequence[SpectrumHistogram]] = ()
     costs: ClassVar[Sequence[str]] = ("seconds",)
+    reads_parameters: ClassVar[bool] = True
     cost_advice: ClassVar[str] = ""
 
     seed: int
@@ -209,7 +211,7 @@ class MeasuringCallback(AwaitingCallback):
         """Forget the last fit, refuse what can never work."""
         if stage != "fit":
             return
-        if not trainer_internals.strategy_is_supported(trainer):
+        if self.reads_parameters and not trainer_internals.strategy_is_supported(trainer):
             raise UnsupportedError(
                 f"{type(self).__name__} needs all parameters on every device, but the strategy is "
                 f"{type(trainer.strategy).__name__}; use strategy='auto' or 'ddp', or leave the callback out."
@@ -246,6 +248,7 @@ class MeasuringCallback(AwaitingCallback):
             step: The x-value.
             epoch: Of the step, where that is no longer the Trainer's current one.
         """
+        trainer_internals.wait_for_device(trainer)
         start = time.perf_counter()
         context: FitContext | None = None
         try:

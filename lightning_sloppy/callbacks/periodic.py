@@ -196,6 +196,7 @@ class PeriodicCallback(MeasuringCallback):
 
     def run(self, trainer: Trainer, pl_module: LightningModule, *, step: int, epoch: int | None = None) -> None:
         """Measure, and remember what it cost, subscribers included."""
+        trainer_internals.wait_for_device(trainer)
         start = time.perf_counter()
         super().run(trainer, pl_module, step=step, epoch=epoch)
         self._note_cost(trainer, time.perf_counter() - start)
@@ -204,6 +205,7 @@ class PeriodicCallback(MeasuringCallback):
         """What was held back; its subscribers are a part of its cost."""
         if self._held is None:
             return
+        trainer_internals.wait_for_device(trainer)
         start, before = time.perf_counter(), self.expected_seconds
         super()._release(trainer, pl_module, context)
         self._note_cost(trainer, time.perf_counter() - start + (before if context.is_confirmed else 0.0))
@@ -280,6 +282,7 @@ class PeriodicCallback(MeasuringCallback):
 
     def _affordable(self, trainer: Trainer, pl_module: LightningModule, context: FitContext) -> MeasurementSize:
         """The size whose predicted time is half the grace at most, for there is a last measurement as well."""
+        trainer_internals.wait_for_device(trainer)
         start, size = time.perf_counter(), self.size
 
         def timed() -> float:

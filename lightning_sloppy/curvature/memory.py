@@ -9,9 +9,13 @@ import torch
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory free on the device; 2 GiB where the system does not tell."""
+    """Memory free on the device; 2 GiB where the system does not tell.
+
+    On CUDA that is also what torch's allocator has taken from the driver and holds for the next tensors.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     try:
         with open("/proc/meminfo", encoding="ascii") as table:
             for line in table:

@@ -77,17 +77,19 @@ class FitContext:
                 f"{type(module).__name__} has lazy layers whose shapes are not known yet; run one batch through it "
                 "before the fit, or leave the sanity validation on."
             )
-        self.layout = ParameterLayout.of(module)
+        # A sharded strategy leaves no process all parameters; what is measured then needs none of them.
+        whole = trainer_internals.strategy_is_supported(trainer)
+        self.layout = ParameterLayout.of(module) if whole else ParameterLayout((), ())
         self.modes = [(child, child.training) for child in module.modules()]
-        if self.layout.dim == 0:
+        if whole and self.layout.dim == 0:
             raise ConfigurationError(
                 f"{type(module).__name__} has no trainable parameters, so there is nothing to measure; "
                 "build the layers before the fit and leave requires_grad on."
             )
         self.fresh = trainer.global_step == 0 and module not in _fitted and not trainer.ckpt_path
         _fitted.add(module)
-        self.start = self.layout.vector(module).cpu()
-        self.start_digests = frozen_digests(module)
+        self.start = self.layout.vector(module).cpu() if whole else torch.zeros(0)
+        self.start_digests = frozen_digests(module) if whole else {}
         self.measuring_seconds = 0.0
         self.decision: tuple[int, bool] | None = None
         self.stretched = False

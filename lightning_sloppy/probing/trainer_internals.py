@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
@@ -155,6 +156,25 @@ def strategy_is_supported(trainer: Trainer) -> bool:
     """Single device and data parallelism: every rank holds all parameters. Sharded ones have no double backward."""
     names = {kind.__name__ for kind in type(trainer.strategy).__mro__}
     return bool(names & {"SingleDeviceStrategy", "DDPStrategy"})
+
+
+def wait_for_device(trainer: Trainer) -> None:
+    """Wait for what is queued on the device: seconds that the training still owes must not count as measuring."""
+    device = root_device(trainer)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def obey_sigterm(trainer: Trainer) -> None:
+    """End the run where a SIGTERM has come; Lightning looks for one between batches alone.
+
+    Raises:
+        SIGTERMException: As Lightning's loops do.
+    """
+    if trainer.received_sigterm:
+        raise SIGTERMException
 
 
 def root_device(trainer: Trainer) -> torch.device:

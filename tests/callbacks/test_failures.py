@@ -189,3 +189,33 @@ def test_sigterm_inside_a_measurement_ends_the_run_with_readable_files(tmp_path)
     assert 1 <= len(events.Scalars("sloppy_fisher/trace")) <= 3, done.stderr
     assert done.returncode in (0, -signal.SIGTERM), done.stderr
     assert os.path.exists(tmp_path / "run")
+
+
+def test_sigterm_while_a_posterior_is_learnt_ends_the_run(tmp_path):
+    """Lightning looks for the signal between batches, and behind the last one there is none any more."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import os, signal, sys, threading, time
+        sys.path.insert(0, {str(Path(__file__).parents[1] / "support")!r})
+        from tiny import Classifier, blobs, loader, trainer
+        from lightning_sloppy import FinalCertificate, LearningPlan
+        from lightning_sloppy.bounds.descent import Descent
+
+        step = Descent.step
+        def steps(self, *args):
+            if not told:
+                told.append(time.perf_counter())
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(self, *args)
+        told = []
+        Descent.step = steps
+        final = FinalCertificate(learning=LearningPlan(seconds=600), folder={str(tmp_path / "out")!r})
+        try:
+            trainer({str(tmp_path)!r}, callbacks=[final], max_epochs=1).fit(Classifier(), loader(blobs(200)))
+        except SystemExit as error:
+            print("ended", type(error).__name__, time.perf_counter() - told[0] < 60, final.certificates)
+        """)
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
+    assert "ended SIGTERMException True None" in done.stdout, done.stderr[-2000:]

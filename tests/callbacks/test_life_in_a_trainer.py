@@ -275,6 +275,24 @@ def test_sharded_strategies_are_refused_at_setup(tmp_path, monkeypatch):
         FisherSpectrum().setup(host, Classifier(), "fit")
 
 
+def test_the_inputs_are_measured_under_sharded_strategies(tmp_path, monkeypatch):
+    """It reads no parameters: where nobody holds all of them they are not touched."""
+    from lightning_sloppy.curvature.parameters import ParameterLayout
+    from lightning_sloppy.probing import trainer_internals
+
+    plain = InputSpectrum(strict=True)
+    trainer(tmp_path, callbacks=[plain], max_epochs=1).fit(Classifier(), loader(shuffle=False))
+
+    def untouchable(*_):
+        raise AssertionError("parameters were read")
+
+    monkeypatch.setattr(trainer_internals, "strategy_is_supported", lambda host: False)
+    monkeypatch.setattr(ParameterLayout, "vector", untouchable)
+    sharded = InputSpectrum(strict=True)
+    trainer(tmp_path, callbacks=[sharded], max_epochs=1).fit(Classifier(), loader(shuffle=False))
+    assert torch.equal(sharded.latest.spectrum.eigenvalues, plain.latest.spectrum.eigenvalues)
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         yield from blobs(32)

@@ -245,3 +245,31 @@ def test_the_peak_of_the_memory_is_a_curve(tmp_path):
     assert peaks == sorted(peaks)
     assert peaks[2] - peaks[1] > 2**27
     assert peaks[3] - peaks[2] < 2**25
+
+
+def test_what_is_queued_on_the_device_is_no_time_of_a_measurement(tmp_path, monkeypatch):
+    """The training's kernels run on while the host goes on: whoever waits for them first would be charged."""
+    waited = []
+
+    def wait(host):
+        if host.global_step not in waited:  # behind that nothing is queued any more
+            time.sleep(0.5)
+        waited.append(host.global_step)
+
+    monkeypatch.setattr("lightning_sloppy.probing.trainer_internals.wait_for_device", wait)
+    fisher = FisherSpectrum(num_samples=16, strict=True)
+    trainer(tmp_path, callbacks=[fisher], max_epochs=1).fit(Classifier(), loader())
+    assert waited[0] == 0
+    assert waited[-1] == 3
+    assert all(m.cost.seconds < 0.5 for m in fisher.measurements)
+    assert fisher.expected_seconds < 0.5
+
+
+def test_the_device_is_waited_for_on_cuda(tmp_path, monkeypatch):
+    from lightning_sloppy.probing import trainer_internals
+
+    waited = []
+    monkeypatch.setattr(trainer_internals, "root_device", lambda host: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    trainer_internals.wait_for_device(trainer(tmp_path))
+    assert waited == [torch.device("cuda", 0)]

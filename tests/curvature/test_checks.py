@@ -16,6 +16,7 @@ from torch import nn
 
 from lightning_sloppy import fisher_spectrum, hessian_spectrum
 from lightning_sloppy.curvature.hessian import HessianOperator
+from lightning_sloppy.curvature.memory import free_bytes
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.objective import Objective
@@ -171,3 +172,11 @@ def test_processes_with_unequal_memory_and_samples_keep_step(tmp_path: Path) -> 
 def test_ranks_need_a_group() -> None:
     with pytest.raises(ConfigurationError, match="call init_process_group first"):
         hessian_spectrum(nn.Linear(2, 2), [(torch.ones(1, 2), torch.ones(1, 2))], F.mse_loss, over_ranks=True)
+
+
+def test_memory_that_the_allocator_of_cuda_holds_is_free(monkeypatch):
+    device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1_000, 9_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 200)
+    assert free_bytes(device) == 1_500

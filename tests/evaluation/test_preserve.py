@@ -177,3 +177,17 @@ def test_the_newer_precision_flags_come_back_too() -> None:
         assert (matmul.fp32_precision, conv.fp32_precision) == ("tf32", "ieee")
     finally:
         matmul.fp32_precision, conv.fp32_precision = before
+
+
+def test_flags_of_precision_stay_where_the_surroundings_are_asked_for() -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        with preserved(Network(), "train", precise=False), torch.autocast("cpu", torch.bfloat16):
+            assert torch.get_float32_matmul_precision() == "high"
+            with preserved(Network(), "train", precise=False):
+                assert torch.is_autocast_enabled("cpu")
+            with preserved(Network()):
+                assert not torch.is_autocast_enabled("cpu")
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
 from lightning_sloppy.evaluation.preserve import Mode, preserved
 from lightning_sloppy.probing import trainer_internals
+from lightning_sloppy.probing.muted import muted_optimizer, muted_scheduler
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -23,11 +27,15 @@ def measuring(module: LightningModule, mode: Mode = "eval", *, precise: bool = T
     with preserved(module, mode, precise=precise):
         # Attributes are restored on leaving, and with them the Trainer and the methods behind these names.
         trainer = trainer_internals.real_trainer(module)
-        if trainer is not None:
-            stand_ins = trainer_internals.stand_ins(trainer)
-            for child in module.modules():
-                held = {name: stand_ins[id(value)] for name, value in vars(child).items() if id(value) in stand_ins}
-                vars(child).update(held)
+        stand_ins = {} if trainer is None else trainer_internals.stand_ins(trainer)
+        for child in module.modules():
+            for name, value in list(vars(child).items()):
+                if id(value) in stand_ins:
+                    vars(child)[name] = stand_ins[id(value)]
+                elif isinstance(value, LRScheduler):  # of the module's own, which the Trainer does not know
+                    vars(child)[name] = muted_scheduler(value)
+                elif isinstance(value, Optimizer):
+                    vars(child)[name] = muted_optimizer(value)
         for child in module.modules():
             if child is module or hasattr(child, "log_dict"):
                 vars(child)["log"] = _silent

@@ -67,6 +67,22 @@ class Scheduled(Plain):
         return self.optimizers().param_groups[0]["lr"], self.lr_schedulers().last_epoch
 
 
+class SchedulesItself(Plain):
+    """The schedule is an attribute that the Trainer does not know, stepped in the forward."""
+
+    def forward(self, inputs):
+        self.schedule.step()
+        return super().forward(inputs)
+
+    def configure_optimizers(self):
+        optimiser = torch.optim.SGD(self.parameters(), 0.1)
+        self.schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.9)
+        return optimiser
+
+    def seen(self):
+        return self.optimizers().param_groups[0]["lr"], self.schedule.last_epoch
+
+
 class WritesTheRate(Plain):
     def training_step(self, batch, batch_idx):
         for group in self.optimizers().param_groups:
@@ -245,6 +261,7 @@ def closed_over():
 
 MODULES = {
     "scheduler": Scheduled,
+    "own scheduler": SchedulesItself,
     "rate": WritesTheRate,
     "counter": Annealed,
     "counter in forward": AnnealedForward,

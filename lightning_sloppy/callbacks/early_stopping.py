@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_sloppy.callbacks.base import peers
 from lightning_sloppy.callbacks.input_spectrum import InputSpectrum
 from lightning_sloppy.callbacks.measuring import MeasurementSubscriber, MeasuringCallback
+from lightning_sloppy.callbacks.periodic import PeriodicCallback
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.measures.sloppiness import entropy_rank
 from lightning_sloppy.measures.stopping import Condition, Curves, Rule, judge
@@ -135,6 +136,7 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         self._loss: Tensor | None = None
         self._batches = 0
         self._within_epoch = False
+        self._began = math.nan
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that somebody measures what is monitored."""
@@ -181,7 +183,7 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         self._dim = spectrum.dim
         rank = measurement.estimates.get("entropy_rank") or entropy_rank(spectrum)
         self.curves.add_dimension(
-            self._now(trainer),
+            self._measured_at(trainer),
             estimate.value,
             estimate.standard_error,
             math.nan if spectrum.trace is None else spectrum.trace.value,
@@ -189,6 +191,10 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         )
         if self.patience_unit == "steps":
             self._judge(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A measurement of these weights may be published later, when the first step has confirmed the loss."""
+        self._began = self._now(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """From here on an epoch runs."""
@@ -231,6 +237,14 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
             # Lightning counts a batch after its hooks.
             return float(trainer_internals.effective_batches(trainer) + self._within_epoch)
         return trainer_internals.epochs_done(trainer, within=self._within_epoch)
+
+    def _measured_at(self, trainer: Trainer) -> float:
+        """When the weights that were measured last were reached."""
+        done = [
+            p.measured_at for p in peers(trainer) if isinstance(p, PeriodicCallback) and self.listens_to(p, trainer)
+        ]
+        before = done and done[0] == trainer_internals.effective_batches(trainer)  # a batch that runs is not counted
+        return self._began if before and self._within_epoch else self._now(trainer)
 
     def _find_metric(self, trainer: Trainer) -> None:
         """Once, at the first validation: which metric is the hold-out loss."""

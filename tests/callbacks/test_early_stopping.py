@@ -274,6 +274,16 @@ def test_a_stopped_run_can_be_trained_further_and_is_judged_anew(tmp_path):
     assert host.current_epoch == 10
 
 
+@pytest.mark.parametrize(("unit", "times"), [("epochs", [0, 1, 2]), ("steps", [0, 1, 2, 3, 4, 5, 6])])
+def test_the_weights_of_the_start_have_the_time_of_the_start(tmp_path, unit, times):
+    """Their measurement is published within the first step."""
+    stopping = EffectiveDimensionEarlyStopping(patience=50, patience_unit=unit)
+    schedule = Schedule(every_n_epochs=1) if unit == "epochs" else Schedule(every_n_steps=1)
+    parts = [FisherSpectrum(num_samples=16, schedule=schedule, strict=True), stopping]
+    trainer(tmp_path, callbacks=parts, max_epochs=2).fit(Classifier(), loader())
+    assert [point[0] for point in stopping.curves.dimension] == times
+
+
 @pytest.mark.parametrize("watched", [True, False])
 def test_what_is_watched_is_measured_at_every_step_of_its_schedule_whatever_it_costs(tmp_path, caplog, watched):
     """A limit of nothing without grace: only the first and the last measurement of the others happen."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from lightning_sloppy.bounds.concentration import require_probability
 from lightning_sloppy.bounds.drawing import Evidence, draw_and_judge
 from lightning_sloppy.bounds.mixture import PRIOR_GRID
 from lightning_sloppy.bounds.pair_inequality import PAC_BAYES_FRACTION, RISK_FRACTION, pair_bound, scheduled_delta
+from lightning_sloppy.bounds.posterior_search import Choice
 from lightning_sloppy.bounds.relative_entropy import log_xi, scalar_kl_inverse
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.version import __version__
@@ -21,6 +22,20 @@ from lightning_sloppy.version import __version__
 _CLAMPED = "The right side of the inequality was negative and was taken as 0."
 _EDGE = "The precision of the prior is an end of its grid: a wider one, written down before, might have done better."
 _SHRUNK = "The posterior mean is moreover scaled by tau lambda / (tau lambda + epsilon) in each direction."
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation of a bound.
+
+    Attributes:
+        certificate: The bound, or its parts.
+        choice: The posterior that was judged, whole: where the next evaluation may begin. A certificate tells it in
+            numbers for people, from which it cannot be made again.
+    """
+
+    certificate: Certificate
+    choice: Choice
 
 
 def certify(
@@ -33,6 +48,28 @@ def certify(
     conditions: Sequence[str] = (),
     prior: str = "initialization",
 ) -> Certificate:
+    """The certificate of :func:`evaluated`, with the same arguments."""
+    return evaluated(
+        evidence,
+        delta=delta,
+        evaluation=evaluation,
+        generator=generator,
+        reasons=reasons,
+        conditions=conditions,
+        prior=prior,
+    ).certificate
+
+
+def evaluated(
+    evidence: Evidence,
+    *,
+    delta: float,
+    evaluation: int,
+    generator: torch.Generator,
+    reasons: Sequence[str] = (),
+    conditions: Sequence[str] = (),
+    prior: str = "initialization",
+) -> Evaluated:
     """Bound the mean true 0-1 error of two networks drawn around the weights, or give only the parts of a bound.
 
     With probability at least ``1 - delta`` over the draw of the n examples and of the weights, the bounds of
@@ -52,8 +89,8 @@ def certify(
         prior: The user's statement about the prior mean, kept in the certificate.
 
     Returns:
-        A certificate of kind "pac_bayes_pair". Its ``log_ratio`` is that of the drawn pair, and so is its bound; the
-        two KL parts are beside it to be looked at.
+        A certificate of kind "pac_bayes_pair", and the posterior behind it. Its ``log_ratio`` is that of the drawn
+        pair, and so is its bound; the two KL parts are beside it to be looked at.
 
     Raises:
         ConfigurationError: If an argument is out of range, shapes disagree, or ``risk`` returns no count.
@@ -92,7 +129,8 @@ def certify(
         prior_hash=weights_hash(evidence.prior_mean),
         software=software(),
     )
-    return parts if reasons else bounded(parts, subsample=None if drawn.exact else drawn.looked_at)
+    found = parts if reasons else bounded(parts, subsample=None if drawn.exact else drawn.looked_at)
+    return Evaluated(found, drawn.choice)
 
 
 def bounded(parts: Certificate, *, subsample: int | None = None) -> Certificate:

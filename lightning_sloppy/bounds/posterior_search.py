@@ -60,15 +60,6 @@ class Choice:
         """Interpolation of the mean."""
         return MEAN_SCALE_GRID[self.scale_index]
 
-    @classmethod
-    def nearest(cls, *, epsilon: float, tau: float, mean_scale: float) -> Choice:
-        """The choice with these numbers, tau in units of n."""
-
-        def place(grid: Sequence[float], value: float) -> int:
-            return min(range(len(grid)), key=lambda index: abs(grid[index] - value))
-
-        return cls(place(PRIOR_GRID, epsilon), place(TAU_GRID, tau), place(MEAN_SCALE_GRID, mean_scale))
-
     def tau(self, n: int) -> float:
         """Weight of the curvature in samples."""
         return TAU_GRID[self.tau_index] * n

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import fields
@@ -16,6 +15,7 @@ from lightning_sloppy.bounds import Evidence, certify, kl_inverse
 from lightning_sloppy.bounds.drawing import draw_and_judge
 from lightning_sloppy.bounds.gaussian import kl_parts
 from lightning_sloppy.bounds.mixture import PRIOR_GRID
+from lightning_sloppy.bounds.pair_certificate import evaluated
 from lightning_sloppy.bounds.posterior import PosteriorFamily, posterior_family
 from lightning_sloppy.bounds.posterior_search import TAU_GRID, Choice, member, select_posterior
 from lightning_sloppy.bounds.relative_entropy import log_xi
@@ -56,8 +56,13 @@ def family_of(problem: Problem) -> PosteriorFamily:
 def certified(**given: object) -> Certificate:
     """``certify`` with its evidence among the other arguments."""
     names = {field.name for field in fields(Evidence)}
-    evidence = Evidence(**{name: value for name, value in given.items() if name in names})
-    return certify(evidence, **{name: value for name, value in given.items() if name not in names})
+    return certify(evidence_of(given), **{name: value for name, value in given.items() if name not in names})
+
+
+def evidence_of(given: dict[str, object], **more: object) -> Evidence:
+    """What of the arguments is evidence."""
+    names = {field.name for field in fields(Evidence)}
+    return Evidence(**{name: value for name, value in given.items() if name in names}, **more)
 
 
 def recorded(
@@ -288,21 +293,21 @@ def test_a_search_that_goes_on_is_as_good_and_cheaper(problem: Problem) -> None:
         nats = sum(kl_parts(posterior, family.prior_mean, choice.epsilon)) + 9.0
         limits.append(kl_inverse(risk, nats / TRAIN))
     assert limits[1] < limits[0] + 0.02
-    first = choices[0]
-    named = Choice.nearest(epsilon=first.epsilon, tau=first.tau(1), mean_scale=first.mean_scale)
-    assert named == dataclasses.replace(first, shrink=False)
 
 
 def test_a_choice_can_be_kept_without_a_look(arguments: dict[str, object], problem: Problem) -> None:
-    kept = Choice(40, tau_index=2, scale_index=4)
+    kept = Choice(40, tau_index=2, scale_index=4, shrink=True)
     for start, looks in ((kept, 2), (None, 20)):
         risk, calls = recorded(problem.risk)
         generator = torch.Generator().manual_seed(0)
-        found = certified(**{**arguments, "risk": risk}, start=start, search=False, generator=generator)
+        evidence = evidence_of({**arguments, "risk": risk}, start=start, search=False)
+        found = evaluated(evidence, delta=0.05, evaluation=1, generator=generator)
         assert len(calls) >= looks
         if start is not None:
             assert len(calls) == looks
-            assert (found.epsilon, found.tau, found.mean_scale) == (kept.epsilon, kept.tau(TRAIN), kept.mean_scale)
+            seen = found.certificate
+            assert (seen.epsilon, seen.tau, seen.mean_scale) == (kept.epsilon, kept.tau(TRAIN), kept.mean_scale)
+            assert found.choice == kept
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-3, 0.3])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import CLASSES, FEATURES, SAFELY, Classifier, Regressor, blobs, loader, trainer
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_sloppy import ConfigurationError, FisherSpectrum, HessianSpectrum, PACBayesBound, Schedule, Status
 from lightning_sloppy.bounds import kl_inverse, log_xi
@@ -89,6 +90,41 @@ def test_the_same_seed_gives_the_same_certificates_and_fresh_draws_each_time(tmp
         runs.append([m.certificate for m in fit(tmp_path, Classifier(lr=0.0)).measurements])
     assert runs[0] == runs[1]
     assert len({certificate.empirical_risk for certificate in runs[0]}) > 1
+
+
+def rare_class(count=500, features=60):
+    """Nothing to learn: the posterior is best near the prior, with a mean that is shrunk in flat directions."""
+    rng = torch.Generator().manual_seed(0)
+    inputs = torch.randn(count, features, generator=rng)
+    return TensorDataset(inputs, (torch.rand(count, generator=rng) < 0.07).long())
+
+
+class Memorising(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(60, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+        self.accuracy = MulticlassAccuracy(2)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 3e-3)
+
+
+def test_a_choice_of_the_posterior_is_remembered_whole(tmp_path):
+    torch.manual_seed(0)
+    data = DataLoader(rare_class(), 50, shuffle=True)
+    bound = fit(tmp_path, Memorising(), data, epochs=11)
+    certificates = [m.certificate for m in bound.measurements]
+    assert len(certificates) == 12
+    shrunk = ["scaled by tau lambda" in " ".join(certificate.remarks) for certificate in certificates]
+    assert shrunk == [False] + 11 * [True]  # at the start there is no distance to shrink
+    # An evaluation that takes the choice of the one before as it is stays where that was.
+    assert max(c.value for c in certificates) < 1.2 * min(c.value for c in certificates)
+    assert max(c.log_ratio for c in certificates) < 10
+    kept = bound.state_dict()["choice"]
+    assert kept["shrink"]
+    resumed = PACBayesBound()
+    resumed.load_state_dict(bound.state_dict())
+    assert resumed.state_dict()["choice"] == kept
 
 
 def why_there_is_none(bound):

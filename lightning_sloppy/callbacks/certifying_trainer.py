@@ -14,6 +14,7 @@ from lightning_sloppy.bounds.learning_plan import LearningPlan
 from lightning_sloppy.callbacks.final_certificate import FinalCertificate
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.classifiers import Predict
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.probing.context import notice_training, was_fitted
 from lightning_sloppy.probing.digests import frozen_digests
@@ -32,6 +33,7 @@ class CertifyingTrainer(Trainer):
         delta: float | None = None,
         learning: LearningPlan = LearningPlan(),  # noqa: B008 - frozen; the parser shows its fields
         loss_fn: Loss | None = None,
+        predict: Predict | None = None,
         folder: str | None = None,
         seed: int = 0,
         weights_only: bool | None = None,
@@ -51,6 +53,8 @@ class CertifyingTrainer(Trainer):
             delta: Failure probability; null: that of the run, else 0.05.
             learning: Time limit, rates, and what has a deviation of its own.
             loss_fn: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
+            predict: What the model says, where its loss does not tell: outputs to labels, or outputs and targets to
+                booleans that are true for mistakes.
             folder: Where networks and certificates go; null: ``certificate`` beside the checkpoint.
             seed: Of the learning and the draws.
             weights_only: Read plain values alone; false for a file that you trust and that holds more. null: true.
@@ -70,6 +74,7 @@ class CertifyingTrainer(Trainer):
             prior=prior,
             learning=learning,
             loss_fn=loss_fn,
+            predict=predict,
             folder=folder or str(Path(str(ckpt_path)).parent / "certificate"),
             seed=seed,
             strict=True,

@@ -14,13 +14,15 @@ from lightning_sloppy.bounds.statements import FINAL_STATEMENTS, no_bound, spell
 from lightning_sloppy.callbacks.base import peers
 from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.callbacks.pac_bayes_bound import PACBayesBound
-from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.certificate import Certificate, Reason
 from lightning_sloppy.curvature.kfac import need_curvlinops
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.classifiers import Predict
 from lightning_sloppy.evaluation.objective import Loss
-from lightning_sloppy.probing import trainer_internals, validity
+from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.certificate_task import CertificateTask, RunState
 from lightning_sloppy.probing.certified_networks import folder_of, forget_files, learn_and_certify, save
+from lightning_sloppy.probing.classification import model_classifier, unlearnable
 from lightning_sloppy.probing.context import FitContext, fit_context
 from lightning_sloppy.probing.curvature_coordinates import coordinates_of, leading_pairs
 from lightning_sloppy.probing.error_counts import ErrorCounter
@@ -95,6 +97,9 @@ class FinalCertificate(MeasuringCallback):
         prior: Where the prior comes from; with it you state that it does not depend on the certifying examples.
         learning: Time limit, rates, and what has a deviation of its own; None for the defaults of LearningPlan.
         loss_fn: Mean-reduced loss of (outputs, targets) to learn from; None: found from the module and checked.
+        predict: What the model says, where its loss does not tell: ``predict(outputs)`` gives labels (N,), or
+            ``predict(outputs, targets)`` booleans (N,), true for a mistake; None: the class of the largest score, or
+            the sign of one logit, where the loss calls the outputs so.
         folder: Where networks and certificates go; None: ``certificate`` in the run's log folder.
         seed: Of the learning and the draws; None: 0, or that of the SloppyMonitor around it.
         strict: Raise errors instead of warning; None: no, or as in the SloppyMonitor.
@@ -127,6 +132,7 @@ class FinalCertificate(MeasuringCallback):
         prior: Prior = "initialization",
         learning: LearningPlan | None = None,
         loss_fn: Loss | None = None,
+        predict: Predict | None = None,
         folder: str | None = None,
         seed: int | None = None,
         strict: bool | None = None,
@@ -149,6 +155,7 @@ class FinalCertificate(MeasuringCallback):
         self.learning = learning or LearningPlan()
         self._settle(loss_fn=(loss_fn, None))
         self.folder = folder
+        self.predict = predict
         self.certificates: tuple[Certificate, Certificate] | None = None
         self.learnt: Learnt | None = None
         self._given: RunState | None = None
@@ -213,9 +220,9 @@ class FinalCertificate(MeasuringCallback):
             forget_files(folder)
         choice = context.loss_choice(trainer, self.loss_fn)
         dtype = str(choice.objective.dtype)
-        uncountable = validity.uncountable(trainer, context, choice)
-        if uncountable is not None:
-            certificate = no_bound(context.train_size(trainer) or 0, self.delta, uncountable)
+        classifier = unlearnable(choice) or model_classifier(trainer, context, choice, self.predict)
+        if isinstance(classifier, Reason):
+            certificate = no_bound(context.train_size(trainer) or 0, self.delta, classifier)
             return self._measurement(trainer, step, certificate, None, dtype)
         samples = samples_for(trainer, context, self.prior, self._run_state)
         source = samples.certifying
@@ -234,7 +241,7 @@ class FinalCertificate(MeasuringCallback):
         )
         task = CertificateTask(
             prior_mean=prior_mean,
-            counter=ErrorCounter(trainer, context, source, choice.objective, coordinates),
+            counter=ErrorCounter(trainer, context, source, choice.objective, classifier, coordinates),
             n=len(source),
             delta=self.delta,
             evaluation=self._next_evaluation(),

@@ -19,11 +19,13 @@ from lightning_sloppy.callbacks.bound_quantities import QUANTITIES
 from lightning_sloppy.callbacks.fisher_spectrum import FisherSpectrum
 from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
 from lightning_sloppy.callbacks.measuring import MeasurementSubscriber, MeasuringCallback
-from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.certificate import Certificate, Reason
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.classifiers import Predict
 from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.probing import validity
+from lightning_sloppy.probing.classification import model_classifier
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.error_counts import ErrorCounter
 from lightning_sloppy.probing.hold_out_set import HoldOut
@@ -53,6 +55,9 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         prior: Your statement about the weights at the start: "initialization" says that they do not depend on the
             training examples. It is repeated in the summary, for no program can check it.
         risk_samples: Training examples on which the drawn networks are judged; all of them when there are no more.
+        predict: What the model says, where its loss does not tell: ``predict(outputs)`` gives labels (N,), or
+            ``predict(outputs, targets)`` booleans (N,), true for a mistake; null: the class of the largest score, or
+            the sign of one logit, where the loss calls the outputs so.
         seed: Of the draws and subsamples; null: 0, or that of the SloppyMonitor around it.
         strict: Raise errors instead of warning; null: false, or as in the SloppyMonitor.
 
@@ -79,6 +84,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         *,
         prior: Literal["initialization", "initialisation"] = "initialization",
         risk_samples: int = 10_000,
+        predict: Predict | None = None,
         seed: int | None = None,
         strict: bool | None = None,
     ) -> None:
@@ -92,6 +98,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         self.delta = delta
         self.prior = prior_name
         self.risk_samples = risk_samples
+        self.predict = predict
         self._prior_mean: Tensor | None = None
         self.evaluations = 0
         self._choice: Choice | None = None
@@ -155,9 +162,9 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         self._begun = True
         followed = _followed(trainer)
         choice = context.loss_choice(trainer, None if followed is None else followed.loss_fn)
-        uncountable = validity.uncountable(trainer, context, choice)
-        if uncountable is not None:
-            certificate = no_bound(context.train_size(trainer) or 0, self.delta, uncountable)
+        classifier = model_classifier(trainer, context, choice, self.predict)
+        if isinstance(classifier, Reason):
+            certificate = no_bound(context.train_size(trainer) or 0, self.delta, classifier)
             return self._measurement(trainer, choice, step, certificate, {})
         source = context.source(trainer)
         if self._data_reasons is None:
@@ -165,14 +172,16 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         reasons = [*validity.module_reasons(context, self._prior_mean, self._frozen), *self._data_reasons]
         if not reasons:
             self.evaluations += 1
+        if self._training is None:
+            self._training = ErrorCounter(trainer, context, source, choice.objective, classifier)
         if self._measurable(context):
-            certificate = self._certificate(trainer, context, source, choice, reasons)
+            certificate = self._certificate(context, source, self._training, reasons)
             estimates = bound_estimates(certificate)
         else:
             certificate, estimates = no_bound(len(source), self.delta, *reasons), {}
         held_out = None
         if context.layout == ParameterLayout.of(context.module):
-            held_out = self._hold_out.certificate(trainer, context, choice.objective, delta=self.delta)
+            held_out = self._hold_out.certificate(trainer, context, choice.objective, classifier, delta=self.delta)
         if held_out is not None:
             estimates["hold_out"] = Estimate(held_out.value)
             estimates["hold_out_error"] = Estimate(held_out.empirical_risk)
@@ -212,15 +221,12 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
 
     def _certificate(
         self,
-        trainer: Trainer,
         context: FitContext,
         source: SampleSource,
-        choice: LossChoice,
+        counter: ErrorCounter,
         reasons: list[str],
     ) -> Certificate:
         assert self._spectrum is not None
-        if self._training is None:
-            self._training = ErrorCounter(trainer, context, source, choice.objective)
         weights = context.layout.vector(context.module)
         vectors = self._spectrum.eigenvectors
         if vectors is None:
@@ -237,7 +243,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             eigenvectors=vectors,
             trace=None if self._spectrum.trace is None else self._spectrum.trace.value,
             n=len(source),
-            risk=self._training,
+            risk=counter,
             risk_samples=self.risk_samples,
             # A whole search at evaluations 1, 2, 4, 8, ...: in between the choice moves little, and every second
             # evaluation takes the last one as it is.

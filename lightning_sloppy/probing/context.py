@@ -18,6 +18,7 @@ from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.curvature.partition import gathered_batches
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, as_pair
+from lightning_sloppy.evaluation.classifiers import Classifier
 from lightning_sloppy.evaluation.nests import map_tensors
 from lightning_sloppy.evaluation.ranks import ALONE, all_ranks, together
 from lightning_sloppy.probing import trainer_internals
@@ -67,6 +68,7 @@ class FitContext:
         streamed: Copies of batches that went by, where they are needed.
         stretched: Whether it was said that measurements come less often than asked for.
         on_a_guess: Whether a loss was given out, since somebody last set this to False, that no step has confirmed yet.
+        classifiers: What the outputs say of a sample, by loss and rule; None where nobody knows.
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
@@ -104,6 +106,7 @@ class FitContext:
         self._over = self._looked = False
         self.on_a_guess = False
         self._digests: dict[SampleSource, SampleDigests] = {}
+        self.classifiers: dict[Any, Classifier | None] = {}
 
     def source(self, trainer: Trainer) -> SampleSource:
         """The training samples by index.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_sloppy.bounds.coordinates import Coordinates
 from lightning_sloppy.evaluation.batches import Batch, joined, picked, private
+from lightning_sloppy.evaluation.classifiers import Classifier
 from lightning_sloppy.evaluation.local_noise import LocalNoise, RandomWeight
 from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.objective import Objective
@@ -31,7 +32,8 @@ class ErrorCounter:
         trainer: The running Trainer; its transfer hooks apply to the samples.
         context: The fit.
         source: Where the samples come from.
-        objective: Gives outputs and loss; class scores, (N, C).
+        objective: Gives outputs and loss.
+        classifier: What is a mistake.
         coordinates: In which points are given; None: they are the flat weights themselves.
     """
 
@@ -41,9 +43,11 @@ class ErrorCounter:
         context: FitContext,
         source: SampleSource,
         objective: Objective,
+        classifier: Classifier,
         coordinates: Coordinates | None = None,
     ) -> None:
         self._trainer = trainer
+        self._classifier = classifier
         self._context = context
         self._source = source
         self._objective = objective
@@ -66,13 +70,26 @@ class ErrorCounter:
 
     def mistakes(self, weights: Tensor, indices: Tensor) -> int:
         """Mistakes of the network with these flat weights, shape (p,)."""
-        table = self._context.layout.table(weights.to(self._objective.device, self._objective.dtype))
+        return self.mistakes_of(self._context.layout.table(weights), indices)
+
+    def mistakes_of(self, table: Mapping[str, Tensor], indices: Tensor) -> int:
+        """Mistakes of the network with these parameters and buffers, by name, and its own otherwise."""
+        table = {name: self._cast(tensor) for name, tensor in table.items()}
         wrong = torch.zeros((), dtype=torch.long, device=self._objective.device)
-        with self._source.untouched():
+
+        def look() -> None:
             for batch in self._batches(indices):
                 inputs, targets = private(batch)
-                wrong += _mistakes(self._objective.output_values(table, inputs), targets)
+                wrong.add_(self._classifier.mistakes(self._objective.output_values(table, inputs), targets).sum())
+
+        with self._source.untouched():
+            # A rule of the user's may look at the module as well: it must not see other weights than the forward.
+            self._objective.swapped(table, look)
         return int(wrong)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        dtype = self._objective.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(self._objective.device, dtype)
 
     def surrogate(self, point: Tensor, indices: Tensor) -> tuple[float, int, Tensor]:
         """Mean loss on these samples, the mistakes, and the loss's slope in the point."""
@@ -146,7 +163,8 @@ class ErrorCounter:
                     for slope, part in zip(slopes, parts, strict=True):
                         slope += 0 if part is None else part
                     found = loss.detach()
-                    value, mistakes = torch.stack([found, _mistakes(outputs.detach(), targets).to(found)]).tolist()
+                    mistaken = self._classifier.mistakes(outputs.detach(), targets).sum()
+                    value, mistakes = torch.stack([found, mistaken.to(found)]).tolist()
                     return value, int(mistakes)
 
                 one, mistakes = self._objective.swapped(table, run)
@@ -169,8 +187,3 @@ def _scaled(first: Tensor, second: Tensor, scales: Tensor | None) -> tuple[Tenso
     if scales is None:
         return first, second
     return first.to(scales) * scales, second.to(scales) * scales.square()
-
-
-def _mistakes(outputs: Tensor, targets: Tensor) -> Tensor:
-    # A score that is not a number is a mistake, whatever argmax makes of it.
-    return ((outputs.argmax(1) != targets) | ~torch.isfinite(outputs).all(1)).sum()

@@ -8,6 +8,7 @@ from lightning_sloppy.bounds import hold_out_certificate
 from lightning_sloppy.bounds.statements import HOLD_OUT_CONDITION
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.classifiers import Classifier
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.probing import trainer_internals, validity
 from lightning_sloppy.probing.context import FitContext
@@ -47,14 +48,14 @@ class HoldOut:
         self.evaluation, self._trained_on = 0, None
 
     def certificate(
-        self, trainer: Trainer, context: FitContext, objective: Objective, *, delta: float
+        self, trainer: Trainer, context: FitContext, objective: Objective, classifier: Classifier, *, delta: float
     ) -> Certificate | None:
         """The bound of the model as it is now, or None."""
         if not self._opened:
             if not trainer_internals.validation_loaders(trainer):
                 return None  # validation loaders may come later, with the first validation
             self._opened = True
-            self.note = self._open(trainer, context, objective)
+            self.note = self._open(trainer, context, objective, classifier)
         if self._counter is None:
             return None
         self.evaluation += 1
@@ -65,7 +66,7 @@ class HoldOut:
             errors, len(indices), delta=delta, evaluation=self.evaluation, conditions=(HOLD_OUT_CONDITION,)
         )
 
-    def _open(self, trainer: Trainer, context: FitContext, objective: Objective) -> str:
+    def _open(self, trainer: Trainer, context: FitContext, objective: Objective, classifier: Classifier) -> str:
         """Look at the validation samples once; returns why they cannot serve."""
         loaders = trainer_internals.validation_loaders(trainer)
         if len(loaders) != 1:
@@ -76,7 +77,7 @@ class HoldOut:
             return f"No hold-out bound: {error}"
         reason = self._refusal(trainer, context, source)
         if not reason:
-            self._counter = ErrorCounter(trainer, context, source, objective)
+            self._counter = ErrorCounter(trainer, context, source, objective, classifier)
             self._size = len(source)
         return reason
 

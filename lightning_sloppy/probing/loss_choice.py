@@ -15,6 +15,7 @@ from lightning_sloppy.curvature.gradient import mean_gradient
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, as_pair, private, sample_count
+from lightning_sloppy.evaluation.classifiers import for_one_logit
 from lightning_sloppy.evaluation.loss_checks import AGREEMENT, checked_loss, checked_mean, default_loss
 from lightning_sloppy.evaluation.objective import Loss, Objective
 from lightning_sloppy.evaluation.preserve import Mode
@@ -32,6 +33,8 @@ TRAINING_STEP = "training_step"
 
 LOSS_ATTRIBUTES = ("loss_fn", "criterion")
 """Where modules keep their loss, by the conventions of Lightning's and torch's own examples."""
+
+BINARY = nn.functional.binary_cross_entropy_with_logits
 
 Modes = Sequence[tuple[nn.Module, bool]]
 """Submodules with their training flags."""
@@ -241,10 +244,14 @@ def _guess(module: LightningModule, outputs: Any, targets: Any) -> tuple[Loss | 
     for name in LOSS_ATTRIBUTES:
         candidate = getattr(module, name, None)
         if callable(candidate):
-            return candidate, f"the module's {name}"
+            return for_one_logit(candidate, outputs, targets), f"the module's {name}"
     children = [child for child in module.children() if isinstance(child, nn.modules.loss._Loss)]
     if len(children) == 1:
-        return children[0], f"the module's {type(children[0]).__name__}"
+        return for_one_logit(children[0], outputs, targets), f"the module's {type(children[0]).__name__}"
+    code = getattr(type(module).training_step, "__code__", None)
+    if BINARY.__name__ in getattr(code, "co_names", ()):
+        # Such outputs and targets also fit a squared error, so the step's own names decide which of the two to try.
+        return for_one_logit(BINARY, outputs, targets), "binary cross-entropy"
     loss = default_loss(outputs, targets)
     if loss is None:
         return None, ""

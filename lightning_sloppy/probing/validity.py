@@ -21,7 +21,6 @@ from lightning_sloppy.evaluation.ranks import gathered_over_ranks
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.digests import SampleDigests, frozen_digests, sample_digests
-from lightning_sloppy.probing.loss_choice import LossChoice
 from lightning_sloppy.probing.samples import SampleSource, curvature_indices, probe_indices
 
 if TYPE_CHECKING:
@@ -29,24 +28,6 @@ if TYPE_CHECKING:
 
 TWICE = 16
 """Samples read twice to see whether reading is random."""
-
-
-def uncountable(trainer: Trainer, context: FitContext, choice: LossChoice) -> Reason | None:
-    """Why there is no error on n known examples to count, or None."""
-    if not context.indexable(trainer):
-        return Reason(
-            "The training samples cannot be read by index (iterable data, several loaders), so no error on n known "
-            "examples can be counted; use one map-style data set, or leave the bound out.",
-            flag="no_sample",
-        )
-    if not choice.classification:
-        return Reason(
-            f"The bound is for classification with (N, C) scores and (N,) class indices, and the objective "
-            f"({choice.source}) is not known to be one; leave the bound out (bound=None in SloppyMonitor), or, if it "
-            "is one, pass its loss as loss_fn=.",
-            flag="loss_not_bounded",
-        )
-    return None
 
 
 def data_reasons(trainer: Trainer, context: FitContext, source: SampleSource) -> list[str]:

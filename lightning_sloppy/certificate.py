@@ -85,6 +85,7 @@ class Certificate:
         weakest: The term that costs most: the name of what would lower the bound most, were it nothing.
         prior: The user's statement about the prior.
         prior_hash: SHA-256 of the prior's mean, and of its scales and bases where it has them, as float32 bytes.
+        start_error: Error rate of the weights at the start of the training, on up to 2,000 of the n.
         sample_hash: SHA-256 of what the n samples are; empty where they were not read for it.
         seed: Of the draws.
         networks: Files of the drawn networks, where they were saved.
@@ -124,6 +125,7 @@ class Certificate:
     weakest: str = ""
     prior: str = ""
     prior_hash: str = ""
+    start_error: float = float("nan")
     sample_hash: str = ""
     seed: int | None = None
     networks: tuple[str, ...] = ()
@@ -216,7 +218,8 @@ at most 0.0300, provided that: Nobody peeked.
             found = json.loads(Path(path).read_text(encoding="utf-8"))
             if found["format"] != _FORMAT:
                 raise ValueError(f"its format is {found['format']!r} and not {_FORMAT!r}")
-            values = {field.name: found[field.name] for field in dataclasses.fields(cls)}
+            values = {field.name: found[field.name] for field in dataclasses.fields(cls) if field.name != "start_error"}
+            values["start_error"] = found.get("start_error")  # files of earlier versions have none
             values["reasons"] = tuple(Reason(r["sentence"], flag=r["flag"]) for r in values["reasons"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(

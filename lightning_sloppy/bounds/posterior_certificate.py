@@ -126,7 +126,7 @@ def _completed(certificate: Certificate, judged: Judged, draws: int) -> Certific
         certificate,
         empirical_risk=rate,
         log_ratio=log_ratio,
-        conditions=conditions(certificate.certified_predictor, certificate.examples),
+        conditions=(*conditions(certificate.certified_predictor, certificate.examples), *certificate.conditions),
         network_hashes=tuple(weights_hash(network) for network in judged.networks[:draws]),
     )
     return bounded(seen)

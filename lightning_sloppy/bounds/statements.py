@@ -36,13 +36,19 @@ def spelled(prior: str) -> str:
     return "initialization" if prior == "initialisation" else prior
 
 
-STATEMENTS = {"initialization": "the weights at the start of training do not depend on the training examples."}
+STATEMENTS = {
+    "initialization": "the weights at the start of training do not depend on the training examples.",
+    "pretrained": "the weights at the start were trained on other data than the training examples.",
+}
 FINAL_STATEMENTS = {
     **STATEMENTS,
     "curvature": "the weights at the start of training, and the scales of the prior around them, which come from the "
     "curvature there on held-out examples, do not depend on the training examples.",
     "split": "the prior's mean was trained on other examples, and nothing in its training or choice depends on the "
     "certifying ones.",
+    "pretrained_split": "the weights at the start were trained on other data than the certifying examples; the prior's "
+    "mean was trained from there on other examples, and nothing in its training or choice depends on the certifying "
+    "ones.",
 }
 HOLD_OUT_CONDITION = "The validation examples were not used to train or to steer the training."
 

@@ -28,8 +28,9 @@ from lightning_sloppy.probing.curvature_coordinates import coordinates_of, leadi
 from lightning_sloppy.probing.error_counts import ErrorCounter
 from lightning_sloppy.probing.guard import measuring
 from lightning_sloppy.probing.loss_choice import LossArgument
-from lightning_sloppy.probing.priors import Prior, require_samples, samples_for
+from lightning_sloppy.probing.priors import Prior, is_split, require_samples, samples_for
 from lightning_sloppy.probing.samples import CURVATURE_SAMPLES, SampleSource
+from lightning_sloppy.probing.start_check import PRETRAINED, StartCheck, checked_start, start_reasons
 from lightning_sloppy.quantities import Quantity
 from lightning_sloppy.records import Cost, Estimate, Measurement, Status
 from lightning_sloppy.reporting import phrases
@@ -84,12 +85,16 @@ class FinalCertificate(MeasuringCallback):
     at random, ``certified_1.json`` for the first of them, to be deployed. The model itself stays what the training made
     it.
 
-    Three priors: "initialization", isotropic around the weights before the first step; "curvature", around the same
-    weights, but wider where the network is stiffer there, as seen on samples of the first validation loader
+    Priors: "initialization", isotropic around the weights before the first step; "pretrained", the same, with your
+    statement that those were trained on other data than the certifying examples; "curvature", around initial weights,
+    but wider where the network is stiffer there, as seen on samples of the first validation loader
     (``lightning_sloppy.bounds.curvature_scales``); "split", isotropic around the trained weights, where a
     :class:`PriorSplit` has kept the certifying examples from the training: then n is their number, and the bound is
-    usually several times smaller. Beside a :class:`PACBayesBound` it is the next evaluation of that run's schedule,
-    so that all hold together.
+    usually several times smaller ("pretrained_split" where that training began at weights trained on other data).
+    Beside a :class:`PACBayesBound` it is the next evaluation of that run's schedule, so that all hold together.
+
+    The weights at the start are judged: they must not make fewer mistakes than fresh initialisations do, unless you
+    state that they come from other data, nor far fewer than on the validation samples (docs/certificates.md).
 
     Args:
         delta: Failure probability of everything that this run calls a bound, a PACBayesBound's included; None: that of
@@ -191,13 +196,15 @@ class FinalCertificate(MeasuringCallback):
         try:
             context = fit_context(trainer, pl_module)
             split = None
-            if self.prior == "split":
+            if is_split(self.prior):
                 with measuring(pl_module):
                     split = context.training_digests(trainer).fingerprint
         except Exception:
             return  # the measurement at the end says what is wrong
-        if context.fresh:
-            self._run_state = RunState(context.start, 0, split, dict(context.start_digests))
+        if context.fresh or (self.prior in PRETRAINED and self._run_state.prior_mean is None and context.begins):
+            buffers = dict(pl_module.named_buffers()) if is_split(self.prior) else {}
+            buffers = {name: buffer.detach().cpu().clone() for name, buffer in buffers.items()}
+            self._run_state = RunState(context.start, 0, split, dict(context.start_digests), buffers)
         elif self._run_state.split != split:
             self._run_state = replace(self._run_state, split=None)
 
@@ -228,8 +235,23 @@ class FinalCertificate(MeasuringCallback):
         source = samples.certifying
         if samples.reasons:
             return self._measurement(trainer, step, no_bound(len(source), self.delta, *samples.reasons), None, dtype)
-        prior_mean = context.layout.vector(context.module) if self.prior == "split" else self._run_state.prior_mean
-        assert prior_mean is not None
+        start = self._run_state.prior_mean
+        assert start is not None
+        check = checked_start(
+            trainer,
+            context,
+            choice.objective,
+            classifier,
+            source,
+            start=context.layout.table(start) | self._run_state.buffers,
+            prior=self.prior,
+            validation=trainer_internals.held_out_loaders(trainer),
+        )
+        reasons = start_reasons(check, self.prior)
+        if reasons:
+            refused = replace(no_bound(len(source), self.delta, *reasons), start_error=check.error)
+            return self._measurement(trainer, step, refused, None, dtype)
+        prior_mean = context.layout.vector(context.module) if is_split(self.prior) else start
         coordinates = coordinates_of(
             trainer,
             context,
@@ -247,7 +269,7 @@ class FinalCertificate(MeasuringCallback):
             evaluation=self._next_evaluation(),
             plan=self.learning,
             seed=self.seed,
-            template=self._template(context, trainer, source, samples.held_out),
+            template=self._template(context, trainer, source, samples.held_out, check),
             coordinates=coordinates,
             pairs=leading_pairs(trainer, context, choice.objective, source, self.learning.directions),
         )
@@ -268,10 +290,15 @@ class FinalCertificate(MeasuringCallback):
         return replace(found, notes=(f"Networks and certificates: {folder}.",))
 
     def _template(
-        self, context: FitContext, trainer: Trainer, source: SampleSource, held_out: SampleSource | None
+        self,
+        context: FitContext,
+        trainer: Trainer,
+        source: SampleSource,
+        held_out: SampleSource | None,
+        check: StartCheck,
     ) -> Certificate:
         n_prior = 0 if held_out is None else min(len(held_out), CURVATURE_SAMPLES)
-        if self.prior == "split":
+        if is_split(self.prior):
             n_prior = len(context.source(trainer))
         return Certificate(
             kind="",
@@ -281,9 +308,12 @@ class FinalCertificate(MeasuringCallback):
             n=len(source),
             delta=self.delta,
             n_prior=n_prior,
-            examples="certifying" if self.prior == "split" else "training",
+            examples="certifying" if is_split(self.prior) else "training",
             posterior={"weights": "diagonal"}.get(self.learning.spread, self.learning.spread),
+            conditions=check.open_questions,
+            remarks=(check.words,),
             prior=FINAL_STATEMENTS[self.prior],
+            start_error=check.error,
             sample_hash=context.digests(source).fingerprint,
             seed=self.seed,
         )

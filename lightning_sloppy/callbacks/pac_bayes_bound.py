@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -22,15 +22,16 @@ from lightning_sloppy.callbacks.measuring import MeasurementSubscriber, Measurin
 from lightning_sloppy.certificate import Certificate, Reason
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.classifiers import Predict
+from lightning_sloppy.evaluation.classifiers import Classifier, Predict
 from lightning_sloppy.linalg.vectors import generator
-from lightning_sloppy.probing import validity
+from lightning_sloppy.probing import trainer_internals, validity
 from lightning_sloppy.probing.classification import model_classifier
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.error_counts import ErrorCounter
 from lightning_sloppy.probing.hold_out_set import HoldOut
 from lightning_sloppy.probing.loss_choice import LossChoice
 from lightning_sloppy.probing.samples import SampleSource
+from lightning_sloppy.probing.start_check import PRETRAINED, StartCheck, checked_start, start_reasons
 from lightning_sloppy.records import Cost, Estimate, Measurement, Spectrum, Status
 from lightning_sloppy.reporting import phrases
 
@@ -52,8 +53,10 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
 
     Args:
         delta: Failure probability of everything that this run calls a bound.
-        prior: Your statement about the weights at the start: "initialization" says that they do not depend on the
-            training examples. It is repeated in the summary, for no program can check it.
+        prior: Your statement about the weights at the start: "initialization", that they do not depend on the
+            training examples; "pretrained", that they were trained on other data. It is repeated in the summary. The
+            weights are judged too: those that make fewer mistakes than fresh initialisations need the second, and
+            those that make far fewer than on the validation samples are refused.
         risk_samples: Training examples on which the drawn networks are judged; all of them when there are no more.
         predict: What the model says, where its loss does not tell: ``predict(outputs)`` gives labels (N,), or
             ``predict(outputs, targets)`` booleans (N,), true for a mistake; null: the class of the largest score, or
@@ -82,7 +85,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         self,
         delta: float = 0.05,
         *,
-        prior: Literal["initialization", "initialisation"] = "initialization",
+        prior: Literal["initialization", "initialisation", "pretrained"] = "initialization",
         risk_samples: int = 10_000,
         predict: Predict | None = None,
         seed: int | None = None,
@@ -92,7 +95,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         prior_name = spelled(prior)
         require_probability(delta, "delta")
         if prior_name not in STATEMENTS:
-            raise ConfigurationError(f"prior={prior!r} is no known statement; pass prior='initialization'.")
+            raise ConfigurationError(f"prior={prior!r} is no known statement; pass one of {', '.join(STATEMENTS)}.")
         if risk_samples < 2:
             raise ConfigurationError(f"risk_samples={risk_samples} examples judge nothing; pass at least 2.")
         self.delta = delta
@@ -113,6 +116,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         self._data_reasons: list[str] | None = None
         self._hold_out.start_fit()
         self._training: ErrorCounter | None = None
+        self._start_check: StartCheck | None = None
         self._spectrum: Spectrum | None = None
         self._last_step: int | None = None
 
@@ -152,11 +156,13 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
 
     def take(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """One evaluation: posterior, fresh pair, fresh subsample, bound; and the hold-out bound beside it."""
-        if not self._begun and context.fresh:
+        stated = self.prior in PRETRAINED and self._prior_mean is None and context.begins
+        if not self._begun and (context.fresh or stated):
             # Weights that no fit has touched begin a new run; others go on with the prior that is known, if any.
             self._prior_mean, self.evaluations, self._choice = context.start, 0, None
             self._frozen = dict(context.start_digests)
-            self._hold_out.start_run()
+            if context.fresh:
+                self._hold_out.start_run()
         elif not self._begun and self._prior_mean is not None and torch.equal(self._prior_mean, context.start):
             self._prior_mean = context.start  # one tensor for all, in memory and in the next checkpoint
         self._begun = True
@@ -170,6 +176,8 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         if self._data_reasons is None:
             self._data_reasons = validity.data_reasons(trainer, context, source)
         reasons = [*validity.module_reasons(context, self._prior_mean, self._frozen), *self._data_reasons]
+        if not reasons:
+            reasons = self._start_reasons(trainer, context, choice, classifier)
         if not reasons:
             self.evaluations += 1
         if self._training is None:
@@ -188,6 +196,25 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         if certificate.valid or held_out is not None:
             estimates["delta_spent"] = Estimate(spent_delta(self.delta, self.evaluations, self._hold_out.evaluation))
         return self._measurement(trainer, choice, step, certificate, estimates)
+
+    def _start_reasons(
+        self, trainer: Trainer, context: FitContext, choice: LossChoice, classifier: Classifier
+    ) -> list[str]:
+        """Judge the weights at the start, once in a fit, and again when validation samples are there to judge on."""
+        assert self._prior_mean is not None
+        validation = trainer_internals.validation_loaders(trainer)
+        if self._start_check is None or (validation and not self._start_check.looked_for_unseen):
+            self._start_check = checked_start(
+                trainer,
+                context,
+                choice.objective,
+                classifier,
+                context.source(trainer),
+                start=context.layout.table(self._prior_mean),
+                prior=self.prior,
+                validation=validation,
+            )
+        return start_reasons(self._start_check, self.prior)
 
     def _measurable(self, context: FitContext) -> bool:
         """Whether the parts of a bound make sense: the same parameters as at the start, in a full precision."""
@@ -250,17 +277,21 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             start=self._choice if number & (number - 1) else None,
             search=number % 2 == 0,
         )
+        check = self._start_check
         found = evaluated(
             evidence,
             delta=self.delta,
             evaluation=number,
             generator=draws,
             reasons=reasons,
-            conditions=conditions("pair_of_draws"),
+            conditions=(*conditions("pair_of_draws"), *(() if check is None else check.open_questions)),
             prior=STATEMENTS[self.prior],
         )
         self._choice = found.choice
-        return found.certificate
+        if check is None:
+            return found.certificate
+        remarks = (*found.certificate.remarks, check.words)
+        return replace(found.certificate, remarks=remarks, start_error=check.error)
 
     def paragraphs(self) -> list[str]:
         """The bound with its conditions, or the reasons why there is none; and the hold-out bound."""

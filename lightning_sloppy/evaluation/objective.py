@@ -275,7 +275,7 @@ class Objective:
         for name, held, is_parameter in found:
             if is_parameter:
                 owned.setdefault(id(held), (name, held))
-        known = {name for name, _ in owned.values()}
+        known = {name for name, _ in owned.values()} | {name for name, _, is_parameter in found if not is_parameter}
         missing = [name for name in parameters if name not in known]
         if missing:
             raise ConfigurationError(
@@ -286,10 +286,10 @@ class Objective:
             key: shaped_like(parameters[name], own) if name in parameters else cast_number(own.detach(), self.dtype)
             for key, (name, own) in owned.items()
         }
-        for _, held, is_parameter in found:
+        for name, held, is_parameter in found:
             if not is_parameter and id(held) not in instead:
                 # A clone, so that running statistics never move.
-                instead[id(held)] = cast_number(held.detach(), self.dtype).clone()
+                instead[id(held)] = cast_number(parameters.get(name, held).detach(), self.dtype).clone()
         return {name: instead[id(held)] for name, held, _ in found}
 
 

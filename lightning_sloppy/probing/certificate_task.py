@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,22 +32,31 @@ class RunState:
         evaluation: Evaluations of the schedule so far.
         split: Fingerprint of the samples that were trained on; None: nobody knows.
         frozen: Digests of buffers and frozen parameters before the first step.
+        buffers: The buffers themselves at that moment, by name, where training may move them.
     """
 
     prior_mean: Tensor | None = None
     evaluation: int = 0
     split: str | None = None
     frozen: dict[str, str] | None = None
+    buffers: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> RunState:
         """From a checkpoint."""
-        return cls(state.get("prior_mean"), int(state.get("evaluation", 0)), state.get("split"), state.get("frozen"))
+        return cls(
+            state.get("prior_mean"),
+            int(state.get("evaluation", 0)),
+            state.get("split"),
+            state.get("frozen"),
+            dict(state.get("buffers") or {}),
+        )
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         known = {} if self.prior_mean is None else {"prior_mean": self.prior_mean}
-        return {**known, "evaluation": self.evaluation, "split": self.split, "frozen": self.frozen}
+        shared = {"evaluation": self.evaluation, "split": self.split, "frozen": self.frozen}
+        return {**known, **shared, "buffers": self.buffers}
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ class FitContext:
         ranks: This process among those that train together.
         layout: Trainable parameters when the fit started.
         modes: Every submodule with its training flag when the fit started.
+        begins: Whether the fit resumes nothing.
         fresh: Whether the weights have seen no optimiser step that we know of.
         start: The weights when the fit started, one vector (p,) on the CPU.
         start_digests: Digests of buffers and frozen parameters at that moment, by name.
@@ -88,7 +89,8 @@ class FitContext:
                 f"{type(module).__name__} has no trainable parameters, so there is nothing to measure; "
                 "build the layers before the fit and leave requires_grad on."
             )
-        self.fresh = trainer.global_step == 0 and module not in _fitted and not trainer.ckpt_path
+        self.begins = trainer.global_step == 0 and not trainer.ckpt_path
+        self.fresh = self.begins and module not in _fitted
         _fitted.add(module)
         self.start = self.layout.vector(module).cpu() if whole else torch.zeros(0)
         self.start_digests = frozen_digests(module) if whole else {}

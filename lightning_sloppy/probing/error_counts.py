@@ -74,18 +74,29 @@ class ErrorCounter:
 
     def mistakes_of(self, table: Mapping[str, Tensor], indices: Tensor) -> int:
         """Mistakes of the network with these parameters and buffers, by name, and its own otherwise."""
-        table = {name: self._cast(tensor) for name, tensor in table.items()}
-        wrong = torch.zeros((), dtype=torch.long, device=self._objective.device)
+        found = self._over(table, indices, lambda outputs, targets: self._classifier.mistakes(outputs, targets).sum())
+        return int(torch.stack(found).sum()) if found else 0
 
-        def look() -> None:
-            for batch in self._batches(indices):
-                inputs, targets = private(batch)
-                wrong.add_(self._classifier.mistakes(self._objective.output_values(table, inputs), targets).sum())
+    def says_one_thing(self, table: Mapping[str, Tensor], indices: Tensor) -> bool:
+        """Whether that network says the same of all these samples; no where only its mistakes are known."""
+        labels = self._classifier.labels
+        if labels is None:
+            return False
+        ends = self._over(table, indices, lambda outputs, _: torch.stack(labels(outputs).aminmax()))
+        every = torch.stack(ends)
+        return bool((every == every[0, 0]).all())
+
+    def _over(self, table: Mapping[str, Tensor], indices: Tensor, look: Callable[[Any, Any], Tensor]) -> list[Tensor]:
+        """What is seen in the outputs of each batch."""
+        table = {name: self._cast(tensor) for name, tensor in table.items()}
+
+        def run() -> list[Tensor]:
+            batches = (private(batch) for batch in self._batches(indices))
+            return [look(self._objective.output_values(table, inputs), targets) for inputs, targets in batches]
 
         with self._source.untouched():
             # A rule of the user's may look at the module as well: it must not see other weights than the forward.
-            self._objective.swapped(table, look)
-        return int(wrong)
+            return self._objective.swapped(table, run)
 
     def _cast(self, tensor: Tensor) -> Tensor:
         dtype = self._objective.dtype if tensor.is_floating_point() else tensor.dtype

@@ -20,8 +20,17 @@ from lightning_sloppy.probing.samples import SampleSource
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-Prior = Literal["initialization", "initialisation", "curvature", "split"]
+Prior = Literal["initialization", "initialisation", "pretrained", "curvature", "split", "pretrained_split"]
 """Where a prior comes from; the two spellings mean the same."""
+
+
+def is_split(prior: str) -> bool:
+    """Whether the prior is the trained network, and samples that it has not seen certify.
+
+    >>> is_split("pretrained_split"), is_split("pretrained")
+    (True, False)
+    """
+    return prior in ("split", "pretrained_split")
 
 
 @dataclass(frozen=True)
@@ -45,9 +54,9 @@ def require_samples(trainer: Trainer, prior: str) -> None:
     Raises:
         ConfigurationError: When it does not.
     """
-    if prior == "split" and not isinstance(getattr(trainer, "datamodule", None), PriorSplit):
+    if is_split(prior) and not isinstance(getattr(trainer, "datamodule", None), PriorSplit):
         raise ConfigurationError(
-            "FinalCertificate(prior='split') was asked for, but the fit's data module is no PriorSplit, so no "
+            f"FinalCertificate(prior={prior!r}) was asked for, but the fit's data module is no PriorSplit, so no "
             "examples are kept for certifying; pass datamodule=PriorSplit(your_datamodule)."
         )
     if prior == "curvature" and not trainer_internals.has_validation(trainer):
@@ -73,14 +82,14 @@ def samples_for(trainer: Trainer, context: FitContext, prior: str, run: RunState
     Raises:
         ConfigurationError: For validation samples that cannot be read by index, where they shape the prior.
     """
-    if prior == "split":
+    if is_split(prior):
         return _split(trainer, context, run)
     source = context.source(trainer)
     reasons = [
         *validity.module_reasons(context, run.prior_mean, run.frozen),
         *validity.data_reasons(trainer, context, source),
     ]
-    if prior == "initialization":
+    if prior != "curvature":
         return Samples(source, None, reasons)
     loaders = trainer_internals.held_out_loaders(trainer)
     if not loaders:

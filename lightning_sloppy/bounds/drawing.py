@@ -40,6 +40,21 @@ class Judged:
 
 
 @dataclass(frozen=True)
+class Among:
+    """Errors on the examples of different content, where others may be copies of these.
+
+    Attributes:
+        n: Different examples.
+        rate: Mean error rate of the draws on those looked at.
+        looked_at: Examples behind the rate; n where each network saw all.
+    """
+
+    n: int
+    rate: float
+    looked_at: int
+
+
+@dataclass(frozen=True)
 class Drawn:
     """A pair that was drawn and judged: all of a certificate but the bound.
 
@@ -55,6 +70,7 @@ class Drawn:
         rate: Mean error rate of the pair.
         looked_at: Examples behind the rate.
         exact: Whether each network saw all n examples.
+        among: What it did on the different examples; None where all are.
     """
 
     choice: Choice
@@ -67,6 +83,7 @@ class Drawn:
     rate: float
     looked_at: int
     exact: bool
+    among: Among | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,7 @@ class Evidence:
         pilot_samples: Examples behind each of at most 20 pilot risks that choose the posterior.
         start: Where the search for the posterior begins, when a good choice was known a little earlier.
         search: Whether to search from there; False takes the start as it is, and costs no passes.
+        distinct: Indices of examples of different content, where others may be copies of these.
 
     Raises:
         ConfigurationError: For low-precision weights or numbers out of range.
@@ -102,6 +120,7 @@ class Evidence:
     pilot_samples: int = 1_000
     start: Choice | None = None
     search: bool = True
+    distinct: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked before anything is drawn."""
@@ -173,6 +192,9 @@ def draw_and_judge(evidence: Evidence, *, delta_pac: float, generator: torch.Gen
         dtype=dtype,
         samples=evidence.risk_samples,
     )
+    among = None
+    if evidence.distinct is not None:
+        among = _among(evidence, judged.networks, evidence.distinct, generator)
     displacement, covariance = kl_parts(posterior, family.prior_mean, choice.epsilon)
     return Drawn(
         choice=choice,
@@ -185,7 +207,17 @@ def draw_and_judge(evidence: Evidence, *, delta_pac: float, generator: torch.Gen
         rate=sum(judged.rates) / 2,
         looked_at=judged.looked_at,
         exact=judged.exact,
+        among=among,
     )
+
+
+def _among(evidence: Evidence, networks: tuple[Tensor, Tensor], distinct: Tensor, generator: torch.Generator) -> Among:
+    """Judge the drawn pair on the different examples as well, with as many looks."""
+    n = len(distinct)
+    exact = n <= evidence.risk_samples
+    each = n if exact else evidence.risk_samples // 2
+    errors = [evidence.mistakes(drawn, distinct[_subsample(n, each, generator)]) for drawn in networks]
+    return Among(n, sum(errors) / (2 * each), n if exact else 2 * each)
 
 
 def judge_pair(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.bounds.concentration import require_probability
-from lightning_sloppy.bounds.drawing import Evidence, draw_and_judge
+from lightning_sloppy.bounds.drawing import Among, Evidence, draw_and_judge
 from lightning_sloppy.bounds.mixture import PRIOR_GRID
 from lightning_sloppy.bounds.pair_inequality import PAC_BAYES_FRACTION, RISK_FRACTION, pair_bound, scheduled_delta
 from lightning_sloppy.bounds.posterior_search import Choice
@@ -129,17 +129,31 @@ def evaluated(
         prior_hash=weights_hash(evidence.prior_mean),
         software=software(),
     )
-    found = parts if reasons else bounded(parts, subsample=None if drawn.exact else drawn.looked_at)
+    subsample = None if drawn.exact else drawn.looked_at
+    found = parts if reasons else bounded(parts, subsample=subsample, among=drawn.among)
     return Evaluated(found, drawn.choice)
 
 
-def bounded(parts: Certificate, *, subsample: int | None = None) -> Certificate:
+def bounded(parts: Certificate, *, subsample: int | None = None, among: Among | None = None) -> Certificate:
     """The same certificate with the bound that its parts make, what costs most in it, and what is worth knowing.
 
     Args:
         parts: With error, log-ratio and both probabilities.
         subsample: Examples looked at where not each network saw all n.
+        among: The same draws on the different examples; the larger of both bounds is given. Each alone holds at the
+            probability of the certificate in one of two cases (all examples are draws, or the others are copies), so
+            nothing more is spent.
     """
+    if among is not None:
+        alternative = replace(
+            parts, n=among.n, log_xi=log_xi(among.n), empirical_risk=among.rate, risk_samples=among.looked_at
+        )
+        seen_all = among.looked_at == among.n
+        both = (
+            bounded(parts, subsample=subsample),
+            bounded(alternative, subsample=None if seen_all else among.looked_at),
+        )
+        return max(both, key=lambda certificate: certificate.value)
     bound = pair_bound(
         parts.empirical_risk,
         parts.log_ratio,

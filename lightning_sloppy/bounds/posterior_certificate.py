@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_sloppy.bounds.concentration import require_probability
 from lightning_sloppy.bounds.coordinates import Coordinates
-from lightning_sloppy.bounds.drawing import Judged, judge_pair
+from lightning_sloppy.bounds.drawing import Among, Judged, judge_pair
 from lightning_sloppy.bounds.gaussian import Gaussian, kl_parts
 from lightning_sloppy.bounds.mixture import PRIOR_GRID
 from lightning_sloppy.bounds.pair_certificate import bounded, software, weights_hash
@@ -50,6 +50,7 @@ def certify_posterior(
     dtype: torch.dtype = torch.float32,
     template: Certificate | None = None,
     coordinates: Coordinates | None = None,
+    distinct: Tensor | None = None,
 ) -> FinalCertificates:
     """Certify draws from a posterior that was chosen in any way, with risks on all n examples.
 
@@ -70,6 +71,8 @@ def certify_posterior(
         template: Conditions, prior and the like, which are copied.
         coordinates: In which posterior, prior's mean (the origin: zeros) and the points handed to ``risk`` are given,
             in float64; None: they are weights.
+        distinct: Indices of examples of different content, where others may be copies of these: the larger of the
+            bounds on all and on these is given, with the same draws.
 
     Returns:
         Both certificates, and the networks.
@@ -85,6 +88,7 @@ def certify_posterior(
     drawn_as = dtype if coordinates is None else torch.float64  # a network is rounded when its weights are known
     judged = judge_pair(posterior, prior_mean, risk, n=n, generator=generator, dtype=drawn_as, samples=n)
     first, second = judged.networks
+    others = () if distinct is None else tuple(risk(network, distinct) / len(distinct) for network in judged.networks)
     if coordinates is not None:
         first, second = coordinates.weights(first).to(dtype), coordinates.weights(second).to(dtype)
     parts = [kl_parts(posterior, prior_mean, epsilon) for epsilon in PRIOR_GRID]
@@ -112,15 +116,25 @@ def certify_posterior(
         software=software(),
     )
     judged = replace(judged, networks=(first, second))
+    among = None if distinct is None else (len(distinct), others)
     return FinalCertificates(
-        pair=_completed(replace(common, kind="pac_bayes_pair", certified_predictor="pair_of_draws"), judged, 2),
-        single=_completed(replace(common, kind="pac_bayes_draw", certified_predictor="single_draw"), judged, 1),
+        pair=_completed(replace(common, kind="pac_bayes_pair", certified_predictor="pair_of_draws"), judged, 2, among),
+        single=_completed(replace(common, kind="pac_bayes_draw", certified_predictor="single_draw"), judged, 1, among),
         networks=judged.networks,
     )
 
 
-def _completed(certificate: Certificate, judged: Judged, draws: int) -> Certificate:
-    """With the error, the log-ratio and the bound of the first draws."""
+def _completed(
+    certificate: Certificate, judged: Judged, draws: int, among: tuple[int, tuple[float, ...]] | None
+) -> Certificate:
+    """With the error, the log-ratio and the bound of the first draws; the larger bound, where only some may count.
+
+    Args:
+        certificate: All else.
+        judged: The draws.
+        draws: How many of them are certified.
+        among: The different examples, and the error rate of each draw on them.
+    """
     rate, log_ratio = sum(judged.rates[:draws]) / draws, sum(judged.log_ratios[:draws]) / draws
     seen = replace(
         certificate,
@@ -129,4 +143,7 @@ def _completed(certificate: Certificate, judged: Judged, draws: int) -> Certific
         conditions=(*conditions(certificate.certified_predictor, certificate.examples), *certificate.conditions),
         network_hashes=tuple(weights_hash(network) for network in judged.networks[:draws]),
     )
-    return bounded(seen)
+    if among is None:
+        return bounded(seen)
+    count, rates = among
+    return bounded(seen, among=Among(count, sum(rates[:draws]) / draws, count))

@@ -19,6 +19,7 @@ from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.probing.context import notice_training, was_fitted
 from lightning_sloppy.probing.digests import frozen_digests
 from lightning_sloppy.probing.priors import Prior
+from lightning_sloppy.probing.repeats import Duplicates
 
 
 class CertifyingTrainer(Trainer):
@@ -34,6 +35,7 @@ class CertifyingTrainer(Trainer):
         learning: LearningPlan = LearningPlan(),  # noqa: B008 - frozen; the parser shows its fields
         loss_fn: Loss | None = None,
         predict: Predict | None = None,
+        duplicates: Duplicates | None = None,
         folder: str | None = None,
         seed: int = 0,
         weights_only: bool | None = None,
@@ -55,6 +57,7 @@ class CertifyingTrainer(Trainer):
             loss_fn: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
             predict: What the model says, where its loss does not tell: outputs to labels, or outputs and targets to
                 booleans that are true for mistakes.
+            duplicates: Your word on equal samples: "natural" or "copies"; null: a bound that holds either way.
             folder: Where networks and certificates go; null: ``certificate`` beside the checkpoint.
             seed: Of the learning and the draws.
             weights_only: Read plain values alone; false for a file that you trust and that holds more. null: true.
@@ -75,6 +78,7 @@ class CertifyingTrainer(Trainer):
             learning=learning,
             loss_fn=loss_fn,
             predict=predict,
+            duplicates=duplicates,
             folder=folder or str(Path(str(ckpt_path)).parent / "certificate"),
             seed=seed,
             strict=True,

@@ -28,8 +28,9 @@ from lightning_sloppy.probing.curvature_coordinates import coordinates_of, leadi
 from lightning_sloppy.probing.error_counts import ErrorCounter
 from lightning_sloppy.probing.guard import measuring
 from lightning_sloppy.probing.loss_choice import LossArgument
-from lightning_sloppy.probing.priors import Prior, is_split, require_samples, samples_for
-from lightning_sloppy.probing.samples import CURVATURE_SAMPLES, SampleSource
+from lightning_sloppy.probing.priors import Prior, Samples, is_split, require_samples, samples_for
+from lightning_sloppy.probing.repeats import Duplicates, require_duplicates
+from lightning_sloppy.probing.samples import CURVATURE_SAMPLES
 from lightning_sloppy.probing.start_check import PRETRAINED, StartCheck, checked_start, start_reasons
 from lightning_sloppy.quantities import Quantity
 from lightning_sloppy.records import Cost, Estimate, Measurement, Status
@@ -105,6 +106,8 @@ class FinalCertificate(MeasuringCallback):
         predict: What the model says, where its loss does not tell: ``predict(outputs)`` gives labels (N,), or
             ``predict(outputs, targets)`` booleans (N,), true for a mistake; None: the class of the largest score, or
             the sign of one logit, where the loss calls the outputs so.
+        duplicates: Your word on equal samples: "natural", draws of their own, as a table of few values has them;
+            "copies" of one draw, which count once; None: the larger of both bounds, which holds either way.
         folder: Where networks and certificates go; None: ``certificate`` in the run's log folder.
         seed: Of the learning and the draws; None: 0, or that of the SloppyMonitor around it.
         strict: Raise errors instead of warning; None: no, or as in the SloppyMonitor.
@@ -138,6 +141,7 @@ class FinalCertificate(MeasuringCallback):
         learning: LearningPlan | None = None,
         loss_fn: Loss | None = None,
         predict: Predict | None = None,
+        duplicates: Duplicates | None = None,
         folder: str | None = None,
         seed: int | None = None,
         strict: bool | None = None,
@@ -161,6 +165,8 @@ class FinalCertificate(MeasuringCallback):
         self._settle(loss_fn=(loss_fn, None))
         self.folder = folder
         self.predict = predict
+        require_duplicates(duplicates)
+        self.duplicates = duplicates
         self.certificates: tuple[Certificate, Certificate] | None = None
         self.learnt: Learnt | None = None
         self._given: RunState | None = None
@@ -231,8 +237,8 @@ class FinalCertificate(MeasuringCallback):
         if isinstance(classifier, Reason):
             certificate = no_bound(context.train_size(trainer) or 0, self.delta, classifier)
             return self._measurement(trainer, step, certificate, None, dtype)
-        samples = samples_for(trainer, context, self.prior, self._run_state)
-        source = samples.certifying
+        samples = samples_for(trainer, context, self.prior, self._run_state, self.duplicates)
+        source = samples.rows.source
         if samples.reasons:
             return self._measurement(trainer, step, no_bound(len(source), self.delta, *samples.reasons), None, dtype)
         start = self._run_state.prior_mean
@@ -269,8 +275,9 @@ class FinalCertificate(MeasuringCallback):
             evaluation=self._next_evaluation(),
             plan=self.learning,
             seed=self.seed,
-            template=self._template(context, trainer, source, samples.held_out, check),
+            template=self._template(context, trainer, samples, check),
             coordinates=coordinates,
+            distinct=samples.rows.distinct,
             pairs=leading_pairs(trainer, context, choice.objective, source, self.learning.directions),
         )
         with progress(trainer, f"Certificate: learning a posterior, at most {self.learning.seconds:g} s", 100) as bar:
@@ -289,14 +296,8 @@ class FinalCertificate(MeasuringCallback):
         found = self._measurement(trainer, step, final.pair, final, dtype)
         return replace(found, notes=(f"Networks and certificates: {folder}.",))
 
-    def _template(
-        self,
-        context: FitContext,
-        trainer: Trainer,
-        source: SampleSource,
-        held_out: SampleSource | None,
-        check: StartCheck,
-    ) -> Certificate:
+    def _template(self, context: FitContext, trainer: Trainer, samples: Samples, check: StartCheck) -> Certificate:
+        source, held_out = samples.rows.source, samples.held_out
         n_prior = 0 if held_out is None else min(len(held_out), CURVATURE_SAMPLES)
         if is_split(self.prior):
             n_prior = len(context.source(trainer))
@@ -310,7 +311,7 @@ class FinalCertificate(MeasuringCallback):
             n_prior=n_prior,
             examples="certifying" if is_split(self.prior) else "training",
             posterior={"weights": "diagonal"}.get(self.learning.spread, self.learning.spread),
-            conditions=check.open_questions,
+            conditions=(*samples.rows.conditions, *check.open_questions),
             remarks=(check.words,),
             prior=FINAL_STATEMENTS[self.prior],
             start_error=check.error,

@@ -30,6 +30,7 @@ from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.error_counts import ErrorCounter
 from lightning_sloppy.probing.hold_out_set import HoldOut
 from lightning_sloppy.probing.loss_choice import LossChoice
+from lightning_sloppy.probing.repeats import Duplicates, Rows, certifying_rows, require_duplicates
 from lightning_sloppy.probing.samples import SampleSource
 from lightning_sloppy.probing.start_check import PRETRAINED, StartCheck, checked_start, start_reasons
 from lightning_sloppy.records import Cost, Estimate, Measurement, Spectrum, Status
@@ -61,6 +62,8 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         predict: What the model says, where its loss does not tell: ``predict(outputs)`` gives labels (N,), or
             ``predict(outputs, targets)`` booleans (N,), true for a mistake; null: the class of the largest score, or
             the sign of one logit, where the loss calls the outputs so.
+        duplicates: Your word on equal samples: "natural", draws of their own, as a table of few values has them;
+            "copies" of one draw, which count once; null: the larger of both bounds, which holds either way.
         seed: Of the draws and subsamples; null: 0, or that of the SloppyMonitor around it.
         strict: Raise errors instead of warning; null: false, or as in the SloppyMonitor.
 
@@ -88,6 +91,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         prior: Literal["initialization", "initialisation", "pretrained"] = "initialization",
         risk_samples: int = 10_000,
         predict: Predict | None = None,
+        duplicates: Duplicates | None = None,
         seed: int | None = None,
         strict: bool | None = None,
     ) -> None:
@@ -102,6 +106,8 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         self.prior = prior_name
         self.risk_samples = risk_samples
         self.predict = predict
+        require_duplicates(duplicates)
+        self.duplicates = duplicates
         self._prior_mean: Tensor | None = None
         self.evaluations = 0
         self._choice: Choice | None = None
@@ -113,6 +119,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         """Drop what belongs to one fit; the prior mean and the count of evaluations belong to the run."""
         self._resumed = False
         self._begun = False
+        self._rows: Rows | None = None
         self._data_reasons: list[str] | None = None
         self._hold_out.start_fit()
         self._training: ErrorCounter | None = None
@@ -172,24 +179,33 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         if isinstance(classifier, Reason):
             certificate = no_bound(context.train_size(trainer) or 0, self.delta, classifier)
             return self._measurement(trainer, choice, step, certificate, {})
-        source = context.source(trainer)
+        if self._rows is None:
+            self._rows = certifying_rows(context, context.source(trainer), self.duplicates)
+        source = self._rows.source
         if self._data_reasons is None:
             self._data_reasons = validity.data_reasons(trainer, context, source)
         reasons = [*validity.module_reasons(context, self._prior_mean, self._frozen), *self._data_reasons]
         if not reasons:
-            reasons = self._start_reasons(trainer, context, choice, classifier)
+            reasons = self._start_reasons(trainer, context, choice, classifier, source)
         if not reasons:
             self.evaluations += 1
         if self._training is None:
             self._training = ErrorCounter(trainer, context, source, choice.objective, classifier)
         if self._measurable(context):
-            certificate = self._certificate(context, source, self._training, reasons)
+            certificate = self._certificate(context, self._rows, self._training, reasons)
             estimates = bound_estimates(certificate)
         else:
             certificate, estimates = no_bound(len(source), self.delta, *reasons), {}
         held_out = None
         if context.layout == ParameterLayout.of(context.module):
-            held_out = self._hold_out.certificate(trainer, context, choice.objective, classifier, delta=self.delta)
+            held_out = self._hold_out.certificate(
+                trainer,
+                context,
+                choice.objective,
+                classifier,
+                delta=self.delta,
+                natural=self.duplicates == "natural",
+            )
         if held_out is not None:
             estimates["hold_out"] = Estimate(held_out.value)
             estimates["hold_out_error"] = Estimate(held_out.empirical_risk)
@@ -198,7 +214,12 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         return self._measurement(trainer, choice, step, certificate, estimates)
 
     def _start_reasons(
-        self, trainer: Trainer, context: FitContext, choice: LossChoice, classifier: Classifier
+        self,
+        trainer: Trainer,
+        context: FitContext,
+        choice: LossChoice,
+        classifier: Classifier,
+        source: SampleSource,
     ) -> list[str]:
         """Judge the weights at the start, once in a fit, and again when validation samples are there to judge on."""
         assert self._prior_mean is not None
@@ -209,7 +230,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
                 context,
                 choice.objective,
                 classifier,
-                context.source(trainer),
+                source,
                 start=context.layout.table(self._prior_mean),
                 prior=self.prior,
                 validation=validation,
@@ -249,7 +270,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
     def _certificate(
         self,
         context: FitContext,
-        source: SampleSource,
+        rows: Rows,
         counter: ErrorCounter,
         reasons: list[str],
     ) -> Certificate:
@@ -269,7 +290,8 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             eigenvalues=self._spectrum.eigenvalues[: vectors.shape[1]],
             eigenvectors=vectors,
             trace=None if self._spectrum.trace is None else self._spectrum.trace.value,
-            n=len(source),
+            n=len(rows.source),
+            distinct=rows.distinct,
             risk=counter,
             risk_samples=self.risk_samples,
             # A whole search at evaluations 1, 2, 4, 8, ...: in between the choice moves little, and every second
@@ -284,7 +306,11 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             evaluation=number,
             generator=draws,
             reasons=reasons,
-            conditions=(*conditions("pair_of_draws"), *(() if check is None else check.open_questions)),
+            conditions=(
+                *conditions("pair_of_draws"),
+                *rows.conditions,
+                *(() if check is None else check.open_questions),
+            ),
             prior=STATEMENTS[self.prior],
         )
         self._choice = found.choice

@@ -73,6 +73,7 @@ class CertificateTask:
         seed: Of everything that is drawn.
         template: Conditions and statements to copy into the certificates.
         coordinates: In which the posterior is learnt and the counter judges; None: weights.
+        distinct: Indices of the different samples, where the bound must hold on these as well.
         pairs: Leading eigenpairs at the trained weights, whose directions get a precision of their own.
     """
 
@@ -86,6 +87,7 @@ class CertificateTask:
     template: Certificate
     coordinates: Coordinates | None = None
     pairs: Spectrum | None = None
+    distinct: Tensor | None = None
 
     def stream(self, part: int) -> torch.Generator:
         """Choice and learning never share a stream; each evaluation has its own."""

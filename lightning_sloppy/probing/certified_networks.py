@@ -60,6 +60,7 @@ def learn_and_certify(
         dtype=weights.dtype,
         template=task.template,
         coordinates=task.coordinates,
+        distinct=task.distinct,
     )
     return learnt or Learnt(posterior, 0, 0.0, "on another rank", ()), final
 

@@ -41,12 +41,21 @@ def sample_digests(source: SampleSource, indices: Tensor | None = None) -> Sampl
     """Read the samples, or those with the given indices, and hash all tensors of each."""
     if indices is None:
         indices = probe_indices(len(source), LOOKED_AT, seed=2)
-    seen: list[bytes] = []
-    with torch.no_grad(), source.untouched():
-        for batch in source.chunks(indices, READ_CHUNK):
-            seen.extend(_rows(batch))
+    seen = _digests(source, indices)
     whole = hashlib.blake2b(b"".join(sorted(seen)), digest_size=16).hexdigest()
     return SampleDigests(len(seen), frozenset(seen), whole)
+
+
+def first_of_equals(source: SampleSource) -> Tensor:
+    """Indices of the different samples, each where it comes first; all samples are read."""
+    seen = _digests(source, torch.arange(len(source)))
+    first = {digest: index for index, digest in reversed(list(enumerate(seen)))}
+    return torch.tensor(sorted(first.values()))
+
+
+def _digests(source: SampleSource, indices: Tensor) -> list[bytes]:
+    with torch.no_grad(), source.untouched():
+        return [row for batch in source.chunks(indices, READ_CHUNK) for row in _rows(batch)]
 
 
 def frozen_digests(module: nn.Module) -> dict[str, str]:

@@ -12,7 +12,6 @@ from lightning_sloppy.evaluation.classifiers import Classifier
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.probing import trainer_internals, validity
 from lightning_sloppy.probing.context import FitContext
-from lightning_sloppy.probing.digests import sample_digests
 from lightning_sloppy.probing.error_counts import ErrorCounter
 from lightning_sloppy.probing.samples import SampleSource, probe_indices
 
@@ -48,14 +47,21 @@ class HoldOut:
         self.evaluation, self._trained_on = 0, None
 
     def certificate(
-        self, trainer: Trainer, context: FitContext, objective: Objective, classifier: Classifier, *, delta: float
+        self,
+        trainer: Trainer,
+        context: FitContext,
+        objective: Objective,
+        classifier: Classifier,
+        *,
+        delta: float,
+        natural: bool = False,
     ) -> Certificate | None:
-        """The bound of the model as it is now, or None."""
+        """The bound of the model as it is now, or None; ``natural``: equal samples are draws of their own."""
         if not self._opened:
             if not trainer_internals.validation_loaders(trainer):
                 return None  # validation loaders may come later, with the first validation
             self._opened = True
-            self.note = self._open(trainer, context, objective, classifier)
+            self.note = self._open(trainer, context, objective, classifier, natural)
         if self._counter is None:
             return None
         self.evaluation += 1
@@ -66,22 +72,24 @@ class HoldOut:
             errors, len(indices), delta=delta, evaluation=self.evaluation, conditions=(HOLD_OUT_CONDITION,)
         )
 
-    def _open(self, trainer: Trainer, context: FitContext, objective: Objective, classifier: Classifier) -> str:
+    def _open(
+        self, trainer: Trainer, context: FitContext, objective: Objective, classifier: Classifier, natural: bool
+    ) -> str:
         """Look at the validation samples once; returns why they cannot serve."""
         loaders = trainer_internals.validation_loaders(trainer)
         if len(loaders) != 1:
             return f"No hold-out bound: there are {len(loaders)} validation loaders; give one."
         try:
-            source = SampleSource(loaders[0])
+            source = SampleSource(loaders[0]).each_once()
         except ConfigurationError as error:
             return f"No hold-out bound: {error}"
-        reason = self._refusal(trainer, context, source)
+        reason = self._refusal(trainer, context, source, natural)
         if not reason:
             self._counter = ErrorCounter(trainer, context, source, objective, classifier)
             self._size = len(source)
         return reason
 
-    def _refusal(self, trainer: Trainer, context: FitContext, source: SampleSource) -> str:
+    def _refusal(self, trainer: Trainer, context: FitContext, source: SampleSource, natural: bool) -> str:
         if trainer_internals.steers_by_validation(trainer):
             return "No hold-out bound: a learning-rate schedule reacts to a monitored value."
         if trainer_internals.reloads_loaders(trainer):
@@ -92,7 +100,7 @@ class HoldOut:
         if not context.fresh and self._trained_on != training.fingerprint:
             return "No hold-out bound: the weights were trained before on samples that are not known here."
         self._trained_on = training.fingerprint
-        shared = len(training.distinct & sample_digests(source).distinct)
+        shared = validity.shared_samples(context, context.source(trainer), source, natural=natural)
         if shared:
             return f"No hold-out bound: {shared:,} validation samples are training samples as well."
         return ""

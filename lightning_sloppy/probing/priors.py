@@ -15,6 +15,7 @@ from lightning_sloppy.probing import trainer_internals, validity
 from lightning_sloppy.probing.certificate_task import RunState
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.prior_split import PriorSplit
+from lightning_sloppy.probing.repeats import Rows, certifying_rows
 from lightning_sloppy.probing.samples import SampleSource
 
 if TYPE_CHECKING:
@@ -38,12 +39,12 @@ class Samples:
     """What a certificate is made of.
 
     Attributes:
-        certifying: The n samples.
+        rows: The samples that certify.
         held_out: Samples that shape the prior, where they do: those of the first validation loader.
         reasons: What forbids a bound.
     """
 
-    certifying: SampleSource
+    rows: Rows
     held_out: SampleSource | None
     reasons: list[str]
 
@@ -70,7 +71,9 @@ def _no_validation() -> ConfigurationError:
     )
 
 
-def samples_for(trainer: Trainer, context: FitContext, prior: str, run: RunState) -> Samples:
+def samples_for(
+    trainer: Trainer, context: FitContext, prior: str, run: RunState, duplicates: str | None = None
+) -> Samples:
     """The samples of a certificate, and why there may be none.
 
     Args:
@@ -78,24 +81,27 @@ def samples_for(trainer: Trainer, context: FitContext, prior: str, run: RunState
         context: Of the fit.
         prior: Where the prior comes from.
         run: What is known of the run.
+        duplicates: The user's word on equal samples.
 
     Raises:
         ConfigurationError: For validation samples that cannot be read by index, where they shape the prior.
     """
     if is_split(prior):
-        return _split(trainer, context, run)
-    source = context.source(trainer)
+        return _split(trainer, context, run, duplicates)
+    rows = certifying_rows(context, context.source(trainer), duplicates)
+    source, natural = rows.source, duplicates == "natural"
     reasons = [
         *validity.module_reasons(context, run.prior_mean, run.frozen),
         *validity.data_reasons(trainer, context, source),
     ]
     if prior != "curvature":
-        return Samples(source, None, reasons)
+        return Samples(rows, None, reasons)
     loaders = trainer_internals.held_out_loaders(trainer)
     if not loaders:
         raise _no_validation()
     held_out = _held_out(trainer, context, loaders[0])
-    return Samples(source, held_out, [*reasons, *validity.held_out_reasons(trainer, context, source, held_out)])
+    shaped = validity.held_out_reasons(trainer, context, source, held_out, natural=natural)
+    return Samples(rows, held_out, [*reasons, *shaped])
 
 
 def _held_out(trainer: Trainer, context: FitContext, loader: DataLoader[Any]) -> SampleSource:
@@ -114,10 +120,10 @@ def _held_out(trainer: Trainer, context: FitContext, loader: DataLoader[Any]) ->
     return source
 
 
-def _split(trainer: Trainer, context: FitContext, run: RunState) -> Samples:
+def _split(trainer: Trainer, context: FitContext, run: RunState, duplicates: str | None) -> Samples:
     split: PriorSplit = trainer.datamodule
-    certifying = SampleSource(split.certification_dataloader())
-    reasons = validity.split_reasons(trainer, context, certifying)
+    rows = certifying_rows(context, SampleSource(split.certification_dataloader()), duplicates)
+    reasons = validity.split_reasons(trainer, context, rows.source, natural=duplicates == "natural")
     trained_here = trainer_internals.fits_on(trainer, split) and split.gave(context.source(trainer).loader.dataset)
     if run.split is None or not trained_here:
         reasons.append(
@@ -128,4 +134,4 @@ def _split(trainer: Trainer, context: FitContext, run: RunState) -> Samples:
                 flag="prior_depends_on_sample",
             )
         )
-    return Samples(certifying, None, reasons)
+    return Samples(rows, None, reasons)

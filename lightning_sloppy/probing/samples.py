@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -94,13 +95,24 @@ class SampleSource:
         for part in torch.split(indices, size):
             yield self.read(part)
 
-    def repeated_indices(self) -> int:
-        """How many entries of a subset stand for a sample that was already there."""
-        return len(self) - len(self.identities())
+    def each_once(self) -> SampleSource:
+        """The same samples without those that stand for one that was already there; itself where there are none."""
+        places = self._places()
+        first = {place: index for index, place in reversed(list(enumerate(places)))}
+        return self if len(first) == len(places) else self.only(torch.tensor(sorted(first.values())))
+
+    def only(self, indices: Tensor) -> SampleSource:
+        """Some of the samples, as a source of their own."""
+        part = copy(self)
+        part._dataset = Subset(self._dataset, indices.tolist())
+        return part
 
     def identities(self) -> set[tuple[int, int]]:
         """Where each sample lives: identity of the data set behind all subsets, and index in it."""
-        return _identities(self._dataset)
+        return set(self._places())
+
+    def _places(self) -> list[tuple[int, int]]:
+        return _places(self._dataset, torch.arange(len(self)))
 
 
 def _inner_sampler(sampler: Any) -> Any:
@@ -139,11 +151,20 @@ def _generator_restores(owner: Any) -> Iterator[Callable[[], object]]:
             yield partial(value.setstate, value.getstate())
 
 
-def _identities(dataset: Any) -> set[tuple[int, int]]:
-    if isinstance(dataset, ConcatDataset):
-        return set().union(*(_identities(part) for part in dataset.datasets))
-    base, inner = _resolve(dataset, torch.arange(len(dataset)))
-    return {(id(base), index) for index in inner.tolist()}
+def _places(dataset: Any, indices: Tensor) -> list[tuple[int, int]]:
+    """Where each of these samples lives, behind subsets and concatenations."""
+    base, inner = _resolve(dataset, indices)
+    if not isinstance(base, ConcatDataset):
+        return [(id(base), index) for index in inner.tolist()]
+    ends = torch.tensor(base.cumulative_sizes)
+    parts = torch.searchsorted(ends, inner, right=True)
+    found: list[tuple[int, int]] = [(0, 0)] * len(inner)
+    for number, part in enumerate(base.datasets):
+        chosen = (parts == number).nonzero().flatten()
+        begin = 0 if number == 0 else int(ends[number - 1])
+        for position, place in zip(chosen.tolist(), _places(part, inner[chosen] - begin), strict=True):
+            found[position] = place
+    return found
 
 
 def _resolve(dataset: Any, indices: Tensor) -> tuple[Any, Tensor]:

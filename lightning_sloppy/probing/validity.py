@@ -20,7 +20,7 @@ from lightning_sloppy.evaluation.preserve import random_streams
 from lightning_sloppy.evaluation.ranks import gathered_over_ranks
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext
-from lightning_sloppy.probing.digests import SampleDigests, frozen_digests, sample_digests
+from lightning_sloppy.probing.digests import frozen_digests, sample_digests
 from lightning_sloppy.probing.samples import SampleSource, curvature_indices, probe_indices
 
 if TYPE_CHECKING:
@@ -31,44 +31,27 @@ TWICE = 16
 
 
 def data_reasons(trainer: Trainer, context: FitContext, source: SampleSource) -> list[str]:
-    """Why error counts on these samples cannot feed a bound: random reads, repeated samples."""
-    reasons: list[str] = []
-    if reads_differ(trainer, context, source):
-        reasons.append(_random_reads())
-    if source.repeated_indices():
-        reasons.append(_repeated(source))
-    elif not reasons:
-        digests = context.training_digests(trainer)
-        if digests.copies:
-            reasons.append(_copies(digests))
-    return reasons
+    """Why error counts on these samples cannot feed a bound: random reads."""
+    return [_random_reads()] if reads_differ(trainer, context, source) else []
 
 
-def split_reasons(trainer: Trainer, context: FitContext, certifying: SampleSource) -> list[str]:
+def split_reasons(
+    trainer: Trainer, context: FitContext, certifying: SampleSource, *, natural: bool = False
+) -> list[str]:
     """The same for a prior trained on other samples: its buffers may be functions of those, as its weights are.
 
     Args:
         trainer: The Trainer.
         context: Of the fit.
         certifying: Samples that certify.
+        natural: Whether equal samples are independent draws, so that only the same ones must not be on both sides.
     """
-    reasons: list[str] = []
-    if reads_differ(trainer, context, certifying):
-        reasons.append(_random_reads())
-    if certifying.repeated_indices():
-        reasons.append(_repeated(certifying))
-    digests = context.digests(certifying)
-    if digests.copies:
-        reasons.append(_copies(digests))
-    trained = context.source(trainer)
-    shared = max(
-        len(digests.distinct & context.training_digests(trainer).distinct),
-        len(certifying.identities() & trained.identities()),
-    )
+    reasons = data_reasons(trainer, context, certifying)
+    shared = shared_samples(context, certifying, context.source(trainer), natural=natural)
     if shared:
         reasons.append(_seen(f"{shared:,} of the certifying samples are training samples as well"))
     held_out = [SampleSource(loader) for loader in _indexable(trainer_internals.validation_loaders(trainer))]
-    watched = sum(len(digests.distinct & context.digests(source).distinct) for source in held_out)
+    watched = sum(shared_samples(context, certifying, source, natural=natural) for source in held_out)
     if watched:
         reasons.append(_seen(f"{watched:,} of the certifying samples are validation samples, which may have chosen it"))
     if context.layout != ParameterLayout.of(context.module):
@@ -76,8 +59,19 @@ def split_reasons(trainer: Trainer, context: FitContext, certifying: SampleSourc
     return [*reasons, *_low_precision(context)]
 
 
+def shared_samples(context: FitContext, first: SampleSource, second: SampleSource, *, natural: bool) -> int:
+    """How many samples two sources have in common: the same ones, or equal ones."""
+    same = len(first.identities() & second.identities())
+    return same if natural else max(same, len(context.digests(first).distinct & context.digests(second).distinct))
+
+
 def held_out_reasons(
-    trainer: Trainer, context: FitContext, certifying: SampleSource, held_out: SampleSource
+    trainer: Trainer,
+    context: FitContext,
+    certifying: SampleSource,
+    held_out: SampleSource,
+    *,
+    natural: bool = False,
 ) -> list[str]:
     """Why samples that shape the prior may not: some of them certify, or nobody can see that none does.
 
@@ -86,6 +80,7 @@ def held_out_reasons(
         context: Of the fit.
         certifying: Samples that certify.
         held_out: Samples that shape the prior.
+        natural: Whether equal samples are independent draws.
     """
     used = sample_digests(held_out, curvature_indices(len(held_out)))
     if context.ranks.count > 1:
@@ -95,10 +90,9 @@ def held_out_reasons(
             return [_unseen("The processes hold different training or validation samples (a split without a seed?)")]
     if reads_differ(trainer, context, held_out):
         return [_unseen("Two reads of one validation sample differ")]
-    shared = max(
-        len(context.digests(certifying).distinct & used.distinct),
-        len(certifying.identities() & held_out.identities()),
-    )
+    shared = len(certifying.identities() & held_out.identities())
+    if not natural:
+        shared = max(shared, len(context.digests(certifying).distinct & used.distinct))
     return [_seen(f"{shared:,} of the training samples are validation samples as well")] if shared else []
 
 
@@ -124,14 +118,6 @@ def _unseen(what: str) -> Reason:
         f"{what}, so nobody can see that the samples which shape the prior do not certify; read them without random "
         "transforms, and split with a seed.",
         flag="prior_depends_on_sample",
-    )
-
-
-def _repeated(source: SampleSource) -> Reason:
-    return Reason(
-        f"{source.repeated_indices():,} of the {len(source):,} samples are repeated by index, so they are not "
-        "independent draws; use every sample once.",
-        flag="duplicated_examples",
     )
 
 
@@ -223,14 +209,6 @@ def _random_reads() -> Reason:
         "Two reads of the same sample differ (augmentation), so the n examples are not fixed; give the training data "
         "without random transforms, for instance by augmenting in training_step.",
         flag="augmentation_in_certification",
-    )
-
-
-def _copies(digests: SampleDigests) -> Reason:
-    return Reason(
-        f"{digests.copies:,} of {digests.looked_at:,} training samples are exact copies of others, so they are not "
-        "independent draws; remove duplicates before splitting and training.",
-        flag="duplicated_examples",
     )
 
 

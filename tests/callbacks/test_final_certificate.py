@@ -139,7 +139,7 @@ def test_batch_norm_is_covered_by_a_split_prior_alone(tmp_path):
 def test_samples_on_both_sides_of_the_split_forbid_it(tmp_path):
     inputs, targets = blobs(200).tensors
     twice = TensorDataset(torch.cat([inputs, inputs]), torch.cat([targets, targets]))
-    with pytest.warns(UserWarning, match="training samples as well"), pytest.warns(UserWarning, match="exact copies"):
+    with pytest.warns(UserWarning, match="training samples as well"):
         final = fit(tmp_path, data=PriorSplit(Data(twice)), prior="split")
     assert "prior_depends_on_sample" in flags(final)
 
@@ -205,7 +205,8 @@ def test_a_failure_ends_nothing(tmp_path):
     [
         ({"delta": 0.0}, "delta must lie strictly between 0 and 1, found 0"),
         ({"delta": 1.0}, "delta must lie strictly between 0 and 1, found 1"),
-        ({"prior": "pretrained"}, "prior='pretrained' is no known prior; pass one of initialization, curvature, split"),
+        ({"prior": "trained"}, "prior='trained' is no known prior; pass one of initialization, pretrained, curvature"),
+        ({"duplicates": "none"}, "duplicates='none' is no known statement; pass 'natural'"),
     ],
 )
 def test_bad_arguments(options, message):

@@ -1,0 +1,164 @@
+"""Samples that come more than once: by their index they count once, by their content as the user states, or both."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from certified import QUICK, Data, flags
+from lightning.pytorch import LightningModule
+from tiny import Classifier, blobs, loader, trainer
+from torch import nn
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
+
+from lightning_sloppy import FinalCertificate, HessianSpectrum, PACBayesBound, PriorSplit
+from lightning_sloppy.bounds import kl_inverse, log_xi
+from lightning_sloppy.probing.digests import first_of_equals
+from lightning_sloppy.probing.samples import SampleSource
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
+]
+FEATURES = 7
+
+
+class Table(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(FEATURES, 16), nn.Tanh(), nn.Linear(16, 2))
+
+    def forward(self, inputs):
+        return self.net(inputs)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 1e-2)
+
+
+def table(count=400, seed=1, noise=0.1):
+    """Seven binary features, and a label that is now and then another for the same features."""
+    rng = torch.Generator().manual_seed(seed)
+    inputs = torch.randint(0, 2, (count, FEATURES), generator=rng).float()
+    return TensorDataset(inputs, ((inputs[:, 0] > 0) ^ (torch.rand(count, generator=rng) < noise)).long())
+
+
+def certified(tmp_path, data, *, model=None, live=None, held_out=None, epochs=5, **options):
+    torch.manual_seed(0)
+    final = FinalCertificate(learning=QUICK, strict=True, folder=str(tmp_path / "mine"), **options)
+    before = [] if live is None else [HessianSpectrum(k=2, num_samples=64), live]
+    host = trainer(tmp_path, callbacks=[*before, final], max_epochs=epochs)
+    if isinstance(data, PriorSplit):
+        host.fit(model or Table(), datamodule=data)
+    else:
+        host.fit(model or Table(), loader(data, batch_size=50), held_out)
+    return final
+
+
+def rate(path, inputs, targets):
+    network = Table()
+    network.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+    return float((network.eval()(inputs).argmax(1) != targets).double().mean())
+
+
+def test_without_a_word_the_bound_holds_either_way(tmp_path):
+    data = table()
+    inputs, targets = data.tensors
+    rows = torch.unique(torch.cat([inputs, targets[:, None]], 1), dim=0)
+    assert len(rows) < 300, "the table must repeat itself, and have inputs with both labels"
+    assert len(rows) > len(torch.unique(inputs, dim=0))
+    pair = certified(tmp_path, data).certificates[0]
+    assert pair.valid
+    bounds = []
+    for x, y in ((inputs, targets), (rows[:, :-1], rows[:, -1].long())):
+        error = sum(rate(tmp_path / "mine" / name, x, y) for name in pair.networks) / 2
+        nats = pair.log_ratio + log_xi(len(x)) - math.log(pair.delta_pac)
+        bounds.append((kl_inverse(error, nats / len(x)), len(x), error))
+    assert bounds[0] != bounds[1]
+    value, n, error = max(bounds)
+    assert pair.value == pytest.approx(value, abs=1e-9)
+    assert (pair.n, pair.empirical_risk) == (n, pytest.approx(error))
+    assert f"one on the {len(rows):,} different ones" in pair.statement()
+    assert "not for a mixture of the two" in pair.statement()
+
+
+@pytest.mark.parametrize("duplicates", ["natural", "copies", None])
+def test_the_users_word_decides(tmp_path, duplicates):
+    data = table()
+    different = len(torch.unique(torch.cat([data.tensors[0], data.tensors[1][:, None]], 1), dim=0))
+    live = PACBayesBound(strict=True, duplicates=duplicates)
+    final = certified(tmp_path, data, live=live, duplicates=duplicates)
+    for certificate in (*final.certificates, live.latest.certificate):
+        assert certificate.valid
+        if duplicates is not None:
+            assert certificate.n == (400 if duplicates == "natural" else different)
+            assert f"duplicates='{duplicates}'" in certificate.statement()
+        assert len([text for text in certificate.conditions if "duplicates=" in text]) == 1
+
+
+def test_a_live_bound_on_a_subsample_holds_either_way(tmp_path):
+    live = PACBayesBound(strict=True, risk_samples=100)
+    certified(tmp_path, table(), live=live)
+    for measurement in live.measurements:
+        certificate = measurement.certificate
+        assert certificate.risk_samples == 100
+        nats = certificate.log_ratio + log_xi(certificate.n) - math.log(certificate.delta_pac)
+        upper = kl_inverse(certificate.empirical_risk, math.log(1 / certificate.delta_risk) / 100)
+        assert certificate.risk_upper == pytest.approx(upper)
+        assert certificate.value == pytest.approx(kl_inverse(upper, max(nats, 0) / certificate.n))
+
+
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [
+        (lambda: Subset(blobs(200), [*range(150), *range(50)]), 150),
+        (lambda: ConcatDataset([data := blobs(100), data]), 100),
+        (lambda: ConcatDataset([data := blobs(100), Subset(data, range(30))]), 100),
+        (lambda: Subset(ConcatDataset([data := blobs(100), data]), range(20, 150)), 100),
+    ],
+    ids=["subset", "concat", "oversampled", "subset of a concat"],
+)
+def test_copies_by_index_count_once(tmp_path, make, count):
+    live = PACBayesBound(strict=True)
+    final = certified(tmp_path, make(), model=Classifier(), live=live)
+    for certificate in (*final.certificates, live.latest.certificate):
+        assert certificate.valid
+        assert certificate.n == certificate.risk_samples == count
+        assert not any("equal others" in text for text in certificate.conditions)
+
+
+def test_each_sample_is_read_once_in_its_first_place():
+    base = TensorDataset(torch.arange(6.0), torch.zeros(6))
+    nested = Subset(ConcatDataset([base, Subset(base, [5, 1])]), [7, 2, 6, 1, 2])
+    source = SampleSource(DataLoader(nested, 4)).each_once()
+    assert source.read(torch.arange(len(source)))[0].tolist() == [1.0, 2.0, 5.0]
+    equal = TensorDataset(torch.tensor([3.0, 1.0, 3.0, 3.0]), torch.tensor([0, 0, 1, 0]))
+    assert first_of_equals(SampleSource(DataLoader(equal, 2))).tolist() == [0, 1, 2]
+
+
+def test_a_split_of_a_table_needs_the_users_word(tmp_path):
+    split = PriorSplit(Data(table()), seed=1)
+    with pytest.warns(UserWarning, match="training samples as well"):
+        final = certified(tmp_path, split, prior="split")
+    assert flags(final) == ("prior_depends_on_sample",)
+    assert certified(tmp_path, split, prior="split", duplicates="natural").certificates[0].valid
+    twice = PriorSplit(Data(ConcatDataset([data := table(100), data])), seed=1)
+    with pytest.warns(UserWarning, match="training samples as well"):
+        certified(tmp_path, twice, prior="split", duplicates="natural")
+
+
+def test_hold_out_samples_of_a_table_need_the_users_word(tmp_path):
+    data, held_out = table(), DataLoader(table(seed=2), 50)
+    for duplicates, there in ((None, False), ("natural", True)):
+        live = PACBayesBound(strict=True, duplicates=duplicates)
+        certified(tmp_path, data, live=live, held_out=held_out, duplicates=duplicates)
+        assert ("hold_out" in live.measurements[-1].estimates) == there
+    live = PACBayesBound(strict=True, duplicates="natural")
+    certified(tmp_path, data, live=live, held_out=DataLoader(Subset(data, range(50)), 50), duplicates="natural")
+    assert "50 validation samples are training samples" in live.measurements[-1].notes[0]

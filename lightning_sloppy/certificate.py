@@ -86,6 +86,8 @@ class Certificate:
         prior: The user's statement about the prior.
         prior_hash: SHA-256 of the prior's mean, and of its scales and bases where it has them, as float32 bytes.
         start_error: Error rate of the weights at the start of the training, on up to 2,000 of the n.
+        guess_error: Error rate, on the n, of calling every sample the most frequent class; NaN when nobody knows.
+        live_value: The latest bound of the same run's PACBayesBound, in whose place this one was made; NaN for none.
         sample_hash: SHA-256 of what the n samples are; empty where they were not read for it.
         seed: Of the draws.
         networks: Files of the drawn networks, where they were saved.
@@ -126,6 +128,8 @@ class Certificate:
     prior: str = ""
     prior_hash: str = ""
     start_error: float = float("nan")
+    guess_error: float = float("nan")
+    live_value: float = float("nan")
     sample_hash: str = ""
     seed: int | None = None
     networks: tuple[str, ...] = ()
@@ -182,9 +186,27 @@ at most 0.0300, provided that: Nobody peeked.
             )
         if self.n_prior:
             lines.append(f"The prior was built from {self.n_prior:,} other examples, which are not among the n.")
-        if self.weakest:
+        warnings = self._warnings()
+        if self.weakest and not warnings:
             lines.append(_ADVICE.get(self.weakest, f"What costs most: {self.weakest}."))
+        lines += warnings
         return "\n".join([*lines, *self.remarks])
+
+    def _warnings(self) -> list[str]:
+        """What makes the number useless."""
+        said = []
+        if self.value >= self.guess_error:
+            said.append(
+                f"This bound says nothing: calling every sample the most frequent class errs on {self.guess_error:.4f} "
+                "of them. Give the learning more time (learning.seconds), hold the weights back while training "
+                "(DistanceToInit), keep examples for certifying (PriorSplit), or use the hold-out bound."
+            )
+        if self.value > self.live_value and self.kind == "pac_bayes_pair":
+            said.append(
+                f"The live bound of the run, {self.live_value:.4f}, was lower: the posterior was not learnt to its "
+                "end. Give the learning more time (learning.seconds), or a higher rate."
+            )
+        return said
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold; numbers that are none become null."""
@@ -218,8 +240,9 @@ at most 0.0300, provided that: Nobody peeked.
             found = json.loads(Path(path).read_text(encoding="utf-8"))
             if found["format"] != _FORMAT:
                 raise ValueError(f"its format is {found['format']!r} and not {_FORMAT!r}")
-            values = {field.name: found[field.name] for field in dataclasses.fields(cls) if field.name != "start_error"}
-            values["start_error"] = found.get("start_error")  # files of earlier versions have none
+            # Files of earlier versions have none of those.
+            found = {"start_error": None, "guess_error": None, "live_value": None, **found}
+            values = {field.name: found[field.name] for field in dataclasses.fields(cls)}
             values["reasons"] = tuple(Reason(r["sentence"], flag=r["flag"]) for r in values["reasons"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(

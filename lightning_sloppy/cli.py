@@ -72,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> None:
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli")
         try:
-            CLI(
+            cli = CLI(
                 trainer_class=CertifyingTrainer,
                 args=None if args is None else list(args),
                 save_config_callback=SaveConfigBesideLogs,
@@ -80,6 +80,9 @@ def main(args: Sequence[str] | None = None) -> None:
                 seed_everything_default=0,  # a run can be repeated even when its configuration names no seed
                 parser_kwargs={"prog": "lightning-sloppy", "description": DESCRIPTION},
             )
+            final = getattr(getattr(cli, "trainer", None), "certified", None)
+            if final is not None and final.certificates is None:
+                sys.exit("error: There is no certificate; the summary says why.")
         except (SloppyError, ValueError) as error:
             # One sentence that says what to do is worth more than a traceback above it. The parser buries an error of
             # ours among those of all types that an argument might have had, and names it as the cause.

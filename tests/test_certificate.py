@@ -133,3 +133,28 @@ def test_asserts_of_the_package_narrow_types_and_guard_no_input():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Assert):
                 assert ast.unparse(node.test).endswith(" is not None"), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "What costs most"),
+        ({"guess_error": 0.2}, "calling every sample the most frequent class errs on 0.2000"),
+        ({"live_value": 0.25}, "The live bound of the run, 0.2500, was lower"),
+        ({"guess_error": 0.5, "live_value": 0.5}, "What costs most"),
+    ],
+)
+def test_a_number_that_says_nothing_is_not_advertised(options, said):
+    made = Certificate("pac_bayes_pair", "pair_of_draws", 0.3, True, 100, 0.05, weakest="risk", **options)
+    assert said in made.explain()
+    assert ("What costs most" in made.explain()) == (said == "What costs most")
+
+
+def test_a_file_of_an_earlier_version_is_read(tmp_path):
+    path = Certificate("hold_out", "fixed_network", 0.3, True, 100, 0.05, guess_error=0.5).save(tmp_path / "c.json")
+    assert Certificate.load(path).guess_error == 0.5
+    kept = json.loads(path.read_text())
+    for name in ("start_error", "guess_error", "live_value"):
+        del kept[name]
+    path.write_text(json.dumps(kept))
+    assert math.isnan(Certificate.load(path).guess_error)

@@ -165,3 +165,14 @@ def test_an_error_of_ours_is_one_sentence(tmp_path, monkeypatch, capsys):
         )
     assert str(stopped.value).startswith("error: ")
     assert "nowhere" in str(stopped.value)
+
+
+def test_a_certificate_that_is_refused_is_an_error(tmp_path, monkeypatch):
+    from lightning_sloppy.callbacks.final_certificate import FinalCertificate
+
+    kept = ["--trainer.enable_checkpointing=true", "--trainer.logger=false"]
+    main([*STEP[:4], *kept, "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"])
+    (path,) = tmp_path.rglob("*.ckpt")
+    monkeypatch.setattr(FinalCertificate, "after_training", lambda *_: None)
+    with pytest.raises(SystemExit, match="error: There is no certificate"):
+        main(["certify", *STEP[1:5], "--trainer.max_epochs=1", "--trainer.logger=false", f"--ckpt_path={path}"])

@@ -174,6 +174,7 @@ def select_posterior(
     pilot_samples: int = 1_000,
     max_evaluations: int = 20,
     start: Choice | None = None,
+    shrink: bool = True,
 ) -> Choice:
     """Choose (epsilon, tau, mean_scale, shrink) by coordinate search on ``kl_inverse(pilot risk, (KL + ...)/n)``.
 
@@ -192,6 +193,8 @@ def select_posterior(
         max_evaluations: Most pilot risks, at least 1; 20 at the defaults cost 20,000 forward passes.
         start: A choice that was good a little earlier; the search then goes on from there, with half the draws
             on half the samples, at about a quarter of the cost.
+        shrink: Whether to look at a mean that is also shrunk in flat directions. Without curvature that is the prior
+            itself.
 
     Returns:
         The best choice seen.
@@ -218,7 +221,7 @@ def select_posterior(
         best = _climb(pilot, best, lambda at, way: _step_epsilon(at, 4 * way))
         best = _climb(pilot, best, lambda at, way: _step_scale(pilot, at, way))
         best = _climb(pilot, best, lambda at, way: _step_epsilon(at, 2 * way))
-        best = _best(pilot, [best, replace(best, shrink=True)])
+        best = _best(pilot, [best, *([replace(best, shrink=True)] if shrink else [])])
     if curved:
         best = _climb(pilot, best, lambda at, way: _step_tau(pilot, at, way))
     return _climb(pilot, best, _step_epsilon)

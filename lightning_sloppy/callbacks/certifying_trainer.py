@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,13 @@ from lightning_sloppy.probing.repeats import Duplicates
 
 
 class CertifyingTrainer(Trainer):
-    """Lightning's Trainer with one verb more."""
+    """Lightning's Trainer with one verb more.
+
+    Attributes:
+        certified: The callback of the latest ``certify``; None before.
+    """
+
+    certified: FinalCertificate | None = None
 
     def certify(
         self,
@@ -86,6 +93,9 @@ class CertifyingTrainer(Trainer):
         if runs:
             known = dict(next((run for run in runs if "split" in run), runs[0]))
             known["evaluation"] = max(int(run.get("evaluation", 0)) for run in runs)
+            known["value"] = next(
+                (run["value"] for run in runs if not math.isnan(run.get("value", math.nan))), math.nan
+            )
         else:
             known = self._fresh(model, ckpt_path, state)
         final.resume_from(known)
@@ -101,6 +111,7 @@ class CertifyingTrainer(Trainer):
         self.callbacks: list[Callback] = [*shown, _NoStep(), final]
         self.num_sanity_val_steps = 0
         self.fit_loop.min_epochs, self.fit_loop.epoch_loop.min_steps = 0, None
+        self.certified = final
         self.fit(model, datamodule=datamodule)
         return final
 

@@ -6,6 +6,8 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from lightning_sloppy.bounds.concentration import require_probability
 from lightning_sloppy.bounds.learning import Learnt
 from lightning_sloppy.bounds.learning_plan import LearningPlan
@@ -267,18 +269,24 @@ class FinalCertificate(MeasuringCallback):
             certifying=source,
             held_out=samples.held_out,
         )
+        counter = ErrorCounter(trainer, context, source, choice.objective, classifier, coordinates)
+        template = self._template(context, trainer, samples, check)
         task = CertificateTask(
             prior_mean=prior_mean,
-            counter=ErrorCounter(trainer, context, source, choice.objective, classifier, coordinates),
+            counter=counter,
             n=len(source),
             delta=self.delta,
             evaluation=self._next_evaluation(),
             plan=self.learning,
             seed=self.seed,
-            template=self._template(context, trainer, samples, check),
+            template=replace(template, guess_error=counter.guess_error(len(source))),
             coordinates=coordinates,
             distinct=samples.rows.distinct,
             pairs=leading_pairs(trainer, context, choice.objective, source, self.learning.directions),
+        )
+        rank_zero_info(
+            f"Certificate: a posterior is learnt for at most {self.learning.seconds:g} s; networks and certificates "
+            f"will be in {folder}."
         )
         with progress(trainer, f"Certificate: learning a posterior, at most {self.learning.seconds:g} s", 100) as bar:
             shown = 0
@@ -315,6 +323,7 @@ class FinalCertificate(MeasuringCallback):
             remarks=(check.words,),
             prior=FINAL_STATEMENTS[self.prior],
             start_error=check.error,
+            live_value=self._run_state.value if self._bound is None else self._bound.value,
             sample_hash=context.digests(source).fingerprint,
             seed=self.seed,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,6 +70,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
 
     Attributes:
         evaluations: Numbers of the run's schedule that are spent; a certificate beside the curve spends one as well.
+        value: The latest bound of the run, NaN before the first one.
 
     Raises:
         ConfigurationError: For delta outside (0, 1), or without a spectrum in the Trainer.
@@ -110,6 +112,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         self.duplicates = duplicates
         self._prior_mean: Tensor | None = None
         self.evaluations = 0
+        self.value = math.nan
         self._choice: Choice | None = None
         self._frozen: dict[str, str] | None = None
         self._hold_out = HoldOut()
@@ -166,7 +169,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         stated = self.prior in PRETRAINED and self._prior_mean is None and context.begins
         if not self._begun and (context.fresh or stated):
             # Weights that no fit has touched begin a new run; others go on with the prior that is known, if any.
-            self._prior_mean, self.evaluations, self._choice = context.start, 0, None
+            self._prior_mean, self.evaluations, self._choice, self.value = context.start, 0, None, math.nan
             self._frozen = dict(context.start_digests)
             if context.fresh:
                 self._hold_out.start_run()
@@ -314,6 +317,8 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             prior=STATEMENTS[self.prior],
         )
         self._choice = found.choice
+        if found.certificate.valid:
+            self.value = found.certificate.value
         if check is None:
             return found.certificate
         remarks = (*found.certificate.remarks, check.words)
@@ -353,6 +358,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             "prior_mean": self._prior_mean,
             "evaluation": self.evaluations,
             "frozen": self._frozen,
+            "value": self.value,
             "choice": None if self._choice is None else asdict(self._choice),
             **self._hold_out.state(),
         }
@@ -362,6 +368,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         super().load_state_dict(state_dict)
         self._prior_mean = state_dict.get("prior_mean")
         self.evaluations = int(state_dict.get("evaluation", 0))
+        self.value = float(state_dict.get("value", math.nan))
         self._frozen = state_dict.get("frozen")
         choice = state_dict.get("choice")
         self._choice = None if choice is None else Choice(**choice)

@@ -33,6 +33,7 @@ class RunState:
         split: Fingerprint of the samples that were trained on; None: nobody knows.
         frozen: Digests of buffers and frozen parameters before the first step.
         buffers: The buffers themselves at that moment, by name, where training may move them.
+        value: The latest bound of the run's PACBayesBound; NaN for none.
     """
 
     prior_mean: Tensor | None = None
@@ -40,6 +41,7 @@ class RunState:
     split: str | None = None
     frozen: dict[str, str] | None = None
     buffers: dict[str, Tensor] = field(default_factory=dict)
+    value: float = math.nan
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> RunState:
@@ -50,13 +52,14 @@ class RunState:
             state.get("split"),
             state.get("frozen"),
             dict(state.get("buffers") or {}),
+            float(state.get("value", math.nan)),
         )
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         known = {} if self.prior_mean is None else {"prior_mean": self.prior_mean}
         shared = {"evaluation": self.evaluation, "split": self.split, "frozen": self.frozen}
-        return {**known, **shared, "buffers": self.buffers}
+        return {**known, **shared, "buffers": self.buffers, "value": self.value}
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,12 @@ class CertificateTask:
         return self.prior_mean if self.coordinates is None else torch.zeros_like(self.coordinates.origin)
 
 
-def initial_posterior(task: CertificateTask, weights: Tensor) -> ScaledGaussian:
+def initial_posteriors(task: CertificateTask, weights: Tensor) -> tuple[ScaledGaussian, ...]:
     """Where the optimisation begins: the best simple posterior that a pilot finds around the weights.
+
+    A mean that is shrunk in flat directions may have the best bound of all simple posteriors, for instance as the prior
+    itself, whose complexity is nothing; but from there no step leads to the trained weights. So where a shrunk one is
+    the best, it is the second of two.
 
     Args:
         task: What is to be certified.
@@ -109,7 +116,7 @@ def initial_posterior(task: CertificateTask, weights: Tensor) -> ScaledGaussian:
     coordinates, counter = task.coordinates, task.counter
     log_penalty = log_xi(task.n) - math.log(task.delta)
     if coordinates is not None and coordinates.scales is not None:
-        return stiff_start(
+        begin = stiff_start(
             coordinates.point(double(weights, coordinates.origin.device)),
             coordinates.scales,
             n=task.n,
@@ -118,6 +125,7 @@ def initial_posterior(task: CertificateTask, weights: Tensor) -> ScaledGaussian:
             generator=task.stream(0),
             dtype=weights.dtype,
         )
+        return (begin,)
     pairs = task.pairs
     vectors = None if pairs is None else pairs.eigenvectors
     family = posterior_family(
@@ -127,16 +135,23 @@ def initial_posterior(task: CertificateTask, weights: Tensor) -> ScaledGaussian:
         eigenvectors=weights.new_zeros(len(weights), 0) if vectors is None else vectors[:, : task.plan.directions],
         trace=None if pairs is None or pairs.trace is None else pairs.trace.value,
     )
-    choice = select_posterior(
-        family,
-        n=task.n,
-        log_penalty=log_penalty,
-        risk=lambda flat, indices: counter.mistakes(flat.to(weights.device), indices),
-        generator=task.stream(0),
-        dtype=weights.dtype,
+    plain, shrunk = (
+        select_posterior(
+            family,
+            n=task.n,
+            log_penalty=log_penalty,
+            risk=lambda flat, indices: counter.mistakes(flat.to(weights.device), indices),
+            generator=task.stream(0),
+            dtype=weights.dtype,
+            shrink=shrink,
+        )
+        for shrink in (False, True)
     )
-    start = scaled(member(family, choice, task.n))
-    if coordinates is None:
-        return start
-    # One deviation for all weights is one in any basis.
-    return replace(start, mean=coordinates.point(start.mean), vectors=coordinates.directions(start.vectors))
+    starts = [scaled(member(family, choice, task.n)) for choice in ([plain, shrunk] if shrunk.shrink else [plain])]
+    if coordinates is not None:
+        # One deviation for all weights is one in any basis.
+        starts = [
+            replace(start, mean=coordinates.point(start.mean), vectors=coordinates.directions(start.vectors))
+            for start in starts
+        ]
+    return tuple(starts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -85,6 +87,16 @@ class ErrorCounter:
         ends = self._over(table, indices, lambda outputs, _: torch.stack(labels(outputs).aminmax()))
         every = torch.stack(ends)
         return bool((every == every[0, 0]).all())
+
+    def guess_error(self, total: int) -> float:
+        """Error rate of calling every sample the most frequent label; NaN where targets are no labels."""
+        labels: Counter[float] = Counter()
+        with self._source.untouched():
+            for batch in self._batches(torch.arange(total)):
+                if not isinstance(batch[1], Tensor) or batch[1].numel() != len(batch[1]):
+                    return math.nan
+                labels.update(batch[1].reshape(-1).tolist())
+        return 1.0 - max(labels.values()) / total
 
     def _over(self, table: Mapping[str, Tensor], indices: Tensor, look: Callable[[Any, Any], Tensor]) -> list[Tensor]:
         """What is seen in the outputs of each batch."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 CHECKPOINTS = ("certified_1.ckpt", "certified_2.ckpt")
 PAIR, SINGLE = "certificate.json", "certified_1.json"
 """Names of the files in the folder of the certificates."""
-SHARES = (0.8, 0.2)
+TIME_OF_EACH = (0.8, 0.2)
 """Of the time to learn, where a posterior at the trained weights and one near the prior are both worth a try."""
 
 
@@ -75,7 +75,7 @@ def _best_learnt(
     if len(starts) == 1:
         return _learnt(context, starts[0], task, on_step)
     found, behind = [], 0.0
-    for start, share in zip(starts, SHARES, strict=True):
+    for start, share in zip(starts, TIME_OF_EACH, strict=True):
         part = replace(task, plan=replace(task.plan, seconds=share * task.plan.seconds))
         found.append(_learnt(context, start, part, partial(_told, on_step, behind, share)))
         behind += share

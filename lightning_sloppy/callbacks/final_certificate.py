@@ -24,7 +24,7 @@ from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.certificate_task import CertificateTask, RunState
 from lightning_sloppy.probing.certified_networks import folder_of, forget_files, learn_and_certify, save
-from lightning_sloppy.probing.classification import model_classifier, unlearnable
+from lightning_sloppy.probing.classification import coupled, model_classifier, unlearnable
 from lightning_sloppy.probing.context import FitContext, fit_context
 from lightning_sloppy.probing.curvature_coordinates import coordinates_of, leading_pairs
 from lightning_sloppy.probing.error_counts import ErrorCounter
@@ -241,8 +241,9 @@ class FinalCertificate(MeasuringCallback):
             return self._measurement(trainer, step, certificate, None, dtype)
         samples = samples_for(trainer, context, self.prior, self._run_state, self.duplicates)
         source = samples.rows.source
-        if samples.reasons:
-            return self._measurement(trainer, step, no_bound(len(source), self.delta, *samples.reasons), None, dtype)
+        reasons = [*samples.reasons, *coupled(trainer, context, choice, source)]
+        if reasons:
+            return self._measurement(trainer, step, no_bound(len(source), self.delta, *reasons), None, dtype)
         start = self._run_state.prior_mean
         assert start is not None
         check = checked_start(

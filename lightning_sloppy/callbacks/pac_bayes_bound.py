@@ -26,7 +26,7 @@ from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.classifiers import Classifier, Predict
 from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.probing import trainer_internals, validity
-from lightning_sloppy.probing.classification import model_classifier
+from lightning_sloppy.probing.classification import coupled, model_classifier
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.error_counts import ErrorCounter
 from lightning_sloppy.probing.hold_out_set import HoldOut
@@ -186,7 +186,10 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             self._rows = certifying_rows(context, context.source(trainer), self.duplicates)
         source = self._rows.source
         if self._data_reasons is None:
-            self._data_reasons = validity.data_reasons(trainer, context, source)
+            self._data_reasons = [
+                *validity.data_reasons(trainer, context, source),
+                *coupled(trainer, context, choice, source),
+            ]
         reasons = [*validity.module_reasons(context, self._prior_mean, self._frozen), *self._data_reasons]
         if not reasons:
             reasons = self._start_reasons(trainer, context, choice, classifier, source)

@@ -6,15 +6,23 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from lightning_sloppy.certificate import Reason
 from lightning_sloppy.evaluation.batches import private
 from lightning_sloppy.evaluation.classifiers import Classifier, Predict, classifier_of
+from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.loss_choice import LossChoice
+from lightning_sloppy.probing.samples import SampleSource, probe_indices
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+
+TOGETHER = 16
+"""Samples that are judged in one batch and in two."""
+APART = 1e-3
+"""Difference of two evaluations, by the largest output, that is no rounding."""
 
 
 def model_classifier(
@@ -69,3 +77,44 @@ def unlearnable(choice: LossChoice) -> Reason | None:
         "loss as loss_fn=.",
         flag="loss_not_bounded",
     )
+
+
+def coupled(trainer: Trainer, context: FitContext, choice: LossChoice, source: SampleSource) -> list[str]:
+    """Why the network is no function of one sample: what it says of some depends on those beside them in the batch.
+
+    Batch statistics in eval mode and attention over the batch do that: 16 samples are judged in one batch and in two.
+
+    Args:
+        trainer: The Trainer.
+        context: Of the fit.
+        choice: The loss, whose objective gives the outputs.
+        source: The samples.
+    """
+    indices = probe_indices(len(source), TOGETHER, seed=6)
+    if len(indices) < 4:
+        return []
+    table = context.layout.leaves(context.module, choice.objective.dtype)
+
+    def rows(part: Tensor) -> list[Tensor]:
+        batch = choice.objective.prepare(context.read(trainer, source, part, len(part)))[0]
+        with torch.no_grad():
+            found = tensors_of(choice.objective.outputs(table, private(batch)[0]))
+        return [tensor.double() for tensor in found if tensor.shape[:1] == (len(part),)]
+
+    whole = rows(indices)
+    first, second = (rows(part) for part in indices.tensor_split(2))
+    for tensor, *halves in zip(whole, first, second, strict=False):
+        if halves[0].shape[1:] != tensor.shape[1:] or halves[1].shape[1:] != tensor.shape[1:]:
+            continue  # padded to the longest of a batch
+        if float((tensor - torch.cat(halves)).abs().nan_to_num().max()) > APART * float(
+            tensor.abs().nan_to_num().max()
+        ):
+            return [
+                Reason(
+                    f"What the network says of a sample depends on the others in its batch ({len(indices)} samples in "
+                    "one batch and in two differ), so it is no classifier of single samples; look for batch statistics "
+                    "in eval mode (track_running_stats=False) or attention over the batch.",
+                    flag="batch_coupled_prediction",
+                )
+            ]
+    return []

@@ -127,3 +127,26 @@ def test_a_rule_serves_where_only_the_step_is_known(tmp_path):
         host.fit(Penalised(), loader(blobs(200)))
     assert live.measurements[-1].certificate.valid
     assert flags(final) == ("loss_not_bounded",)
+
+
+class Statistics(Classifier):
+    """Batch statistics also in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.net[1] = nn.BatchNorm1d(8, track_running_stats=False)
+
+
+class Attending(Classifier):
+    """Each sample looks at the others of its batch."""
+
+    def forward(self, inputs):
+        return self.net(inputs + torch.softmax(inputs @ inputs.T, 1) @ inputs)
+
+
+@pytest.mark.parametrize("kind", [Statistics, Attending])
+def test_a_network_of_whole_batches_is_no_classifier_of_samples(tmp_path, kind):
+    live = PACBayesBound(strict=True)
+    with pytest.warns(UserWarning, match="depends on the others in its batch"):
+        final = fit(tmp_path, model=kind(), before=[HessianSpectrum(k=2, num_samples=64), live], epochs=1)
+    assert flags(final) == live.measurements[-1].certificate.flags == ("batch_coupled_prediction",)

@@ -142,6 +142,14 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
                 "nor FisherSpectrum of all parameters is among the callbacks; add HessianSpectrum() to them."
             )
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the weights: what validation writes into them depends on its samples."""
+        self._hold_out.look(trainer, pl_module, remember=True)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Compare them, before there is a step."""
+        self._hold_out.look(trainer, pl_module)
+
     def listens_to(self, callback: MeasuringCallback, trainer: Trainer) -> bool:
         """The Hessian's measurements, else the Fisher matrix's."""
         return callback is _followed(trainer)
@@ -210,6 +218,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
                 choice.objective,
                 classifier,
                 delta=self.delta,
+                step=step,
                 natural=self.duplicates == "natural",
             )
         if held_out is not None:

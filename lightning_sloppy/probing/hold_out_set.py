@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 from lightning_sloppy.bounds import hold_out_certificate
 from lightning_sloppy.bounds.statements import HOLD_OUT_CONDITION
 from lightning_sloppy.certificate import Certificate
@@ -41,6 +44,8 @@ class HoldOut:
         self._opened = False
         self._counter: ErrorCounter | None = None
         self._size = 0
+        self._last: tuple[int, Certificate] | None = None
+        self._validated: tuple[int, tuple[float, ...]] | None = None
 
     def start_run(self) -> None:
         """Begin with weights that no sample has touched."""
@@ -54,23 +59,73 @@ class HoldOut:
         classifier: Classifier,
         *,
         delta: float,
+        step: int,
         natural: bool = False,
     ) -> Certificate | None:
-        """The bound of the model as it is now, or None; ``natural``: equal samples are draws of their own."""
+        """The bound of the model as it is now, or None.
+
+        The steps at which it is evaluated must be fixed before the fit: where something has ended the training, that
+        may have been the validation samples, so the step of the end is not one of them, and the last evaluation before
+        it stands.
+
+        Args:
+            trainer: The Trainer.
+            context: Of the fit.
+            objective: Gives outputs.
+            classifier: What is a mistake.
+            delta: Failure probability of the run.
+            step: Of the measurement.
+            natural: Whether equal samples are draws of their own.
+        """
         if not self._opened:
             if not trainer_internals.validation_loaders(trainer):
                 return None  # validation loaders may come later, with the first validation
             self._opened = True
             self.note = self._open(trainer, context, objective, classifier, natural)
+        self.look(trainer, context.module)
         if self._counter is None:
             return None
+        if trainer.should_stop and trainer_internals.effective_batches(trainer) > step:
+            if self._last is None:
+                self.note = "No hold-out bound: the training was stopped before the first evaluation."
+            else:
+                self.note = (
+                    f"The hold-out bound is that of step {self._last[0]}: the training was stopped, and the step of "
+                    "the end may have been chosen by the validation samples."
+                )
+            return None if self._last is None else self._last[1]
         self.evaluation += 1
         indices = probe_indices(self._size, LARGEST, seed=3)
         errors = self._counter(context.layout.vector(context.module), indices)
         self.note = f"The hold-out bound rests on this: {HOLD_OUT_CONDITION}"
-        return hold_out_certificate(
+        found = hold_out_certificate(
             errors, len(indices), delta=delta, evaluation=self.evaluation, conditions=(HOLD_OUT_CONDITION,)
         )
+        self._last = (step, found)
+        return found
+
+    def look(self, trainer: Trainer, module: nn.Module, *, remember: bool = False) -> None:
+        """Whether somebody has written weights since the validation began: they may be what it has chosen.
+
+        Args:
+            trainer: The Trainer.
+            module: Whose weights.
+            remember: At the beginning of a validation; else they are compared, where no step lies in between.
+        """
+        if not remember and self._validated is None:
+            return
+        with torch.no_grad():
+            sums = tuple(float((p.abs() if p.is_complex() else p).double().sum()) for p in module.parameters())
+        if remember:
+            self._validated = (trainer.global_step, sums)
+        elif self._validated is not None:
+            (at, before), self._validated = self._validated, None
+            if at == trainer.global_step and before != sums:
+                self._opened, self._counter = True, None
+                self.note = (
+                    "No hold-out bound: weights were written during a validation (the best checkpoint restored, or an "
+                    "average swapped in?), so they may depend on the validation samples."
+                )
 
     def _open(
         self, trainer: Trainer, context: FitContext, objective: Objective, classifier: Classifier, natural: bool

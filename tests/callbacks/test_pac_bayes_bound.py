@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from tiny import CLASSES, FEATURES, SAFELY, Classifier, Regressor, blobs, loader, trainer
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
@@ -313,3 +314,54 @@ def test_the_last_bound_carries_the_epoch_of_the_measurement_that_it_follows(tmp
     host.fit(Classifier(), loader(blobs(80)))  # 5 steps an epoch: the last measurement comes when training has ended
     assert [(m.step, m.epoch) for m in fisher.measurements] == [(0, 0), (6, 1), (9, 1)]
     assert [(m.step, m.epoch) for m in bound.measurements] == [(0, 0), (6, 1), (9, 1)]
+
+
+class Stopping(Callback):
+    """Ends the training between two steps that the schedule has."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.global_step >= self.step
+
+
+@pytest.mark.parametrize("stop", [8, None])
+def test_the_step_at_which_training_is_stopped_has_no_hold_out_bound_of_its_own(tmp_path, stop):
+    bound = PACBayesBound(strict=True)
+    hessian = HessianSpectrum(k=3, num_samples=64, schedule=Schedule(every_n_steps=5))
+    callbacks = [hessian, bound, *([Stopping(stop)] if stop else [])]
+    host = trainer(tmp_path, callbacks=callbacks, max_epochs=1, min_epochs=0, num_sanity_val_steps=1)
+    host.fit(Classifier(), loader(blobs(200)), loader(blobs(100, seed=8), shuffle=False))
+    steps = [m.step for m in bound.measurements]
+    values = [m.estimates["hold_out"].value for m in bound.measurements]
+    count = bound.state_dict()["hold_out_evaluation"]
+    if stop:
+        assert steps == [0, 4, 7]
+        assert values[2] == values[1] != values[0]
+        assert count == 2
+        assert "is that of step 4: the training was stopped" in bound.measurements[-1].notes[0]
+        assert bound.measurements[-1].certificate.valid
+    else:
+        # The end that was planned is a step like any other.
+        assert steps == [0, 4, 9, 12]
+        assert count == 4
+        assert values[3] != values[2]
+
+
+class Restoring(Callback):
+    """Writes the weights of the best validation so far."""
+
+    def on_validation_end(self, trainer, pl_module):
+        if not trainer.sanity_checking:
+            with torch.no_grad():
+                next(pl_module.parameters()).mul_(0.5)
+
+
+def test_weights_that_a_validation_writes_have_no_hold_out_bound(tmp_path):
+    bound = PACBayesBound(strict=True)
+    host = trainer(tmp_path, callbacks=[HessianSpectrum(k=3, num_samples=64), bound, Restoring()], max_epochs=3)
+    host.fit(Classifier(), loader(blobs(200)), loader(blobs(100, seed=8), shuffle=False))
+    assert ["hold_out" in m.estimates for m in bound.measurements] == [True, True, False, False]
+    assert "weights were written during a validation" in bound.measurements[-1].notes[0]
+    assert all(m.certificate.valid for m in bound.measurements)

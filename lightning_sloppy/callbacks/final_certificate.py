@@ -34,6 +34,7 @@ from lightning_sloppy.probing.priors import Prior, Samples, is_split, require_sa
 from lightning_sloppy.probing.repeats import Duplicates, require_duplicates
 from lightning_sloppy.probing.samples import CURVATURE_SAMPLES
 from lightning_sloppy.probing.start_check import PRETRAINED, StartCheck, checked_start, start_reasons
+from lightning_sloppy.probing.validity import module_conditions
 from lightning_sloppy.quantities import Quantity
 from lightning_sloppy.records import Cost, Estimate, Measurement, Status
 from lightning_sloppy.reporting import phrases
@@ -320,7 +321,7 @@ class FinalCertificate(MeasuringCallback):
             n_prior=n_prior,
             examples="certifying" if is_split(self.prior) else "training",
             posterior={"weights": "diagonal"}.get(self.learning.spread, self.learning.spread),
-            conditions=(*samples.rows.conditions, *check.open_questions),
+            conditions=(*samples.rows.conditions, *module_conditions(context), *check.open_questions),
             remarks=(check.words,),
             prior=FINAL_STATEMENTS[self.prior],
             start_error=check.error,

@@ -324,6 +324,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             conditions=(
                 *conditions("pair_of_draws"),
                 *rows.conditions,
+                *validity.module_conditions(context),
                 *(() if check is None else check.open_questions),
             ),
             prior=STATEMENTS[self.prior],

@@ -26,6 +26,8 @@ from lightning_sloppy.probing.samples import SampleSource, curvature_indices, pr
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+HALF = (torch.float16, torch.bfloat16)
+"""Types whose rounding is as large as the noise of a posterior."""
 TWICE = 16
 """Samples read twice to see whether reading is random."""
 
@@ -192,7 +194,8 @@ def module_reasons(context: FitContext, prior_mean: Tensor | None, start: Mappin
 
 
 def _low_precision(context: FitContext) -> list[str]:
-    low = [p.dtype for p in context.module.parameters() if p.dtype in (torch.float16, torch.bfloat16)]
+    # Frozen weights carry no noise that a rounding could take away.
+    low = [p.dtype for p in context.module.parameters() if p.requires_grad and p.dtype in HALF]
     if not low:
         return []
     return [
@@ -202,6 +205,17 @@ def _low_precision(context: FitContext) -> list[str]:
             flag="low_precision",
         )
     ]
+
+
+def module_conditions(context: FitContext) -> tuple[str, ...]:
+    """What is granted about the module."""
+    low = [p.dtype for p in context.module.parameters() if not p.requires_grad and p.dtype in HALF]
+    if not low:
+        return ()
+    return (
+        f"Frozen weights in {str(low[0]).removeprefix('torch.')} are widened to float32 before the networks are "
+        "judged; deploy them so.",
+    )
 
 
 def _random_reads() -> Reason:

@@ -150,3 +150,41 @@ def test_a_network_of_whole_batches_is_no_classifier_of_samples(tmp_path, kind):
     with pytest.warns(UserWarning, match="depends on the others in its batch"):
         final = fit(tmp_path, model=kind(), before=[HessianSpectrum(k=2, num_samples=64), live], epochs=1)
     assert flags(final) == live.measurements[-1].certificate.flags == ("batch_coupled_prediction",)
+
+
+class Adapted(Classifier):
+    """A frozen layer in half precision below a trained head in float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.net[0].requires_grad_(False).bfloat16()
+
+    def forward(self, inputs):
+        first = self.net[0]
+        return self.net[1:](first(inputs.to(first.weight.dtype)).float())
+
+
+def test_frozen_weights_may_be_in_half_precision(tmp_path):
+    torch.manual_seed(0)
+    folder, live = tmp_path / "mine", PACBayesBound(strict=True)
+    before = [HessianSpectrum(k=2, num_samples=64), live]
+    pair = fit(tmp_path, model=Adapted(), before=before, folder=str(folder)).certificates[0]
+    assert live.latest.certificate.valid
+    assert pair.valid
+    assert "Frozen weights in bfloat16 are widened to float32" in pair.statement()
+    inputs, targets = blobs(600).tensors
+    rates = []
+    for name in pair.networks:
+        network = Adapted()
+        network.load_state_dict(torch.load(folder / name, weights_only=True)["state_dict"])
+        network.float().eval()
+        rates.append(float((network(inputs).argmax(1) != targets).double().mean()))
+    assert pair.empirical_risk == pytest.approx(sum(rates) / 2)
+
+
+def test_trained_weights_may_not(tmp_path):
+    model = Adapted()
+    model.net[0].requires_grad_(True)
+    with pytest.warns(UserWarning, match="round away the noise"):
+        final = fit(tmp_path, model=model, epochs=1)
+    assert flags(final) == ("low_precision",)

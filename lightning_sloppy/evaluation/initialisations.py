@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,11 +114,10 @@ def _constant(tensor: Tensor) -> bool:
     return tensor.numel() == 0 or bool((tensor == tensor.reshape(-1)[0]).all())
 
 
-def _twin(module: nn.Module, known: dict[int, object]) -> nn.Module:
+def _twin(module: nn.Module, known: dict[int, Any]) -> nn.Module:
     """The same tree of layers with tensors of its own on the CPU; all else is shared, for it may hold a Trainer."""
     if id(module) in known:
-        found = known[id(module)]
-        assert isinstance(found, nn.Module)
+        found: nn.Module = known[id(module)]
         return found
     twin: nn.Module = object.__new__(type(module))
     known[id(module)] = twin
@@ -134,10 +134,9 @@ def _twin(module: nn.Module, known: dict[int, object]) -> nn.Module:
     return twin
 
 
-def _copy(tensor: Tensor, known: dict[int, object]) -> Tensor:
+def _copy(tensor: Tensor, known: dict[int, Any]) -> Tensor:
     if id(tensor) not in known:
         plain = tensor.detach().to("cpu", copy=True)
         known[id(tensor)] = nn.Parameter(plain, requires_grad=False) if isinstance(tensor, nn.Parameter) else plain
-    found = known[id(tensor)]
-    assert isinstance(found, Tensor)
+    found: Tensor = known[id(tensor)]
     return found

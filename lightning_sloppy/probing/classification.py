@@ -63,8 +63,8 @@ def _found(trainer: Trainer, context: FitContext, choice: LossChoice, predict: P
     batch = choice.objective.prepare(context.read(trainer, source, indices, len(indices)))[0]
     table = context.layout.leaves(context.module, choice.objective.dtype)
     outputs = None
-    with torch.no_grad(), nullcontext() if predict else suppress(Exception):
-        outputs = choice.objective.outputs(table, private(batch)[0])
+    with nullcontext() if predict else suppress(Exception):
+        outputs = choice.objective.output_values(table, private(batch)[0])
     return classifier_of(choice.objective.loss_fn, outputs, batch[1], predict)
 
 
@@ -97,8 +97,7 @@ def coupled(trainer: Trainer, context: FitContext, choice: LossChoice, source: S
 
     def rows(part: Tensor) -> list[Tensor]:
         batch = choice.objective.prepare(context.read(trainer, source, part, len(part)))[0]
-        with torch.no_grad():
-            found = tensors_of(choice.objective.outputs(table, private(batch)[0]))
+        found = tensors_of(choice.objective.output_values(table, private(batch)[0]))
         return [tensor.double() for tensor in found if tensor.shape[:1] == (len(part),)]
 
     whole = rows(indices)

@@ -122,8 +122,8 @@ def _value(trainer: Trainer, module: LightningModule, objective: Objective, batc
     try:
         copy = as_pair(map_tensors(torch.clone, batch))
         table = ParameterLayout.of(module).leaves(module, objective.dtype)
-        with measuring(module, "train", precise=False), torch.no_grad(), trainer_internals.step_context(trainer):
-            return float(objective.loss(table, objective.prepare([copy])[0]))
+        with measuring(module, "train", precise=False), trainer_internals.step_context(trainer):
+            return float(objective.loss_value(table, objective.prepare([copy])[0]))
     except Exception:
         return math.nan
 

@@ -30,8 +30,7 @@ def double_backward(module: nn.Module) -> Iterator[None]:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_without_reentry())
-        if any(isinstance(child, nn.RNNBase) for child in module.modules()):
-            stack.enter_context(_without_cudnn())
+        stack.enter_context(backward_in_eval(module))
         try:
             yield
         except RuntimeError as error:
@@ -50,10 +49,12 @@ def _is_refusal(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def _without_cudnn() -> Iterator[None]:
-    """The flag alone: :func:`torch.backends.cudnn.flags` would set the precision flags as well."""
+def backward_in_eval(module: nn.Module) -> Iterator[None]:
+    """Run forwards so that first derivatives exist in eval mode: recurrent layers of cuDNN have none there."""
     enabled = torch.backends.cudnn.enabled
-    torch.backends.cudnn.enabled = False
+    if any(isinstance(child, nn.RNNBase) for child in module.modules()):
+        # The flag alone: torch.backends.cudnn.flags would set the precision flags as well.
+        torch.backends.cudnn.enabled = False
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_sloppy.curvature.double_backward import backward_in_eval
 from lightning_sloppy.curvature.parameters import ParameterLayout, grad
 from lightning_sloppy.evaluation.batches import Batch
 from lightning_sloppy.evaluation.objective import Objective
@@ -22,5 +23,6 @@ def mean_gradient(objective: Objective, layout: ParameterLayout, batches: list[B
                 if any(part is not None for part in parts):
                     total.add_(layout.flatten(parts))
 
-    objective.swapped(leaves, add)
+    with backward_in_eval(objective.module):
+        objective.swapped(leaves, add)
     return objective.add_up(total)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.bounds.coordinates import Coordinates
+from lightning_sloppy.curvature.double_backward import backward_in_eval
 from lightning_sloppy.evaluation.batches import Batch, joined, picked, private
 from lightning_sloppy.evaluation.classifiers import Classifier
 from lightning_sloppy.evaluation.local_noise import LocalNoise, RandomWeight
@@ -173,7 +174,7 @@ class ErrorCounter:
         assert loss_fn is not None
         total, wrong = 0.0, 0
         slopes = [torch.zeros_like(leaf) for leaf in leaves]
-        with self._source.untouched():
+        with self._source.untouched(), backward_in_eval(self._objective.module):
             for batch in self._batches(indices):
                 inputs, targets = private(batch)
                 fraction = len(targets) / len(indices)

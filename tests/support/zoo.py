@@ -124,7 +124,7 @@ class GAN(LightningModule):
 
     def training_step(self, batch: Any) -> None:
         first, second = self.optimizers()
-        made, targets = self.maker(torch.randn(len(batch[0]), 2)), batch[1]
+        made, targets = self.maker(torch.randn(len(batch[0]), 2, device=batch[0].device)), batch[1]
         first.zero_grad()
         self.manual_backward(fooled(self.judge(made), targets))
         first.step()

@@ -89,6 +89,14 @@ def test_inputs_are_judged_beside_their_null(tmp_path, kind) -> None:
         assert f"matrix is {'' if answer == 'yes' else 'not '}sloppy: its participation ratio is" in words
 
 
+def test_too_few_features_are_said_once(tmp_path) -> None:
+    part = InputSpectrum(strict=True)
+    trainer(tmp_path, callbacks=[part], max_epochs=1).fit(Classifier(), loader())
+    words = " ".join(part.paragraphs())
+    assert words.startswith("Whether the inputs are sloppy cannot be said: fewer than 10 eigenvalues are resolved")
+    assert words.count("fewer than 10") == 1
+
+
 def test_without_a_null_there_is_no_verdict(tmp_path) -> None:
     part = InputSpectrum(null=False, strict=True)
     trainer(tmp_path, callbacks=[part], max_epochs=1).fit(Line(), DataLoader(wide(), 50))

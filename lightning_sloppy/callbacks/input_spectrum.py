@@ -181,12 +181,15 @@ class InputSpectrum(MeasuringCallback):
         if event is None:
             return [phrases.why_nothing(self.measurements)]
         decades, slope, fit = (phrases.value(event, name) for name in ("decades", "slope", "slope_r_squared"))
-        reasons = {verdict.reason for verdict in event.verdicts.values()}
+        judged = list(event.verdicts.values())
+        reasons = {verdict.reason for verdict in judged}
         verdicts = [
             verdict_in_words(f"The {kind.replace('_', '-')} matrix", verdict)
             for kind, verdict in event.verdicts.items()
         ]
-        if len(verdicts) > 1 and len(reasons) == 1:  # too few features for any of the matrices
+        if (
+            len(judged) > 1 and len(reasons) == 1 and judged[0].answer == "undetermined"
+        ):  # too few features for any of the matrices
             verdicts = [f"Whether the inputs are sloppy cannot be said: {reasons.pop()}."]
         sentences = [*verdicts, phrases.on_samples(event, "training samples")]
         if decades is not None:

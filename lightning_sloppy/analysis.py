@@ -18,15 +18,16 @@ from lightning_sloppy.curvature.kept_graph import Method
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.curvature.partition import gathered_batches
 from lightning_sloppy.curvature.spectra import Quadrature, Solve, gauss_newton_of, hessian_of
+from lightning_sloppy.curvature.summed import checked_reduction, reduced_as
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import collected
-from lightning_sloppy.evaluation.loss_checks import checked_mean
+from lightning_sloppy.evaluation.batches import BatchSize, checked_batch_size, collected
+from lightning_sloppy.evaluation.loss_checks import checked_reduction_of
 from lightning_sloppy.evaluation.objective import Loss, Objective
 from lightning_sloppy.evaluation.precision import Precision, checked_precision
 from lightning_sloppy.evaluation.preserve import Mode, preserved
 from lightning_sloppy.evaluation.ranks import ALONE, Ranks, need_ranks
 from lightning_sloppy.evaluation.stand_ins import unwrapped
-from lightning_sloppy.evaluation.weights import Likelihood, SampleWeights
+from lightning_sloppy.evaluation.weights import Likelihood, Reduction, SampleWeights
 from lightning_sloppy.inputs.spectrum import input_spectrum
 from lightning_sloppy.linalg.basis import Storage
 from lightning_sloppy.linalg.vectors import generator, rademacher
@@ -72,6 +73,8 @@ def hessian_spectrum(
     eigenvectors: bool = False,
     method: Method = "auto",
     sample_weights: SampleWeights | None = None,
+    batch_size: BatchSize | None = None,
+    reduction: Reduction | None = None,
     basis_memory: int | None = None,
     basis: Storage = "device",
     over_ranks: bool = False,
@@ -82,9 +85,12 @@ def hessian_spectrum(
     Args:
         module: Any module; ``forward`` takes the inputs of a batch. It is left as it was.
         batches: Re-iterable of ``(inputs, targets)``; batches may differ in size. Inputs and targets may be nests of
-            tensors; a batch that is no pair (a dict, a dataclass) goes whole to ``forward`` and to the loss.
-        loss_fn: Mean-reduced ``loss_fn(outputs, targets)``. Every path from a parameter of the module to it counts,
-            also past the outputs: penalties on weights, parameters of the loss that are in the module.
+            tensors. A batch that is no pair (a dict, a dataclass, a batch object) goes whole to ``forward`` and to the
+            loss, a dict by the keywords that ``forward`` knows. Of a longer tuple ``forward`` takes as many parts as
+            it has parameters, and the rest are the targets.
+        loss_fn: ``loss_fn(outputs, targets)``, a mean over the samples of a batch or their sum. Every path from a
+            parameter of the module to it counts, also past the outputs: penalties on weights, parameters of the loss
+            that are in the module.
         k: Wanted pairs; ``min(k, p)`` are returned.
         which: "magnitude", "largest", "smallest", or "both" ends (the larger half of k from the top).
         probes: Rademacher probe vectors for trace and density, beside the converged pairs: 0, at least 2 (one has no
@@ -104,6 +110,10 @@ def hessian_spectrum(
             across the kinks of ReLU), or "auto": by the free memory, and by what the module allows.
         sample_weights: ``sample_weights(targets) -> (n,)``: what each sample weighs in the loss's mean. None knows the
             losses of torch, with their ignored targets and class weights; else every sample weighs 1.
+        batch_size: ``batch_size(batch) -> int``: how many samples a batch holds. None finds it from what inputs,
+            targets and outputs have in common, in whichever dimension it is.
+        reduction: "mean" or "sum" over the probe; None: as the loss itself reduces. Of a sum every eigenvalue is N
+            times that of the mean, which ``detail`` says.
         basis_memory: Bytes for the Lanczos basis; it restarts beyond. None: a quarter of what is free.
         basis: Where the basis is kept: "device", or "host" or "half" (bfloat16) when it does not fit.
         over_ranks: The probe is the union of the batches of all ranks of a running ``torch.distributed`` group: one
@@ -116,8 +126,8 @@ def hessian_spectrum(
         whole matrix is formed: everything is exact, trace and density included, without probe vectors.
 
     Raises:
-        ConfigurationError: For arguments out of range, a generator, an empty probe, a pattern without a match or a
-            loss that is no scalar.
+        ConfigurationError: For arguments out of range, a generator, an empty probe, a pattern without a match, a
+            loss that is no scalar, or batches whose samples cannot be counted.
         UnsupportedError: When a forced method needs a double backward that some layer has not; it is named.
 
     >>> import torch
@@ -133,13 +143,18 @@ def hessian_spectrum(
     check_solver(steps, tol, max_products, basis_memory)
     if not rel_error > 0:
         raise ConfigurationError(f"rel_error={rel_error} can never be reached; pass a positive number such as 0.05.")
+    checked_batch_size(batch_size)
+    checked_reduction(reduction)
     ranks = need_ranks() if over_ranks else ALONE
     objective = Objective(module, loss_fn, seed=seed if mode == "train" else None, weights=sample_weights, ranks=ranks)
 
     def measured() -> tuple[Spectrum, str]:
-        held = objective.prepare(collected(batches))
-        # Of a single batch the Hessian of a sum is what was asked for; over several no sum has a meaning.
-        note = checked_mean(objective, held[0]) if len(held) > 1 or over_ranks else ""
+        held = objective.located(objective.prepare(collected(batches, batch_size, module)))
+        note = checked_reduction_of(objective, held[0])
+        if not ranks.least(objective.reduction == "mean"):
+            objective.reduction = "sum"  # a rank with a single sample cannot tell
+        if len(held) == 1 and not over_ranks:
+            note = ""  # there are no batches to weigh
         found = hessian_of(
             objective,
             held,
@@ -150,7 +165,7 @@ def hessian_spectrum(
             by_layer=by_layer,
             rng=generator(seed),
         )
-        return found, note
+        return reduced_as(found, objective, held, reduction), note
 
     return _on(module, mode, ranks, measured)
 
@@ -173,6 +188,8 @@ def fisher_spectrum(
     mode: Mode = "eval",
     precision: Precision | None = None,
     sample_weights: SampleWeights | None = None,
+    batch_size: BatchSize | None = None,
+    reduction: Reduction | None = None,
     over_ranks: bool = False,
     seed: int = 0,
 ) -> Spectrum:
@@ -185,8 +202,9 @@ def fisher_spectrum(
     Args:
         module: Any module; left as it was.
         batches: Re-iterable of ``(inputs, targets)``, as for :func:`hessian_spectrum`.
-        loss_fn: Mean-reduced ``loss_fn(outputs, targets)``. Its own parameters, where they are in the module, belong to
-            the empirical kind; what else goes past the outputs is left out and named in ``detail["beside_outputs"]``.
+        loss_fn: ``loss_fn(outputs, targets)``, a mean over the samples of a batch or their sum. Its own parameters,
+            where they are in the module, belong to the empirical kind; what else goes past the outputs is left out and
+            named in ``detail["beside_outputs"]``.
         kind: Which of the three.
         labels: Targets drawn for each sample (sampled kind).
         likelihood: The model behind a loss that is none of torch's (sampled kind): "categorical", "bernoulli" with
@@ -203,6 +221,8 @@ def fisher_spectrum(
         precision: "float64" for eigenvalues below the rounding of float32: 13 decades instead of 6, at two to three
             times the cost. None: the data type of the parameters, at least float32.
         sample_weights: As for :func:`hessian_spectrum`.
+        batch_size: As for :func:`hessian_spectrum`.
+        reduction: As for :func:`hessian_spectrum`. Of a sum it is ``sum_i g_i g_i^T`` with the gradients of the terms.
         over_ranks: The probe is the union of the batches of all ranks. Every sample meets every other, so each rank
             gets all batches, and makes the inner products of some of the layers.
         seed: Of the sampled targets.
@@ -212,7 +232,7 @@ def fisher_spectrum(
         the samples beside them; by products ``min(k, p)`` with residuals.
 
     Raises:
-        ConfigurationError: For an unknown kind, a loss that sums its samples, too many rows for ``method="gram"``, a
+        ConfigurationError: For an unknown kind, too many rows for ``method="gram"``, a
             generator or an empty probe.
 
     >>> import torch
@@ -230,12 +250,15 @@ def fisher_spectrum(
     dtype = getattr(torch, checked_precision(precision) or "float32")
     one_of("method", method, FisherMethod)
     check_solver(steps, None, None, None)
+    checked_batch_size(batch_size)
+    checked_reduction(reduction)
     ranks = need_ranks() if over_ranks else ALONE
     objective = Objective(module, loss_fn, seed=seed if mode == "train" else None, weights=sample_weights).at(dtype)
 
     def measured() -> tuple[Spectrum, str]:
-        held = objective.prepare(gathered_batches(ranks, collected(batches)))
-        note = checked_mean(objective, held[0])
+        held = objective.prepare(gathered_batches(ranks, collected(batches, batch_size, module)))
+        held = objective.located(held)
+        note = checked_reduction_of(objective, held[0])
         found = fisher_of(
             objective,
             held,
@@ -248,7 +271,7 @@ def fisher_spectrum(
             ranks=ranks,
             rng=generator(seed),
         )
-        return found, note
+        return reduced_as(found, objective, held, reduction), note
 
     return _on(module, mode, ranks, measured)
 
@@ -265,6 +288,7 @@ def jacobian_spectrum(
     parameters: Patterns = None,
     mode: Mode = "eval",
     precision: Precision | None = None,
+    batch_size: BatchSize | None = None,
     over_ranks: bool = False,
     seed: int = 0,
 ) -> Spectrum:
@@ -288,6 +312,7 @@ def jacobian_spectrum(
         mode: "eval", or "train" with the random stream fixed.
         precision: "float64" for eigenvalues below the rounding of float32: 13 decades instead of 6, at two to three
             times the cost. None: the data type of the parameters, at least float32.
+        batch_size: As for :func:`hessian_spectrum`.
         over_ranks: The probe is the union of the batches of all ranks.
         seed: Of the probe vectors, and of the random signs that estimate ``tr K_ii`` of more than 128 outputs where
             there are too many rows.
@@ -313,11 +338,13 @@ def jacobian_spectrum(
     dtype = getattr(torch, checked_precision(precision) or "float32")
     one_of("method", method, FisherMethod)
     check_solver(steps, None, None, None)
+    checked_batch_size(batch_size)
     ranks = need_ranks() if over_ranks else ALONE
     objective = jacobian_objective(module, outputs, seed=seed if mode == "train" else None).at(dtype)
 
     def measured() -> tuple[Spectrum, str]:
-        held = objective.prepare(gathered_batches(ranks, collected(batches)))
+        held = objective.prepare(gathered_batches(ranks, collected(batches, batch_size, module)))
+        held = objective.located(held)
         quadrature = _quadrature(module, parameters, probes, steps, seed)
         found = jacobian_of(
             objective,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from lightning_sloppy.callbacks.base import SloppyCallback
+from lightning_sloppy.evaluation.batches import BatchSize
+from lightning_sloppy.evaluation.preserve import Mode
 from lightning_sloppy.probing.context import FitContext, known_context
 from lightning_sloppy.records import Measurement
 
@@ -20,7 +23,14 @@ class AwaitingCallback(SloppyCallback):
     The measurement is made where it always was, before the step; it is published within the step, behind its backward.
     There the loss is known, the weights have not moved, the graph of the step is gone, and no callback has seen the end
     of a batch. A call of the step beside the training could be compared earlier, but a step may do more than compute.
+
+    Attributes:
+        mode: Of the measurements.
+        batch_size: The user's count of the samples of a batch, or None.
     """
+
+    mode: Mode = "eval"
+    batch_size: BatchSize | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,8 +64,8 @@ class AwaitingCallback(SloppyCallback):
         held, self._held = self._held, None
         if held is None:
             return
-        with context.before_the_step():
-            if context.is_confirmed:
+        with context.losses.before_the_step():
+            if context.losses.is_confirmed(self.mode):
                 self._report(trainer, pl_module, context, held)
             else:
                 self.run(trainer, pl_module, step=held.step, epoch=held.epoch)
@@ -64,20 +74,24 @@ class AwaitingCallback(SloppyCallback):
         """Evaluate a guess where the step is about to be called."""
         context = known_context(trainer)
         if context is not None:
-            context.before_step(trainer, batch, wanted=self.needs_loss)
+            start = time.perf_counter()
+            if context.losses.before_step(
+                trainer, batch, wanted=self.needs_loss, batch_size=self.batch_size, mode=self.mode
+            ):
+                context.measuring_seconds += time.perf_counter() - start
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """The step has returned its loss."""
         context = known_context(trainer)
         if context is not None:
-            context.see_loss(trainer, loss)
+            context.losses.see_loss(trainer, loss)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare, and publish what was held back."""
         context = known_context(trainer)
         if context is not None:
-            context.after_backward(trainer)
-            if self._held is not None and context.guess is None:
+            context.losses.after_backward(trainer)
+            if self._held is not None and context.losses.guess is None:
                 self._release(trainer, pl_module, context)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,5 +103,5 @@ class AwaitingCallback(SloppyCallback):
         """What is still held back is measured anew, by a loss that is looked for beside the training."""
         context = known_context(trainer)
         if context is not None:
-            context.training_is_over()
+            context.losses.training_is_over()
             self._release(trainer, pl_module, context)

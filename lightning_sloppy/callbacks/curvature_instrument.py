@@ -10,6 +10,8 @@ from torch.nn.parameter import UninitializedParameter
 from lightning_sloppy.callbacks.instrument import Instrument
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.batches import BatchSize
+from lightning_sloppy.evaluation.preserve import Mode
 from lightning_sloppy.measures.effective_dimension import curvature_scale, effective_dimension, eigenvalue_count
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.loss_choice import LossArgument
@@ -76,6 +78,8 @@ class CurvatureInstrument(Instrument):
         schedule: When to measure.
         loss_fn: The user's loss, or None.
         measure_on: Which samples.
+        batch_size: The user's count of the samples of a batch, or None.
+        mode: Which mode.
         name: Name in the tags.
         seed: Of the probe.
         strict: Raise errors of measurements.
@@ -94,6 +98,8 @@ class CurvatureInstrument(Instrument):
         schedule: Schedule | None,
         loss_fn: LossArgument | None,
         measure_on: MeasureOn | None,
+        batch_size: BatchSize | None,
+        mode: Mode | None,
         name: str | None,
         seed: int | None,
         strict: bool | None,
@@ -103,6 +109,8 @@ class CurvatureInstrument(Instrument):
             schedule=schedule,
             loss_fn=loss_fn,
             measure_on=measure_on,
+            batch_size=batch_size,
+            mode=mode,
             name=name,
             seed=seed,
             strict=strict,

@@ -15,7 +15,9 @@ from lightning_sloppy.curvature.cotangents import checked_kind
 from lightning_sloppy.curvature.fisher_spectra import ROW_LIMIT
 from lightning_sloppy.curvature.parameters import Patterns
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.batches import BatchSize
 from lightning_sloppy.evaluation.precision import Precision, checked_precision
+from lightning_sloppy.evaluation.preserve import Mode
 from lightning_sloppy.measures import effective_dimension as dimension
 from lightning_sloppy.measures.dimensions import degrees_of_freedom, stable_rank
 from lightning_sloppy.measures.relative_dimension import relative_estimates
@@ -126,13 +128,15 @@ class FisherSpectrum(CurvatureInstrument):
         measure_on: "fixed_samples": the same samples every time, so that curves show the network and not the draw;
             where samples cannot be read by index (iterable data, several loaders), the first batches of the training.
             "current_batch": the batch just trained on. null: "fixed_samples".
+        batch_size: Function of a batch that returns its number of samples; null: found from its tensors and outputs.
+        mode: "eval", or "train" with the flags of the fit and the random stream fixed. null: "eval".
         name: Name in the tags ``sloppy_<name>/...``; null: "fisher", with the kind behind it unless it is empirical,
             and with the patterns of ``parameters``.
         seed: Of the probe samples and sampled targets. null: 0.
         strict: Raise errors of measurements instead of warning. null: false.
 
-    Inside a SloppyMonitor, null means the monitor's own ``schedule``, ``loss_fn``, ``measure_on``, ``epsilon``,
-    ``seed`` and ``strict``.
+    Inside a SloppyMonitor, null means the monitor's own ``schedule``, ``loss_fn``, ``measure_on``, ``batch_size``,
+    ``mode``, ``epsilon``, ``seed`` and ``strict``.
 
     Raises:
         ConfigurationError: For an unknown kind or numbers out of range; in ``setup`` for patterns that match no
@@ -161,6 +165,8 @@ class FisherSpectrum(CurvatureInstrument):
         schedule: Schedule | None = None,
         loss_fn: LossArgument | None = None,
         measure_on: MeasureOn | None = None,
+        batch_size: BatchSize | None = None,
+        mode: Mode | None = None,
         name: str | None = None,
         seed: int | None = None,
         strict: bool | None = None,
@@ -176,6 +182,8 @@ class FisherSpectrum(CurvatureInstrument):
             schedule=schedule,
             loss_fn=loss_fn,
             measure_on=measure_on,
+            batch_size=batch_size,
+            mode=mode,
             name=name,
             seed=seed,
             strict=strict,

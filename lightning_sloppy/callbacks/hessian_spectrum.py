@@ -18,6 +18,8 @@ from lightning_sloppy.callbacks.directions import Directions
 from lightning_sloppy.callbacks.gauss_newton_part import estimated_gauss_newton, exact_gauss_newton
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.errors import ConfigurationError, UnsupportedError
+from lightning_sloppy.evaluation.batches import BatchSize
+from lightning_sloppy.evaluation.preserve import Mode
 from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.measures import effective_dimension as dimension
 from lightning_sloppy.measures.relative_dimension import relative_estimates
@@ -139,8 +141,7 @@ class HessianSpectrum(CurvatureInstrument):
     vectors, and effective dimensions of the Gauss-Newton part: one in which a direction with a thousandth of the trace
     counts one half, and ``N_eff(z) = sum lambda/(lambda + z)`` with the count ``p(n, epsilon) = #{lambda >= z}`` at the
     scale of the prior, ``z = epsilon / (2 (n - 1))`` (Yang, Mao and Chaudhari, ICML 2022, arXiv 2110.14163). They are
-    exact on a small probe; with ``probes`` they come from all probe samples by stochastic Lanczos quadrature, with
-    standard error and truncation error.
+    exact on a small probe; with ``probes`` they come from all probe samples by Lanczos quadrature, with its errors.
 
     Args:
         k: Eigenpairs, at least 1. Ten: about one for each class of the usual data sets.
@@ -160,12 +161,14 @@ class HessianSpectrum(CurvatureInstrument):
         measure_on: "fixed_samples": the same samples every time, so that curves show the network and not the draw;
             where samples cannot be read by index (iterable data, several loaders), the first batches of the training.
             "current_batch": the batch just trained on. null: "fixed_samples".
+        batch_size: Function of a batch that returns its number of samples; null: found from its tensors and outputs.
+        mode: "eval", or "train" with the flags of the fit and the random stream fixed. null: "eval".
         name: Name in the tags ``sloppy_<name>/...``; null: "hessian", with the patterns of ``parameters`` behind it.
         seed: Of the probe samples and vectors; the same ones serve at every measurement. null: 0.
         strict: Raise errors of measurements instead of warning. null: false.
 
-    Inside a SloppyMonitor, null means the monitor's own ``schedule``, ``loss_fn``, ``measure_on``, ``epsilon``,
-    ``seed`` and ``strict``.
+    Inside a SloppyMonitor, null means the monitor's own ``schedule``, ``loss_fn``, ``measure_on``, ``batch_size``,
+    ``mode``, ``epsilon``, ``seed`` and ``strict``.
 
     Raises:
         ConfigurationError: For k < 1, fewer than 2 probes, or other numbers out of range; in ``setup`` for patterns
@@ -196,6 +199,8 @@ class HessianSpectrum(CurvatureInstrument):
         schedule: Schedule | None = None,
         loss_fn: LossArgument | None = None,
         measure_on: MeasureOn | None = None,
+        batch_size: BatchSize | None = None,
+        mode: Mode | None = None,
         name: str | None = None,
         seed: int | None = None,
         strict: bool | None = None,
@@ -218,6 +223,8 @@ class HessianSpectrum(CurvatureInstrument):
             schedule=schedule,
             loss_fn=loss_fn,
             measure_on=measure_on,
+            batch_size=batch_size,
+            mode=mode,
             name=name,
             seed=seed,
             strict=strict,

@@ -13,8 +13,9 @@ from torch import Tensor
 from lightning_sloppy.callbacks.input_quantities import HISTOGRAMS, QUANTITIES, SIDE_KINDS, SIDE_QUANTITIES
 from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import as_pair
+from lightning_sloppy.evaluation.batches import as_pair, rows_in
 from lightning_sloppy.evaluation.ranks import keep_step
+from lightning_sloppy.evaluation.sample_rows import located
 from lightning_sloppy.inputs.moments import InputMoments, Moments
 from lightning_sloppy.inputs.nulls import MOST_DRAWN, NULLS, isotropic_spectrum, shuffled
 from lightning_sloppy.inputs.spectrum import InputKind, moments_spectrum
@@ -265,13 +266,17 @@ class InputSpectrum(MeasuringCallback):
         title = f"Inputs: reading {len(indices):,} samples"
         with source.untouched(), progress(trainer, title, total=len(own)) as bar:
             for moments, part in ((first, own[: len(own) // 2]), (second, own[len(own) // 2 :])):
-                for batch in source.chunks(part, READ_CHUNK):
-                    inputs = as_pair(batch)[0]
+                for number, batch in enumerate(source.chunks(part, READ_CHUNK)):
+                    read = min(READ_CHUNK, len(part) - number * READ_CHUNK)
+                    batch = as_pair(batch, module=context.module, read=read)
+                    inputs = batch[0]
                     if not isinstance(inputs, Tensor):
                         raise ConfigurationError(
                             f"The input spectrum needs one tensor for each sample, but the inputs are a "
                             f"{type(inputs).__name__}; give a data set whose inputs are a single tensor."
                         )
+                    rows = rows_in(located([batch])[0])
+                    inputs = inputs.movedim(rows.inputs[0] or 0, 0)  # a sequence may have time first
                     with torch.no_grad():
                         moments.update(inputs.to(moments.device))
                         if self._shuffles(moments.num_features or 0):

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 from torch import Tensor
 
 from lightning_sloppy.callbacks.periodic import PeriodicCallback
+from lightning_sloppy.curvature.arguments import one_of
 from lightning_sloppy.curvature.partition import samples_of_rank
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch, map_batch
+from lightning_sloppy.evaluation.batches import Batch, BatchSize, checked_batch_size, map_batch
 from lightning_sloppy.evaluation.objective import Objective
-from lightning_sloppy.evaluation.preserve import parameters_restored
+from lightning_sloppy.evaluation.preserve import Mode, parameters_restored
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.loss_choice import LossArgument, LossChoice, checked_argument, seconds_of_a_gradient
 from lightning_sloppy.probing.probe import MeasureOn, Probe
@@ -39,6 +40,16 @@ def check_measure_on(measure_on: str | None) -> None:
         )
 
 
+def check_mode(mode: str | None) -> None:
+    """Check the mode.
+
+    Raises:
+        ConfigurationError: For an unknown one.
+    """
+    if mode is not None:
+        one_of("mode", mode, Mode)
+
+
 class Instrument(PeriodicCallback):
     """Base class of what measures on a probe while the training runs: declare ``quantities``, write ``measure``.
 
@@ -53,6 +64,9 @@ class Instrument(PeriodicCallback):
         measure_on: "fixed_samples": the same samples every time, so that curves show the network and not the draw;
             where samples cannot be read by index (iterable data, several loaders), the first batches of the training.
             "current_batch": the batch just trained on.
+        batch_size: Function of a batch, as its loader gives it, that returns how many samples it holds; None: found
+            from its tensors and from what the module gives.
+        mode: "eval", or "train" with the flags of the fit and the random stream fixed; None: "eval".
         name: Name of the instrument in its tags; None: made from the class and what differs from the defaults.
         seed: Of the probe samples.
         strict: Raise errors of measurements instead of warning.
@@ -89,6 +103,8 @@ class Instrument(PeriodicCallback):
         schedule: Schedule | None = None,
         loss_fn: LossArgument | None = None,
         measure_on: MeasureOn | None = None,
+        batch_size: BatchSize | None = None,
+        mode: Mode | None = None,
         name: str | None = None,
         seed: int | None = None,
         strict: bool | None = None,
@@ -101,7 +117,10 @@ class Instrument(PeriodicCallback):
         super().__init__(size=self.full_size(), schedule=schedule, name=name, seed=seed, strict=strict)
         checked_argument(loss_fn)
         check_measure_on(measure_on)
+        checked_batch_size(batch_size)
+        check_mode(mode)
         self._settle(loss_fn=(loss_fn, None), measure_on=(measure_on, "fixed_samples"))
+        self._settle(batch_size=(batch_size, None), mode=(mode, "eval"))
 
     @abstractmethod
     def measure(
@@ -185,6 +204,7 @@ class Instrument(PeriodicCallback):
             cost=known if cost is None else cost,
             status=_status(estimates) if spectrum is None else spectrum.status,
             num_samples=probe.num_samples if spectrum is None else spectrum.num_samples,
+            mode=self.mode,
             precision=str(probe.dtype).removeprefix("torch."),
             notes=notes,
             companions=companions or {},
@@ -194,7 +214,12 @@ class Instrument(PeriodicCallback):
         """The loss of the fit, and the samples to measure on."""
         plain = Objective(context.module, None)
         batches = context.probe(
-            trainer, self.size.num_samples, self.seed, current_batch=self.measure_on == "current_batch"
+            trainer,
+            self.size.num_samples,
+            self.seed,
+            current_batch=self.measure_on == "current_batch",
+            batch_size=self.batch_size,
+            mode=self.mode,
         )
         return Probe(
             module=context.module,
@@ -202,9 +227,16 @@ class Instrument(PeriodicCallback):
             step=step,
             seed=self.seed,
             dtype=plain.dtype,
-            choose=partial(context.loss_choice, trainer, self.loss_fn),
+            choose=partial(self._chosen, trainer, context),
             context=context,
         )
+
+    def _chosen(self, trainer: Trainer, context: FitContext) -> LossChoice:
+        """The loss of the fit; in train mode every forward has the same random stream."""
+        choice = context.loss_choice(trainer, self.loss_fn, self.batch_size, self.mode)
+        if self.mode == "eval":
+            return choice
+        return dataclasses.replace(choice, objective=choice.objective.seeded(self.seed))
 
     def partition(self, context: FitContext, probe: Probe) -> tuple[LossChoice, list[Batch]]:
         """This rank's part of the probe, and the loss that adds up over the ranks; of one process, the probe itself."""
@@ -234,7 +266,7 @@ class Instrument(PeriodicCallback):
 
     def settings(self) -> dict[str, Any]:
         """Also which samples are measured on."""
-        return {**super().settings(), "measure_on": self.measure_on}
+        return {**super().settings(), "measure_on": self.measure_on, "mode": self.mode}
 
 
 def _status(estimates: Mapping[str, Estimate]) -> Status:

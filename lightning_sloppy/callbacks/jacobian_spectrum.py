@@ -16,9 +16,10 @@ from lightning_sloppy.curvature.fisher_spectra import ROW_LIMIT
 from lightning_sloppy.curvature.jacobian import Outputs, jacobian_objective, weighted, width_of
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch, picked, sample_count
+from lightning_sloppy.evaluation.batches import Batch, BatchSize, picked, sample_count
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.precision import Precision, checked_precision
+from lightning_sloppy.evaluation.preserve import Mode
 from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.measures.brackets import density_is_resolved
 from lightning_sloppy.measures.relative_dimension import THOUSANDTH, relative_estimates
@@ -118,6 +119,8 @@ class JacobianSpectrum(Instrument):
             of the parameters.
         schedule: When to measure, and what all measuring of the fit may cost; null: after every epoch.
         measure_on: "fixed_samples", or "current_batch" for the batch just trained on. null: "fixed_samples".
+        batch_size: Function of a batch that returns its number of samples; null: found from its tensors and outputs.
+        mode: "eval", or "train" with the flags of the fit and the random stream fixed. null: "eval".
         name: Name in the tags ``sloppy_<name>/...``; null: "jacobian", with what differs from the defaults behind it.
         seed: Of the probe samples and vectors. null: 0.
         strict: Raise errors of measurements instead of warning. null: false.
@@ -151,6 +154,8 @@ class JacobianSpectrum(Instrument):
         precision: Precision | None = None,
         schedule: Schedule | None = None,
         measure_on: MeasureOn | None = None,
+        batch_size: BatchSize | None = None,
+        mode: Mode | None = None,
         name: str | None = None,
         seed: int | None = None,
         strict: bool | None = None,
@@ -164,6 +169,8 @@ class JacobianSpectrum(Instrument):
             num_samples=MOST if num_samples is None else num_samples,
             schedule=schedule,
             measure_on=measure_on,
+            batch_size=batch_size,
+            mode=mode,
             name=name,
             seed=seed,
             strict=strict,
@@ -220,8 +227,8 @@ class JacobianSpectrum(Instrument):
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, probe: Probe) -> Measurement:
         """One kernel, its eigenvalues, and those of its first half."""
-        probe = probe.at(self.precision)
-        objective = jacobian_objective(probe.module, self.outputs).at(probe.dtype)
+        probe, seed = probe.at(self.precision), self.seed if self.mode == "train" else None
+        objective = jacobian_objective(probe.module, self.outputs, seed=seed).at(probe.dtype)
         layout = ParameterLayout.of(probe.module, self.parameters)
         batches, width = self._batches(probe, objective, layout)
         rows = sum(map(sample_count, batches)) * width
@@ -269,7 +276,7 @@ class JacobianSpectrum(Instrument):
 
     def _batches(self, probe: Probe, objective: Objective, layout: ParameterLayout) -> tuple[list[Batch], int]:
         """As many samples of the probe as the number of outputs allows, and that number."""
-        given = weighted(probe.batches)
+        given = weighted(objective.located(probe.batches))
         few = [picked(batch, torch.arange(min(2, sample_count(batch)))) for batch in given]
         width = max(width_of(objective, layout, batch) for batch in few)  # sequences may differ in length
         if self._by_rule:
@@ -327,14 +334,15 @@ def _without_structure(batches: list[Batch], seed: int) -> list[Batch]:
         ConfigurationError: When the inputs are no single tensor of floating point.
     """
     rng, found = generator(seed), []
-    for inputs, weights in batches:
+    for batch in batches:
+        inputs, weights = batch
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             raise ConfigurationError(
                 f"null=True needs inputs that are one floating-point tensor, but they are "
                 f"{getattr(inputs, 'dtype', type(inputs).__name__)}; leave null=False."
             )
         noise = torch.randn(inputs.shape, generator=rng, dtype=torch.float64).to(inputs)
-        found.append((noise * inputs.square().mean().sqrt(), weights))
+        found.append(batch.of(noise * inputs.square().mean().sqrt(), weights))
     return found
 
 

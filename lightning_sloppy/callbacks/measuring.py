@@ -253,7 +253,7 @@ class MeasuringCallback(AwaitingCallback):
         context: FitContext | None = None
         try:
             context = fit_context(trainer, pl_module)
-            context.on_a_guess = False
+            context.losses.on_a_guess = False
             measurement = self.attempt(trainer, pl_module, context, step)
         except Exception as error:
             if self.strict:
@@ -274,7 +274,7 @@ class MeasuringCallback(AwaitingCallback):
         measurement = dataclasses.replace(measurement, cost=cost, epoch=epoch)
         if context is not None:
             context.measuring_seconds += seconds
-            if context.on_a_guess and measurement.status is not Status.FAILED:
+            if context.losses.on_a_guess and measurement.status is not Status.FAILED:
                 self._hold(measurement)
                 return
         self._report(trainer, pl_module, context, measurement)
@@ -339,7 +339,7 @@ class MeasuringCallback(AwaitingCallback):
         """One measurement, of all ranks or of none; with second tries where a callback knows any."""
 
         def guarded() -> Measurement:
-            with measuring(pl_module), trainer.profiler.profile(f"sloppy/{self.name}"):
+            with measuring(pl_module, self.mode), trainer.profiler.profile(f"sloppy/{self.name}"):
                 return self.take(trainer, pl_module, context, step)
 
         return context.ranks.together(guarded)

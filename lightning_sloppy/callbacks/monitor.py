@@ -12,12 +12,14 @@ from lightning_sloppy.callbacks.final_certificate import FinalCertificate
 from lightning_sloppy.callbacks.fisher_spectrum import FisherSpectrum
 from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
 from lightning_sloppy.callbacks.input_spectrum import InputSpectrum
-from lightning_sloppy.callbacks.instrument import check_measure_on
+from lightning_sloppy.callbacks.instrument import check_measure_on, check_mode
 from lightning_sloppy.callbacks.jacobian_spectrum import JacobianSpectrum
 from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.callbacks.pac_bayes_bound import PACBayesBound
 from lightning_sloppy.callbacks.periodic import check_schedule
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.batches import BatchSize, checked_batch_size
+from lightning_sloppy.evaluation.preserve import Mode
 from lightning_sloppy.probing.loss_choice import LossArgument, checked_argument
 from lightning_sloppy.probing.probe import MeasureOn
 from lightning_sloppy.probing.schedule import Schedule
@@ -40,8 +42,8 @@ class SloppyMonitor(SloppyCallback):
 
     It only watches: the trained weights are bitwise what they are without it. Each part is a callback: true stands for
     the callback with its defaults, null and false switch it off. The monitor passes ``schedule``, ``loss_fn``,
-    ``measure_on``, ``epsilon``, ``seed`` and ``strict`` to each part that was not given its own. A part with a schedule
-    of its own has the limit on the cost that stands in it.
+    ``measure_on``, ``batch_size``, ``mode``, ``epsilon``, ``seed`` and ``strict`` to each part that was not given its
+    own. A part with a schedule of its own has the limit on the cost that stands in it.
 
     Args:
         jacobian: Spectrum of the outputs' derivative in the parameters, with the headline: the effective dimension.
@@ -59,6 +61,8 @@ class SloppyMonitor(SloppyCallback):
         measure_on: "fixed_samples": the same samples every time, so that curves show the network and not the draw;
             where samples cannot be read by index (iterable data, several loaders), the first batches of the training.
             "current_batch": the batch just trained on.
+        batch_size: Function of a batch that returns its number of samples; null: found from its tensors and outputs.
+        mode: "eval", or "train" with the flags of the fit and the random stream fixed. Bounds are always in eval mode.
         every_n_epochs: Measure after the last batch of every n-th epoch; null: 1 where no other interval is given.
         every_n_steps: Measure after every n-th effective batch.
         max_overhead: Limit of (seconds of measuring - grace_seconds) / (seconds of training without measuring), all
@@ -91,6 +95,8 @@ class SloppyMonitor(SloppyCallback):
         epsilon: float | None = None,
         loss_fn: LossArgument | None = None,
         measure_on: MeasureOn = "fixed_samples",
+        batch_size: BatchSize | None = None,
+        mode: Mode = "eval",
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
         max_overhead: float | None = 0.1,
@@ -124,12 +130,16 @@ class SloppyMonitor(SloppyCallback):
             del self._parts["bound"]
         checked_argument(loss_fn)
         check_measure_on(measure_on)
+        checked_batch_size(batch_size)
+        check_mode(mode)
         check_epsilon(epsilon)
         check_schedule(schedule)
         settings = {
             "schedule": schedule or Schedule(every_n_epochs, every_n_steps, (), None, max_overhead, grace_seconds),
             "loss_fn": loss_fn,
             "measure_on": measure_on,
+            "batch_size": batch_size,
+            "mode": mode,
             "epsilon": epsilon,
             "seed": seed,
             "strict": strict,

@@ -151,7 +151,9 @@ class PeriodicCallback(MeasuringCallback):
             with suppress(ConfigurationError):  # without a context the measurement says what is wrong
                 wanted = max(peer.size.num_samples for peer in _periodic(trainer))
                 context, number = fit_context(trainer, pl_module), trainer_internals.batch_number(trainer)
-                context.streamed.see(batch, number, context.own(wanted))
+                said = (getattr(peer, "batch_size", None) for peer in _periodic(trainer))
+                batch_size = next((each for each in said if each is not None), None)
+                context.streamed.see(batch, number, context.own(wanted), module=context.module, batch_size=batch_size)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -208,7 +210,9 @@ class PeriodicCallback(MeasuringCallback):
         trainer_internals.wait_for_device(trainer)
         start, before = time.perf_counter(), self.expected_seconds
         super()._release(trainer, pl_module, context)
-        self._note_cost(trainer, time.perf_counter() - start + (before if context.is_confirmed else 0.0))
+        self._note_cost(
+            trainer, time.perf_counter() - start + (before if context.losses.is_confirmed(self.mode) else 0.0)
+        )
 
     def _note_cost(self, trainer: Trainer, seconds: float) -> None:
         self.expected_seconds = seconds

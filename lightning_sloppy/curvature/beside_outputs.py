@@ -8,7 +8,7 @@ parameters of the loss as well: learnt weights of several terms, a temperature, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,18 @@ from torch import Tensor, nn
 
 from lightning_sloppy.curvature.gram.broadcasts import leaves_behind
 from lightning_sloppy.curvature.parameters import ParameterLayout
-from lightning_sloppy.evaluation.batches import Batch, private, sample_count, some_of
+from lightning_sloppy.evaluation.batches import (
+    INNER,
+    AnyBatch,
+    Batch,
+    Rows,
+    cut,
+    is_whole,
+    private,
+    rows_in,
+    sample_count,
+    some_of,
+)
 from lightning_sloppy.evaluation.loss_checks import AGREEMENT
 from lightning_sloppy.evaluation.nests import map_tensors, tensors_of, with_tensors
 from lightning_sloppy.evaluation.objective import Objective
@@ -136,10 +147,12 @@ def constants_of(objective: Objective) -> str:
 
 def sample_losses(objective: Objective, beside: BesideOutputs, batches: list[Batch]) -> SampleLosses | None:
     """The losses of the samples as outputs; None where the loss of a batch is not the mean of them."""
-    apart = SampleLosses(objective, beside)
     few = some_of(batches[0], LOOKED_AT)
+    if not rows_in(few).apart:
+        return None
+    apart = SampleLosses(objective, beside, few)
     try:
-        whole, mean = float(objective.loss_value({}, few)), float(apart.loss_value({}, as_inputs([few])[0]))
+        whole, mean = float(objective.loss_value({}, few)), float(apart.loss_value({}, _as_inputs(few)))
     except (RuntimeError, ValueError, IndexError):  # a loss that takes no single sample
         return None
     return apart if abs(whole - mean) <= AGREEMENT * max(abs(whole), abs(mean)) else None
@@ -147,7 +160,13 @@ def sample_losses(objective: Objective, beside: BesideOutputs, batches: list[Bat
 
 def as_inputs(batches: list[Batch]) -> list[Batch]:
     """Batches of inputs and targets together, and the targets."""
-    return [((inputs, targets), targets) for inputs, targets in batches]
+    return [_as_inputs(batch) for batch in batches]
+
+
+def _as_inputs(batch: AnyBatch) -> Batch:
+    rows = rows_in(batch)
+    targets = rows.inputs if is_whole(batch) else rows.targets
+    return Batch((batch[0], batch[1]), batch[1], replace(rows, inputs=(*rows.inputs, *targets), targets=targets))
 
 
 class SampleLosses(Objective):
@@ -158,12 +177,15 @@ class SampleLosses(Objective):
     Args:
         objective: Module and loss.
         beside: What the loss depends on past the outputs; the part of the module's other parameters is left out.
+        batch: Of the module: samples of all batches are where they are in this one.
     """
 
-    def __init__(self, objective: Objective, beside: BesideOutputs) -> None:
+    def __init__(self, objective: Objective, beside: BesideOutputs, batch: AnyBatch) -> None:
         super().__init__(objective.module, objective.loss_fn)
         vars(self).update(vars(objective))
         self._beside = beside
+        self._rows = rows_in(batch)
+        self._targets = self._rows.inputs if is_whole(batch) else self._rows.targets
 
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
         """What the module gives, the targets, and the loss's own parameters."""
@@ -180,23 +202,37 @@ class SampleLosses(Objective):
         ]
         found = with_tensors(found, tensors)
 
-        def one(index: int) -> Tensor:
-            def row(leaf: Tensor) -> Tensor:
-                return leaf[index : index + 1] if count > 1 and leaf.shape[:1] == (count,) else leaf
+        # A loss that adds up the terms of a sample is divided by their number, as that of a batch is.
+        weights = self.sample_weights(Batch(targets, targets, Rows(count, self._targets, self._targets)))
 
-            return super(SampleLosses, self).loss_of_outputs(own, map_tensors(row, found), map_tensors(row, targets))
+        def one(index: int) -> Tensor:
+            places = enumerate(tensors_of(found))
+            own_outputs = with_tensors(found, [self._sample(tensor, place, index, count) for place, tensor in places])
+            pair = Batch(targets, targets, Rows(count, self._targets))
+            own_targets = targets if count == 1 else cut(pair, slice(index, index + 1))[0]
+            loss = super(SampleLosses, self).loss_of_outputs(own, own_outputs, own_targets)
+            return loss / weights[index].item() if self.reduction == "sum" and weights[index] > 0 else loss
 
         return torch.stack([one(index) for index in range(count)]).unsqueeze(1)
 
-    def loss(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    def _sample(self, output: Tensor, place: int, index: int, count: int) -> Tensor:
+        """What an output tensor has of one sample."""
+        axis = self._axes.get(place, 0 if output.shape[:1] == (count,) else None)
+        if count == 1 or axis is None:
+            return output
+        if axis == INNER:
+            return output.reshape(-1, count, *output.shape[1:])[:, index]
+        return output.narrow(axis, index, 1)
+
+    def loss(self, parameters: Mapping[str, Tensor], batch: AnyBatch) -> Tensor:
         """The mean of the rows."""
         outputs = self.outputs(parameters, private(batch)[0])
-        return self.loss_of_rows(self.rows(outputs, sample_count(batch)), outputs, batch[1])
+        return self.loss_of_rows(self.rows(outputs, sample_count(batch)), outputs, batch)
 
-    def loss_of_rows(self, rows: Tensor, outputs: Any, targets: Any) -> Tensor:  # noqa: ARG002 - as the base class has it
+    def loss_of_rows(self, rows: Tensor, outputs: Any, batch: AnyBatch) -> Tensor:  # noqa: ARG002 - as the base class has it
         """The mean of the rows, as the loss weighs them."""
-        weights = self.sample_weights((rows, targets)).to(rows.device, rows.dtype)
+        weights = self.sample_weights(batch).to(rows.device, rows.dtype)
         return (weights * rows[:, 0]).sum() / weights.sum()
 
-    def examine(self, outputs: Any, batch: Batch) -> None:
+    def examine(self, outputs: Any, batch: AnyBatch) -> None:
         """Nothing to find out: every row is used."""

@@ -159,7 +159,7 @@ class GaussNewtonDifferences(CentralDifferences):
     def _slope(self, rows: Tensor, outputs: Any, batch: Batch) -> Tensor:
         """Gradient of the batch's mean loss in its outputs."""
         point = rows.requires_grad_()
-        (slope,) = grad([self._objective.loss_of_rows(point, outputs, batch[1])], [point])
+        (slope,) = grad([self._objective.loss_of_rows(point, outputs, batch)], [point])
         return torch.zeros_like(point) if slope is None else slope
 
 

@@ -143,7 +143,7 @@ def cotangents(
         return _sampled(objective, fisher, rows, outputs, batch, first)
     with torch.enable_grad():
         leaf = rows.detach().requires_grad_()
-        loss = objective.loss_of_rows(leaf, outputs, batch[1]) * weights.sum()
+        loss = objective.loss_of_rows(leaf, outputs, batch) * weights.sum()
         if fisher.kind == "exact":
             return _hessian_factors(loss, leaf, objective)
         (gradient,) = torch.autograd.grad(loss, leaf)

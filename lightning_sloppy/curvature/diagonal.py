@@ -14,7 +14,7 @@ from lightning_sloppy.curvature.double_backward import double_backward
 from lightning_sloppy.curvature.memory import free_bytes
 from lightning_sloppy.curvature.parameters import ParameterLayout, grad
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch, picked, sample_count
+from lightning_sloppy.evaluation.batches import Batch, picked, rows_in, sample_count
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.real_numbers import real_view
 
@@ -54,11 +54,13 @@ def _squares(
     inputs, targets = batch
     if isinstance(inputs, Tensor) and isinstance(targets, Tensor):
         try:
+            axes = (*rows_in(batch).inputs, *rows_in(batch).targets)
+            first, second = (0 if axis is None else axis for axis in axes)
 
             def loss(table: dict[str, Tensor], one: Tensor, target: Tensor) -> Tensor:
-                return objective.loss(table, (one.unsqueeze(0), target.unsqueeze(0)))
+                return objective.loss(table, (one.unsqueeze(first), target.unsqueeze(second)))
 
-            gradients = vmap(func_grad(loss), in_dims=(None, 0, 0))(leaves, inputs, targets)
+            gradients = vmap(func_grad(loss), in_dims=(None, *axes))(leaves, inputs, targets)
             return layout.flatten([gradients[name].square().sum(0) for name in layout.names])
         except Exception:  # vmap refuses in many ways; the loop meets again what is the module's own error
             pass

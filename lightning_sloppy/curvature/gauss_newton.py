@@ -69,7 +69,7 @@ class OutputCurvatureOperator(KeptGraphOperator[Linearised]):
     def _output_curvature(self, rows: Tensor, outputs: object, index: int) -> tuple[Tensor, Tensor | None]:
         """What :meth:`_weigh` needs of the loss at these outputs."""
         logits = rows.requires_grad_()
-        loss = self._objective.loss_of_rows(logits, outputs, self._batches[index][1]) * self._fractions[index]
+        loss = self._objective.loss_of_rows(logits, outputs, self._batches[index]) * self._fractions[index]
         (gradient,) = grad([loss], [logits], create_graph=True)
         return logits, gradient
 

@@ -29,11 +29,12 @@ from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.curvature.partition import layers_of_rank, samples_of_rank
 from lightning_sloppy.curvature.spectra import Quadrature, gauss_newton_of
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch, picked, private, sample_count
+from lightning_sloppy.evaluation.batches import AnyBatch, Batch, picked, private, rows_in, sample_count
 from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.ranks import ALONE, Ranks
 from lightning_sloppy.evaluation.real_numbers import real_parts
+from lightning_sloppy.evaluation.sample_rows import row_axes
 from lightning_sloppy.records import Estimate, Spectrum, Status
 
 Outputs = Callable[[Any], Any] | str
@@ -59,13 +60,12 @@ class _ChosenOutputs(Objective):
     """
 
     def __init__(self, module: nn.Module, chosen: Outputs | None, *, seed: int | None = None) -> None:
-        super().__init__(module, _half_squares, seed=seed)
+        super().__init__(module, self._half_squares, seed=seed)
         self._chosen = chosen
         self._places: set[int] | None = None
 
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Any) -> list[Tensor]:
-        """The chosen tensors, each with a row for each sample."""
-        count = sample_count((inputs, None))
+        """The chosen tensors of floating point."""
         found = super().outputs(parameters, inputs)
         if isinstance(self._chosen, str):
             found = found.get(self._chosen) if isinstance(found, Mapping) else getattr(found, self._chosen, None)
@@ -76,31 +76,39 @@ class _ChosenOutputs(Objective):
                 )
         elif self._chosen is not None:
             found = self._chosen(found)
-        leaves = [_with_row(leaf, count) for leaf in map(real_parts, tensors_of(found)) if leaf.is_floating_point()]
-        places = {place for place, leaf in enumerate(leaves) if leaf.shape[:1] == (count,)}
-        if self._places is not None:
-            places &= self._places
+        return [leaf for leaf in map(real_parts, tensors_of(found)) if leaf.is_floating_point()]
+
+    def examine(self, outputs: Any, batch: AnyBatch) -> None:
+        """Which tensors have a row for each sample: in one batch and in all before."""
+        found, count = tensors_of(outputs), sample_count(batch)
+        axes = row_axes(found, batch)
+        if count == 1 and not axes:  # a forward that squeezes its outputs drops the dimension of a single sample
+            axes = dict.fromkeys(range(len(found)) if self._places is None else self._places, 0)
+        places = set(axes) if self._places is None else set(axes) & self._places
         if count > 1:
             self._places = places  # a state of shape (1, 1, H) looks like the output of a single sample
-        rows = [leaves[place] for place in sorted(places)]
-        if not rows:
-            shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves) or "no floating-point tensor"
+        if not places:
+            shapes = ", ".join(str(tuple(leaf.shape)) for leaf in found) or "no floating-point tensor"
             raise ConfigurationError(
                 f"The Jacobian needs outputs with a row for each sample, but {count:,} samples gave {shapes}; pass "
                 "outputs=, a key or a function of what forward returns, that gives such tensors."
             )
-        return rows
+        self._axes, self._used = axes, tuple(sorted(places))
 
+    def located(self, batches: Sequence[Batch]) -> list[Batch]:
+        """By the chosen outputs, which need not be those of the module: what was seen of others is forgotten."""
+        return super().located([batch.with_rows(None) for batch in batches])
 
-def _with_row(leaf: Tensor, count: int) -> Tensor:
-    """A forward that squeezes its outputs drops the dimension of a single sample."""
-    return leaf.unsqueeze(0) if count == 1 and leaf.shape[:1] != (1,) else leaf
+    def __copy__(self) -> _ChosenOutputs:
+        """A copy whose loss knows its own rows."""
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        made.loss_fn = made._half_squares
+        return made
 
-
-def _half_squares(found: list[Tensor], weights: Any) -> Tensor:
-    total = sum((leaf.reshape(len(weights), -1).square().sum(1) for leaf in found), torch.zeros(()).to(weights))
-    loss: Tensor = (weights * total).mean() / 2
-    return loss
+    def _half_squares(self, found: list[Tensor], weights: Any) -> Tensor:
+        loss: Tensor = (weights * self.rows(found, len(weights)).square().sum(1)).mean() / 2
+        return loss
 
 
 def jacobian_objective(module: nn.Module, outputs: Outputs | None, *, seed: int | None = None) -> Objective:
@@ -114,7 +122,7 @@ def jacobian_objective(module: nn.Module, outputs: Outputs | None, *, seed: int 
     return _ChosenOutputs(module, outputs, seed=seed)
 
 
-def weighted(batches: Sequence[Batch], weights: Tensor | None = None) -> list[Batch]:
+def weighted(batches: Sequence[AnyBatch], weights: Tensor | None = None) -> list[Batch]:
     """The same inputs with the weight of each sample in place of the targets, 1 where none is given."""
     found: list[Batch] = []
     first = 0
@@ -122,9 +130,9 @@ def weighted(batches: Sequence[Batch], weights: Tensor | None = None) -> list[Ba
         count = sample_count(batch)
         part = None if weights is None else weights[first : first + count]
         first += count
-        like = next(leaf for leaf in tensors_of(batch) if leaf.ndim > 0)
-        targets = torch.ones(count, device=like.device) if part is None else part.to(like.device)
-        found.append((batch[0], targets))
+        device = tensors_of(batch[0])[0].device
+        targets = torch.ones(count, device=device) if part is None else part.to(device)
+        found.append(Batch(batch[0], targets, replace(rows_in(batch), targets=(0,))))
     return found
 
 
@@ -161,8 +169,10 @@ def width_of(objective: Objective, layout: ParameterLayout, batch: Batch) -> int
     """Outputs D of a sample."""
     leaves = layout.leaves(objective.module, objective.dtype)
     with double_backward(objective.module):
-        if sample_count(batch) > 2:  # a tensor that has a row for each of N samples by chance has none for each of two
-            objective.output_values(leaves, private(picked(batch, torch.arange(2)))[0])
+        if sample_count(batch) > 2 and rows_in(batch).apart and not rows_in(batch).outputs:
+            # A tensor that has a row for each of N samples by chance has none for each of two.
+            two = picked(batch, torch.arange(2))
+            objective.examine(objective.output_values(leaves, private(two)[0]), two)
         outputs = objective.output_values(leaves, private(batch)[0])
         objective.examine(outputs, batch)
     return int(objective.rows(outputs, sample_count(batch)).shape[1])

@@ -46,7 +46,9 @@ def counted_graph() -> Iterator[list[int]]:
     seen: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.layout is torch.strided:  # a sparse one has no storage of its own
+        if (
+            tensor.layout is torch.strided and not tensor.is_nested
+        ):  # sparse and ragged ones have no storage of their own
             storage = tensor.untyped_storage()
             seen[storage.data_ptr()] = storage.nbytes()
         # Not the tensor itself: a node that saves its own output would then keep itself alive for ever.

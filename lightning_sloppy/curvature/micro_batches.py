@@ -6,18 +6,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from lightning_sloppy.evaluation.batches import Batch, is_whole, rows_of, sample_count
-from lightning_sloppy.evaluation.nests import tensors_of
+from lightning_sloppy.evaluation.batches import Batch, cut, rows_in, sample_count
 from lightning_sloppy.evaluation.objective import Objective
 
 AGREEMENT = 1e-4
 """Relative difference of a mean loss in float32 that is rounding."""
-
-
-def cut(batch: Batch, rows: slice) -> Batch:
-    """A run of samples of a batch."""
-    inputs = rows_of(batch[0], rows)
-    return inputs, inputs if is_whole(batch) else rows_of(batch[1], rows)
 
 
 def divided(batches: list[Batch], size: int) -> list[Batch]:
@@ -35,7 +28,7 @@ def divisible(objective: Objective, leaves: Mapping[str, Tensor], batches: list[
     """
     if any(child.training for child in objective.module.modules()):
         return False
-    if any(leaf.shape[:1] != (sample_count(batch),) for batch in batches for leaf in tensors_of(batch)):
+    if not all(rows_in(batch).divisible for batch in batches):
         return False
     parts = divided(batches[:1], size)
     weights = [objective.batch_weight(part) for part in parts]

@@ -6,9 +6,9 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from lightning_sloppy.curvature.micro_batches import cut, divisible
+from lightning_sloppy.curvature.micro_batches import divisible
 from lightning_sloppy.curvature.parameters import ParameterLayout
-from lightning_sloppy.evaluation.batches import Batch, map_batch, sample_count
+from lightning_sloppy.evaluation.batches import Batch, cut, map_batch, sample_count
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.ranks import Ranks, gathered_over_ranks
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch, rows_of, sample_count, some_of
-from lightning_sloppy.evaluation.nests import tensors_of
+from lightning_sloppy.evaluation.batches import AnyBatch, cut, rows_in, sample_count, some_of
 from lightning_sloppy.evaluation.real_numbers import cast_number
+from lightning_sloppy.evaluation.weights import known_loss
 
 if TYPE_CHECKING:
     from lightning_sloppy.evaluation.objective import Objective
@@ -53,40 +55,38 @@ def checked_scalar(value: Any) -> Tensor:
     return value.reshape(())
 
 
-def checked_mean(objective: Objective, batch: Batch) -> str:
-    """Compare the loss of a batch with those of its halves: it must be a mean, and should be one over samples.
+def checked_reduction_of(objective: Objective, batch: AnyBatch) -> str:
+    """Compare the loss of a batch with those of its halves: it should be a mean over samples, or the sum.
 
-    A loss that adds up its samples is refused, for every number would be wrong by their count. A mean with other
+    A loss that adds up its samples is noted in the objective, which then divides by their number. A mean with other
     weights than the objective knows (over tokens, say, in a function of the user's own) is told.
 
     Returns:
         A sentence about weights that are not known; empty when all is well or nothing can be told.
-
-    Raises:
-        ConfigurationError: When the loss is a sum.
     """
-    count = sample_count(batch)
-    leaves = [leaf for leaf in tensors_of(batch) if leaf.ndim > 0]
-    if objective.loss_fn is None or count < 2 or any(len(leaf) != count for leaf in leaves):
+    known = known_loss(objective.loss_fn)
+    if known is not None and known.reduction == "sum":
+        objective.reduction = "sum"
+        return ""
+    if objective.loss_fn is None or sample_count(batch) < 2 or not rows_in(batch).divisible:
         return ""
     batch = some_of(batch, COMPARED_SAMPLES)
     count = sample_count(batch)
-    halves = (
-        [rows_of(part, slice(0, count // 2)) for part in batch],
-        [rows_of(part, slice(count // 2, count)) for part in batch],
-    )
-    parts: list[Batch] = [batch, (halves[0][0], halves[0][1]), (halves[1][0], halves[1][1])]
+    parts: list[AnyBatch] = [batch, cut(batch, slice(0, count // 2)), cut(batch, slice(count // 2, count))]
     trained = {name: p.detach() for name, p in objective.module.named_parameters() if p.requires_grad}
     table = {name: cast_number(p, objective.dtype) for name, p in trained.items()}
-    whole, first, second = (float(objective.loss_value(table, part)) for part in parts)
+    try:
+        whole, first, second = (float(objective.loss_value(table, part)) for part in parts)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # a loss for batches of one size; what is wrong with the whole one the measurement says
+        return ""
     if not all(map(math.isfinite, (whole, first, second))):
         return ""
     tolerance = AGREEMENT * abs(whole)
     if abs(whole - first - second) <= tolerance < abs(whole - (first + second) / 2):
-        raise ConfigurationError(
-            f"The loss adds up its samples ({whole:.6g} on {count}, {first:.6g} and {second:.6g} on the halves), but "
-            "a mean is needed; use reduction='mean'."
-        )
+        objective.reduction = "sum"
+        return ""
     fraction = objective.batch_weight(parts[1]) / objective.batch_weight(batch)
     expected = fraction * first + (1 - fraction) * second
     if abs(whole - expected) > tolerance + AGREEMENT * abs(first - second) + 1e-7:
@@ -95,6 +95,32 @@ def checked_mean(objective: Objective, batch: Batch) -> str:
             "weighted by their sample counts all the same; pass sample_weights= if it is a mean over tokens."
         )
     return ""
+
+
+@dataclass(frozen=True)
+class LossOfLogits:
+    """A loss of the ``logits`` of the outputs and the ``labels`` of the batch, as Hugging Face modules name them.
+
+    Args:
+        loss_fn: Of logits and labels.
+    """
+
+    loss_fn: Callable[[Any, Any], Tensor]
+
+    def __call__(self, outputs: Any, targets: Any) -> Tensor:
+        """The mean loss of a batch."""
+        return self.loss_fn(outputs["logits"], targets["labels"])
+
+
+def loss_of_logits(outputs: Any, targets: Any) -> LossOfLogits | None:
+    """The usual loss where outputs have logits with a row for each sample and the batch has labels; else None."""
+    if not isinstance(outputs, Mapping) or not isinstance(targets, Mapping):
+        return None
+    logits = outputs.get("logits")
+    if not isinstance(logits, Tensor) or logits.ndim > 2:  # of tokens nobody knows which ones count
+        return None
+    loss = default_loss(logits, targets.get("labels"))
+    return None if loss is None else LossOfLogits(loss)
 
 
 def default_loss(outputs: Any, targets: Any) -> Callable[[Any, Any], Tensor] | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
 from functools import reduce
 from typing import Any, TypeVar
@@ -12,13 +11,29 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sloppy.errors import ConfigurationError, UnsupportedError
-from lightning_sloppy.evaluation.batches import Batch, is_whole, private, sample_count, to_device
-from lightning_sloppy.evaluation.loss_checks import checked_loss, checked_scalar
+from lightning_sloppy.evaluation.batches import (
+    INNER,
+    AnyBatch,
+    Batch,
+    is_whole,
+    private,
+    sample_count,
+    to_device,
+)
+from lightning_sloppy.evaluation.calling import Caller
+from lightning_sloppy.evaluation.loss_checks import (
+    AGREEMENT,
+    LossOfLogits,
+    checked_loss,
+    checked_scalar,
+    loss_of_logits,
+)
 from lightning_sloppy.evaluation.nests import map_tensors, tensors_of, with_tensors
 from lightning_sloppy.evaluation.ranks import ALONE, Ranks
 from lightning_sloppy.evaluation.real_numbers import cast_number, real_parts, shaped_like
+from lightning_sloppy.evaluation.sample_rows import located, row_axes
 from lightning_sloppy.evaluation.stand_ins import StandingIn, places, run_with, unwrapped
-from lightning_sloppy.evaluation.weights import SampleWeights, sample_weights
+from lightning_sloppy.evaluation.weights import Reduction, SampleWeights, sample_weights
 
 Result = TypeVar("Result")
 
@@ -33,8 +48,8 @@ class Objective:
     place, so hooks, ``.grad`` and data-parallel reducers see nothing. They are in place while the loss is computed as
     well: it may have parameters of its own, or read those of the module.
 
-    Inputs that are a mapping are passed by keyword when ``forward`` has two or more parameters and all keys are names
-    of them, as tokenisers give them; else as one argument.
+    Inputs that are a mapping or a tuple are passed as ``forward`` takes them (see
+    :class:`~lightning_sloppy.evaluation.calling.Caller`).
 
     Args:
         module: Any module; its ``forward`` takes the inputs of a batch.
@@ -49,6 +64,8 @@ class Objective:
         dtype: Data type of the products: the widest of the parameters', at least float32.
         device: Device of the parameters.
         module: The module, without what Fabric, data parallelism or a compiler have put around it.
+        reduction: How the loss puts its samples together. One that adds them up is divided by their number everywhere:
+            all matrices are of means.
     """
 
     def __init__(
@@ -75,8 +92,10 @@ class Objective:
         self._seed = seed
         self._weights = weights
         self.ranks = ranks
-        self._keywords = _keywords_of(module)
+        self.reduction: Reduction = "mean"
+        self._caller = Caller(module)
         self._used: tuple[int, ...] | None = None
+        self._axes: dict[int, int] = {}
         self.device = parameters[0].device
         self.dtype = reduce(torch.promote_types, (p.dtype.to_real() for p in parameters), torch.float32)
         self._own = dict(module.named_parameters())
@@ -104,13 +123,35 @@ class Objective:
             wider.loss_fn = deepcopy(own).to(wider.dtype)
         return wider
 
+    def seeded(self, seed: int) -> Objective:
+        """The same objective with a random stream that is the same in every forward, for train mode."""
+        fixed = copy(self)
+        fixed._seed = seed
+        return fixed
+
+    def as_given(self) -> Objective:
+        """The same objective with the loss of a batch as ``loss_fn`` gives it, also where that is a sum."""
+        given = copy(self)
+        given.reduction = "mean"
+        return given
+
     def add_up(self, tensor: Tensor) -> Tensor:
         """The sum of every rank's tensor."""
         return self.ranks.add_up(tensor)
 
-    def prepare(self, batches: list[Batch]) -> list[Batch]:
+    def prepare(self, batches: Sequence[AnyBatch]) -> list[Batch]:
         """The batches on the module's device, in the data type of the products."""
         return [to_device(batch, self.device, self.dtype) for batch in batches]
+
+    def located(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Prepared batches with their samples found, by what the module gives for some of them.
+
+        Raises:
+            ConfigurationError: When the number of samples cannot be known.
+        """
+        trained = {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
+        table = {name: cast_number(p, self.dtype) for name, p in trained.items()}
+        return located(batches, lambda batch: self.output_values(table, private(batch)[0]))
 
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
         """``forward(inputs)`` with these parameters in place of the module's own."""
@@ -123,9 +164,7 @@ class Objective:
 
     def _forward(self, inputs: Any) -> Any:
         self._reseed()
-        if isinstance(inputs, Mapping) and len(self._keywords) > 1 and self._keywords.issuperset(inputs):
-            return self.module(**inputs)
-        return self.module(inputs)
+        return self._caller.call(lambda arguments, keywords: self.module(*arguments, **keywords), inputs)
 
     def swapped(self, parameters: Mapping[str, Tensor], function: Callable[[], Result]) -> Result:
         """Run a function with these parameters in place of the module's own all the time, also in its backwards.
@@ -145,27 +184,30 @@ class Objective:
         if self._seed is not None:
             torch.manual_seed(self._seed)
 
-    def loss(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    def loss(self, parameters: Mapping[str, Tensor], batch: AnyBatch) -> Tensor:
         """Mean loss of one batch, a scalar: every way from a parameter to it counts, past the outputs too.
 
         Raises:
             ConfigurationError: When the loss is not a scalar.
         """
-        inputs, targets = private(batch)
+        own = private(batch)
+        inputs, targets = own
         loss_fn, step = self.loss_fn, self._step_module
         if loss_fn is not None:
-            return checked_scalar(self.swapped(parameters, lambda: loss_fn(self._forward(inputs), targets)))
-        assert step is not None
-        self._reseed()
-        given = inputs if is_whole(batch) else (inputs, targets)
-        return checked_scalar(self.swapped(parameters, lambda: step(given)))
+            value = self.swapped(parameters, lambda: loss_fn(self._forward(inputs), targets))
+        else:
+            assert step is not None
+            self._reseed()
+            given = inputs if is_whole(batch) else own.given
+            value = self.swapped(parameters, lambda: step(given))
+        return self.as_mean(checked_scalar(value), batch)
 
-    def loss_value(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    def loss_value(self, parameters: Mapping[str, Tensor], batch: AnyBatch) -> Tensor:
         """The same without a graph."""
         return _without_graph(parameters, lambda table: self.loss(table, batch)).detach()
 
     def loss_of_outputs(self, parameters: Mapping[str, Tensor], outputs: Any, targets: Any) -> Tensor:
-        """The loss of given outputs with these parameters in place, those that are not given as constants.
+        """What the loss gives for outputs with these parameters in place, those that are not given as constants.
 
         Raises:
             ConfigurationError: When the loss is not a scalar.
@@ -174,11 +216,18 @@ class Objective:
         assert loss_fn is not None
         return checked_scalar(self.swapped(parameters, lambda: loss_fn(outputs, targets)))
 
-    def sample_weights(self, batch: Batch) -> Tensor:
+    def as_mean(self, loss: Tensor, batch: AnyBatch) -> Tensor:
+        """What ``loss_fn`` gives for a batch as a mean over its samples."""
+        if self.reduction == "mean":
+            return loss
+        weight = self.batch_weight(batch)
+        return loss / weight if weight > 0 else loss
+
+    def sample_weights(self, batch: AnyBatch) -> Tensor:
         """Weight of each sample in the mean over the whole probe, (n,), float64 on the CPU: 1, or its valid tokens."""
         return sample_weights(self.loss_fn, batch, self._weights)
 
-    def batch_weight(self, batch: Batch) -> float:
+    def batch_weight(self, batch: AnyBatch) -> float:
         """Weight of a batch in the mean over the whole probe."""
         return float(self.sample_weights(batch).sum())
 
@@ -204,7 +253,7 @@ class Objective:
                 value = value + loss * fraction
         return self.add_up(value)
 
-    def examine(self, outputs: Any, batch: Batch) -> None:
+    def examine(self, outputs: Any, batch: AnyBatch) -> None:
         """Find out which of several output tensors the loss uses; the others are constants to every matrix.
 
         Args:
@@ -218,7 +267,8 @@ class Objective:
         assert self.loss_fn is not None
         found = tensors_of(outputs)
         count = sample_count(batch)
-        rows = [i for i, t in enumerate(found) if _is_real_or_complex(t) and t.shape[:1] == (count,)]
+        self._axes = row_axes(found, batch)
+        rows = list(self._axes)
         leaves = {i: found[i].detach().requires_grad_() for i in rows}
         used: tuple[int, ...] = ()
         if rows:
@@ -238,6 +288,9 @@ class Objective:
             elif value.requires_grad:
                 parts = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
                 used = tuple(i for i, part in zip(rows, parts, strict=True) if part is not None)
+        if not used and self._takes_the_loss_inside(outputs, batch):
+            self.examine(outputs, batch)
+            return
         if not used:
             shapes = ", ".join(str(tuple(t.shape)) for t in found) or f"a {type(outputs).__name__}"
             raise ConfigurationError(
@@ -247,27 +300,54 @@ class Objective:
             )
         self._used = used
 
+    def _takes_the_loss_inside(self, outputs: Any, batch: AnyBatch) -> bool:
+        """Where the loss is one that ``forward`` gives itself, take the equal one of its logits in its place."""
+        same = loss_of_logits(outputs, batch[1])
+        if same is None or isinstance(self.loss_fn, LossOfLogits):
+            return False
+        inside = float(self.loss_of_outputs({}, outputs, batch[1]).detach())
+        outside = float(same(outputs, batch[1]).detach())
+        if not abs(inside - outside) <= AGREEMENT * max(abs(inside), abs(outside)):
+            return False
+        self.loss_fn = same
+        return True
+
     def used(self, outputs: Any) -> list[Tensor]:
         """The outputs that the loss uses and that have a row for each sample, as :meth:`examine` found them."""
         found = tensors_of(outputs)
-        return found if self._used is None else [found[i] for i in self._used]
+        return [found[place] for place in self._places_used(found)]
+
+    def _places_used(self, found: list[Tensor]) -> Sequence[int]:
+        return range(len(found)) if self._used is None else self._used
 
     def rows(self, outputs: Any, count: int) -> Tensor:
         """The outputs that the loss uses, one row for each sample, (n, D); complex ones as pairs."""
-        # A forward that squeezes its outputs drops the dimension of a single sample.
-        return torch.cat([real_parts(found).reshape(count, -1) for found in self.used(outputs)], dim=1)
+        found = tensors_of(outputs)
+        used = [self._in_front(real_parts(found[place]), place, count) for place in self._places_used(found)]
+        return torch.cat([tensor.reshape(count, -1) for tensor in used], dim=1)
 
-    def loss_of_rows(self, rows: Tensor, outputs: Any, targets: Any) -> Tensor:
+    def _in_front(self, output: Tensor, place: int, count: int) -> Tensor:
+        """An output with its samples in the first dimension."""
+        axis = self._axes.get(place, 0)
+        if not axis or count == 1:  # a forward that squeezes its outputs drops that dimension, which changes no order
+            return output
+        return output.reshape(-1, count, *output.shape[1:]).movedim(1, 0) if axis == INNER else output.movedim(axis, 0)
+
+    def loss_of_rows(self, rows: Tensor, outputs: Any, batch: AnyBatch) -> Tensor:
         """The batch's mean loss with these rows in place of the outputs that it uses; the others are constants."""
         assert self.loss_fn is not None
         found = [tensor.detach() for tensor in tensors_of(outputs)]
-        used = range(len(found)) if self._used is None else self._used
         start = 0
-        for index in used:
+        for index in self._places_used(found):
             width = real_parts(found[index]).numel() // max(len(rows), 1)
-            found[index] = shaped_like(rows[:, start : start + width], found[index])
+            front = self._in_front(found[index], index, len(rows))
+            own = shaped_like(rows[:, start : start + width], front)
+            axis = self._axes.get(index, 0)
+            if axis and len(rows) > 1:
+                own = own.movedim(0, 1 if axis == INNER else axis).reshape(found[index].shape)
+            found[index] = own
             start += width
-        return self.loss_of_outputs({}, with_tensors(outputs, found), targets)
+        return self.as_mean(self.loss_of_outputs({}, with_tensors(outputs, found), batch[1]), batch)
 
     def _table(self, parameters: Mapping[str, Tensor], found: list[tuple[str, Tensor, bool]]) -> dict[str, Tensor]:
         """A tensor for each place: what is given, and the rest in the data type of the products."""
@@ -293,10 +373,6 @@ class Objective:
         return {name: instead[id(held)] for name, held, _ in found}
 
 
-def _is_real_or_complex(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
 def _without_graph(parameters: Mapping[str, Tensor], function: Callable[[Mapping[str, Tensor]], Result]) -> Result:
     """A function of parameters that require no gradients.
 
@@ -315,13 +391,3 @@ def _asks_for_a_graph(error: RuntimeError) -> bool:
     """Whether autograd was asked for a derivative of something without a graph."""
     text = str(error)
     return "does not require grad" in text or "not have been used in the graph" in text
-
-
-def _keywords_of(module: nn.Module) -> frozenset[str]:
-    """Names by which ``forward`` takes its arguments."""
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    try:
-        parameters = inspect.signature(module.forward).parameters.values()
-    except (TypeError, ValueError):
-        return frozenset()
-    return frozenset(parameter.name for parameter in parameters if parameter.kind in named)

@@ -36,3 +36,8 @@ def cast_number(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.is_complex():
         return tensor.to(dtype.to_complex())
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def is_number(tensor: Tensor) -> bool:
+    """Whether it holds real or complex numbers, which can be differentiated, and not integers or truth values."""
+    return tensor.is_floating_point() or tensor.is_complex()

@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch, sample_count
+from lightning_sloppy.evaluation.batches import AnyBatch, rows_in
 
 Likelihood = Literal["categorical", "bernoulli", "gaussian"]
 """The model of the targets that a loss is the negative logarithm of: cross-entropy, BCE with logits, squared error."""
+
+Reduction = Literal["mean", "sum"]
+"""How a loss puts its samples together."""
 
 SampleWeights = Callable[[Any], Tensor]
 """``sample_weights(targets) -> (n,)``: how much each sample of a batch weighs in the mean that the loss takes."""
@@ -37,6 +40,7 @@ class KnownLoss:
         term_weights: Weight of each element (``weight=`` of BCE), or None.
         positive_weight: ``pos_weight=`` of BCE, or None.
         label_smoothing: Share of every target that is spread over all classes.
+        reduction: Whether the terms are averaged or added up.
     """
 
     likelihood: Likelihood
@@ -46,9 +50,10 @@ class KnownLoss:
     term_weights: Tensor | None = None
     positive_weight: Tensor | None = None
     label_smoothing: float = 0.0
+    reduction: Reduction = "mean"
 
 
-OPTIONS = ("ignore_index", "weight", "pos_weight", "label_smoothing")
+OPTIONS = ("ignore_index", "weight", "pos_weight", "label_smoothing", "reduction")
 """Attributes of the losses of torch that change what their mean is over."""
 
 
@@ -63,19 +68,26 @@ def known_loss(loss_fn: Any) -> KnownLoss | None:
         options, loss_fn = dict(loss_fn.keywords), loss_fn.func if not loss_fn.args else None
     elif isinstance(loss_fn, nn.Module):
         options = {name: getattr(loss_fn, name, None) for name in OPTIONS}
+    reduction: Reduction = "sum" if options.get("reduction") == "sum" else "mean"
     if loss_fn in (functional.cross_entropy, functional.nll_loss) or type(loss_fn) in (nn.CrossEntropyLoss, nn.NLLLoss):
         ignored = options.get("ignore_index")
         return KnownLoss(
             "categorical",
-            token_mean=True,
+            token_mean=reduction == "mean",
             ignore_index=-100 if ignored is None else int(ignored),
             class_weights=options.get("weight"),
             label_smoothing=options.get("label_smoothing") or 0.0,
+            reduction=reduction,
         )
     if loss_fn is functional.binary_cross_entropy_with_logits or type(loss_fn) is nn.BCEWithLogitsLoss:
-        return KnownLoss("bernoulli", term_weights=options.get("weight"), positive_weight=options.get("pos_weight"))
+        return KnownLoss(
+            "bernoulli",
+            term_weights=options.get("weight"),
+            positive_weight=options.get("pos_weight"),
+            reduction=reduction,
+        )
     if loss_fn is functional.mse_loss or type(loss_fn) is nn.MSELoss:
-        return KnownLoss("gaussian", term_weights=options.get("weight"))
+        return KnownLoss("gaussian", term_weights=options.get("weight"), reduction=reduction)
     return None
 
 
@@ -93,7 +105,7 @@ def term_weights(known: KnownLoss, outputs: Tensor, targets: Any) -> Tensor:
     if known.likelihood == "categorical":
         return _class_term_weights(known, outputs, targets)
     # A mean over the elements of a sample: each has its fraction of the sample's weight.
-    weights = _ones(outputs) / max(outputs.shape[1:].numel(), 1)
+    weights = _ones(outputs) / (max(outputs.shape[1:].numel(), 1) if known.reduction == "mean" else 1)
     if known.term_weights is not None:
         weights = weights * known.term_weights.to(outputs)
     if known.positive_weight is not None:
@@ -101,13 +113,14 @@ def term_weights(known: KnownLoss, outputs: Tensor, targets: Any) -> Tensor:
     return weights
 
 
-def sample_weights(loss_fn: Any, batch: Batch, override: SampleWeights | None = None) -> Tensor:
+def sample_weights(loss_fn: Any, batch: AnyBatch, override: SampleWeights | None = None) -> Tensor:
     """Weight of each sample of a batch in the mean over the whole probe, (n,), float64 on the CPU.
 
     Raises:
         ConfigurationError: When ``sample_weights=`` gives another shape, negative or non-finite numbers.
     """
-    count = sample_count(batch)
+    rows = rows_in(batch)
+    count = rows.count
     if override is not None:
         weights = torch.as_tensor(override(batch[1])).detach().to("cpu", torch.float64)
         if weights.shape != (count,) or not bool((weights >= 0).all()) or not bool(torch.isfinite(weights).all()):
@@ -117,8 +130,9 @@ def sample_weights(loss_fn: Any, batch: Batch, override: SampleWeights | None = 
             )
         return weights
     known = known_loss(loss_fn)
-    if known is not None and known.token_mean and _is_classes(batch[1]) and len(batch[1]) == count:
-        return _token_weights(known, batch[1]).to("cpu", torch.float64).reshape(count, -1).sum(1)
+    axis = rows.targets[0] if rows.targets else None
+    if known is not None and known.token_mean and _is_classes(batch[1]) and axis is not None:
+        return _token_weights(known, batch[1]).to("cpu", torch.float64).movedim(axis, 0).reshape(count, -1).sum(1)
     return torch.ones(count, dtype=torch.float64)
 
 
@@ -138,7 +152,9 @@ def _token_weights(known: KnownLoss, targets: Tensor) -> Tensor:
 def _class_term_weights(known: KnownLoss, outputs: Tensor, targets: Any) -> Tensor:
     if not _is_classes(targets):
         # Targets that are probabilities: the mean is over samples and positions, the class weights are in the terms.
-        fraction = _ones(outputs.movedim(1, -1)[..., 0]) / max(outputs.shape[2:].numel(), 1)
+        fraction = _ones(outputs.movedim(1, -1)[..., 0])
+        if known.reduction == "mean":
+            fraction = fraction / max(outputs.shape[2:].numel(), 1)
         if known.class_weights is None or not isinstance(targets, Tensor):
             return fraction
         return fraction * (targets.movedim(1, -1) * known.class_weights.to(targets)).sum(-1)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sized
-from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
@@ -17,22 +16,16 @@ from torch.nn.parameter import UninitializedParameter
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.curvature.partition import gathered_batches
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch, as_pair
+from lightning_sloppy.evaluation.batches import Batch, BatchSize, as_pair, counted_by
 from lightning_sloppy.evaluation.classifiers import Classifier
-from lightning_sloppy.evaluation.nests import map_tensors
+from lightning_sloppy.evaluation.preserve import Mode
 from lightning_sloppy.evaluation.ranks import ALONE, all_ranks, together
+from lightning_sloppy.evaluation.sample_rows import located
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.digests import SampleDigests, frozen_digests, sample_digests
-from lightning_sloppy.probing.first_step import StepCheck
-from lightning_sloppy.probing.guard import measuring
-from lightning_sloppy.probing.loss_choice import (
-    LossArgument,
-    LossChoice,
-    choose_loss,
-    compared_beside,
-    instead_of,
-)
-from lightning_sloppy.probing.samples import SampleSource, probe_indices
+from lightning_sloppy.probing.fit_losses import FitLosses
+from lightning_sloppy.probing.loss_choice import LossArgument, LossChoice
+from lightning_sloppy.probing.samples import SampleSource, located_by, probe_indices
 from lightning_sloppy.probing.streamed_batches import StreamedBatches
 
 if TYPE_CHECKING:
@@ -68,7 +61,7 @@ class FitContext:
         decision: The latest step at which measurements were due, and whether they were taken.
         streamed: Copies of batches that went by, where they are needed.
         stretched: Whether it was said that measurements come less often than asked for.
-        on_a_guess: Whether a loss was given out, since somebody last set this to False, that no step has confirmed yet.
+        losses: The loss of the fit, and whether a step has confirmed it.
         classifiers: What the outputs say of a sample, by loss and rule; None where nobody knows.
     """
 
@@ -102,11 +95,8 @@ class FitContext:
         self._clock = time.perf_counter()
         self._source: SampleSource | ConfigurationError | None = None
         self.streamed = StreamedBatches()
-        self._probes: dict[tuple[int, int], list[Batch]] = {}
-        self._choices: dict[Any, LossChoice | ConfigurationError] = {}
-        self._check = StepCheck()
-        self._over = self._looked = False
-        self.on_a_guess = False
+        self._probes: dict[Any, list[Batch]] = {}
+        self.losses = FitLosses(module, self.ranks, self.modes)
         self._digests: dict[SampleSource, SampleDigests] = {}
         self.classifiers: dict[Any, Classifier | None] = {}
 
@@ -145,148 +135,102 @@ class FitContext:
         dataset = getattr(loaders[0], "dataset", None) if len(loaders) == 1 else None
         return len(dataset) if isinstance(dataset, Sized) else None
 
-    def probe(self, trainer: Trainer, num_samples: int, seed: int, *, current_batch: bool = False) -> list[Batch]:
+    def probe(
+        self,
+        trainer: Trainer,
+        num_samples: int,
+        seed: int,
+        *,
+        current_batch: bool = False,
+        batch_size: BatchSize | None = None,
+        mode: Mode = "eval",
+    ) -> list[Batch]:
         """The probe: batches on the device, as training would see them.
 
         They are read once for each (size, seed); where nothing can be read by index, they are the first batches of the
         training. With ``current_batch`` it is the one that is being trained on. Every rank gets the whole probe,
-        streamed batches of all ranks included.
+        streamed batches of all ranks included. Where the samples of a batch are is found with the module.
 
         Raises:
-            ConfigurationError: Before the first batch, when it must be streamed.
+            ConfigurationError: Before the first batch, when it must be streamed; when the samples cannot be counted.
         """
         if current_batch or not self.indexable(trainer):
             batches = self.streamed.latest() if current_batch else self.streamed.first(self.own(num_samples))
             batches = gathered_batches(self.ranks, batches)
             if not batches:
                 raise ConfigurationError("No batch was trained on yet, so there is nothing to measure on.")
-            return batches
-        key = (num_samples, seed)
+            return located_by(self.module, batches, mode)
+        key = (num_samples, seed, batch_size, mode)
         if key not in self._probes:
             source = self.source(trainer)
             indices = probe_indices(len(source), num_samples, seed)
-            self._probes[key] = self.read(trainer, source, indices, max(source.batch_size, MEASURING_BATCH))
+            size = max(source.batch_size, MEASURING_BATCH)
+            self._probes[key] = located_by(self.module, self.read(trainer, source, indices, size, batch_size), mode)
         return self._probes[key]
 
     def own(self, num_samples: int) -> int:
         """How many of so many samples one rank keeps, where each has batches of its own."""
         return -(-num_samples // self.ranks.count)
 
-    def read(self, trainer: Trainer, source: SampleSource, indices: Tensor, size: int) -> list[Batch]:
+    def read(
+        self,
+        trainer: Trainer,
+        source: SampleSource,
+        indices: Tensor,
+        size: int,
+        batch_size: BatchSize | None = None,
+    ) -> list[Batch]:
         """Batches of these samples on the device; generators of the data set itself stay where they are.
 
         The global random streams and the module are the business of the guard around every measurement.
         """
         with source.untouched():
-            return self.read_once(trainer, source, indices, size)
+            return self.read_once(trainer, source, indices, size, batch_size)
 
-    def read_once(self, trainer: Trainer, source: SampleSource, indices: Tensor, size: int) -> list[Batch]:
-        """The same without restoring: two calls in a row may differ where reading is random."""
-        return [
-            as_pair(trainer_internals.as_training_sees_it(trainer, self.module, batch))
-            for batch in source.chunks(indices, size)
-        ]
+    def read_once(
+        self,
+        trainer: Trainer,
+        source: SampleSource,
+        indices: Tensor,
+        size: int,
+        batch_size: BatchSize | None = None,
+    ) -> list[Batch]:
+        """The same without restoring: two calls in a row may differ where reading is random.
 
-    def loss_choice(self, trainer: Trainer, override: LossArgument | None) -> LossChoice:
-        """The loss of the fit, found once.
+        Samples are where the shapes say; where these do not tell, whoever needs to know asks the module.
+        """
+        found = []
+        for part in torch.split(indices, size):
+            batch = trainer_internals.as_training_sees_it(trainer, self.module, source.read(part))
+            counted = counted_by(batch_size, batch)
+            found.append(as_pair(batch, module=self.module, counted=counted, read=len(part)))
+        with suppress(ConfigurationError):
+            return located(found)
+        return found
 
-        A guess is given out before a step of the training has confirmed it, and ``on_a_guess`` then says so: what is
-        measured by it is to be held back until then.
+    def loss_choice(
+        self,
+        trainer: Trainer,
+        override: LossArgument | None,
+        batch_size: BatchSize | None = None,
+        mode: Mode = "eval",
+    ) -> LossChoice:
+        """The loss of the fit, found once for each mode of measuring; see :class:`FitLosses`.
 
         Raises:
             ConfigurationError: When the loss cannot be known; the message names ``loss_fn=``.
         """
         # Streamed batches are gathered every time, also when the choice is known: another rank may have to choose anew.
-        streamed = None if self.indexable(trainer) else self.probe(trainer, 1, 0)[0]
-        if override not in self._choices:
-            batch = self._small_batch(trainer) if streamed is None else streamed
-            self._choices[override] = choose_loss(self.module, batch, override, modes=self.modes)
-        choice = self._choices[override]
-        if self._over and isinstance(choice, LossChoice) and not choice.checked:
-            # There was no step to compare with: the Trainer only certifies, or every step was skipped.
-            batch = self._small_batch(trainer) if streamed is None else streamed
-            choice = self._choices[override] = compared_beside(self.module, batch, choice, modes=self.modes)
-        if isinstance(choice, ConfigurationError):
-            raise choice
-        self.on_a_guess |= not choice.checked
-        return choice
+        streamed = None if self.indexable(trainer) else self.probe(trainer, 1, 0, batch_size=batch_size, mode=mode)[0]
 
-    def _small_batch(self, trainer: Trainer) -> Batch:
-        source = self.source(trainer)
-        indices = torch.arange(min(len(source), source.batch_size))
-        return self.read(trainer, source, indices, len(indices))[0]
+        def small_batch() -> Batch:
+            if streamed is not None:
+                return streamed
+            source = self.source(trainer)
+            indices = torch.arange(min(len(source), source.batch_size))
+            return located_by(self.module, self.read(trainer, source, indices, len(indices), batch_size), mode)[0]
 
-    @property
-    def guess(self) -> LossChoice | None:
-        """The guessed loss that no step has confirmed yet."""
-        choice = self._choices.get(None)
-        return choice if isinstance(choice, LossChoice) and not choice.checked else None
-
-    @property
-    def is_confirmed(self) -> bool:
-        """Whether a step has confirmed the guess."""
-        choice = self._choices.get(None)
-        return isinstance(choice, LossChoice) and choice.checked and choice.objective.has_outputs
-
-    def before_step(self, trainer: Trainer, batch: Any, *, wanted: bool) -> None:
-        """Evaluate an unconfirmed guess on the batch that the step is about to be given.
-
-        Args:
-            trainer: The Trainer.
-            batch: As the training gives it.
-            wanted: Whether to guess from this batch where nobody has guessed yet.
-        """
-        start = time.perf_counter()
-        if wanted and None not in self._choices and not self._looked:
-            self._looked = True
-            with suppress(Exception):  # the measurement itself says what is wrong
-                self._choices[None] = self.ranks.together(partial(self._guessed_from, batch))
-        guess = self.guess
-        if guess is None:
-            self._check.buffers = []
-        else:
-            number = trainer_internals.batch_number(trainer)
-            self._check.begin(trainer, self.module, guess.objective, batch, number)
-            self.measuring_seconds += time.perf_counter() - start
-
-    def _guessed_from(self, batch: Any) -> LossChoice:
-        with measuring(self.module):
-            return choose_loss(self.module, as_pair(map_tensors(torch.clone, batch)), None, modes=self.modes)
-
-    def see_loss(self, trainer: Trainer, loss: Tensor) -> None:
-        """The loss of the step goes backward."""
-        if self.guess is not None:
-            self._check.see(trainer, loss)
-
-    def after_backward(self, trainer: Trainer) -> None:
-        """Confirm the guess by the loss of the step, or take the whole step in its place; all ranks decide the same."""
-        guess, theirs = self.guess, self._check.loss
-        if guess is None or theirs is None:
-            return
-        agrees = self._check.agrees(guess.objective)
-        if trainer.strategy.reduce_boolean_decision(agrees, all=True):
-            self._choices[None] = replace(guess, checked=True)
-        else:
-            self._choices[None] = self._instead_of(guess, self._check.guesses[0], theirs, agrees)
-        self._check.forget()
-
-    def _instead_of(
-        self, guess: LossChoice, mine: float, theirs: float, agrees: bool
-    ) -> LossChoice | ConfigurationError:
-        try:
-            with measuring(self.module):
-                return instead_of(self.module, guess, mine, theirs, elsewhere=agrees)
-        except ConfigurationError as error:
-            return error
-
-    def before_the_step(self) -> AbstractContextManager[None]:
-        """Inside, buffers are as before the step that has just gone backward; the weights have not moved yet."""
-        return self._check.buffers_before()
-
-    def training_is_over(self) -> None:
-        """No step will confirm a guess any more."""
-        self._check.forget()
-        self._over = True
+        return self.losses.choice(override, mode, small_batch)
 
     def training_digests(self, trainer: Trainer) -> SampleDigests:
         """What the training samples are, byte for byte; read once."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_sloppy.bounds.coordinates import Coordinates
 from lightning_sloppy.curvature.double_backward import backward_in_eval
-from lightning_sloppy.evaluation.batches import Batch, joined, picked, private
+from lightning_sloppy.evaluation.batches import Batch, joined, picked, private, sample_count
 from lightning_sloppy.evaluation.classifiers import Classifier
 from lightning_sloppy.evaluation.local_noise import LocalNoise, RandomWeight
 from lightning_sloppy.evaluation.nests import tensors_of
@@ -177,12 +177,14 @@ class ErrorCounter:
         with self._source.untouched(), backward_in_eval(self._objective.module):
             for batch in self._batches(indices):
                 inputs, targets = private(batch)
-                fraction = len(targets) / len(indices)
+                fraction = sample_count(batch) / len(indices)
 
-                def run(inputs: Any = inputs, targets: Any = targets, fraction: float = fraction) -> tuple[float, int]:
+                def run(
+                    batch: Batch = batch, inputs: Any = inputs, targets: Any = targets, fraction: float = fraction
+                ) -> tuple[float, int]:
                     with noise():
                         outputs = self._objective.outputs(table, inputs)
-                    loss = loss_fn(outputs, targets) * fraction
+                    loss = self._objective.as_mean(loss_fn(outputs, targets), batch) * fraction
                     parts = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
                     for slope, part in zip(slopes, parts, strict=True):
                         slope += 0 if part is None else part

@@ -120,10 +120,10 @@ class StepCheck:
 def _value(trainer: Trainer, module: LightningModule, objective: Objective, batch: Any) -> float:
     """The guess on a batch as the step would compute it; NaN where it cannot be computed."""
     try:
-        copy = as_pair(map_tensors(torch.clone, batch))
+        copy = as_pair(map_tensors(torch.clone, batch), module=module)
         table = ParameterLayout.of(module).leaves(module, objective.dtype)
         with measuring(module, "train", precise=False), trainer_internals.step_context(trainer):
-            return float(objective.loss_value(table, objective.prepare([copy])[0]))
+            return float(objective.as_given().loss_value(table, objective.prepare([copy])[0]))
     except Exception:
         return math.nan
 

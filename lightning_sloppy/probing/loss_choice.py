@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from lightning_sloppy.curvature.gradient import mean_gradient
@@ -16,7 +17,14 @@ from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, as_pair, private, sample_count
 from lightning_sloppy.evaluation.classifiers import for_one_logit
-from lightning_sloppy.evaluation.loss_checks import AGREEMENT, checked_loss, checked_mean, default_loss
+from lightning_sloppy.evaluation.loss_checks import (
+    AGREEMENT,
+    checked_loss,
+    checked_reduction_of,
+    default_loss,
+    loss_of_logits,
+)
+from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.objective import Loss, Objective
 from lightning_sloppy.evaluation.preserve import Mode
 from lightning_sloppy.probing.guard import measuring
@@ -30,6 +38,14 @@ LossArgument = Loss | Literal["training_step"]
 
 TRAINING_STEP = "training_step"
 """The value of ``loss_fn=`` that asks to measure by ``training_step``, whatever else it does."""
+
+SUMMED = (
+    "The loss adds up its samples; all numbers are of the mean over the probe, as the curvature scale z is. Those of "
+    "the sum are N times as large."
+)
+"""What is said of a loss that adds up its samples."""
+
+MODES: tuple[Mode, Mode] = ("eval", "train")
 
 LOSS_ATTRIBUTES = ("loss_fn", "criterion")
 """Where modules keep their loss, by the conventions of Lightning's and torch's own examples."""
@@ -70,7 +86,12 @@ def checked_argument(loss_fn: object) -> None:
 
 
 def choose_loss(
-    module: LightningModule, batch: Batch, override: LossArgument | None, *, modes: Modes | None = None
+    module: LightningModule,
+    batch: Batch,
+    override: LossArgument | None,
+    *,
+    modes: Modes | None = None,
+    mode: Mode = "eval",
 ) -> LossChoice:
     """Find the loss of a fit on one batch.
 
@@ -84,21 +105,27 @@ def choose_loss(
         batch: A training batch on the module's device.
         override: The user's ``loss_fn=``.
         modes: Every submodule with its training flag in the fit; None takes them as they are.
+        mode: In which measurements will be made.
 
     Raises:
         ConfigurationError: When nothing fits, the loss is not finite, or manual optimisation forbids the comparison.
     """
     modes = [(child, child.training) for child in module.modules()] if modes is None else modes
-    trial = _Trial(module, as_pair(batch), modes)
+    trial = _Trial(module, as_pair(batch), modes, mode)
     if override is not None and not isinstance(override, str):
-        choice = _choice(module, override, "loss_fn=", trial.outputs(), batch[1])
-        note = trial.checked_mean(choice.objective)
-        value = trial.loss(choice.objective, "eval")
-        if not math.isfinite(value):
-            raise ConfigurationError(
-                f"loss_fn= is {value} on a batch of {sample_count(batch)}, not finite; look at inputs and loss."
-            )
-        return replace(choice, note=note)
+        try:
+            return _given(module, override, trial)
+        except (ConfigurationError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            # What works without loss_fn= is not lost because of it: the step itself is the loss then.
+            with suppress(Exception):
+                if module.automatic_optimization:
+                    cause = f"{type(error).__name__}: {str(error)[:200]}"
+                    choice = step_choice(module, f"loss_fn= cannot be evaluated ({cause}){trial.modes_differ()}")
+                    _finite(trial.loss(choice.objective, "train"))
+                    return choice
+            raise
     if not module.automatic_optimization:
         raise ConfigurationError(
             "Under manual optimisation training_step also steps the optimiser, and what it returns need not be the "
@@ -107,6 +134,7 @@ def choose_loss(
     if override is not None:
         return step_choice(module, None)
     found = "the module has no forward that takes the inputs"
+    batch = trial.batch
     with suppress(Exception):  # whatever a wrong guess raises, the step decides
         outputs = trial.outputs()
         found = f"no loss was found, and none is usual for outputs {_shape(outputs)} and targets {_shape(batch[1])}"
@@ -114,8 +142,10 @@ def choose_loss(
         if guess is not None:
             choice = _choice(module, guess, source, outputs, batch[1])
             trial.loss(choice.objective, "train")
-            return replace(choice, checked=False)
-    choice = step_choice(module, found)
+            trial.checked_reduction(choice.objective)
+            note = SUMMED if choice.objective.reduction == "sum" else ""
+            return replace(choice, note=note, checked=False)
+    choice = step_choice(module, f"{found}{trial.modes_differ()}")
     _finite(trial.loss(choice.objective, "train"))
     return choice
 
@@ -131,7 +161,7 @@ def compared_beside(
     modes = [(child, child.training) for child in module.modules()] if modes is None else modes
     trial = _Trial(module, as_pair(batch), modes)
     step = step_choice(module, f"no step of the training was there to compare {guess.source} with")
-    mine, theirs = trial.loss(guess.objective, "train"), trial.loss(step.objective, "train")
+    mine, theirs = trial.loss(guess.objective.as_given(), "train"), trial.loss(step.objective, "train")
     if abs(mine - theirs) <= AGREEMENT * max(abs(mine), abs(theirs)) + 1e-6:
         return replace(guess, checked=True)
     return instead_of(module, guess, mine, theirs)
@@ -196,6 +226,22 @@ def step_choice(module: LightningModule, found: str | None) -> LossChoice:
     )
 
 
+def _given(module: LightningModule, loss_fn: Loss, trial: _Trial) -> LossChoice:
+    """The user's loss, checked.
+
+    Raises:
+        ConfigurationError: When it is not finite.
+    """
+    choice = _choice(module, loss_fn, "loss_fn=", trial.outputs(), trial.batch[1])
+    note = trial.checked_reduction(choice.objective)
+    value = trial.loss(choice.objective, trial.mode)
+    if not math.isfinite(value):
+        raise ConfigurationError(
+            f"loss_fn= is {value} on a batch of {sample_count(trial.batch)}, not finite; look at inputs and loss."
+        )
+    return replace(choice, note=note)
+
+
 def seconds_of_a_gradient(choice: LossChoice, batches: list[Batch]) -> float:
     """Wall-clock seconds of one gradient of the mean loss over these batches, the second one of two."""
     layout = ParameterLayout.of(choice.objective.module)
@@ -213,31 +259,54 @@ def _shape(value: Any) -> str:
 class _Trial:
     """One batch, evaluated on copies of the parameters."""
 
-    def __init__(self, module: LightningModule, batch: Batch, modes: Modes) -> None:
+    def __init__(self, module: LightningModule, batch: Batch, modes: Modes, mode: Mode = "eval") -> None:
         self._module = module
         self._modes = modes
+        self.mode = mode
         self._plain = Objective(module, None)
         self._table = ParameterLayout.of(module).leaves(module, self._plain.dtype)
-        self._batch = self._plain.prepare([batch])[0]
+        self.batch = self._plain.prepare([batch])[0]
 
-    def outputs(self) -> Any:
-        """What ``forward`` gives in eval mode."""
-        with measuring(self._module):
-            return self._plain.output_values(self._table, private(self._batch)[0])
+    def outputs(self, mode: Mode | None = None) -> Any:
+        """What ``forward`` gives, in the mode of the measurements unless told otherwise."""
+        mode = mode or self.mode
+        with measuring(self._module, mode):
+            self._take(mode)
+            return self._plain.output_values(self._table, private(self.batch)[0])
 
-    def checked_mean(self, objective: Objective) -> str:
-        """Raise when the loss adds up its samples; a sentence when it is a mean with weights that are not known."""
-        with measuring(self._module):
-            return checked_mean(objective, self._batch)
+    def modes_differ(self) -> str:
+        """Words that say so when ``forward`` gives other things in eval mode than in train mode; else nothing."""
+        found = []
+        for mode in MODES:
+            try:
+                outputs = self.outputs(mode)
+                found.append(f"{type(outputs).__name__} with {len(tensors_of(outputs))} tensors")
+            except Exception as error:  # noqa: PERF203 - what it raises is what it does
+                found.append(type(error).__name__)
+        if found[0] == found[1] or self.mode == "train":
+            return ""
+        return (
+            f", for forward gives {found[1]} in train mode but {found[0]} in eval mode, in which measurements are made "
+            "(let it return the same in both, or pass mode='train')"
+        )
+
+    def _take(self, mode: Mode) -> None:
+        """A measurement has eval mode around it; in train mode the fit's own flags are wanted."""
+        if mode == "train":
+            for child, training in self._modes:
+                child.training = training
+
+    def checked_reduction(self, objective: Objective) -> str:
+        """Note whether the loss is a mean or a sum, in the objective; a sentence about what the numbers are then."""
+        with measuring(self._module, self.mode):
+            note = checked_reduction_of(objective, self.batch)
+        return note if objective.reduction == "mean" else SUMMED
 
     def loss(self, objective: Objective, mode: Mode) -> float:
         """The loss of the batch, always from the same random stream."""
         with measuring(self._module, mode):
-            if mode == "train":
-                # A measurement has eval mode around it; the fit's own flags are wanted here.
-                for child, training in self._modes:
-                    child.training = training
-            return float(objective.loss_value(self._table, self._batch))
+            self._take(mode)
+            return float(objective.loss_value(self._table, self.batch))
 
 
 def _guess(module: LightningModule, outputs: Any, targets: Any) -> tuple[Loss | None, str]:
@@ -254,7 +323,8 @@ def _guess(module: LightningModule, outputs: Any, targets: Any) -> tuple[Loss | 
         return for_one_logit(BINARY, outputs, targets), "binary cross-entropy"
     loss = default_loss(outputs, targets)
     if loss is None:
-        return None, ""
+        named = loss_of_logits(outputs, targets)
+        return named, "" if named is None else "the usual loss of logits and labels"
     return loss, "cross-entropy" if loss is nn.functional.cross_entropy else "mean squared error"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,13 @@ from torch.utils.data import (
 )
 
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.batches import Batch, rows_in
+from lightning_sloppy.evaluation.objective import Objective
+from lightning_sloppy.evaluation.preserve import Mode
+from lightning_sloppy.probing.guard import measuring
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
 
 READ_CHUNK = 1_024
 """Samples collated at a time when the whole data set is read."""
@@ -188,3 +195,15 @@ def probe_indices(total: int, wanted: int, seed: int) -> Tensor:
     """
     rng = torch.Generator().manual_seed(seed)
     return torch.randperm(total, generator=rng)[:wanted]
+
+
+def located_by(module: LightningModule, batches: list[Batch], mode: Mode = "eval") -> list[Batch]:
+    """Batches with their samples found, by what the module gives for some of them in this mode.
+
+    Raises:
+        ConfigurationError: When the number of samples cannot be known.
+    """
+    plain = Objective(module, None)
+    with measuring(module, mode):
+        found = plain.located(plain.prepare(batches))
+    return [batch.with_rows(rows_in(each)) for batch, each in zip(batches, found, strict=True)]

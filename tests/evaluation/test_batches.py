@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import as_pair, collected, private, sample_count, some_of, to_device
+from lightning_sloppy.evaluation.nests import tensors_of
 
 PAIR = (torch.ones(3, 2), torch.zeros(3))
 
@@ -92,3 +94,11 @@ def test_some_samples_of_a_batch_are_evenly_spread() -> None:
     few = some_of((whole, whole), 2)
     assert few[0] is few[1]
     assert few[0]["x"].tolist() == [0, 8]
+
+
+def test_a_batch_is_a_nest_like_any_other() -> None:
+    found = tensors_of([as_pair(PAIR)])
+    assert [id(leaf) for leaf in found] == [id(leaf) for leaf in PAIR]
+    again = pickle.loads(pickle.dumps(as_pair(PAIR, counted=3)))
+    assert again.counted == 3
+    assert torch.equal(again[0], PAIR[0])

@@ -144,13 +144,11 @@ def test_a_lone_batch_smaller_than_the_probe_is_enough(tmp_path):
     assert fisher.latest.num_samples == 10
 
 
-def test_a_loss_that_sums_its_samples_is_refused():
-    with pytest.raises(ConfigurationError, match="reduction='mean'"):
-        choose_loss(Classifier(), batch(), nn.CrossEntropyLoss(reduction="sum"))
-    from lightning_sloppy import fisher_spectrum
-
-    with pytest.raises(ConfigurationError, match="reduction='mean'"):
-        fisher_spectrum(Classifier(), [batch()], nn.CrossEntropyLoss(reduction="sum"))
+def test_a_loss_that_sums_its_samples_is_measured_as_a_mean():
+    choice = choose_loss(Classifier(), batch(), nn.CrossEntropyLoss(reduction="sum"))
+    assert choice.objective.reduction == "sum"
+    assert "all numbers are of the mean" in choice.note
+    assert choose_loss(Classifier(), batch(), nn.CrossEntropyLoss()).objective.reduction == "mean"
 
 
 def test_the_only_loss_child_is_found_whatever_its_name():

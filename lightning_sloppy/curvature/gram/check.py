@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_sloppy.curvature.gram.calls import Call, Use
 from lightning_sloppy.curvature.gram.outer_products import Outer, norm
 from lightning_sloppy.curvature.gram.recorder import LayerRecorder
 from lightning_sloppy.curvature.parameters import grad
-from lightning_sloppy.evaluation.batches import Batch, picked, private, sample_count
-from lightning_sloppy.evaluation.nests import tensors_of
+from lightning_sloppy.evaluation.batches import AnyBatch, Batch, picked, private, rows_in, sample_count
+from lightning_sloppy.evaluation.nests import leaves_of
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.linalg.vectors import generator
 
@@ -51,8 +52,9 @@ class Recording:
     """
 
     def __init__(self, objective: Objective, leaves: Mapping[str, Tensor], batch: Batch) -> None:
-        inputs, count = private(batch)[0], sample_count(batch)
-        recorder = LayerRecorder(leaves.values(), own_tensors(inputs, count), count)
+        own = private(batch)
+        inputs, count = own[0], sample_count(batch)
+        recorder = LayerRecorder(leaves.values(), own_tensors(own), count)
         with recorder:
             outputs = objective.outputs(leaves, inputs)
         self.count = count
@@ -135,9 +137,10 @@ def served(objective: Objective, leaves: Mapping[str, Tensor], batch: Batch) -> 
     return Served(paths, axes, numbers, {structure})
 
 
-def own_tensors(inputs: Any, count: int) -> list[Tensor]:
+def own_tensors(batch: AnyBatch) -> list[Tensor]:
     """Tensors of the inputs with a row for each sample."""
-    return [tensor for tensor in tensors_of(inputs) if tensor.shape[:1] == (count,)]
+    found = zip(leaves_of(batch[0]), rows_in(batch).inputs, strict=True)
+    return [leaf.data if isinstance(leaf, PackedSequence) else leaf for leaf, axis in found if axis is not None]
 
 
 def _spread(count: int) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +13,9 @@ from torch.func import vmap
 
 from lightning_sloppy.curvature.gram.sums import GramSums
 from lightning_sloppy.curvature.parameters import grad
-from lightning_sloppy.evaluation.batches import Batch, private, sample_count
-from lightning_sloppy.evaluation.nests import map_tensors, tensors_of, with_tensors
+from lightning_sloppy.errors import UnsupportedError
+from lightning_sloppy.evaluation.batches import Batch, cut, private, rows_in, sample_count
+from lightning_sloppy.evaluation.nests import tensors_of, with_tensors
 from lightning_sloppy.evaluation.objective import Objective
 
 VMAP_CHUNK = 128
@@ -110,11 +110,12 @@ def _mapped(
 
     def derived(batch: Batch, direction: Tensor) -> list[Tensor]:
         nest = private(batch)[0]
-        tensors = tensors_of(nest)
-        where = [0 if tensor.shape[:1] == direction.shape[:1] else None for tensor in tensors]
+        tensors, where = tensors_of(nest), rows_in(batch).inputs
+        if not rows_in(batch).apart:
+            raise UnsupportedError("These samples cannot be taken apart.")
 
         def scalar(table: dict[str, Tensor], row: Tensor, *own: Tensor) -> Tensor:
-            single = [t if axis is None else t.unsqueeze(0) for t, axis in zip(own, where, strict=True)]
+            single = [t if axis is None else t.unsqueeze(axis) for t, axis in zip(own, where, strict=True)]
             outputs = objective.outputs({**fixed, **table}, with_tensors(nest, single))
             return (objective.rows(outputs, 1)[0] * row).sum()
 
@@ -168,10 +169,11 @@ def _singles(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """For each sample outputs with a graph, and cotangents (R, ...) of their shape that leave the others out.
 
-    In train mode samples are not taken out of their batch: the random stream would then be another one.
+    In train mode samples are not taken out of their batch: the random stream would then be another one. Nor are they
+    where they cannot be.
     """
     count = sample_count(batch)
-    if any(child.training for child in objective.module.modules()):
+    if any(child.training for child in objective.module.modules()) or not rows_in(batch).apart:
         outputs = objective.rows(objective.outputs(leaves, private(batch)[0]), count)
         for index in range(count):
             cotangents = torch.zeros_like(directions)
@@ -180,8 +182,5 @@ def _singles(
         return
 
     for index in range(count):
-        single: Any = map_tensors(
-            lambda leaf, index=index: leaf[index : index + 1] if leaf.shape[:1] == (count,) else leaf,  # type: ignore[misc]
-            private(batch)[0],
-        )
+        single = private(cut(batch, slice(index, index + 1)))[0]
         yield objective.rows(objective.outputs(leaves, single), 1), directions[:, index : index + 1]

@@ -1,0 +1,176 @@
+"""The loss of one fit: chosen once, confirmed by the first step of the training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.batches import Batch, BatchSize, as_pair, counted_by
+from lightning_sloppy.evaluation.nests import map_tensors
+from lightning_sloppy.evaluation.preserve import Mode
+from lightning_sloppy.evaluation.ranks import Ranks
+from lightning_sloppy.probing import trainer_internals
+from lightning_sloppy.probing.first_step import StepCheck
+from lightning_sloppy.probing.guard import measuring
+from lightning_sloppy.probing.loss_choice import (
+    LossArgument,
+    LossChoice,
+    Modes,
+    choose_loss,
+    compared_beside,
+    instead_of,
+)
+from lightning_sloppy.probing.samples import located_by
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+
+class FitLosses:
+    """What the callbacks of a fit measure by: one choice for each ``loss_fn=`` and mode of measuring.
+
+    A guess is given out before a step of the training has confirmed it, and ``on_a_guess`` then says so: what is
+    measured by it is to be held back until then.
+
+    Args:
+        module: The module of the fit.
+        ranks: This process among those that train together.
+        modes: Every submodule with its training flag in the fit.
+
+    Attributes:
+        on_a_guess: Whether a loss was given out, since somebody last set this to False, that no step has confirmed yet.
+    """
+
+    def __init__(self, module: LightningModule, ranks: Ranks, modes: Modes) -> None:
+        self.on_a_guess = False
+        self._module, self._ranks, self._modes = module, ranks, modes
+        self._choices: dict[tuple[Any, Mode], LossChoice | ConfigurationError] = {}
+        self._check = StepCheck()
+        self._looked: set[Mode] = set()
+        self._over = False
+
+    def choice(self, override: LossArgument | None, mode: Mode, batch: Callable[[], Batch]) -> LossChoice:
+        """The loss, found when it is first asked for.
+
+        Args:
+            override: The user's ``loss_fn=``.
+            mode: Of the measurements.
+            batch: Gives a training batch to find it on.
+
+        Raises:
+            ConfigurationError: When the loss cannot be known; the message names ``loss_fn=``.
+        """
+        key = override, mode
+        if key not in self._choices:
+            self._choices[key] = choose_loss(self._module, batch(), override, modes=self._modes, mode=mode)
+        choice = self._choices[key]
+        if isinstance(choice, LossChoice) and not choice.checked:
+            if self._confirmed_in_the_other_mode(choice):
+                choice = self._choices[key] = replace(choice, checked=True)
+            elif self._over:
+                # There was no step to compare with: the Trainer only certifies, or every step was skipped.
+                choice = self._choices[key] = compared_beside(self._module, batch(), choice, modes=self._modes)
+        if isinstance(choice, ConfigurationError):
+            raise choice
+        self.on_a_guess |= not choice.checked
+        return choice
+
+    def _confirmed_in_the_other_mode(self, guess: LossChoice) -> bool:
+        """Whether a step has confirmed the same loss for measurements in the other mode: a step has one mode."""
+        known = (choice for (override, _), choice in self._choices.items() if override is None)
+        return any(isinstance(each, LossChoice) and each.checked and each.source == guess.source for each in known)
+
+    @property
+    def guess(self) -> LossChoice | None:
+        """The guessed loss that no step has confirmed yet."""
+        return next((choice for _, choice in self._guesses()), None)
+
+    def _guesses(self) -> list[tuple[Mode, LossChoice]]:
+        return [
+            (mode, choice)
+            for (override, mode), choice in self._choices.items()
+            if override is None and isinstance(choice, LossChoice) and not choice.checked
+        ]
+
+    def is_confirmed(self, mode: Mode) -> bool:
+        """Whether a step has confirmed the guess for measurements in this mode."""
+        choice = self._choices.get((None, mode))
+        return isinstance(choice, LossChoice) and choice.checked and choice.objective.has_outputs
+
+    def before_step(
+        self, trainer: Trainer, batch: Any, *, wanted: bool, batch_size: BatchSize | None = None, mode: Mode = "eval"
+    ) -> bool:
+        """Evaluate an unconfirmed guess on the batch that the step is about to be given.
+
+        Args:
+            trainer: The Trainer.
+            batch: As the training gives it.
+            wanted: Whether to guess from this batch where nobody has guessed yet.
+            batch_size: The user's count of the samples of a batch, or None.
+            mode: Of the measurements by a guess from this batch.
+
+        Returns:
+            Whether there was a guess to evaluate.
+        """
+        if wanted and (None, mode) not in self._choices and mode not in self._looked:
+            self._looked.add(mode)
+            with suppress(Exception):  # the measurement itself says what is wrong
+                made = partial(self._guessed_from, batch, batch_size, mode)
+                self._choices[None, mode] = self._ranks.together(made)
+        guess = self.guess
+        if guess is None:
+            self._check.buffers = []
+            return False
+        number = trainer_internals.batch_number(trainer)
+        self._check.begin(trainer, self._module, guess.objective, batch, number)
+        return True
+
+    def _guessed_from(self, batch: Any, batch_size: BatchSize | None, mode: Mode) -> LossChoice:
+        with measuring(self._module, mode):
+            own = map_tensors(torch.clone, batch)
+            pair = as_pair(own, module=self._module, counted=counted_by(batch_size, own))
+            (pair,) = located_by(self._module, [pair], mode)
+            return choose_loss(self._module, pair, None, modes=self._modes, mode=mode)
+
+    def see_loss(self, trainer: Trainer, loss: Tensor) -> None:
+        """The loss of the step goes backward."""
+        if self.guess is not None:
+            self._check.see(trainer, loss)
+
+    def after_backward(self, trainer: Trainer) -> None:
+        """Confirm the guess by the loss of the step, or take the whole step in its place; all ranks decide the same."""
+        guess, theirs = self.guess, self._check.loss
+        if guess is None or theirs is None:
+            return
+        agrees = self._check.agrees(guess.objective)
+        right = trainer.strategy.reduce_boolean_decision(agrees, all=True)
+        instead = None if right else self._instead_of(guess, self._check.guesses[0], theirs, agrees)
+        for mode, each in self._guesses():
+            if each.source == guess.source:
+                self._choices[None, mode] = replace(each, checked=True) if instead is None else instead
+        self._check.forget()
+
+    def _instead_of(
+        self, guess: LossChoice, mine: float, theirs: float, agrees: bool
+    ) -> LossChoice | ConfigurationError:
+        try:
+            with measuring(self._module):
+                return instead_of(self._module, guess, mine, theirs, elsewhere=agrees)
+        except ConfigurationError as error:
+            return error
+
+    def before_the_step(self) -> AbstractContextManager[None]:
+        """Inside, buffers are as before the step that has just gone backward; the weights have not moved yet."""
+        return self._check.buffers_before()
+
+    def training_is_over(self) -> None:
+        """No step will confirm a guess any more."""
+        self._check.forget()
+        self._over = True

@@ -202,8 +202,9 @@ class SampleLosses(Objective):
         ]
         found = with_tensors(found, tensors)
 
-        # A loss that adds up the terms of a sample is divided by their number, as that of a batch is.
-        weights = self.sample_weights(Batch(targets, targets, Rows(count, self._targets, self._targets)))
+        weights = torch.ones(count)
+        if self.reduction == "sum":  # the terms of a sample are divided by its weight, as those of a batch are
+            weights = self.sample_weights(Batch(targets, targets, Rows(count, self._targets, self._targets)))
 
         def one(index: int) -> Tensor:
             places = enumerate(tensors_of(found))
@@ -211,7 +212,7 @@ class SampleLosses(Objective):
             pair = Batch(targets, targets, Rows(count, self._targets))
             own_targets = targets if count == 1 else cut(pair, slice(index, index + 1))[0]
             loss = super(SampleLosses, self).loss_of_outputs(own, own_outputs, own_targets)
-            return loss / weights[index].item() if self.reduction == "sum" and weights[index] > 0 else loss
+            return loss / (float(weights[index]) or 1.0)
 
         return torch.stack([one(index) for index in range(count)]).unsqueeze(1)
 

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from tiny import CLASSES, FEATURES, Classifier, blobs, loader, trainer
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_sloppy import FisherSpectrum, HessianSpectrum, PACBayesBound, SloppyMonitor, Status, fisher_spectrum
 
@@ -132,6 +132,65 @@ def test_a_right_guess_is_confirmed_and_the_step_called_by_the_training_alone(tm
     assert all(m.status.ok for m in fisher.measurements)
     for mine, theirs in zip(watched.state_dict().values(), plain.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+class Summed(Counted):
+    """The loss adds up its samples, so the guess is compared before it is made a mean."""
+
+    def __init__(self):
+        super().__init__(dropout=0.5)
+        self.criterion = nn.CrossEntropyLoss(reduction="sum")
+
+    def training_step(self, batch, batch_idx):
+        calls.append(batch_idx)
+        return self.criterion(self(batch[0]), batch[1])
+
+
+class Triples(Counted):
+    def forward(self, inputs, mask):
+        return self.net(inputs * mask)
+
+    def training_step(self, batch, batch_idx):
+        calls.append(batch_idx)
+        return F.cross_entropy(self(*batch[:2]), batch[2])
+
+
+@pytest.mark.filterwarnings("ignore:The loss adds up its samples.*")
+@pytest.mark.parametrize("make", [Counted, Summed, Triples])
+@pytest.mark.parametrize("modes", [("eval", "train"), ("train", "eval"), ("train",)])
+def test_one_step_confirms_the_guess_for_both_modes(tmp_path, make, modes):
+    inputs, targets = blobs().tensors
+    rows = (inputs, torch.ones_like(inputs), targets) if make is Triples else (inputs, targets)
+    data = DataLoader(TensorDataset(*rows), 16)
+    fitted(tmp_path, make(), data=data)
+    before = list(calls)
+    found = [FisherSpectrum(num_samples=16, mode=mode, name=mode, strict=True) for mode in modes]
+
+    class AfterTheStep(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            published.append([len(fisher.measurements) for fisher in found])
+
+    published = []
+    fitted(tmp_path, make(), AfterTheStep(), *found, data=data)
+    assert calls == before
+    assert published[0] == [1] * len(found)
+    for fisher in found:
+        assert fisher.measurements[0].step == 0
+        assert all(m.status.ok for m in fisher.measurements)
+
+
+def test_a_bound_in_eval_mode_trusts_what_a_step_has_confirmed_for_train_mode(tmp_path):
+    """It asks for the loss when the spectrum is published, behind the comparison of the first step."""
+
+    class AfterTheStep(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            published.append(len(bound.measurements))
+
+    published = []
+    bound = PACBayesBound(strict=True)
+    hessian = HessianSpectrum(k=2, num_samples=16, mode="train", strict=True)
+    fitted(tmp_path, Counted(), hessian, bound, AfterTheStep())
+    assert published[0] == 1
 
 
 class Smoothed(Counted):

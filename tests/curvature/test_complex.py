@@ -227,3 +227,34 @@ def test_diagonals_have_both_parts() -> None:
     optimizer.step()
     torch.testing.assert_close(adam_second_moment(optimizer, module, 1), gradient.square(), rtol=1e-6, atol=1e-12)
     assert not _fits(nn.Linear(3, 2, dtype=torch.cfloat))
+
+
+class Sums(nn.Module):
+    """Complex outputs with time first, (T, N, 2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 4, dtype=torch.cdouble))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.weight.dtype).cumsum(0) @ self.weight.T
+
+
+def test_complex_outputs_with_time_first() -> None:
+    """Their samples are in the second dimension; the loss is quadratic, so the exact Fisher matrix is the Hessian."""
+    torch.manual_seed(0)
+    module, x, y = Sums(), torch.randn(5, 13, 4).double(), torch.randn(5, 13, 2, dtype=torch.cdouble)
+    batches = [(x[:, part], y[:, part]) for part in (slice(0, 8), slice(8, 13))]
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).abs().square().mean()
+
+    right = torch.linalg.eigvalsh(dense_hessian_of(module, lambda: loss(module(x), y))).flip(0)
+    fisher = fisher_spectrum(module, batches, loss, kind="exact")
+    assert fisher.num_samples == 13
+    torch.testing.assert_close(fisher.eigenvalues, right)
+    torch.testing.assert_close(hessian_spectrum(module, batches, loss, k=16).eigenvalues, right)
+    losses = [lambda i=i: loss(module(x[:, [i]]), y[:, [i]]) for i in range(13)]
+    dense = torch.linalg.eigvalsh(dense_fisher_of(module, losses)).flip(0)
+    empirical = fisher_spectrum(module, batches, loss).eigenvalues
+    torch.testing.assert_close(empirical, dense[: len(empirical)])

@@ -277,3 +277,48 @@ def test_a_loss_in_half_precision_is_evaluated_in_float32() -> None:
     torch.testing.assert_close(found.eigenvalues, rounded.eigenvalues, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.eigenvalues, expected.eigenvalues, rtol=0.1, atol=0.05)
     fisher_spectrum(half, [(x.float(), y)], half.criterion)
+
+
+class Precision(nn.Module):
+    """Sequences with time first, a learnt precision in the loss, terms that are averaged or added up."""
+
+    def __init__(self, reduction: str) -> None:
+        super().__init__()
+        self.layer, self.log = nn.RNN(4, 2), nn.Parameter(torch.tensor(0.3))
+        self.reduction = reduction
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[0]
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        terms = (outputs - targets).square().mean((0, 2)) * torch.exp(-self.log) + self.log
+        return terms.mean() if self.reduction == "mean" else terms.sum()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_own_parameters_of_a_loss_of_sequences_with_time_first(reduction: str) -> None:
+    torch.manual_seed(0)
+    module = Precision(reduction).double()
+    x, y = torch.randn(5, 13, 4).double(), torch.randn(5, 13, 2).double()
+    batches = [(x[:, part], y[:, part]) for part in (slice(0, 8), slice(8, 13))]
+    found = fisher_spectrum(module, batches, module.loss, reduction="mean")
+    losses = [lambda i=i: module.loss(module(x[:, [i]]), y[:, [i]]) for i in range(13)]
+    right = torch.linalg.eigvalsh(dense_fisher_of(module, losses)).flip(0)
+    assert found.num_samples == 13
+    torch.testing.assert_close(found.eigenvalues, right[: len(found.eigenvalues)])
+
+
+def test_a_sum_of_weighed_samples_with_parameters_of_its_own() -> None:
+    """The term of a sample is its weight times its loss: the mean is of weighed losses, over all weights."""
+    torch.manual_seed(0)
+    module = Precision("sum").double()
+    x, y = torch.randn(5, 6, 4).double(), torch.randn(5, 6, 2).double()
+
+    def weights(targets: Tensor) -> Tensor:
+        return 1 + targets[0, :, 0].abs()
+
+    found = fisher_spectrum(module, [(x, y)], module.loss, reduction="mean", sample_weights=weights)
+    w = weights(y)
+    losses = [lambda i=i: module.loss(module(x[:, [i]]), y[:, [i]]) / w[i].sqrt() for i in range(6)]
+    right = torch.linalg.eigvalsh(dense_fisher_of(module, losses) * 6 / w.sum()).flip(0)
+    torch.testing.assert_close(found.eigenvalues, right[: len(found.eigenvalues)])

@@ -150,9 +150,9 @@ def sample_losses(objective: Objective, beside: BesideOutputs, batches: list[Bat
     few = some_of(batches[0], LOOKED_AT)
     if not rows_in(few).apart:
         return None
-    apart = SampleLosses(objective, beside, few)
+    apart, table = SampleLosses(objective, beside, few), objective.copied_parameters()
     try:
-        whole, mean = float(objective.loss_value({}, few)), float(apart.loss_value({}, _as_inputs(few)))
+        whole, mean = float(objective.loss_value(table, few)), float(apart.loss_value(table, _as_inputs(few)))
     except (RuntimeError, ValueError, IndexError):  # a loss that takes no single sample
         return None
     return apart if abs(whole - mean) <= AGREEMENT * max(abs(whole), abs(mean)) else None

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import AnyBatch, cut, rows_in, sample_count, some_of
-from lightning_sloppy.evaluation.real_numbers import cast_number
 from lightning_sloppy.evaluation.weights import known_loss
 
 if TYPE_CHECKING:
@@ -73,8 +72,7 @@ def checked_reduction_of(objective: Objective, batch: AnyBatch) -> str:
     batch = some_of(batch, COMPARED_SAMPLES)
     count = sample_count(batch)
     parts: list[AnyBatch] = [batch, cut(batch, slice(0, count // 2)), cut(batch, slice(count // 2, count))]
-    trained = {name: p.detach() for name, p in objective.module.named_parameters() if p.requires_grad}
-    table = {name: cast_number(p, objective.dtype) for name, p in trained.items()}
+    table = objective.copied_parameters()
     try:
         whole, first, second = (float(objective.loss_value(table, part)) for part in parts)
     except torch.OutOfMemoryError:

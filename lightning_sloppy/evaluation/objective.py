@@ -149,9 +149,13 @@ class Objective:
         Raises:
             ConfigurationError: When the number of samples cannot be known.
         """
-        trained = {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
-        table = {name: cast_number(p, self.dtype) for name, p in trained.items()}
+        table = self.copied_parameters()
         return located(batches, lambda batch: self.output_values(table, private(batch)[0]))
+
+    def copied_parameters(self) -> dict[str, Tensor]:
+        """Copies of the trainable parameters, for a forward may write to its weights."""
+        trained = [(name, p.detach()) for name, p in self.module.named_parameters() if p.requires_grad]
+        return {name: cast_number(p, self.dtype).clone() for name, p in trained}
 
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
         """``forward(inputs)`` with these parameters in place of the module's own."""

@@ -47,28 +47,6 @@ def certify(
     reasons: Sequence[str] = (),
     conditions: Sequence[str] = (),
     prior: str = "initialization",
-) -> Certificate:
-    """The certificate of :func:`evaluated`, with the same arguments."""
-    return evaluated(
-        evidence,
-        delta=delta,
-        evaluation=evaluation,
-        generator=generator,
-        reasons=reasons,
-        conditions=conditions,
-        prior=prior,
-    ).certificate
-
-
-def evaluated(
-    evidence: Evidence,
-    *,
-    delta: float,
-    evaluation: int,
-    generator: torch.Generator,
-    reasons: Sequence[str] = (),
-    conditions: Sequence[str] = (),
-    prior: str = "initialization",
 ) -> Evaluated:
     """Bound the mean true 0-1 error of two networks drawn around the weights, or give only the parts of a bound.
 

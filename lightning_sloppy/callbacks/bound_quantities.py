@@ -1,4 +1,4 @@
-"""What a bound on a curve shows: the bound, its parts, the hold-out bound beside it."""
+"""What a bound on a curve shows (the bound, its parts, the hold-out bound beside it), and a final certificate."""
 
 from __future__ import annotations
 
@@ -86,5 +86,41 @@ QUANTITIES = (
         "hold_out_error",
         "Error rate of the model on the hold-out samples, before the bound is paid for.",
         chart="Bounds and errors",
+    ),
+)
+
+FINAL_QUANTITIES = (
+    Quantity(
+        "pair",
+        "Final bound on the true error of picking one of the two drawn networks at random, after the "
+        "posterior was optimised; the networks and the certificate are files beside the run.",
+        chart="Final bounds and error",
+        headline=True,
+    ),
+    Quantity(
+        "single",
+        "The same for the first of the two networks: one that can be deployed.",
+        chart="Final bounds and error",
+        headline=True,
+    ),
+    Quantity(
+        "gibbs_error",
+        "Error rate of the drawn pair on all certifying examples.",
+        chart="Final bounds and error",
+    ),
+    Quantity(
+        "log_ratio",
+        "ln dQ/dP of the drawn weights to the mixture prior, in nats, mean of the pair: divided by n.",
+        unit="nats",
+    ),
+    Quantity(
+        "kl_displacement",
+        "epsilon/2 ||mu - w0||^2, nats: what the distance from the prior's mean costs.",
+        unit="nats",
+    ),
+    Quantity(
+        "kl_covariance",
+        "Rest of the KL divergence, nats: what being sure about the weights costs.",
+        unit="nats",
     ),
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from lightning_sloppy.bounds.concentration import require_probability
 from lightning_sloppy.bounds.learning import Learnt
@@ -14,12 +16,13 @@ from lightning_sloppy.bounds.learning_plan import LearningPlan
 from lightning_sloppy.bounds.posterior_certificate import FinalCertificates
 from lightning_sloppy.bounds.statements import FINAL_STATEMENTS, no_bound, spelled
 from lightning_sloppy.callbacks.base import peers
+from lightning_sloppy.callbacks.bound_quantities import FINAL_QUANTITIES
 from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.callbacks.pac_bayes_bound import PACBayesBound
 from lightning_sloppy.certificate import Certificate, Reason
 from lightning_sloppy.curvature.kfac import need_curvlinops
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.classifiers import Predict
+from lightning_sloppy.evaluation.classifiers import Classifier, Predict
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.certificate_task import CertificateTask, RunState
@@ -29,13 +32,12 @@ from lightning_sloppy.probing.context import FitContext, fit_context
 from lightning_sloppy.probing.curvature_coordinates import coordinates_of, leading_pairs
 from lightning_sloppy.probing.error_counts import ErrorCounter
 from lightning_sloppy.probing.guard import measuring
-from lightning_sloppy.probing.loss_choice import LossArgument
+from lightning_sloppy.probing.loss_choice import LossArgument, LossChoice
 from lightning_sloppy.probing.priors import Prior, Samples, is_split, require_samples, samples_for
 from lightning_sloppy.probing.repeats import Duplicates, require_duplicates
 from lightning_sloppy.probing.samples import CURVATURE_SAMPLES
 from lightning_sloppy.probing.start_check import PRETRAINED, StartCheck, checked_start, start_reasons
 from lightning_sloppy.probing.validity import module_conditions
-from lightning_sloppy.quantities import Quantity
 from lightning_sloppy.records import Cost, Estimate, Measurement, Status
 from lightning_sloppy.reporting import phrases
 from lightning_sloppy.reporting.progress import progress
@@ -43,41 +45,22 @@ from lightning_sloppy.reporting.progress import progress
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-QUANTITIES = (
-    Quantity(
-        "pair",
-        "Final bound on the true error of picking one of the two drawn networks at random, after the "
-        "posterior was optimised; the networks and the certificate are files beside the run.",
-        chart="Final bounds and error",
-        headline=True,
-    ),
-    Quantity(
-        "single",
-        "The same for the first of the two networks: one that can be deployed.",
-        chart="Final bounds and error",
-        headline=True,
-    ),
-    Quantity(
-        "gibbs_error",
-        "Error rate of the drawn pair on all certifying examples.",
-        chart="Final bounds and error",
-    ),
-    Quantity(
-        "log_ratio",
-        "ln dQ/dP of the drawn weights to the mixture prior, in nats, mean of the pair: divided by n.",
-        unit="nats",
-    ),
-    Quantity(
-        "kl_displacement",
-        "epsilon/2 ||mu - w0||^2, nats: what the distance from the prior's mean costs.",
-        unit="nats",
-    ),
-    Quantity(
-        "kl_covariance",
-        "Rest of the KL divergence, nats: what being sure about the weights costs.",
-        unit="nats",
-    ),
-)
+
+@dataclass(frozen=True)
+class _Examined:
+    """What a certificate rests on, when nothing forbids it.
+
+    Attributes:
+        classifier: Outputs and targets to mistakes.
+        samples: Certifying ones, and those held out.
+        check: Of the weights at the start.
+        prior_mean: Weights around which the prior is, (p,).
+    """
+
+    classifier: Classifier
+    samples: Samples
+    check: StartCheck
+    prior_mean: Tensor
 
 
 class FinalCertificate(MeasuringCallback):
@@ -131,7 +114,7 @@ class FinalCertificate(MeasuringCallback):
 
     default_name = "certificate"
     title = "Certificate"
-    quantities = QUANTITIES
+    quantities = FINAL_QUANTITIES
     cost_advice = "`learning.seconds` limits it."
 
     loss_fn: LossArgument | None
@@ -236,15 +219,25 @@ class FinalCertificate(MeasuringCallback):
             forget_files(folder)
         choice = context.loss_choice(trainer, self.loss_fn)
         dtype = str(choice.objective.dtype)
+        examined = self._examined(trainer, context, choice)
+        if isinstance(examined, Certificate):
+            return self._measurement(trainer, step, examined, None, dtype)
+        task = self._task(trainer, context, choice, examined)
+        final = save(trainer, context, folder, self._learnt_and_certified(trainer, context, task, folder))
+        self.certificates = (final.pair, final.single)
+        found = self._measurement(trainer, step, final.pair, final, dtype)
+        return replace(found, notes=(f"Networks and certificates: {folder}.",))
+
+    def _examined(self, trainer: Trainer, context: FitContext, choice: LossChoice) -> _Examined | Certificate:
+        """What the certificate will rest on; a certificate without a bound where something forbids one."""
         classifier = unlearnable(choice) or model_classifier(trainer, context, choice, self.predict)
         if isinstance(classifier, Reason):
-            certificate = no_bound(context.train_size(trainer) or 0, self.delta, classifier)
-            return self._measurement(trainer, step, certificate, None, dtype)
+            return no_bound(context.train_size(trainer) or 0, self.delta, classifier)
         samples = samples_for(trainer, context, self.prior, self._run_state, self.duplicates)
         source = samples.rows.source
         reasons = [*samples.reasons, *coupled(trainer, context, choice, source)]
         if reasons:
-            return self._measurement(trainer, step, no_bound(len(source), self.delta, *reasons), None, dtype)
+            return no_bound(len(source), self.delta, *reasons)
         start = self._run_state.prior_mean
         assert start is not None
         check = checked_start(
@@ -259,22 +252,26 @@ class FinalCertificate(MeasuringCallback):
         )
         reasons = start_reasons(check, self.prior)
         if reasons:
-            refused = replace(no_bound(len(source), self.delta, *reasons), start_error=check.error)
-            return self._measurement(trainer, step, refused, None, dtype)
+            return replace(no_bound(len(source), self.delta, *reasons), start_error=check.error)
         prior_mean = context.layout.vector(context.module) if is_split(self.prior) else start
+        return _Examined(classifier, samples, check, prior_mean)
+
+    def _task(self, trainer: Trainer, context: FitContext, choice: LossChoice, examined: _Examined) -> CertificateTask:
+        """The learning that is to be done; it takes the next number of an evaluation."""
+        samples, source = examined.samples, examined.samples.rows.source
         coordinates = coordinates_of(
             trainer,
             context,
             choice.objective,
-            origin=prior_mean,
+            origin=examined.prior_mean,
             spread=self.learning.spread,
             certifying=source,
             held_out=samples.held_out,
         )
-        counter = ErrorCounter(trainer, context, source, choice.objective, classifier, coordinates)
-        template = self._template(context, trainer, samples, check)
-        task = CertificateTask(
-            prior_mean=prior_mean,
+        counter = ErrorCounter(trainer, context, source, choice.objective, examined.classifier, coordinates)
+        template = self._template(context, trainer, samples, examined.check)
+        return CertificateTask(
+            prior_mean=examined.prior_mean,
             counter=counter,
             n=len(source),
             delta=self.delta,
@@ -286,6 +283,11 @@ class FinalCertificate(MeasuringCallback):
             distinct=samples.rows.distinct,
             pairs=leading_pairs(trainer, context, choice.objective, source, self.learning.directions),
         )
+
+    def _learnt_and_certified(
+        self, trainer: Trainer, context: FitContext, task: CertificateTask, folder: Path
+    ) -> FinalCertificates:
+        """Learn the posterior under a progress bar, and judge the networks drawn from it."""
         rank_zero_info(
             f"Certificate: a posterior is learnt for at most {self.learning.seconds:g} s; networks and certificates "
             f"will be in {folder}."
@@ -301,10 +303,7 @@ class FinalCertificate(MeasuringCallback):
                     shown = int(100 * done)
 
             self.learnt, final = learn_and_certify(context, task, tell)
-        final = save(trainer, context, folder, final)
-        self.certificates = (final.pair, final.single)
-        found = self._measurement(trainer, step, final.pair, final, dtype)
-        return replace(found, notes=(f"Networks and certificates: {folder}.",))
+        return final
 
     def _template(self, context: FitContext, trainer: Trainer, samples: Samples, check: StartCheck) -> Certificate:
         source, held_out = samples.rows.source, samples.held_out

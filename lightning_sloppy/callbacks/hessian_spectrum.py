@@ -206,12 +206,12 @@ class HessianSpectrum(CurvatureInstrument):
         strict: bool | None = None,
     ) -> None:
         vectors = PROBES if probes is None else probes
-        checked_counts(k, vectors)
         if vectors < 2 or num_samples < 1 or steps < 2 or (tol is not None and not 0 < tol < 1):
             raise ConfigurationError(
                 f"HessianSpectrum got probes={probes}, num_samples={num_samples}, steps={steps}, tol={tol}; pass at "
-                "least 2 probes, 1 sample and 2 steps, and a tol between 0 and 1 or null."
+                "least 2 probes or null, 1 sample and 2 steps, and a tol between 0 and 1 or null."
             )
+        checked_counts(k, vectors)
         self.k = k
         self.probes = probes
         self.steps = steps

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_sloppy.bounds import Evidence
 from lightning_sloppy.bounds.concentration import require_probability
 from lightning_sloppy.bounds.estimates import bound_estimates, spent_delta
-from lightning_sloppy.bounds.pair_certificate import evaluated
+from lightning_sloppy.bounds.pair_certificate import certify
 from lightning_sloppy.bounds.posterior_search import Choice
 from lightning_sloppy.bounds.statements import STATEMENTS, conditions, no_bound, spelled
 from lightning_sloppy.callbacks.base import peers
@@ -315,7 +315,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             search=number % 2 == 0,
         )
         check = self._start_check
-        found = evaluated(
+        found = certify(
             evidence,
             delta=self.delta,
             evaluation=number,

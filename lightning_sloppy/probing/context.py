@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sized
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
@@ -179,31 +179,29 @@ class FitContext:
         indices: Tensor,
         size: int,
         batch_size: BatchSize | None = None,
+        *,
+        untouched: bool = True,
     ) -> list[Batch]:
-        """Batches of these samples on the device; generators of the data set itself stay where they are.
+        """Batches of these samples on the device.
 
-        The global random streams and the module are the business of the guard around every measurement.
-        """
-        with source.untouched():
-            return self.read_once(trainer, source, indices, size, batch_size)
+        The global random streams and the module are the business of the guard around every measurement. Samples are
+        where the shapes say; where these do not tell, whoever needs to know asks the module.
 
-    def read_once(
-        self,
-        trainer: Trainer,
-        source: SampleSource,
-        indices: Tensor,
-        size: int,
-        batch_size: BatchSize | None = None,
-    ) -> list[Batch]:
-        """The same without restoring: two calls in a row may differ where reading is random.
-
-        Samples are where the shapes say; where these do not tell, whoever needs to know asks the module.
+        Args:
+            trainer: Of the fit.
+            source: To read from.
+            indices: Of the samples.
+            size: Of the batches.
+            batch_size: The user's count of the samples of a batch, or None.
+            untouched: Whether generators of the data set itself stay where they are. False inside a larger reading that
+                sees to it, and where two readings should differ if reading is random.
         """
         found = []
-        for part in torch.split(indices, size):
-            batch = trainer_internals.as_training_sees_it(trainer, self.module, source.read(part))
-            counted = counted_by(batch_size, batch)
-            found.append(as_pair(batch, module=self.module, counted=counted, read=len(part)))
+        with source.untouched() if untouched else nullcontext():
+            for part in torch.split(indices, size):
+                batch = trainer_internals.as_training_sees_it(trainer, self.module, source.read(part))
+                counted = counted_by(batch_size, batch)
+                found.append(as_pair(batch, module=self.module, counted=counted, read=len(part)))
         with suppress(ConfigurationError):
             return located(found)
         return found

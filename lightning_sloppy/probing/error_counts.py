@@ -201,7 +201,7 @@ class ErrorCounter:
         if self._held is None:
             # One batch at a time: a whole set of images would not fit.
             for part in torch.split(indices, self._source.batch_size):
-                read = self._context.read_once(self._trainer, self._source, part, len(part))
+                read = self._context.read(self._trainer, self._source, part, len(part), untouched=False)
                 yield from self._objective.prepare(read)
         else:
             for part in torch.split(indices, READ_CHUNK):

@@ -63,14 +63,12 @@ class LossChoice:
     Attributes:
         objective: Module and loss.
         source: In words: the attribute, the guess, "loss_fn=" or "training_step".
-        classification: Whether outputs are class scores and targets class indices, so that an error rate exists.
         note: What a person should know about the choice; empty when all is well.
         checked: Whether the training is known to minimise it; a guess is checked by the first step.
     """
 
     objective: Objective
     source: str
-    classification: bool
     note: str = ""
     checked: bool = True
 
@@ -140,7 +138,7 @@ def choose_loss(
         found = f"no loss was found, and none is usual for outputs {_shape(outputs)} and targets {_shape(batch[1])}"
         guess, source = _guess(module, outputs, batch[1])
         if guess is not None:
-            choice = _choice(module, guess, source, outputs, batch[1])
+            choice = LossChoice(Objective(module, guess), source)
             trial.loss(choice.objective, "train")
             trial.checked_reduction(choice.objective)
             note = SUMMED if choice.objective.reduction == "sum" else ""
@@ -208,7 +206,7 @@ def step_choice(module: LightningModule, found: str | None) -> LossChoice:
     left = uncopied(module)
     if found is None:
         step = TrainingStep(module, shielded=not left)
-        return LossChoice(Objective(module, None, step_module=step), TRAINING_STEP, classification=False)
+        return LossChoice(Objective(module, None, step_module=step), TRAINING_STEP)
     reasons = [f"{left} cannot be copied"] if left else []
     reasons += [f"it uses {name}, which cannot be turned back" for name in step.acting]
     if reasons:
@@ -220,7 +218,6 @@ def step_choice(module: LightningModule, found: str | None) -> LossChoice:
     return LossChoice(
         Objective(module, None, step_module=step),
         TRAINING_STEP,
-        classification=False,
         note=f"On one batch {found}; the Hessian is that of training_step. For the Gauss-Newton part, Fisher and the "
         f"bound {ASK}.",
     )
@@ -232,7 +229,7 @@ def _given(module: LightningModule, loss_fn: Loss, trial: _Trial) -> LossChoice:
     Raises:
         ConfigurationError: When it is not finite.
     """
-    choice = _choice(module, loss_fn, "loss_fn=", trial.outputs(), trial.batch[1])
+    choice = LossChoice(Objective(module, loss_fn), "loss_fn=")
     note = trial.checked_reduction(choice.objective)
     value = trial.loss(choice.objective, trial.mode)
     if not math.isfinite(value):
@@ -326,15 +323,3 @@ def _guess(module: LightningModule, outputs: Any, targets: Any) -> tuple[Loss | 
         named = loss_of_logits(outputs, targets)
         return named, "" if named is None else "the usual loss of logits and labels"
     return loss, "cross-entropy" if loss is nn.functional.cross_entropy else "mean squared error"
-
-
-def _choice(module: LightningModule, loss: Loss, source: str, outputs: Any, targets: Any) -> LossChoice:
-    classification = (
-        isinstance(outputs, Tensor)
-        and isinstance(targets, Tensor)
-        and outputs.ndim == 2
-        and outputs.shape[1] >= 2
-        and targets.ndim == 1
-        and not targets.is_floating_point()
-    )
-    return LossChoice(Objective(module, loss), source, classification)

@@ -134,11 +134,11 @@ def reads_differ(trainer: Trainer, context: FitContext, source: SampleSource) ->
     """Whether a sample read twice, under different random streams, comes out differently."""
     indices = probe_indices(len(source), TWICE, seed=1)
     with random_streams(), source.untouched():
-        first = [t.clone() for t in tensors_of(context.read_once(trainer, source, indices, TWICE)[0])]
+        first = [t.clone() for t in tensors_of(context.read(trainer, source, indices, TWICE, untouched=False)[0])]
         torch.manual_seed(12_345)
         np.random.seed(12_345)  # noqa: NPY002 - transforms of users draw from the global streams
         random.seed(12_345)
-        second = tensors_of(context.read_once(trainer, source, indices, TWICE)[0])
+        second = tensors_of(context.read(trainer, source, indices, TWICE, untouched=False)[0])
     return any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 

@@ -15,7 +15,6 @@ from lightning_sloppy.bounds import Evidence, certify, kl_inverse
 from lightning_sloppy.bounds.drawing import draw_and_judge
 from lightning_sloppy.bounds.gaussian import kl_parts
 from lightning_sloppy.bounds.mixture import PRIOR_GRID
-from lightning_sloppy.bounds.pair_certificate import evaluated
 from lightning_sloppy.bounds.posterior import PosteriorFamily, posterior_family
 from lightning_sloppy.bounds.posterior_search import TAU_GRID, Choice, member, select_posterior
 from lightning_sloppy.bounds.relative_entropy import log_xi
@@ -56,7 +55,9 @@ def family_of(problem: Problem) -> PosteriorFamily:
 def certified(**given: object) -> Certificate:
     """``certify`` with its evidence among the other arguments."""
     names = {field.name for field in fields(Evidence)}
-    return certify(evidence_of(given), **{name: value for name, value in given.items() if name not in names})
+    return certify(
+        evidence_of(given), **{name: value for name, value in given.items() if name not in names}
+    ).certificate
 
 
 def evidence_of(given: dict[str, object], **more: object) -> Evidence:
@@ -301,7 +302,7 @@ def test_a_choice_can_be_kept_without_a_look(arguments: dict[str, object], probl
         risk, calls = recorded(problem.risk)
         generator = torch.Generator().manual_seed(0)
         evidence = evidence_of({**arguments, "risk": risk}, start=start, search=False)
-        found = evaluated(evidence, delta=0.05, evaluation=1, generator=generator)
+        found = certify(evidence, delta=0.05, evaluation=1, generator=generator)
         assert len(calls) >= looks
         if start is not None:
             assert len(calls) == looks

@@ -542,7 +542,7 @@ def test_a_subscriber_is_strict_for_itself(tmp_path, monkeypatch, strict):
     def broken(*args, **options):
         raise RuntimeError("no posterior")
 
-    monkeypatch.setattr("lightning_sloppy.callbacks.pac_bayes_bound.evaluated", broken)
+    monkeypatch.setattr("lightning_sloppy.callbacks.pac_bayes_bound.certify", broken)
     host = trainer(tmp_path, callbacks=[FisherSpectrum(num_samples=16), PACBayesBound(strict=strict)], max_epochs=1)
     expected = pytest.raises(RuntimeError, match="no posterior") if strict else pytest.warns(match="no posterior")
     with expected:

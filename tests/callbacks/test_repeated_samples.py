@@ -6,10 +6,8 @@ import math
 
 import pytest
 import torch
-from certified import QUICK, Data, flags
-from lightning.pytorch import LightningModule
+from certified import QUICK, Data, TwoClasses, flags
 from tiny import Classifier, blobs, loader, trainer
-from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from lightning_sloppy import FinalCertificate, HessianSpectrum, PACBayesBound, PriorSplit
@@ -24,22 +22,9 @@ pytestmark = [
 FEATURES = 7
 
 
-class Table(LightningModule):
+class Table(TwoClasses):
     def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(FEATURES, 16), nn.Tanh(), nn.Linear(16, 2))
-
-    def forward(self, inputs):
-        return self.net(inputs)
-
-    def training_step(self, batch, batch_idx):
-        return nn.functional.cross_entropy(self(batch[0]), batch[1])
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), 1e-2)
+        super().__init__(FEATURES, 16)
 
 
 def table(count=400, seed=1, noise=0.1):

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from certified import flags
+from certified import TwoClasses, flags
 from lightning.pytorch import LightningDataModule, LightningModule
 from tiny import SAFELY, loader, trainer
 from torch import nn
@@ -31,25 +31,11 @@ FEATURES, COUNT = 20, 400
 PLAN = LearningPlan(seconds=60, epochs=2)
 
 
-class Wide(LightningModule):
+class Wide(TwoClasses):
     """Memorises what it is given."""
 
     def __init__(self, lr: float = 1e-2):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(FEATURES, 128), nn.Tanh(), nn.Linear(128, 2))
-        self.lr = lr
-
-    def forward(self, inputs):
-        return self.net(inputs)
-
-    def training_step(self, batch, batch_idx):
-        return nn.functional.cross_entropy(self(batch[0]), batch[1])
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), self.lr)
+        super().__init__(FEATURES, 128, lr)
 
 
 class Remembered(Wide):

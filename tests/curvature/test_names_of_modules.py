@@ -75,7 +75,7 @@ def in_place(module: nn.Module) -> dict[str, int]:
     return {name: id(tensor) for table in tables for name, tensor in table}
 
 
-def agree(module: Any, plain: nn.Module, x: Tensor, y: Tensor) -> None:
+def assert_agrees(module: Any, plain: nn.Module, x: Tensor, y: Tensor) -> None:
     """Every matrix in every way against plain autograd on the inner module."""
     before, copies = in_place(plain), {name: t.clone() for name, t in plain.state_dict().items()}
     batches = [(x[:12], y[:12]), (x[12:], y[12:])]
@@ -102,7 +102,8 @@ def agree(module: Any, plain: nn.Module, x: Tensor, y: Tensor) -> None:
 @pytest.mark.parametrize("build", [Encoder, Outer, Repeated])
 def test_a_part_under_several_names_is_one_part(build: type[nn.Module]) -> None:
     module, x, y = made(build)
-    agree(module, module, x, y)
+    assert len(in_place(module)) > len(list(module.parameters())) + len(list(module.buffers())), "no part has two names"
+    assert_agrees(module, module, x, y)
 
 
 @pytest.mark.parametrize("build", [Encoder, Outer])
@@ -158,7 +159,9 @@ WRAPPERS = {
 @pytest.mark.parametrize("build", [Encoder, Repeated])
 def test_what_is_around_a_module_changes_nothing(build: type[nn.Module], wrapper: str) -> None:
     module, x, y = made(build)
-    agree(WRAPPERS[wrapper](module), module, x, y)
+    wrapped = WRAPPERS[wrapper](module)
+    assert wrapped is not module
+    assert_agrees(wrapped, module, x, y)
 
 
 def test_a_penalty_on_the_weights_of_the_wrapper() -> None:

@@ -42,7 +42,6 @@ def test_the_modules_own_loss_is_found_and_compared_in_train_mode():
     model = Classifier(dropout=0.5)
     choice = choose_loss(model, batch(), None)
     assert choice.source == "the module's loss_fn"
-    assert choice.classification
     assert not choice.note
     assert not choice.checked
     assert compared_beside(model, batch(), choice).checked

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import LightningDataModule
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
 from tiny import SAFELY, Classifier, blobs, loader, trainer
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sloppy import FinalCertificate, LearningPlan
 
 QUICK = LearningPlan(seconds=60, epochs=4, batch_size=50)
+
+
+class TwoClasses(LightningModule):
+    """One hidden layer, cross-entropy, Adam."""
+
+    def __init__(self, features: int, width: int, lr: float = 1e-2) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(features, width), nn.Tanh(), nn.Linear(width, 2))
+        self.lr = lr
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), self.lr)
 
 
 class Data(LightningDataModule):

@@ -150,7 +150,7 @@ def hessian_spectrum(
 
     def measured() -> tuple[Spectrum, str]:
         held = objective.located(objective.prepare(collected(batches, batch_size, module)))
-        note = checked_reduction_of(objective, held[0])
+        note = checked_reduction_of(objective, held)
         if not ranks.least(objective.reduction == "mean"):
             objective.reduction = "sum"  # a rank with a single sample cannot tell
         if len(held) == 1 and not over_ranks:
@@ -258,7 +258,7 @@ def fisher_spectrum(
     def measured() -> tuple[Spectrum, str]:
         held = objective.prepare(gathered_batches(ranks, collected(batches, batch_size, module)))
         held = objective.located(held)
-        note = checked_reduction_of(objective, held[0])
+        note = checked_reduction_of(objective, held)
         found = fisher_of(
             objective,
             held,

@@ -50,7 +50,9 @@ FINAL_STATEMENTS = {
     "mean was trained from there on other examples, and nothing in its training or choice depends on the certifying "
     "ones.",
 }
-HOLD_OUT_CONDITION = "The validation examples were not used to train or to steer the training."
+HOLD_OUT_CONDITION = (
+    "The validation examples were not used to train, to steer the training, or to choose a checkpoint that it resumes."
+)
 
 
 def no_bound(n: int, delta: float, *reasons: str) -> Certificate:

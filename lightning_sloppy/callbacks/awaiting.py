@@ -34,7 +34,7 @@ class AwaitingCallback(SloppyCallback):
 
     def __init__(self) -> None:
         super().__init__()
-        self._held: Measurement | None = None
+        self._held: list[Measurement] = []
 
     @abstractmethod
     def _report(
@@ -53,22 +53,23 @@ class AwaitingCallback(SloppyCallback):
 
     def _hold(self, measurement: Measurement) -> None:
         """Keep a measurement that rests on a guess."""
-        self._held = measurement
+        self._held.append(measurement)
 
     def _forget_held(self) -> None:
         """Drop what an earlier fit has left."""
-        self._held = None
+        self._held = []
 
     def _release(self, trainer: Trainer, pl_module: LightningModule, context: FitContext) -> None:
         """Publish what was held back; measure anew where the guess that it rests on was wrong."""
-        held, self._held = self._held, None
-        if held is None:
+        held, self._held = self._held, []
+        if not held:
             return
         with context.losses.before_the_step():
             if context.losses.is_confirmed(self.mode):
-                self._report(trainer, pl_module, context, held)
-            else:
-                self.run(trainer, pl_module, step=held.step, epoch=held.epoch)
+                for each in held:
+                    self._report(trainer, pl_module, context, each)
+            else:  # all are of the same weights, for no step has been taken
+                self.run(trainer, pl_module, step=held[0].step, epoch=held[0].epoch)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Evaluate a guess where the step is about to be called."""
@@ -91,13 +92,18 @@ class AwaitingCallback(SloppyCallback):
         context = known_context(trainer)
         if context is not None:
             context.losses.after_backward(trainer)
-            if self._held is not None and context.losses.guess is None:
+            if self._held and context.losses.guess is None:
                 self._release(trainer, pl_module, context)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """No further step can confirm a guess."""
         self._end_of_steps(trainer, pl_module)
         super().on_train_end(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """No step confirms what is held back."""
+        self._forget_held()
+        super().on_exception(trainer, pl_module, exception)
 
     def _end_of_steps(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What is still held back is measured anew, by a loss that is looked for beside the training."""

@@ -219,7 +219,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
                 classifier,
                 delta=self.delta,
                 step=step,
-                natural=self.duplicates == "natural",
+                duplicates=self.duplicates,
             )
         if held_out is not None:
             estimates["hold_out"] = Estimate(held_out.value)

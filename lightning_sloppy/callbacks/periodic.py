@@ -205,14 +205,13 @@ class PeriodicCallback(MeasuringCallback):
 
     def _release(self, trainer: Trainer, pl_module: LightningModule, context: FitContext) -> None:
         """What was held back; its subscribers are a part of its cost."""
-        if self._held is None:
+        if not self._held:
             return
         trainer_internals.wait_for_device(trainer)
-        start, before = time.perf_counter(), self.expected_seconds
+        start, before, confirmed = time.perf_counter(), self.expected_seconds, context.losses.is_confirmed(self.mode)
         super()._release(trainer, pl_module, context)
-        self._note_cost(
-            trainer, time.perf_counter() - start + (before if context.losses.is_confirmed(self.mode) else 0.0)
-        )
+        if confirmed:  # else it was measured anew, and that has noted its own cost
+            self._note_cost(trainer, before + time.perf_counter() - start)
 
     def _note_cost(self, trainer: Trainer, seconds: float) -> None:
         self.expected_seconds = seconds

@@ -28,7 +28,7 @@ from lightning_sloppy.evaluation.batches import (
     sample_count,
     some_of,
 )
-from lightning_sloppy.evaluation.loss_checks import AGREEMENT
+from lightning_sloppy.evaluation.loss_checks import agree
 from lightning_sloppy.evaluation.nests import map_tensors, tensors_of, with_tensors
 from lightning_sloppy.evaluation.objective import Objective
 
@@ -153,9 +153,11 @@ def sample_losses(objective: Objective, beside: BesideOutputs, batches: list[Bat
     apart, table = SampleLosses(objective, beside, few), objective.copied_parameters()
     try:
         whole, mean = float(objective.loss_value(table, few)), float(apart.loss_value(table, _as_inputs(few)))
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, IndexError):  # a loss that takes no single sample
         return None
-    return apart if abs(whole - mean) <= AGREEMENT * max(abs(whole), abs(mean)) else None
+    return apart if agree(whole, mean) else None
 
 
 def as_inputs(batches: list[Batch]) -> list[Batch]:
@@ -184,8 +186,7 @@ class SampleLosses(Objective):
         super().__init__(objective.module, objective.loss_fn)
         vars(self).update(vars(objective))
         self._beside = beside
-        self._rows = rows_in(batch)
-        self._targets = self._rows.inputs if is_whole(batch) else self._rows.targets
+        self._targets = rows_in(batch).inputs if is_whole(batch) else rows_in(batch).targets
 
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
         """What the module gives, the targets, and the loss's own parameters."""
@@ -219,6 +220,8 @@ class SampleLosses(Objective):
     def _sample(self, output: Tensor, place: int, index: int, count: int) -> Tensor:
         """What an output tensor has of one sample."""
         axis = self._axes.get(place, 0 if output.shape[:1] == (count,) else None)
+        if place in self._beside.shared:  # a parameter among the outputs may have as many entries as there are samples
+            return output
         if count == 1 or axis is None:
             return output
         if axis == INNER:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from lightning_sloppy.evaluation.batches import Batch, cut, rows_in, sample_count
+from lightning_sloppy.evaluation.loss_checks import agree
 from lightning_sloppy.evaluation.objective import Objective
-
-AGREEMENT = 1e-4
-"""Relative difference of a mean loss in float32 that is rounding."""
 
 
 def divided(batches: list[Batch], size: int) -> list[Batch]:
@@ -30,10 +29,13 @@ def divisible(objective: Objective, leaves: Mapping[str, Tensor], batches: list[
         return False
     if not all(rows_in(batch).divisible for batch in batches):
         return False
-    parts = divided(batches[:1], size)
+    weighed = next((batch for batch in batches if objective.batch_weight(batch) > 0), None)
+    if weighed is None:
+        return True  # nothing adds anything
+    parts = divided([weighed], size)
     weights = [objective.batch_weight(part) for part in parts]
     # No collective here: only this rank may be short of memory.
-    whole = float(objective.loss_value(leaves, batches[0]))
+    whole = float(objective.loss_value(leaves, weighed))
     losses = [float(objective.loss_value(leaves, part)) for part, weight in zip(parts, weights, strict=True) if weight]
     pieces = sum(w * x for w, x in zip(filter(None, weights), losses, strict=True)) / sum(weights)
-    return not abs(whole - pieces) > AGREEMENT * max(abs(whole), abs(pieces))
+    return agree(whole, pieces) or not math.isfinite(whole - pieces)  # that it is not finite is said elsewhere

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,12 @@ def checked_scalar(value: Any) -> Tensor:
     return value.reshape(())
 
 
-def checked_reduction_of(objective: Objective, batch: AnyBatch) -> str:
+def agree(one: float, other: float) -> bool:
+    """Whether two computations of one loss differ by rounding alone; never where one is not finite."""
+    return abs(one - other) <= AGREEMENT * max(abs(one), abs(other))
+
+
+def checked_reduction_of(objective: Objective, batches: Sequence[AnyBatch]) -> str:
     """Compare the loss of a batch with those of its halves: it should be a mean over samples, or the sum.
 
     A loss that adds up its samples is noted in the objective, which then divides by their number. A mean with other
@@ -67,9 +72,10 @@ def checked_reduction_of(objective: Objective, batch: AnyBatch) -> str:
     if known is not None and known.reduction == "sum":
         objective.reduction = "sum"
         return ""
-    if objective.loss_fn is None or sample_count(batch) < 2 or not rows_in(batch).divisible:
+    whole_ones = [batch for batch in batches if sample_count(batch) > 1 and rows_in(batch).divisible]
+    if objective.loss_fn is None or not whole_ones:
         return ""
-    batch = some_of(batch, COMPARED_SAMPLES)
+    batch = some_of(whole_ones[0], COMPARED_SAMPLES)
     count = sample_count(batch)
     parts: list[AnyBatch] = [batch, cut(batch, slice(0, count // 2)), cut(batch, slice(count // 2, count))]
     table = objective.copied_parameters()
@@ -82,7 +88,8 @@ def checked_reduction_of(objective: Objective, batch: AnyBatch) -> str:
     if not all(map(math.isfinite, (whole, first, second))):
         return ""
     tolerance = AGREEMENT * abs(whole)
-    if abs(whole - first - second) <= tolerance < abs(whole - (first + second) / 2):
+    both = min(abs(first), abs(second)) > tolerance  # a half without valid targets says nothing
+    if both and abs(whole - first - second) <= tolerance < abs(whole - (first + second) / 2):
         objective.reduction = "sum"
         return ""
     fraction = objective.batch_weight(parts[1]) / objective.batch_weight(batch)

@@ -292,3 +292,12 @@ def row_axes(found: list[Tensor], batch: AnyBatch) -> dict[int, int]:
     if rows.outputs:
         return {place: axis for place, axis in rows.outputs.items() if place in numbers}
     return {place: 0 for place, tensor in numbers.items() if tensor.shape[:1] == (rows.count,)}
+
+
+def moved(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters a little beside the given ones, for looks at what depends on what.
+
+    What a module does with the samples of a batch does not depend on the values of its weights, but a head of zeros or
+    a closed gate hides it: all outputs are equal there.
+    """
+    return {name: p + 0.1 * torch.arange(p.numel()).cos().reshape(p.shape).to(p) for name, p in parameters.items()}

@@ -131,8 +131,11 @@ def sample_weights(loss_fn: Any, batch: AnyBatch, override: SampleWeights | None
         return weights
     known = known_loss(loss_fn)
     axis = rows.targets[0] if rows.targets else None
-    if known is not None and known.token_mean and _is_classes(batch[1]) and axis is not None:
-        return _token_weights(known, batch[1]).to("cpu", torch.float64).movedim(axis, 0).reshape(count, -1).sum(1)
+    if known is not None and known.token_mean and _is_classes(batch[1]):
+        tokens = _token_weights(known, batch[1]).to("cpu", torch.float64)
+        if axis is None:  # whose they are is not known, but the batch weighs what they weigh together
+            return (tokens.sum() / max(count, 1)).expand(count)
+        return tokens.movedim(axis, 0).reshape(count, -1).sum(1)
     return torch.ones(count, dtype=torch.float64)
 
 

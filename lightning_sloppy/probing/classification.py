@@ -12,6 +12,7 @@ from lightning_sloppy.certificate import Reason
 from lightning_sloppy.evaluation.batches import private
 from lightning_sloppy.evaluation.classifiers import Classifier, Predict, classifier_of
 from lightning_sloppy.evaluation.nests import tensors_of
+from lightning_sloppy.evaluation.sample_rows import moved
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.loss_choice import LossChoice
 from lightning_sloppy.probing.samples import SampleSource, probe_indices
@@ -45,7 +46,7 @@ def model_classifier(
             "examples can be counted; use one map-style data set, or leave the bound out.",
             flag="no_sample",
         )
-    key = (choice.objective, predict)
+    key = (choice.objective, id(predict))  # callables need not have a hash
     if key not in context.classifiers:
         context.classifiers[key] = _found(trainer, context, choice, predict)
     return context.classifiers[key] or Reason(
@@ -93,7 +94,8 @@ def coupled(trainer: Trainer, context: FitContext, choice: LossChoice, source: S
     indices = probe_indices(len(source), TOGETHER, seed=6)
     if len(indices) < 4:
         return []
-    table = context.layout.leaves(context.module, choice.objective.dtype)
+    # Beside its weights: behind a head of zeros nothing would show, and the drawn networks have no such head.
+    table = moved(choice.objective.copied_parameters())
 
     def rows(part: Tensor) -> list[Tensor]:
         batch = choice.objective.prepare(context.read(trainer, source, part, len(part)))[0]

@@ -318,4 +318,7 @@ def known_context(trainer: Trainer) -> FitContext | None:
 
 def close_context(trainer: Trainer) -> FitContext | None:
     """Forget the context, for it holds the module, which holds the Trainer; returns it if there was one."""
-    return _contexts.pop(trainer, None)
+    context = _contexts.pop(trainer, None)
+    if context is not None:
+        context.losses.training_is_over()  # a step that raised has left the hooks of its check in the module
+    return context

@@ -67,7 +67,8 @@ class FitLosses:
         Raises:
             ConfigurationError: When the loss cannot be known; the message names ``loss_fn=``.
         """
-        key = override, mode
+        # Callables need not have a hash; the callback that gave it keeps it, so no other gets its number.
+        key = (id(override) if callable(override) else override), mode
         if key not in self._choices:
             self._choices[key] = choose_loss(self._module, batch(), override, modes=self._modes, mode=mode)
         choice = self._choices[key]

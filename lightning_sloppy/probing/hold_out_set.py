@@ -16,6 +16,7 @@ from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.probing import trainer_internals, validity
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.error_counts import ErrorCounter
+from lightning_sloppy.probing.repeats import Duplicates, Rows, certifying_rows
 from lightning_sloppy.probing.samples import SampleSource, probe_indices
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class HoldOut:
         self.note = ""
         self._opened = False
         self._counter: ErrorCounter | None = None
-        self._size = 0
+        self._rows: Rows | None = None
         self._last: tuple[int, Certificate] | None = None
         self._validated: tuple[int, tuple[float, ...]] | None = None
 
@@ -60,7 +61,7 @@ class HoldOut:
         *,
         delta: float,
         step: int,
-        natural: bool = False,
+        duplicates: Duplicates | None = None,
     ) -> Certificate | None:
         """The bound of the model as it is now, or None.
 
@@ -75,15 +76,16 @@ class HoldOut:
             classifier: What is a mistake.
             delta: Failure probability of the run.
             step: Of the measurement.
-            natural: Whether equal samples are draws of their own.
+            duplicates: The user's word on equal samples; without it the larger of the bounds on all and on the
+                different ones.
         """
         if not self._opened:
             if not trainer_internals.validation_loaders(trainer):
                 return None  # validation loaders may come later, with the first validation
             self._opened = True
-            self.note = self._open(trainer, context, objective, classifier, natural)
+            self.note = self._open(trainer, context, objective, classifier, duplicates)
         self.look(trainer, context.module)
-        if self._counter is None:
+        if self._counter is None or self._rows is None:
             return None
         if trainer.should_stop and trainer_internals.effective_batches(trainer) > step:
             if self._last is None:
@@ -95,11 +97,24 @@ class HoldOut:
                 )
             return None if self._last is None else self._last[1]
         self.evaluation += 1
-        indices = probe_indices(self._size, LARGEST, seed=3)
-        errors = self._counter(context.layout.vector(context.module), indices)
-        self.note = f"The hold-out bound rests on this: {HOLD_OUT_CONDITION}"
-        found = hold_out_certificate(
-            errors, len(indices), delta=delta, evaluation=self.evaluation, conditions=(HOLD_OUT_CONDITION,)
+        weights, conditions = context.layout.vector(context.module), (HOLD_OUT_CONDITION, *self._rows.conditions)
+        self.note = f"The hold-out bound rests on this: {' '.join(conditions)}"
+        counted = [probe_indices(len(self._rows.source), LARGEST, seed=3)]
+        if self._rows.distinct is not None:
+            counted.append(self._rows.distinct[probe_indices(len(self._rows.distinct), LARGEST, seed=3)])
+        # One evaluation: the larger of the two is claimed.
+        found = max(
+            (
+                hold_out_certificate(
+                    self._counter(weights, indices),
+                    len(indices),
+                    delta=delta,
+                    evaluation=self.evaluation,
+                    conditions=conditions,
+                )
+                for indices in counted
+            ),
+            key=lambda certificate: certificate.value,
         )
         self._last = (step, found)
         return found
@@ -128,7 +143,12 @@ class HoldOut:
                 )
 
     def _open(
-        self, trainer: Trainer, context: FitContext, objective: Objective, classifier: Classifier, natural: bool
+        self,
+        trainer: Trainer,
+        context: FitContext,
+        objective: Objective,
+        classifier: Classifier,
+        duplicates: Duplicates | None,
     ) -> str:
         """Look at the validation samples once; returns why they cannot serve."""
         loaders = trainer_internals.validation_loaders(trainer)
@@ -138,13 +158,13 @@ class HoldOut:
             source = SampleSource(loaders[0]).each_once()
         except ConfigurationError as error:
             return f"No hold-out bound: {error}"
-        reason = self._refusal(trainer, context, source, natural)
+        reason = self._refusal(trainer, context, source, natural=duplicates == "natural")
         if not reason:
-            self._counter = ErrorCounter(trainer, context, source, objective, classifier)
-            self._size = len(source)
+            self._rows = certifying_rows(context, source, duplicates)
+            self._counter = ErrorCounter(trainer, context, self._rows.source, objective, classifier)
         return reason
 
-    def _refusal(self, trainer: Trainer, context: FitContext, source: SampleSource, natural: bool) -> str:
+    def _refusal(self, trainer: Trainer, context: FitContext, source: SampleSource, *, natural: bool) -> str:
         if trainer_internals.steers_by_validation(trainer):
             return "No hold-out bound: a learning-rate schedule reacts to a monitored value."
         if trainer_internals.reloads_loaders(trainer):

@@ -296,7 +296,7 @@ class _Trial:
     def checked_reduction(self, objective: Objective) -> str:
         """Note whether the loss is a mean or a sum, in the objective; a sentence about what the numbers are then."""
         with measuring(self._module, self.mode):
-            note = checked_reduction_of(objective, self.batch)
+            note = checked_reduction_of(objective, [self.batch])
         return note if objective.reduction == "mean" else SUMMED
 
     def loss(self, objective: Objective, mode: Mode) -> float:

@@ -6,8 +6,8 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from scipy.stats import hypergeom
@@ -73,6 +73,8 @@ class StartCheck:
         found = f"The weights at the start have an error of {self.error:.4f} on {self.samples:,} samples"
         if self.constant:
             found += ", of all of which they say the same"
+        elif self.tried and self.below:
+            found += f"; all of {self.tried} fresh initialisations tried have more"
         elif self.tried:
             found += f"; {_ordinal(self.tried)} fresh initialisation tried has no more"
         if self.unseen_samples:
@@ -254,7 +256,9 @@ def _rebuild(module: LightningModule) -> Callable[[], nn.Module] | None:
     if not given and len(parameters) > 1:
         return None
     anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    return partial(type(module), **{name: value for name, value in given.items() if anything or name in parameters})
+    wanted = {name: value for name, value in given.items() if anything or name in parameters}
+    # Copies: a constructor may keep or change what it is given.
+    return lambda: type(module)(**deepcopy(wanted))
 
 
 def _ordinal(number: int) -> str:

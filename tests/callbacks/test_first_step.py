@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,7 +14,15 @@ from tiny import CLASSES, FEATURES, Classifier, blobs, loader, trainer
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_sloppy import FisherSpectrum, HessianSpectrum, PACBayesBound, SloppyMonitor, Status, fisher_spectrum
+from lightning_sloppy import (
+    FisherSpectrum,
+    HessianSpectrum,
+    PACBayesBound,
+    Schedule,
+    SloppyMonitor,
+    Status,
+    fisher_spectrum,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*", "ignore:No PAC-Bayes bound.*")
 
@@ -341,3 +350,43 @@ def test_the_step_is_hooked_for_one_batch(tmp_path):
 
     fitted(tmp_path, module, FisherSpectrum(num_samples=16, strict=True), Look())
     assert hooks == [0] * 6
+
+
+def test_a_step_that_raises_leaves_no_hooks_in_the_module(tmp_path):
+    class Raises(Classifier):
+        def training_step(self, batch, batch_idx):
+            raise RuntimeError("boom")
+
+    model, callback = Raises(), HessianSpectrum(k=2, num_samples=16)
+    with pytest.raises(RuntimeError, match="boom"):
+        trainer(tmp_path, callbacks=[callback], max_epochs=1).fit(model, loader())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert not callback._held
+
+
+def test_measurements_before_the_first_loss_are_all_published(tmp_path):
+    class Late(Classifier):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx < 2 else super().training_step(batch, batch_idx)
+
+    schedule = Schedule(every_n_steps=1, max_overhead=None)
+    callback = HessianSpectrum(k=2, num_samples=16, schedule=schedule)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer(tmp_path, callbacks=[callback], max_epochs=1).fit(Late(), loader())
+    assert [event.step for event in callback.measurements] == [0, 0, 1, 2]
+    largest = [event.estimates["largest"].value for event in callback.measurements]
+    assert largest[0] == largest[1] == largest[2] != largest[3]
+
+
+def test_a_loss_without_a_hash_is_measured(tmp_path):
+    @dataclass
+    class Scaled:
+        factor: float = 2.0
+
+        def __call__(self, outputs, targets):
+            return self.factor * nn.functional.cross_entropy(outputs, targets)
+
+    callback = HessianSpectrum(k=2, num_samples=16, loss_fn=Scaled(), strict=True)
+    trainer(tmp_path, callbacks=[callback], max_epochs=1).fit(Classifier(), loader())
+    assert callback.latest.estimates["largest"].value > 0

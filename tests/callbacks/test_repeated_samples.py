@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from lightning_sloppy import FinalCertificate, HessianSpectrum, PACBayesBound, PriorSplit
 from lightning_sloppy.bounds import kl_inverse, log_xi
+from lightning_sloppy.bounds.hold_out import hold_out_certificate
 from lightning_sloppy.probing.digests import first_of_equals
 from lightning_sloppy.probing.samples import SampleSource
 
@@ -147,3 +148,20 @@ def test_hold_out_samples_of_a_table_need_the_users_word(tmp_path):
     live = PACBayesBound(strict=True, duplicates="natural")
     certified(tmp_path, data, live=live, held_out=DataLoader(Subset(data, range(50)), 50), duplicates="natural")
     assert "50 validation samples are training samples" in live.measurements[-1].notes[0]
+
+
+@pytest.mark.parametrize(("duplicates", "counted"), [(None, 20), ("copies", 20), ("natural", 1_000)])
+def test_equal_validation_samples_count_as_the_user_says(tmp_path, duplicates, counted):
+    """20 samples, each 50 times: as copies, or without a word, the hold-out bound is that of 20."""
+    torch.manual_seed(0)
+    data = torch.randn(220, FEATURES)
+    labels = (data[:, 0] > 0).long()
+    held_out = TensorDataset(data[200:].repeat(50, 1), labels[200:].repeat(50))
+    live = PACBayesBound(duplicates=duplicates, strict=True)
+    parts = [HessianSpectrum(k=2, num_samples=64), live]
+    host = trainer(tmp_path, callbacks=parts, max_epochs=2)
+    host.fit(Table(), loader(TensorDataset(data[:200], labels[:200]), batch_size=50), DataLoader(held_out, 50))
+    event = live.latest
+    errors = round(event.estimates["hold_out_error"].value * counted)
+    right = hold_out_certificate(errors, counted, delta=0.05, evaluation=len(live.measurements), conditions=()).value
+    assert event.estimates["hold_out"].value == pytest.approx(right)

@@ -291,3 +291,23 @@ def test_a_configuration_with_trained_weights_is_no_prior_of_a_file(tmp_path):
             copied(tmp_path, Wide, model), Data(data), ckpt_path=str(tmp_path / "fine.ckpt"), learning=PLAN
         )
     assert flags(final) == ("prior_depends_on_sample",)
+
+
+def test_a_constructor_that_changes_its_arguments_changes_no_hyperparameters(tmp_path):
+    class Grown(Wide):
+        def __init__(self, sizes):
+            super().__init__()
+            self.save_hyperparameters()
+            sizes.append(1)
+
+    torch.manual_seed(0)
+    model = Grown([7])
+    before = list(model.hparams.sizes)
+    inputs = torch.randn(100, FEATURES)
+    bound = PACBayesBound(strict=True)
+    parts = [HessianSpectrum(k=2, num_samples=32), bound]
+    trainer(tmp_path, callbacks=parts, max_epochs=1).fit(
+        model, DataLoader(TensorDataset(inputs, (inputs[:, 0] > 0).long()), 50)
+    )
+    assert bound.latest.certificate.start_error > 0
+    assert model.hparams.sizes == before

@@ -322,3 +322,23 @@ def test_a_sum_of_weighed_samples_with_parameters_of_its_own() -> None:
     losses = [lambda i=i: module.loss(module(x[:, [i]]), y[:, [i]]) / w[i].sqrt() for i in range(6)]
     right = torch.linalg.eigvalsh(dense_fisher_of(module, losses) * 6 / w.sum()).flip(0)
     torch.testing.assert_close(found.eigenvalues, right[: len(found.eigenvalues)])
+
+
+def test_a_parameter_among_the_outputs_with_as_many_entries_as_there_are_samples() -> None:
+    class Uncertain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.w = nn.Linear(3, 1), nn.Parameter(torch.randn(10))
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"pred": self.net(x), "w": self.w}
+
+    def loss_fn(outputs: dict[str, Tensor], targets: Tensor) -> Tensor:
+        w = outputs["w"]
+        return (outputs["pred"] - targets).square().mean() * torch.exp(-w).sum() + w.sum()
+
+    torch.manual_seed(0)
+    module, x, y = Uncertain().double(), torch.randn(20, 3).double(), torch.randn(20, 1).double()
+    one = fisher_spectrum(module, [(x, y)], loss_fn).eigenvalues
+    two = fisher_spectrum(module, [(x[:10], y[:10]), (x[10:], y[10:])], loss_fn).eigenvalues
+    torch.testing.assert_close(two, one)

@@ -119,3 +119,29 @@ def test_the_sum_of_a_mean_is_given_on_request() -> None:
     assert "reduction" not in hessian_spectrum(module, parted(CLASSES), F.cross_entropy, k=3).detail
     with pytest.raises(ConfigurationError, match="reduction='none' is unknown; choose 'mean', 'sum', or None"):
         hessian_spectrum(module, parted(CLASSES), F.cross_entropy, reduction="none")  # type: ignore[arg-type]
+
+
+def test_a_masked_mean_with_a_half_of_nothing_is_no_sum() -> None:
+    def masked(outputs: Tensor, targets: Tensor) -> Tensor:
+        valid = ~torch.isnan(targets)
+        off = torch.where(valid, outputs - targets.nan_to_num(), torch.zeros_like(outputs))
+        return off.square().sum() / valid.sum().clamp(min=1)
+
+    torch.manual_seed(0)
+    module, x, y = nn.Linear(3, 1).double(), torch.randn(2, 8, 3).double(), torch.randn(2, 8, 1).double()
+    y[0, 4:] = float("nan")
+    found = hessian_spectrum(module, [(x[0], y[0]), (x[1], y[1])], masked, k=4)
+    ones = [torch.cat([part, torch.ones(len(part), 1).double()], dim=1) for part in (x[0, :4], x[1])]
+    dense = sum(2 * rows.T @ rows / len(rows) for rows in ones) / 2
+    torch.testing.assert_close(found.eigenvalues, torch.linalg.eigvalsh(dense).flip(0))
+    assert "reduction" not in found.detail
+
+
+@pytest.mark.parametrize("sizes", [(1, 7), (7, 1)])
+def test_a_sum_is_seen_in_the_first_batch_that_has_two_samples(sizes: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    module, x, y = nn.Linear(3, 1).double(), torch.randn(8, 3).double(), torch.randn(8, 1).double()
+    batches = list(zip(x.split(sizes), y.split(sizes), strict=True))
+    found = hessian_spectrum(module, batches, lambda o, t: (o - t).square().sum(), k=4, reduction="mean")
+    rows = torch.cat([x, torch.ones(8, 1).double()], dim=1)
+    torch.testing.assert_close(found.eigenvalues, torch.linalg.eigvalsh(2 * rows.T @ rows / 8).flip(0))

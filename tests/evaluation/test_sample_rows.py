@@ -311,3 +311,44 @@ def test_chosen_outputs_have_rows_of_their_own() -> None:
     (chosen,) = jacobian_objective(States(), lambda outputs: outputs[::-1]).located([seen])
     assert chosen.rows is not None
     assert chosen.rows.outputs == {0: 1, 1: 0}
+
+
+def test_a_head_of_zeros_hides_no_samples() -> None:
+    """All outputs are equal behind it, so that every reading of the dimensions would seem right."""
+
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.RNN(2, 3), nn.Linear(3, 1)
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cell(x)[0])
+
+    torch.manual_seed(0)
+    module, x, y = Steps().double(), torch.randn(5, 6, 2).double(), torch.randn(5, 6, 1).double()
+    said = fisher_spectrum(module, [(x, y)], nn.MSELoss(), batch_size=lambda batch: batch[0].shape[1])
+    found = fisher_spectrum(module, [(x, y)], nn.MSELoss())
+    assert found.num_samples == said.num_samples == 6
+    torch.testing.assert_close(found.eigenvalues, said.eigenvalues)
+
+
+def test_flattened_targets_weigh_a_batch_by_its_valid_tokens() -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.RNN(2, 3), nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cell(x)[0]).flatten(0, 1)
+
+    torch.manual_seed(0)
+    module, loss_fn = Steps().double(), nn.CrossEntropyLoss()
+    x, y = torch.randn(2, 5, 4, 2).double(), torch.randint(4, (2, 20))
+    y[0, 3:] = -100
+    given = [(x[0], y[0]), (x[1], y[1])]
+    found = hessian_spectrum(module, given, loss_fn, k=3, batch_size=lambda batch: batch[0].shape[1])
+    whole = torch.cat([x[0], x[1]], dim=1), torch.cat([y[0].view(5, 4), y[1].view(5, 4)], dim=1).flatten()
+    right = hessian_spectrum(module, [whole], loss_fn, k=3, batch_size=lambda batch: batch[0].shape[1])
+    torch.testing.assert_close(found.eigenvalues, right.eigenvalues)

@@ -52,6 +52,7 @@ class StartCheck:
         level: Probability of so many fewer mistakes on the certifying samples, had the weights seen neither kind.
         seen: Whether it is below 1e-3, and also below that of every fresh initialisation, where there are some.
         looked_for_unseen: Whether there were validation samples to look at.
+        stated: Whether the user states that they come from other data, so that nothing is initialised.
     """
 
     error: float
@@ -66,6 +67,7 @@ class StartCheck:
     level: float = 1.0
     seen: bool = False
     looked_for_unseen: bool = False
+    stated: bool = False
 
     @property
     def words(self) -> str:
@@ -84,6 +86,11 @@ class StartCheck:
     @property
     def open_questions(self) -> tuple[str, ...]:
         """What was not checked, as conditions."""
+        if self.stated:
+            return (
+                "The start was not compared with fresh initialisations, for the user states that its weights come from "
+                "other data.",
+            )
         if not self.drawn:
             return (
                 "The start was not checked: the module cannot be initialised again (its layers have no "
@@ -163,7 +170,9 @@ def checked_start(
     seen = _Side(ErrorCounter(trainer, context, source, objective, classifier), len(source))
     unseen = _unseen(trainer, context, objective, classifier, validation)
     fresh = None if prior in PRETRAINED else _initialisations(context.module, start)
-    found = replace(_judged(seen, unseen, dict(start), fresh), looked_for_unseen=bool(validation))
+    found = replace(
+        _judged(seen, unseen, dict(start), fresh), looked_for_unseen=bool(validation), stated=prior in PRETRAINED
+    )
     return found if context.ranks.count == 1 else gathered_over_ranks(found)[0]
 
 

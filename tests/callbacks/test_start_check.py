@@ -155,6 +155,8 @@ def test_weights_from_other_data_need_the_users_word(tmp_path):
         assert certificate.valid
         assert error < certificate.value < 0.4
         assert "trained on other data" in certificate.prior
+        assert any("was not compared with fresh initialisations" in each for each in certificate.conditions)
+        assert not any("cannot be initialised again" in each for each in certificate.conditions)
         assert any("on 400 validation samples it is" in remark for remark in certificate.remarks)
     # Also where this process has seen the other training, and no state is there to go on with.
     assert certified(tmp_path, model.train(), here, prior="pretrained").certificates[0].valid

@@ -1,5 +1,6 @@
-"""What the README shows, works: Python is executed, commands name what exists."""
+"""The README and the user guide: Python is executed, the output shown is printed, commands and links exist."""
 
+import logging
 import re
 from pathlib import Path
 
@@ -7,13 +8,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+GUIDE = ROOT / "docs" / "guide.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = {"bash", "sh", "shell", "console"}
 
 
-def fences(*languages: str) -> list[tuple[int, str]]:
+def fences(*languages: str, page: Path = README) -> list[tuple[int, str]]:
     """Line of the first statement, and text, of every fence in one of the languages."""
-    text = README.read_text()
+    text = page.read_text()
     return [
         (text[: match.start()].count("\n") + 2, match[2]) for match in FENCE.finditer(text) if match[1] in languages
     ]
@@ -24,13 +26,29 @@ def commands() -> list[str]:
     return [line.removeprefix("$ ").strip() for line in lines]
 
 
-def test_python_fences_run_in_order_in_one_namespace(tmp_path, monkeypatch):
+def masked(text: str) -> str:
+    """The words alone: numbers differ between versions of torch, and line breaks follow from them."""
+    return " ".join(re.sub(r"[\d,]*\d(\.\d+)?", "#", text).split())
+
+
+@pytest.mark.parametrize("page", [README, GUIDE], ids=lambda page: page.stem)
+def test_python_fences_run_in_order_in_one_namespace_and_print_what_is_shown(page, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
-    shown = fences("python")
+    shown = fences("python", page=page)
     assert shown
-    namespace = {"__name__": "readme"}
-    for line, text in shown:
-        exec(compile("\n" * (line - 1) + text, str(README), "exec"), namespace)
+    namespace = {"__name__": page.stem}
+    with caplog.at_level(logging.INFO):
+        for line, text in shown:
+            exec(compile("\n" * (line - 1) + text, str(page), "exec"), namespace)
+    printed = masked("\n".join(record.getMessage() for record in caplog.records))
+    for _, output in fences("text", page=page):
+        for part in output.split("...\n"):
+            assert masked(part) in printed
+
+
+def test_the_readme_is_short_and_shows_output():
+    assert len(README.read_text().splitlines()) <= 150
+    assert fences("text")
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])
@@ -58,6 +76,12 @@ def test_extras_exist():
     assert named <= extras
 
 
-def test_linked_files_exist():
-    links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", README.read_text())
-    assert not [link for link in links if not (ROOT / link).exists()]
+@pytest.mark.parametrize("page", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.stem)
+def test_linked_files_and_headings_exist(page):
+    links = re.findall(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text())
+    for name, heading in links:
+        target = page.parent / name if name else page
+        assert target.exists(), name
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, heading

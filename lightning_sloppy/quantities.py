@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from lightning_sloppy.errors import ConfigurationError
 
 SUFFIXES = {
-    "_sem": "Standard error of the curve of the same name over the random probe vectors. If it is as large as the "
-    "change you want to see, raise `probes`.",
-    "_truncation": "Half the width of the interval in which the value lies for the probe vectors at hand: the "
-    "error of stopping Lanczos after finitely many steps. If it dominates, raise `steps`.",
+    "_sem": "Standard error of the curve of the same name, over the random probe vectors. If it is as large as the "
+    "change that you want to detect, increase `probes`.",
+    "_truncation": "Error from stopping Lanczos after finitely many steps: half the width of an interval that contains "
+    "the value for the given probe vectors. If it dominates, increase `steps`.",
 }
 """The two errors of an estimated quantity: ends of their tags, and what they mean."""
 

@@ -7,84 +7,86 @@ from lightning_sloppy.quantities import Quantity
 QUANTITIES = (
     Quantity(
         "pac_bayes",
-        "PAC-Bayes bound on the true error of the pair of networks drawn around the model, not of the model "
-        "itself. Below the error of guessing it is informative; a gap in the curve has its reason in the "
-        "summary.",
+        "PAC-Bayes bound on the true error of the antithetic pair of networks drawn around the model, not of the model "
+        "itself. It is informative below the error of guessing. The summary explains gaps in the curve.",
         chart="Bounds and errors",
         headline=True,
     ),
     Quantity(
         "hold_out",
-        "Bound on the true error of the model itself from samples that training never saw. The honest "
-        "baseline: if it is far lower, use it.",
+        "Bound on the true error of the model itself, computed from held-out samples. It is usually lower than the "
+        "PAC-Bayes bound. If it is far lower, use it.",
         chart="Bounds and errors",
         headline=True,
     ),
     Quantity(
         "gibbs_error",
-        "Error rate of the drawn pair on a fresh subsample of the training data. Far above the training "
-        "error, the posterior is too wide for this minimum.",
+        "Error rate of the drawn pair on a new subsample of the training data. If it is far above the training error, "
+        "the posterior is too wide for this minimum.",
         chart="Bounds and errors",
     ),
     Quantity(
         "risk_upper",
-        "The Gibbs error after paying for the subsample. If it is far above `gibbs_error`, raise the number "
-        "of samples of the bound.",
+        "Upper limit of the error rate of the pair on all training samples. If it is far above `gibbs_error`, increase "
+        "`risk_samples`.",
     ),
     Quantity(
         "log_ratio",
-        "ln dQ/dP of the drawn weights to the mixture prior, in nats, mean of the pair: the complexity that "
-        "the bound divides by n. It must stay below n for a bound below 1.",
+        "Complexity term of the bound: ln dQ/dP of the drawn weights with respect to the mixture prior, mean of the "
+        "pair. The bound divides it by n; it must be below n for a bound below 1.",
         unit="nats",
         chart="Complexity in nats",
     ),
     Quantity(
         "kl_displacement",
-        "epsilon/2 ||mu - w0||^2, nats: what moving away from the initial weights costs. Usually nearly all "
-        "of the complexity: decay towards the initial weights lowers it.",
+        "Contribution of the distance from the initial weights to the complexity, epsilon/2 ||mu - w0||^2. It is "
+        "usually the largest part. Weight decay towards the initial weights reduces it.",
         unit="nats",
         chart="Complexity in nats",
     ),
     Quantity(
         "kl_covariance",
-        "Rest of the KL divergence, nats: what being sure about stiff directions costs.",
+        "Remaining part of the KL divergence: the contribution of the posterior's covariance matrix, which is "
+        "narrower than the prior in directions of large curvature.",
         unit="nats",
         chart="Complexity in nats",
     ),
     Quantity(
         "epsilon",
-        "Prior precision of the grid that fits the posterior best. If it is an end of the grid, widen the grid.",
+        "Prior precision from the grid that fits the posterior best. If it is the first or last value of the grid, "
+        "widen the grid.",
     ),
     Quantity(
         "tau",
-        "Weight of the curvature in the posterior precision tau lambda + epsilon. Zero means that curvature "
-        "did not help this bound.",
+        "Weight of the curvature in the posterior precision tau lambda + epsilon. Zero means that the curvature did "
+        "not improve this bound.",
     ),
     Quantity(
         "mean_scale",
-        "The posterior mean is w0 + mean_scale (w - w0). Below 1, a shrunk model has the better bound.",
+        "The posterior mean is w0 + mean_scale (w - w0). Below 1, weights closer to the initial ones give a better "
+        "bound.",
     ),
     Quantity(
         "posterior_dimension",
-        "N_eff = sum tau lambda / (tau lambda + epsilon): how many directions the posterior pins down. Far "
-        "above `stiff_directions`, the many flat directions count together.",
+        "N_eff = sum tau lambda / (tau lambda + epsilon): effective number of directions that the posterior "
+        "determines. If it is far above `stiff_directions`, many directions of small curvature contribute.",
     ),
     Quantity(
         "stiff_directions",
-        "p(n, epsilon): the eigenpairs at hand with tau lambda of at least epsilon. If it is k itself, more "
-        "pairs would give a better posterior.",
+        "p(n, epsilon): number of computed eigenpairs with tau lambda >= epsilon. If it equals k, more eigenpairs "
+        "would give a better posterior.",
     ),
     Quantity(
         "evaluation",
-        "Number t of this evaluation; the failure probability is spent as 6 / (pi^2 t^2).",
+        "Number t of this evaluation. It uses the fraction 6 / (pi^2 t^2) of the failure probability.",
     ),
     Quantity(
         "delta_spent",
-        "Failure probability spent so far by all that this run calls a bound. It never exceeds `delta`.",
+        "Failure probability used so far by all bounds of this run. It never exceeds `delta`.",
     ),
     Quantity(
         "hold_out_error",
-        "Error rate of the model on the hold-out samples, before the bound is paid for.",
+        "Error rate of the model on the held-out samples.",
         chart="Bounds and errors",
     ),
 )
@@ -92,35 +94,36 @@ QUANTITIES = (
 FINAL_QUANTITIES = (
     Quantity(
         "pair",
-        "Final bound on the true error of picking one of the two drawn networks at random, after the "
-        "posterior was optimised; the networks and the certificate are files beside the run.",
+        "Final bound on the true error of a classifier that picks one of the two drawn networks at random, after the "
+        "posterior was optimised. The networks and the certificate are saved in the folder of the run.",
         chart="Final bounds and error",
         headline=True,
     ),
     Quantity(
         "single",
-        "The same for the first of the two networks: one that can be deployed.",
+        "The same for the first of the two networks alone, which can be deployed.",
         chart="Final bounds and error",
         headline=True,
     ),
     Quantity(
         "gibbs_error",
-        "Error rate of the drawn pair on all certifying examples.",
+        "Error rate of the drawn pair on all samples that the certificate uses.",
         chart="Final bounds and error",
     ),
     Quantity(
         "log_ratio",
-        "ln dQ/dP of the drawn weights to the mixture prior, in nats, mean of the pair: divided by n.",
+        "Complexity term of the bound: ln dQ/dP of the drawn weights with respect to the mixture prior, mean of the "
+        "pair. The bound divides it by n.",
         unit="nats",
     ),
     Quantity(
         "kl_displacement",
-        "epsilon/2 ||mu - w0||^2, nats: what the distance from the prior's mean costs.",
+        "Contribution of the distance from the prior's mean to the complexity, epsilon/2 ||mu - w0||^2.",
         unit="nats",
     ),
     Quantity(
         "kl_covariance",
-        "Rest of the KL divergence, nats: what being sure about the weights costs.",
+        "Remaining part of the KL divergence: the contribution of the posterior's covariance matrix.",
         unit="nats",
     ),
 )

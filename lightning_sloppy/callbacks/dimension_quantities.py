@@ -42,14 +42,14 @@ def quantities_of_dimension(
         ),
         Quantity(
             "effective_dimension_coarse",
-            "The same at a hundredth of the trace: the leading directions only. At most 100.",
+            "The same at a hundredth of the trace, so it counts the leading directions only. At most 100.",
             whole_spectrum=True,
         ),
         *(halves[:1] if half else ()),
         Quantity(
             "n90",
-            "Fewest eigenvalues that hold 90 % of the trace together. It has no cap, so it goes on where the effective "
-            "dimension comes near 1,000.",
+            "Smallest number of eigenvalues whose sum is at least 90 % of the trace. It has no upper limit, so use it "
+            "where the effective dimension approaches its maximum of 1,000.",
             whole_spectrum=True,
         ),
         *(halves[1:] if half else ()),
@@ -61,43 +61,44 @@ def quantities_at_prior() -> tuple[Quantity, ...]:
     return (
         Quantity(
             "effective_dimension_at_prior",
-            "N_eff(z) = sum lambda / (lambda + z) at the scale z of the prior, on which the bound rests. It measures "
-            "how well samples are fitted, and goes to 0 when all are.",
+            "N_eff(z) = sum lambda / (lambda + z) at the curvature scale z of the prior, which the bound uses. It "
+            "depends on how well the samples are fitted, and goes to 0 when all of them are.",
             chart="Effective dimension at the scale of the prior",
             band=("effective_dimension_at_prior_coarse", "effective_dimension_at_prior_fine"),
             whole_spectrum=True,
         ),
         Quantity(
             "effective_dimension_at_prior_fine",
-            "The same at z/10, a weaker prior. If it still grows while the curve at z is flat, the curve at z is at "
-            "its maximum, not on a plateau.",
+            "The same at z/10, which corresponds to a weaker prior. If it still grows while the curve at z is flat, "
+            "the curve at z is at a maximum and will fall later.",
             whole_spectrum=True,
         ),
         Quantity(
             "effective_dimension_at_prior_coarse",
-            "The same at 10 z, a stronger prior: the stiffest directions only. It settles first.",
+            "The same at 10 z, which corresponds to a stronger prior. It counts only the directions of largest "
+            "curvature, and stops changing first.",
             whole_spectrum=True,
         ),
         Quantity(
             "eigenvalue_count",
-            "p(n, epsilon): eigenvalues at or above z. A step function, hence harder to resolve than N_eff(z); the "
-            "rest of the parameters is left to the prior.",
+            "p(n, epsilon): number of eigenvalues at or above z, the directions that the data determine. It is a step "
+            "function, so it is harder to estimate than N_eff(z).",
             chart="Eigenvalues above z",
             whole_spectrum=True,
         ),
         Quantity(
             "z",
-            "Curvature scale epsilon / (2 (n - 1)) at which data and prior weigh the same. Constant in a run; "
-            "curves of two runs compare only at the same z.",
+            "Curvature scale epsilon / (2 (n - 1)), at which the data and the prior have equal weight. It is constant "
+            "in a run. Compare runs only at the same z.",
         ),
         Quantity(
             "epsilon",
-            "Precision of the prior behind z, by default p / ||w0||^2. Pass one `epsilon` to all runs that you "
-            "want to compare.",
+            "Precision of the prior that determines z, by default p / ||w0||^2. Pass the same `epsilon` to all runs "
+            "that you want to compare.",
         ),
         Quantity(
             "num_parameters",
-            "Trainable parameters p. The denominator for every dimension of this group.",
+            "Number of trainable parameters p. Compare the dimensions of this group with it.",
         ),
     )
 
@@ -117,29 +118,30 @@ def quantities_of_shape(
     return (
         Quantity(
             "decades",
-            f"Powers of ten between the largest and the smallest resolved eigenvalue of the {matrix}: a lower bound "
-            f"where it runs into the rounding floor. {decades}".strip(),
+            f"Powers of ten between the largest and the smallest resolved eigenvalue of the {matrix}. It is a lower "
+            f"bound if the spectrum reaches the rounding floor. {decades}".strip(),
             chart="Decades" if headline else "",  # of a network in float32 they are about 6 at every step
             headline=headline,
         ),
         Quantity(
             "slope",
-            "Fitted change of log10 of the eigenvalue per index behind the knee; comparable only between spectra with "
-            f"as many eigenvalues. {slope}".strip(),
+            "Slope of a line fitted to log10 of the eigenvalues after the knee, per index. Compare it only between "
+            f"spectra with the same number of eigenvalues. {slope}".strip(),
         ),
         Quantity(
             "slope_times_rank",
-            "The slope times the number of resolved eigenvalues: decades that the fitted line would cross over all of "
-            "them. It compares inputs, Fisher matrix, Gauss-Newton part and Jacobian.",
+            "Slope times the number of resolved eigenvalues: the decades that the fitted line spans over all of them. "
+            "Use it to compare inputs, Fisher matrix, Gauss-Newton part and Jacobian.",
             chart="Slope times rank",
         ),
         Quantity(
             "slope_r_squared",
-            "How well a straight line fits log10 of the eigenvalues behind the knee. Near 1 the spectrum is spread "
-            "evenly in the logarithm; below about 0.9 do not quote the slope.",
+            "R^2 of the line fitted to log10 of the eigenvalues after the knee. Near 1, the eigenvalues are evenly "
+            "spaced in the logarithm. Below about 0.9, do not quote the slope.",
         ),
         Quantity(
             "knee",
-            f"Index at which the sharp first drop ends and the even tail begins; 0 without such a drop. {knee}".strip(),
+            "Index at which the steep first drop ends and the evenly spaced tail begins; 0 if there is no such drop. "
+            f"{knee}".strip(),
         ),
     )

@@ -25,28 +25,28 @@ MOST_BYTES = 256 * 1024**2
 QUANTITIES = (
     Quantity(
         "gradient_fraction",
-        "Fraction of the squared gradient that lies in the space of the k top eigenvectors. Far above the "
-        "baseline: training moves mostly along a few stiff directions, across the valley and not along it.",
+        "Fraction of the squared gradient norm in the space of the top k eigenvectors. If it is far above the "
+        "baseline, the gradient lies mostly in a few directions of large curvature.",
     ),
     Quantity(
         "displacement_fraction",
-        "Fraction of the squared displacement from the initial weights that lies in that space. Well above "
-        "the baseline: what was learnt is in the stiff directions.",
+        "Fraction of the squared distance from the initial weights in the space of the top k eigenvectors. If it is "
+        "far above the baseline, training moved the weights mostly in directions of large curvature.",
     ),
     Quantity(
         "subspace_baseline",
-        "k / p, the fraction that a random direction has in that space. Compare both fractions with it.",
+        "k / p, the expected fraction for a random direction. Compare `gradient_fraction` and `displacement_fraction` "
+        "with it.",
     ),
     Quantity(
         "overlap",
-        "Overlap of the space of the top eigenvectors with that of the measurement before, 0 to 1. Near 1 the "
-        "stiff directions have settled; missing at the first measurement and after a resume.",
+        "Overlap (0 to 1) between the spaces of the top eigenvectors of this and the previous measurement. Near 1, "
+        "these directions no longer change. Missing at the first measurement and after a resume.",
     ),
     Quantity(
         "sharpness",
-        "Learning rate times largest eigenvalue. Plain gradient descent hovers about 2, the edge of "
-        "stability; with momentum beta about 2 (1 + beta); for Adam there is no such threshold. Missing when "
-        "rates differ.",
+        "Learning rate times largest eigenvalue. Gradient descent stays near 2, the edge of stability; with momentum "
+        "beta near 2 (1 + beta). Adam has no such threshold. Missing if parameter groups have different rates.",
     ),
 )
 """What is reported of the directions."""

@@ -115,7 +115,7 @@ class FinalCertificate(MeasuringCallback):
     default_name = "certificate"
     title = "Certificate"
     quantities = FINAL_QUANTITIES
-    cost_advice = "`learning.seconds` limits it."
+    cost_advice = "`learning.seconds` limits them."
 
     loss_fn: LossArgument | None
 

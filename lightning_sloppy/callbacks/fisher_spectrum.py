@@ -35,71 +35,71 @@ if TYPE_CHECKING:
 QUANTITIES = (
     Quantity(
         "largest",
-        "Largest eigenvalue of the Fisher matrix on the probe: how sharply the data determine the stiffest "
-        "combination of parameters. A sudden jump is often a few samples with huge gradients.",
+        "Largest eigenvalue of the Fisher matrix on the probe samples: how precisely the data determine the "
+        "best-determined direction. A sudden jump often comes from a few samples with very large gradients.",
         chart="Largest eigenvalue and trace",
     ),
     Quantity(
         "trace",
-        "Sum of all eigenvalues: for the empirical kind the mean squared norm of the gradient of one sample. "
-        "It falls to zero as the samples are fitted.",
+        "Sum of all eigenvalues. For the empirical kind it is the mean squared norm of the per-sample gradients, which "
+        "falls to zero as the samples are fitted.",
         chart="Largest eigenvalue and trace",
     ),
     *quantities_of_dimension(
-        "Effective number of directions of the parameters, exact on the probe: one that holds a thousandth of the "
-        "trace counts one half. It falls where few samples own the trace, as they do when most are fitted.",
+        "Effective number of directions of the parameters, exact on the probe samples: an eigenvalue that is a "
+        "thousandth of the trace counts 1/2. It falls if few samples dominate, as when most samples are fitted.",
         chart="Effective dimension",
-        fine="Close to N it is limited by the probe: raise `num_samples`.",
-        half="Well below the whole value, the number still grows with N: raise `num_samples`.",
+        fine="Near N it is limited by the number of samples: increase `num_samples`.",
+        half="If it is far below the value on all samples, the value still grows with N: increase `num_samples`.",
     ),
     Quantity(
         "effective_dimension_at_prior_half_samples",
-        "The same at z on the first half of the probe, to see how much it depends on N.",
+        "The dimension at z on the first half of the probe samples. It shows how much the value depends on N.",
         whole_spectrum=True,
     ),
     Quantity(
         "eigenvalue_count_half_samples",
-        "The same on the first half of the probe, to see how much it depends on N.",
+        "The count at z on the first half of the probe samples. It shows how much the value depends on N.",
         chart="Eigenvalues above z",
         whole_spectrum=True,
     ),
     Quantity(
         "participation_ratio",
-        "(sum lambda)^2 / sum lambda^2: a dimension without any scale z. It sees only the stiffest "
-        "directions: use it to compare shapes, not to count parameters.",
+        "(sum lambda)^2 / sum lambda^2, a dimension without a scale z. Only the largest eigenvalues affect it: use it "
+        "to compare shapes of spectra, not to count parameters.",
         chart="Dimensions without a scale",
     ),
     *quantities_of_shape("Fisher matrix"),
     Quantity(
         "effective_rank",
-        "Trace over largest eigenvalue. Close to 1 means that all samples pull in one direction.",
+        "Trace over largest eigenvalue. Near 1, the gradients of all samples are parallel.",
         chart="Dimensions without a scale",
     ),
     Quantity(
         "entropy_rank",
-        "exp(-sum p log p) with p = lambda / sum lambda: between the participation ratio and the rank. Less "
-        "dominated by the stiffest directions than the participation ratio.",
+        "exp(-sum q log q) with q = lambda / trace. It lies between the participation ratio and the rank, and the "
+        "largest eigenvalues affect it less than the participation ratio.",
     ),
     Quantity(
         "stable_rank",
-        "Squared Frobenius norm over squared largest eigenvalue. Close to 1, one direction carries everything.",
+        "Squared Frobenius norm over squared largest eigenvalue. Near 1, one direction dominates.",
     ),
     Quantity(
         "degrees_of_freedom_2",
-        "sum (lambda / (lambda + z))^2, never above N_eff(z): directions that are determined nearly fully. A "
-        "large gap to N_eff means many half-determined ones.",
+        "sum (lambda / (lambda + z))^2, at most N_eff(z): number of directions that the data determine almost fully. "
+        "If it is much smaller than N_eff(z), many directions are only partly determined.",
     ),
     Quantity(
         "num_samples",
-        "Probe samples N. The rank cannot exceed N (times the classes for the exact kind).",
+        "Number of probe samples N. The rank is at most N (times the classes for the exact kind).",
     ),
 )
 
 HISTOGRAMS = (
     SpectrumHistogram(
         "log10_eigenvalues",
-        "Non-zero eigenvalues of the Fisher matrix on the probe samples, as log10. At most N of them exist, "
-        "whatever the number of parameters.",
+        "Non-zero eigenvalues of the Fisher matrix on the probe samples, as log10. There are at most N of them (times "
+        "the classes for the exact kind), for any number of parameters.",
     ),
 )
 
@@ -152,7 +152,7 @@ class FisherSpectrum(CurvatureInstrument):
     quantities = (*QUANTITIES, *quantities_at_prior())
     histograms = HISTOGRAMS
     costs = ("seconds", "products", "peak_bytes")
-    cost_advice = "It grows with the square of `num_samples`."
+    cost_advice = "They grow with the square of `num_samples`."
 
     def __init__(
         self,

@@ -37,48 +37,48 @@ if TYPE_CHECKING:
 QUANTITIES = (
     Quantity(
         "largest",
-        "Largest eigenvalue of the Hessian of the mean loss on the probe: the sharpness. Plain gradient "
-        "descent is stable while the learning rate is below 2 over this value.",
+        "Largest eigenvalue of the Hessian of the mean loss on the probe samples, also called sharpness. Gradient "
+        "descent without momentum is stable if the learning rate is below 2 / largest.",
         chart="Largest and smallest eigenvalue",
         headline=True,
     ),
     Quantity(
         "largest_residual",
-        "How far the largest pair is from being an eigenpair, ||H u - lambda u||. If it is not small against "
-        "the value, raise `max_products`.",
+        "Residual ||H u - lambda u|| of the largest eigenpair. If it is not small compared with the eigenvalue, "
+        "increase `max_products`.",
     ),
     Quantity(
         "smallest",
-        "Algebraically smallest eigenvalue found. Clearly negative: the point is a saddle and training can "
-        "still descend; about zero: there is no way down in second order.",
+        "Algebraically smallest eigenvalue found. If it is clearly negative, the weights are near a saddle point and "
+        "the loss can still decrease along this direction. If it is about zero, there is no such direction.",
         chart="Largest and smallest eigenvalue",
     ),
     Quantity(
         "smallest_residual",
-        "How far the smallest pair is from being an eigenpair. This end converges last, so do not read a "
-        "small negative value below this size.",
+        "Residual of the smallest eigenpair. This end of the spectrum converges last. Do not interpret a negative "
+        "eigenvalue of smaller magnitude than its residual.",
     ),
     Quantity(
         "trace",
-        "Sum of all eigenvalues of the Hessian, estimated with random probe vectors. It is the mean curvature "
-        "times p; falling means that training moves to flatter places.",
+        "Sum of all eigenvalues of the Hessian, estimated with random probe vectors: p times the mean curvature. If it "
+        "falls, the training moves to flatter regions.",
         chart="Trace of the Hessian and of its Gauss-Newton part",
         estimated=True,
     ),
     Quantity(
         "converged_above_z",
-        "Converged eigenvalues at or above z among the k wanted pairs: a lower bound of the count, at most k. "
-        "If it equals k, raise k or read `eigenvalue_count`.",
+        "Number of converged eigenvalues at or above z among the k computed ones. It is a lower bound and at most k. "
+        "If it equals k, increase k or use `eigenvalue_count`.",
         chart="Eigenvalues above z",
     ),
     *quantities_of_dimension(
-        "Effective number of directions of the Hessian's Gauss-Newton part: one that holds a thousandth of its trace "
-        "counts one half. Compare with p.",
+        "Effective number of directions of the Hessian's Gauss-Newton part: an eigenvalue that is a thousandth of the "
+        "trace counts 1/2. Compare it with p.",
         chart="Effective dimension of the Gauss-Newton part",
-        fine="Missing where a quadrature does not resolve it.",
-        half="Missing where the dimension is seen through probe vectors.",
+        fine="Missing if the quadrature does not resolve it.",
+        half="Missing if the dimension is estimated with probe vectors.",
     ),
-    *quantities_of_shape("Gauss-Newton part", decades="Missing where it is seen through probe vectors."),
+    *quantities_of_shape("Gauss-Newton part", decades="Missing if the spectrum is estimated with probe vectors."),
     Quantity(
         "participation_ratio",
         "(sum lambda)^2 / sum lambda^2 of the Gauss-Newton part. Compare it with that of the inputs' second moment.",
@@ -86,43 +86,43 @@ QUANTITIES = (
     ),
     Quantity(
         "gauss_newton_samples",
-        "Samples behind the spectrum of the Gauss-Newton part: a small probe by default, all probe samples with "
-        "`probes`.",
+        "Number of samples used for the spectrum of the Gauss-Newton part: a small number by default, all probe "
+        "samples with `probes=`.",
     ),
     Quantity(
         "gauss_newton_trace",
-        "Trace of the Gauss-Newton part. Its gap to the trace of the Hessian is the part that comes from "
-        "unfitted residuals; it closes as the training loss goes to zero.",
+        "Trace of the Gauss-Newton part. The trace of the Hessian minus this value comes from samples that are not "
+        "fitted, and goes to zero with the training loss.",
         chart="Trace of the Hessian and of its Gauss-Newton part",
         estimated=True,
     ),
     Quantity(
         "loss",
-        "Mean loss on the probe samples, in the mode of the measurement. If it departs from the training "
-        "loss, the probe is not representative: raise `num_samples`.",
+        "Mean loss on the probe samples, in the mode of the measurement. If it differs from the training loss, the "
+        "probe samples are not representative: increase `num_samples`.",
         chart="Loss on the probe",
     ),
     Quantity(
         "num_samples",
-        "Probe samples N. An effective dimension depends on N: never compare two without it.",
+        "Number of probe samples N. An effective dimension depends on N: compare only values with the same N.",
     ),
 )
 
 HISTOGRAMS = (
     SpectrumHistogram(
         "log10_eigenvalues",
-        "Positive eigenvalues of the Hessian among the k pairs of largest magnitude, as log10: the stiff end.",
+        "Positive eigenvalues of the Hessian among the k pairs of largest magnitude, as log10.",
     ),
     SpectrumHistogram(
         "log10_eigenvalues_negative",
-        "Magnitudes of the negative eigenvalues of the Hessian among the k pairs, as log10: the directions in "
-        "which the loss still curves downwards.",
+        "Magnitudes of the negative eigenvalues of the Hessian among the k pairs, as log10: directions of negative "
+        "curvature.",
         negative=True,
     ),
     SpectrumHistogram(
         "gauss_newton_log10_eigenvalues",
-        "Eigenvalues of the Hessian's Gauss-Newton part, as log10, without those that Lanczos cannot tell from zero. "
-        "Counts are quadrature weights, so they may be fractions. A long even carpet to the left is a sloppy model.",
+        "Eigenvalues of the Gauss-Newton part, as log10, without those that Lanczos cannot distinguish from zero. "
+        "Counts may be fractions (quadrature weights). In a sloppy model the values spread evenly over many decades.",
         companion="gauss_newton",
     ),
 )
@@ -184,7 +184,7 @@ class HessianSpectrum(CurvatureInstrument):
     quantities = (*QUANTITIES, *quantities_at_prior(), *directions.QUANTITIES)
     histograms = HISTOGRAMS
     costs = ("seconds", "products", "peak_bytes")
-    cost_advice = "Lower `k`, `probes` or `num_samples`, or measure less often."
+    cost_advice = "To reduce them, lower `k`, `probes` or `num_samples`, or measure less often."
 
     def __init__(
         self,

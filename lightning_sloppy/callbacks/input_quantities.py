@@ -8,161 +8,162 @@ from lightning_sloppy.quantities import Quantity, SpectrumHistogram
 
 QUANTITIES = (
     *quantities_of_dimension(
-        "Effective number of directions of the inputs: one that holds a thousandth of the trace of the correlation "
-        "matrix counts one half. Read it beside the number of features.",
+        "Effective number of directions of the inputs: an eigenvalue of the correlation matrix that is a thousandth of "
+        "the trace counts 1/2. Compare it with the number of features.",
         chart="Dimension of the inputs",
-        half="If it differs much from the whole value, raise `max_samples`.",
+        half="If it differs much from the value on all samples, increase `max_samples`.",
         headline=False,
     ),
     Quantity(
         "n95",
-        "Fewest directions that hold 95 % of the trace of the correlation matrix together.",
+        "Smallest number of eigenvalues of the correlation matrix whose sum is at least 95 % of the trace.",
         whole_spectrum=True,
     ),
-    Quantity("n99", "Fewest directions that hold 99 % of the trace together.", whole_spectrum=True),
+    Quantity("n99", "Smallest number of eigenvalues whose sum is at least 99 % of the trace.", whole_spectrum=True),
     Quantity(
         "covariance_effective_dimension",
-        "Effective dimension of the covariance matrix (features centred, their scales kept). Far below that of the "
-        "correlation matrix, a few features of large scale dominate.",
+        "Effective dimension of the covariance matrix (centred features with their scales). If it is far below that of "
+        "the correlation matrix, a few features of large scale dominate.",
         whole_spectrum=True,
     ),
     Quantity(
         "covariance_n95",
-        "Fewest directions that hold 95 % of the trace of the covariance matrix together. Inputs reduced to them had "
-        "44 to 82 % fewer numbers and an error within -1.5 to +0.8 points on four data sets.",
+        "Smallest number of eigenvalues of the covariance matrix whose sum is at least 95 % of the trace. A PCA to "
+        "this size removed 44 to 82 % of the input numbers and changed the error by -1.5 to +0.8 points on four data "
+        "sets.",
         whole_spectrum=True,
     ),
     Quantity(
         "second_moment_effective_dimension",
-        "Effective dimension of the uncentred second-moment matrix (the mean counts as a direction). Of the three it "
-        "goes best with the dimensions of the network.",
+        "Effective dimension of the uncentred second-moment matrix (the mean is one of the directions). Of the three "
+        "matrices, its dimension correlates best with the dimensions of the network.",
         whole_spectrum=True,
     ),
     *quantities_of_shape(
         "correlation matrix",
-        decades="Hardly more samples than features give several decades whatever the data are: compare with the null.",
-        slope="Steeper means that fewer directions of the data matter; close to zero means that all matter alike.",
-        knee="The directions before it are the ones that a linear model would use first.",
+        decades="With few samples per feature it is large for any data: compare with the null.",
+        slope="Steeper: fewer directions matter. Near zero: all matter equally.",
+        knee="A linear model uses the directions before it first.",
         headline=True,
     ),
     Quantity(
         "null_participation_ratio",
-        "Participation ratio of a null: the same columns, each shuffled; for covariance and second moment isotropic "
-        "Gaussian samples of the same number, features and trace. Twice the value of the data and more is a drop.",
+        "Participation ratio of the null: the same columns, each shuffled (correlation), or isotropic Gaussian samples "
+        "(covariance, second moment). If it is at least twice that of the data, the data have a steep drop.",
         chart="Dimension of the inputs",
     ),
     Quantity(
         "null_slope_times_rank",
-        "Slope times rank of that null. The inputs are sloppy where theirs is more negative by 1 or more and their "
-        "participation ratio at most half of the null's.",
+        "Slope times rank of the null. The inputs are sloppy if theirs is more negative by at least 1 and their "
+        "participation ratio is at most half of the null's.",
         chart="Slope times rank",
     ),
     Quantity(
         "floor",
-        "Eigenvalues below this are rounding noise. They are counted nowhere.",
+        "Eigenvalues below this value are rounding noise and are never counted.",
     ),
     Quantity(
         "resolved",
-        "Number of eigenvalues above the floor. If it is below the number of features, some features are "
-        "exact combinations of others and can be removed.",
+        "Number of eigenvalues above the rounding floor. If it is below the number of features, some features are "
+        "exact linear combinations of others and can be removed.",
         chart="Dimension of the inputs",
     ),
     Quantity(
         "participation_ratio",
-        "(sum lambda)^2 / sum lambda^2 of the correlation matrix: directions of about equal strength that would give "
-        "the same value. Compare it with the number of features.",
+        "(sum lambda)^2 / sum lambda^2 of the correlation matrix. A flat spectrum of rank r has the value r. Compare "
+        "it with the number of features.",
         chart="Dimension of the inputs",
         headline=True,
     ),
     Quantity(
         "effective_rank",
-        "Trace over largest eigenvalue of the correlation matrix. Close to 1 means that one direction "
-        "dominates: look for a common cause, a drift or a missing normalisation.",
+        "Trace over largest eigenvalue of the correlation matrix. Near 1, one direction dominates: look for a common "
+        "cause, a drift or a missing normalisation.",
         chart="Dimension of the inputs",
     ),
     Quantity(
         "entropy_rank",
-        "exp of the entropy of the eigenvalues divided by their sum. Counts weak directions more than the "
-        "participation ratio does, so a wide gap between both means a long tail.",
+        "exp of the entropy of the eigenvalues divided by their sum. It gives small eigenvalues more weight than the "
+        "participation ratio does, so a large difference between the two means a long tail.",
         chart="Dimension of the inputs",
     ),
     Quantity(
         "trace",
-        "Sum of the eigenvalues of the correlation matrix, which is the number of columns that are not "
-        "constant. A check rather than a curve.",
+        "Sum of the eigenvalues of the correlation matrix. It equals the number of columns that are not constant, so "
+        "it is only a check.",
     ),
     Quantity(
         "largest",
-        "Largest eigenvalue of the correlation matrix. Divided by the trace it is the fraction of the "
-        "variance in a single direction.",
+        "Largest eigenvalue of the correlation matrix. Divided by the trace, it is the fraction of the variance in one "
+        "direction.",
     ),
     Quantity(
         "num_features",
-        "Columns d in the headline matrix (the correlation leaves constant ones out). The denominator for "
-        "every dimension of this group.",
+        "Number of columns d of the matrix (the correlation matrix excludes constant columns). Compare the dimensions "
+        "of this group with it.",
         chart="Dimension of the inputs",
     ),
     Quantity(
         "constant_columns",
-        "Features that never change; they have no correlation and are left out. Remove them from the data or "
-        "find out why they are constant.",
+        "Number of constant features. They have no correlation and are excluded. Remove them from the data, or find "
+        "out why they are constant.",
     ),
     Quantity(
         "num_samples",
-        "Training samples read for this group. With ten for each feature, sampling alone spreads a flat "
-        "spectrum by half a decade; with fewer, by more: raise `max_samples`.",
+        "Number of training samples used for this group. With ten samples per feature, sampling noise alone spreads a "
+        "flat spectrum over half a decade, and more with fewer samples: increase `max_samples`.",
     ),
     Quantity(
         "covariance_decades",
-        "Decades of the covariance matrix (features centred, their scales kept). Much more than for the "
-        "correlation matrix means that the scales of the features differ: standardise them.",
+        "Decades of the covariance matrix (centred features with their scales). If they are many more than those of "
+        "the correlation matrix, the features have different scales: standardise them.",
         chart="Decades",
     ),
     Quantity(
         "covariance_slope_times_rank",
-        "Slope times rank of the covariance matrix (features centred, their scales kept). Read it beside the "
+        "Slope times rank of the covariance matrix (centred features with their scales). Compare it with that of the "
         "correlation matrix.",
         chart="Slope times rank",
     ),
     Quantity(
         "covariance_participation_ratio",
-        "Participation ratio of the covariance matrix (features centred, their scales kept). Far below that "
-        "of the correlation matrix means that a few features of large scale dominate.",
+        "Participation ratio of the covariance matrix (centred features with their scales). If it is far below that of "
+        "the correlation matrix, a few features of large scale dominate.",
     ),
     Quantity(
         "covariance_largest",
-        "Largest eigenvalue of the covariance matrix (features centred, their scales kept). It limits the "
-        "learning rate of a linear model.",
+        "Largest eigenvalue of the covariance matrix (centred features with their scales). It limits the learning rate "
+        "of a linear model.",
     ),
     Quantity(
         "second_moment_decades",
-        "Decades of the uncentred second-moment matrix (the mean counts as a direction). This is the matrix "
-        "that the first layer meets.",
+        "Decades of the uncentred second-moment matrix (the mean is one of the directions). This is the matrix of the "
+        "inputs to the first layer.",
         chart="Decades",
     ),
     Quantity(
         "second_moment_slope_times_rank",
-        "Slope times rank of the uncentred second-moment matrix (the mean counts as a direction).",
+        "Slope times rank of the uncentred second-moment matrix (the mean is one of the directions).",
         chart="Slope times rank",
     ),
     Quantity(
         "second_moment_participation_ratio",
-        "Participation ratio of the uncentred second-moment matrix. Over 13 data sets it went with that of the Fisher "
-        "matrix (Spearman .95); the correlation is blind to scales. Close to 1, the mean rules: centre the inputs.",
+        "Participation ratio of the uncentred second-moment matrix. Over 13 data sets it correlated with that of the "
+        "Fisher matrix (Spearman .95). Near 1, the mean dominates: centre the inputs.",
         headline=True,
     ),
     Quantity(
         "second_moment_largest",
-        "Largest eigenvalue of the uncentred second-moment matrix (the mean counts as a direction). Far above "
-        "that of the covariance, the mean is the reason: centre the inputs.",
+        "Largest eigenvalue of the uncentred second-moment matrix (the mean is one of the directions). If it is far "
+        "above that of the covariance matrix, the mean dominates: centre the inputs.",
     ),
 )
 
 HISTOGRAMS = (
     SpectrumHistogram(
         "log10_eigenvalues",
-        "Eigenvalues of the correlation matrix above the rounding floor, as log10. A few on the right and an "
-        "even carpet to the left is a sloppy spectrum.",
+        "Eigenvalues of the correlation matrix above the rounding floor, as log10. A sloppy spectrum has a few values "
+        "on the right and an even spread over many decades on the left.",
     ),
 )
 

@@ -73,7 +73,7 @@ class InputSpectrum(MeasuringCallback):
     quantities = QUANTITIES
     histograms = HISTOGRAMS
     reads_parameters = False
-    cost_advice = "Lower `max_samples` if it is too long."
+    cost_advice = "To reduce them, lower `max_samples`."
 
     def __init__(
         self,

@@ -37,50 +37,54 @@ if TYPE_CHECKING:
 
 QUANTITIES = (
     *quantities_of_dimension(
-        "Effective number of directions of the parameters, the number to quote: one that holds a thousandth of the "
-        "trace counts one half. It falls fast at first, then grows slowly with what is memorised. At most 1,000.",
+        "Effective number of directions of the parameters, the number to quote: an eigenvalue that is a thousandth of "
+        "the trace counts 1/2. It falls in the first epochs, then grows slowly with memorisation. At most 1,000.",
         chart="Effective dimension",
-        fine="A wide band means that there is no sharp border between directions that count and those that do not.",
-        half="If it is far below the whole value, raise `num_samples`.",
+        fine="If the band is wide, no clear threshold separates directions that count from those that do not.",
+        half="If it is far below the value on all samples, increase `num_samples`.",
     ),
     Quantity(
         "entropy_rank",
-        "exp(-sum q log q) with q = lambda / trace: between participation ratio and rank. Its growth above its minimum "
-        "shows what is memorised.",
+        "exp(-sum q log q) with q = lambda / trace. It lies between the participation ratio and the rank. Growth above "
+        "its minimum is a sign of memorisation.",
     ),
     Quantity(
         "participation_ratio",
-        "(sum lambda)^2 / sum lambda^2. On images the direction of the mean rules it: values near 1 say little.",
+        "(sum lambda)^2 / sum lambda^2. On images the mean image dominates it, so values near 1 say little.",
     ),
     *quantities_of_shape("Jacobian's spectrum"),
     Quantity(
         "null_effective_dimension",
-        "Effective dimension of the network at the start on Gaussian inputs, with `null=True`. The network is sloppy "
-        "where its own is at most half of it, and its slope times rank more negative by 1 or more.",
+        "With `null=True`: effective dimension of the untrained network on Gaussian inputs. The network is sloppy if "
+        "its own value is at most half of this, and its slope times rank more negative by at least 1.",
         chart="Effective dimension",
     ),
-    Quantity("null_slope_times_rank", "Slope times rank of that null.", chart="Slope times rank"),
+    Quantity(
+        "null_slope_times_rank",
+        "Slope times rank of the untrained network on Gaussian inputs.",
+        chart="Slope times rank",
+    ),
     Quantity(
         "largest_fraction",
-        "Fraction of the trace in the largest eigenvalue. Near 1, one direction moves all outputs alike.",
+        "Largest eigenvalue divided by the trace. Near 1, one direction changes all outputs in the same way.",
     ),
     Quantity(
         "largest_sample_fraction",
-        "Largest fraction of the trace in a single sample, before samples are normalised. Above 0.1 a warning names "
-        "the sample: look at it, and do not quote numbers of matrices that are not normalised.",
+        "Largest contribution of a single sample to the trace, before the samples are normalised. Above 0.1, a warning "
+        "names the sample: inspect it, and do not quote values of matrices without this normalisation.",
     ),
-    Quantity("num_outputs", "Outputs of a sample, positions of a sequence included."),
-    Quantity("num_parameters", "Trainable parameters p. The denominator for every dimension of this group."),
+    Quantity("num_outputs", "Number of outputs per sample, including the positions of a sequence."),
+    Quantity("num_parameters", "Number of trainable parameters p. Compare the dimensions of this group with it."),
     Quantity(
         "num_samples",
-        "Probe samples N. By default 1,280 divided by the outputs of a sample, at least 64 and at most 256.",
+        "Number of probe samples N. The default is 1,280 / (outputs per sample), at least 64 and at most 256.",
     ),
 )
 HISTOGRAMS = (
     SpectrumHistogram(
         "log10_eigenvalues",
-        "Eigenvalues of the Jacobian's spectrum above the rounding floor, as log10; their sum is 1. A few on the right "
-        "and an even carpet to the left is a sloppy model.",
+        "Eigenvalues of the Jacobian's spectrum above the rounding floor, as log10 (their sum is 1). A sloppy model "
+        "has a few values on the right and an even spread over many decades on the left.",
     ),
 )
 
@@ -138,7 +142,7 @@ class JacobianSpectrum(Instrument):
     quantities = QUANTITIES
     histograms = HISTOGRAMS
     costs = ("seconds",)
-    cost_advice = "Lower `num_samples`, or choose fewer outputs with `outputs`."
+    cost_advice = "To reduce them, lower `num_samples`, or select fewer outputs with `outputs`."
     writes_nothing = True
 
     def __init__(

@@ -15,8 +15,8 @@ from lightning_sloppy.records import Estimate, Measurement, Status
 
 OVERHEAD = Quantity(
     "overhead",
-    "Seconds of measuring so far per second of training without it. `max_overhead` limits it, beyond the seconds that "
-    "`grace_seconds` allows in any case.",
+    "Seconds of measuring so far, divided by the seconds of training without measuring. `max_overhead` limits it, "
+    "after the first `grace_seconds` of measuring.",
     chart="Overhead",
 )
 """The one cost of all instruments together."""
@@ -38,11 +38,11 @@ def cost_quantities(declaration: Declaration) -> list[Quantity]:
     """What is logged of the cost of an instrument's measurements, in the group of costs."""
     name, title, advice = declaration.name, declaration.title, declaration.cost_advice
     explained = {
-        "seconds": f"Wall-clock seconds of one measurement: {title}. {advice}".strip(),
-        "products": f"Matrix-vector products of one measurement: {title}. Absent where a matrix was formed instead. A "
-        "rise at constant settings means that the spectrum has become harder.",
-        "peak_bytes": f"Highest memory of the process so far, at the end of a measurement: {title}. torch's allocator "
-        "on CUDA, resident memory elsewhere. A step up means that more was needed than ever before.",
+        "seconds": f"Wall-clock seconds per measurement: {title}. {advice}".strip(),
+        "products": f"Number of matrix-vector products per measurement: {title}. Missing if a matrix was formed. "
+        "A rise at constant settings means that the eigenvalues converge more slowly.",
+        "peak_bytes": f"Peak memory of the process so far, at the end of a measurement: {title}. On CUDA it is that "
+        "of torch's allocator, elsewhere the resident memory. A rise means that this measurement set a new peak.",
     }
     units = {"seconds": "seconds", "products": "products", "peak_bytes": "bytes"}
     charts = {"seconds": "Seconds of a measurement"}

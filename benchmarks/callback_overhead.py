@@ -1,4 +1,4 @@
-"""What do the callbacks cost a training at their defaults, in time and in memory?"""
+"""How much time and memory do the callbacks add to a training, with their defaults?"""
 
 from __future__ import annotations
 
@@ -127,13 +127,13 @@ def main() -> None:
             watched.append(fit(name, options, default)[0])
         row: dict[str, Any] = {
             "network": name,
-            "seconds without": statistics.median(plain),
-            "with, at the defaults": statistics.median(watched),
+            "without callbacks, s": statistics.median(plain),
+            "with defaults, s": statistics.median(watched),
         }
         if name in WEIGHED:
             with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
                 without, with_all = (pool.apply(peak, (name, options, watch)) for watch in (False, True))
-            row["peak grew by, MB"] = with_all - without
+            row["additional peak memory, MB"] = with_all - without
         rows.append(row)
         print(row, flush=True)
         common.report("callback_overhead", __doc__, rows, remarks(options), options)
@@ -142,9 +142,10 @@ def main() -> None:
 def remarks(options: Any) -> list[str]:
     """What the numbers mean."""
     return [
-        f"Without and with are fitted in turn, {options.repeats} times each. At the defaults every part measures "
-        "behind every epoch, and the first 60 s of measuring are free: more than most of these trainings last.",
-        "Memory is that of a process of its own for each fit.",
+        f"Trainings without and with the callbacks alternate, {options.repeats} of each. With the defaults, every "
+        "callback measures after every epoch, and the first 60 s of measuring do not count against max_overhead. "
+        "Most of these trainings are shorter than that.",
+        "Peak memory is measured in a separate process per fit.",
     ]
 
 

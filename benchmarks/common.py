@@ -27,10 +27,10 @@ Data = tuple[Tensor, Tensor]
 def arguments(question: str, **defaults: int) -> argparse.Namespace:
     """The options every script has, and whole numbers of its own."""
     parser = argparse.ArgumentParser(description=question, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with mnist/ and cifar10/; without it data are made up")
+    parser.add_argument("--data", type=Path, help="folder with mnist/ and cifar10/; without it the data are synthetic")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="small sizes: does everything run?")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to test that everything runs")
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     return parser.parse_args()
@@ -187,7 +187,7 @@ def report(name: str, question: str, rows: list[dict[str, Any]], remarks: list[s
         "rows": rows,
         "remarks": remarks,
         "device": device,
-        "data": "as given" if options.data else "made up",
+        "data": "real" if options.data else "synthetic",
         "quick": options.quick,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, **_peers()},
     }
@@ -211,7 +211,7 @@ def markdown(record: dict[str, Any]) -> str:
     """The record as a section."""
     rows = record["rows"]
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [f"## {record['question']}", "", f"{record['device']}; data {record['data']}.", ""]
+    lines = [f"## {record['question']}", "", f"{record['device']}; {record['data']} data.", ""]
     lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows]
     return "\n".join([*lines, "", *[f"* {remark}" for remark in record["remarks"]], ""])

@@ -1,4 +1,4 @@
-"""How many products until the effective dimension is right to 5 %, and what other densities say for as many?"""
+"""How many products does an effective dimension with an error below 5 % need, compared with other estimates?"""
 
 from __future__ import annotations
 
@@ -53,9 +53,10 @@ def by_products(name: str, module: nn.Module, part: common.Data, z: float, steps
         "network": name,
         "steps": steps,
         "products": VECTORS * steps,
-        "Gauss-Newton": mine.value / exact,
-        "its errors, probes + truncation": f"{mine.standard_error / exact:.3f} + {mine.truncation_error / exact:.3f}, "
-        f"{mine.status.name}",
+        "Gauss-Newton part": mine.value / exact,
+        "standard error + truncation error, status": (
+            f"{mine.standard_error / exact:.3f} + {mine.truncation_error / exact:.3f}, {mine.status.name}"
+        ),
     }
 
 
@@ -84,7 +85,7 @@ def main() -> None:
         whole = hessian_spectrum(module, [part], F.cross_entropy, k=1, probes=VECTORS, steps=steps)
         positive = effective_dimension(whole, z)
         row["Hessian, positive part"] = positive.value / exact["Hessian, positive part"]
-        row["its truncation"] = (
+        row["truncation error, status"] = (
             f"{positive.truncation_error / exact['Hessian, positive part']:.3f}, {positive.status.name}"
         )
         row["PyHessian's density"] = pyhessian(module, part, steps, z, dim) / exact["Hessian, positive part"]
@@ -99,13 +100,13 @@ def main() -> None:
         for steps in (DEPTHS[:2] if options.quick else DEPTHS)
     ]
     remarks = [
-        f"196-20-20-10 on 2 x 2-pooled images, p = {dim:,}, N = {count:,}, z = {z:.3g}; exact values "
+        f"196-20-20-10 on images pooled 2 x 2, p = {dim:,}, N = {count:,}, z = {z:.3g}; exact values "
         + ", ".join(f"{value:.1f} ({name})" for name, value in exact.items())
-        + f" from dense matrices. Every value is over its exact one; {VECTORS} probe vectors. PyHessian's density "
-        "runs on this torch only with a stand-in for the torch.eig that it calls, and gives no error at all; what is "
-        "UNRESOLVED here is never logged.",
+        + f" from dense matrices. Every value is divided by its exact value. {VECTORS} probe vectors. PyHessian's "
+        "density needs a replacement for torch.eig, which current versions of torch do not have, and gives no error "
+        "estimate. A value that is UNRESOLVED is never logged.",
         f"784-600-600-10 on whole images, p = {wide_dim:,}, N = {len(few[1]):,}, z = {wide_z:.3g}: exact value "
-        f"{truth:.1f} by the Gram matrix of the exact kind; its Hessian has no dense reference.",
+        f"{truth:.1f} from the Gram matrix of the exact Fisher matrix. The Hessian is too large for a dense reference.",
     ]
     common.report("effective_dimension", __doc__, rows, remarks, options)
 

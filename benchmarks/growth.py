@@ -1,4 +1,4 @@
-"""How does the cost of the top pairs grow with parameters p, samples N and wanted pairs k?"""
+"""How does the cost of the top eigenpairs grow with parameters p, samples N and eigenpairs k?"""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def main() -> None:
                     row["basis, MB"] = float(found.detail["basis_bytes"]) / 2**20
             rows.append(row)
     picture(rows, options)
-    remarks = [f"One run a cell; cells that would take more than {SECONDS:.0f} s are left out. Untrained networks."]
+    remarks = [f"Untrained networks, one run per row. Rows that would take more than {SECONDS:.0f} s are left out."]
     common.report("growth", __doc__, rows, remarks, options)
 
 

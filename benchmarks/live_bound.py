@@ -1,4 +1,4 @@
-"""How much does the live bound add to an epoch at its defaults?"""
+"""How much time does PACBayesBound add to an epoch, with its defaults?"""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def main() -> None:
         seconds = [m.cost.seconds for m in bound.measurements[1:]]
         row: dict[str, Any] = {
             "network": name,
-            "seconds of an epoch": epoch,
-            "seconds of an evaluation, median": statistics.median(seconds),
+            "seconds per epoch": epoch,
+            "seconds per evaluation, median": statistics.median(seconds),
             "longest": max(seconds),
-            "share of an epoch": statistics.median(seconds) / epoch,
+            "fraction of an epoch": statistics.median(seconds) / epoch,
         }
         rows.append(row)
         print(row, flush=True)
     common.report(
-        "live_bound", __doc__, rows, ["n = 55,000, batches of 128, one evaluation behind each epoch."], options
+        "live_bound", __doc__, rows, ["n = 55,000, batches of 128, one evaluation after each epoch."], options
     )
 
 

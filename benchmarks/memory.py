@@ -1,4 +1,4 @@
-"""Does memory stay flat over a hundred products, and does the basis take what the formula says?"""
+"""Is memory constant over a hundred products, and does the Lanczos basis take as much as expected?"""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ def main() -> None:
         before = peak(options.device)
         for _ in range(100):
             operator.matvec(vector)
-        rows.append({"what": f"100 products, {method}", "peak grew by, MB": peak(options.device) - before})
+        rows.append({"test": f"100 products, {method}", "increase of peak memory, MB": peak(options.device) - before})
     size = layout.dim * 4
     for name, memory in (("restart within 24 vectors", 24 * size), ("no restart", None)):
         found = hessian_spectrum(module, [data], F.cross_entropy, k=10, basis_memory=memory, tol=1e-4)
         rows.append(
             {
-                "what": name,
+                "test": name,
                 "basis, MB": float(found.detail["basis_bytes"]) / 2**20,
-                "basis, vectors": float(found.detail["basis_bytes"]) / size,
+                "basis, number of vectors": float(found.detail["basis_bytes"]) / size,
                 "products": found.cost.products,
                 "restarts": found.detail["restarts"],
-                "largest": found.largest,
+                "largest eigenvalue": found.largest,
             }
         )
     remarks = [
-        "The process is measured by its highest resident memory, so a leak of one product would show 100 times. The "
-        "basis takes (rows) p numbers, and while it grows by half that of the old rows besides."
+        "Memory is the peak resident memory of the process, so a leak per product would show 100 times. The basis "
+        "takes (number of vectors) x p numbers, and while it grows, also half of its previous size."
     ]
     common.report("memory", __doc__, rows, remarks, options)
 

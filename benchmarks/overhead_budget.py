@@ -1,4 +1,4 @@
-"""Does measuring keep to the limit that it is given?"""
+"""Does measuring stay within max_overhead?"""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def main() -> None:
                 {
                     "network": name,
                     "limit": limit,
-                    "realised": overhead,
-                    "of the limit": overhead / limit,
-                    "rounds": len(monitor.measurements["fisher"]),
-                    "seconds of training": clock["training_seconds"],
+                    "overhead": overhead,
+                    "overhead / limit": overhead / limit,
+                    "rounds of measurements": len(monitor.measurements["fisher"]),
+                    "training, s": clock["training_seconds"],
                     "samples at the end": clock["size"]["num_samples"],
                 }
             )
@@ -58,9 +58,9 @@ def main() -> None:
 def remarks() -> list[str]:
     """What the numbers mean."""
     return [
-        f"Spectra behind every {STEPS} batches, as far as the limit goes; realised is (seconds of measuring - "
-        f"{GRACE:g}) / seconds of training. The first and the last round always happen, with the least work if need be "
-        "(128 samples, some hundred products): a short training cannot keep to a small limit.",
+        f"Spectra every {STEPS} batches, within the limit. The overhead is (seconds of measuring - {GRACE:g}) / "
+        "seconds of training. The first and the last round always happen, if necessary at the smallest size (128 "
+        "samples, about a hundred products), so a short training cannot stay within a small limit.",
     ]
 
 

@@ -31,17 +31,21 @@ NAMES = (
 
 
 def main() -> None:
-    """One process for each question, so that none warms up another; then the tables of all records there are."""
+    """Run each benchmark in a separate process, then write the tables of all saved results."""
     for name in NAMES:
         if "--tables" not in sys.argv:
             print(f"--- {name}", flush=True)
             subprocess.run([sys.executable, str(HERE / f"{name}.py"), *sys.argv[1:]], check=False)
     lines = [
-        "# Measured side by side",
+        "# Benchmark results",
         "",
-        "Written by `python benchmarks/run_all.py --data FOLDER` (`--tables` writes it anew from the records). Both "
-        "sides of every ratio run in turn in one process; times are medians. How long a second is differs from machine "
-        "to machine and hour to hour, which is why ratios count.",
+        "`python benchmarks/run_all.py --data FOLDER` runs the benchmarks and writes this page. With `--tables` it "
+        "only writes the page from the saved results. Both sides of a ratio run alternately in one process, and "
+        "times are medians. Absolute times depend on the machine and on its load, so compare ratios. The results "
+        "missed some targets; the remarks say which.",
+        "",
+        "Names of networks: 784-600-600-10 (837,610 parameters) and similar names are the widths of fully connected "
+        "networks. p: number of parameters; N: number of samples.",
         "",
     ]
     for device in ("cpu", "cuda"):

@@ -1,4 +1,4 @@
-"""Does memory stay flat, and does a measurement stay as fast, over 1,000 measurements of one fit?"""
+"""Are memory and time per measurement constant over 1,000 epochs with measurements?"""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ class Small(LightningModule):
             self.seen.append(
                 {
                     "epochs": self.current_epoch,
-                    "resident, MB": resident,
+                    "resident memory, MB": resident,
                     "live tensors": tensors,
-                    "seconds a measurement": seconds,
+                    "seconds per measurement": seconds,
                 }
             )
 
@@ -94,7 +94,7 @@ def main() -> None:
         ).fit(module, DataLoader(data, 64, shuffle=True))
     remarks = [
         f"{2 * epochs + 2:,} measurements in {time.perf_counter() - start:.0f} s, logged to TensorBoard. The history "
-        "is cleared at every row; it holds 10 small tensors for each, 20 kB with all else."
+        "of measurements is cleared at every row. Each measurement in it holds 10 small tensors, 20 kB in total."
     ]
     common.report("soak", __doc__, module.seen, remarks, options)
 

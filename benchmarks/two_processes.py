@@ -1,4 +1,4 @@
-"""Do two processes measure faster than one, and the same?"""
+"""Do two processes measure faster than one, and do they get the same result?"""
 
 from __future__ import annotations
 
@@ -61,17 +61,18 @@ def work(rank: int, options: Any) -> None:
                 rows.append(
                     {
                         "network": name,
-                        "question": question,
-                        "one, s": statistics.median(alone),
-                        "two, s": statistics.median(together),
+                        "measurement": question,
+                        "one process, s": statistics.median(alone),
+                        "two processes, s": statistics.median(together),
                         "times faster": statistics.median(alone) / statistics.median(together),
-                        "largest eigenvalue differs by": abs(two.largest / one.largest - 1),
+                        "relative difference of the largest eigenvalue": abs(two.largest / one.largest - 1),
                     }
                 )
     if rank == 0:
         remarks = [
-            f"N = {count:,}; one thread for each process. Of a product every process makes its half of the samples, of "
-            "a Gram matrix its layers; but each runs all samples forward and back, and the eigenvalues are everybody's."
+            f"N = {count:,}; one thread per process. For a product, each process uses its half of the samples. For a "
+            "Gram matrix, each process computes its part of the layers, but runs the forward and backward pass of "
+            "all samples and computes all eigenvalues."
         ]
         common.report("two_processes", __doc__, rows, remarks, options)
 

@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Processes that share the tests, one file after another each.
 WORKERS ?= 2
 
-# The matrices here are too small for more threads to pay; where the cores are busy they cost ten times as much.
+# The matrices here are too small to benefit from more threads. If the cores are busy, more threads are ten times slower.
 OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
 

@@ -63,7 +63,7 @@ def test_make_targets_exist():
 
 
 def test_configurations_exist():
-    named = re.findall(r"configs/[\w./-]+\.yaml", README.read_text())
+    named = re.findall(r"configs/[\w./-]+\.yaml", README.read_text() + GUIDE.read_text())
     assert named
     assert not [name for name in named if not (ROOT / name).is_file()]
 

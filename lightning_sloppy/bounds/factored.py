@@ -71,8 +71,9 @@ def kronecker_posterior(
 
     Args:
         weights: Posterior mean, flat, shape (p,).
-        factors: For each parameter tensor, in order: B (o, o) and A (i, i) of a weight of o i entries, A = [[1]] for a
-            bias (``curvature.kfac.kronecker_factors``); None for a tensor that keeps the prior's precision.
+        factors: For each parameter tensor, in order, the factors of its rows and of its columns: B (o, o) and A (i, i)
+            of a weight of o i entries, B and [[1]] of a bias (``curvature.kfac.kronecker_factors``); None for a tensor
+            that keeps the prior's precision.
         sizes: Entries of each tensor.
         epsilon: Prior precision, positive.
         tau: Weight of the curvature, in samples, at least 0.

@@ -24,8 +24,7 @@ class LearningPlan:
         spread: "weights": a deviation for each weight, 3 p numbers more while learning. "layers": one for each
             parameter tensor, few numbers and quickly learnt. "kronecker": one for each direction of the Kronecker
             eigenbasis of each layer, in whose coordinates the surrogate must be given: usually the tightest. A step
-            costs more, most with convolutions of many channels; a callback needs the extra kfac.
-
+            costs more, most with convolutions of many channels.
         directions: Leading eigenvectors of the Hessian at the trained weights that get a precision of their own, 12 p
             bytes each while learning. Weights are then drawn once for each batch, for such noise is not that of
             single outputs, and gradients are noisier: hence 0.

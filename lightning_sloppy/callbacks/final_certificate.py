@@ -20,7 +20,6 @@ from lightning_sloppy.callbacks.bound_quantities import FINAL_QUANTITIES
 from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.callbacks.pac_bayes_bound import PACBayesBound
 from lightning_sloppy.certificate import Certificate, Reason
-from lightning_sloppy.curvature.kfac import need_curvlinops
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.classifiers import Classifier, Predict
 from lightning_sloppy.evaluation.objective import Loss
@@ -105,7 +104,6 @@ class FinalCertificate(MeasuringCallback):
     Raises:
         ConfigurationError: For arguments out of range; in ``setup`` for ``prior="split"`` without a PriorSplit,
             ``prior="curvature"`` without validation samples, and beside a PACBayesBound of another delta.
-        MissingExtraError: For ``spread="kronecker"`` without curvlinops.
 
     Example:
         >>> FinalCertificate(learning=LearningPlan(seconds=60)).delta
@@ -139,8 +137,6 @@ class FinalCertificate(MeasuringCallback):
         prior_name = spelled(prior)
         if prior_name not in FINAL_STATEMENTS:
             raise ConfigurationError(f"prior={prior!r} is no known prior; pass one of {', '.join(FINAL_STATEMENTS)}.")
-        if learning is not None and learning.spread == "kronecker":
-            need_curvlinops()
         if learning is not None and learning.directions and prior_name == "curvature":
             raise ConfigurationError(
                 "directions= are orthogonal where a prior is isotropic, and prior='curvature' is not; leave directions "

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_sloppy.bounds.coordinates import Basis, Coordinates, curvature_scales
 from lightning_sloppy.bounds.gaussian import double
 from lightning_sloppy.bounds.learning_plan import Spread
 from lightning_sloppy.curvature.diagonal import fisher_diagonal
-from lightning_sloppy.curvature.kfac import kronecker_factors
+from lightning_sloppy.curvature.kfac import factors_of
 from lightning_sloppy.curvature.spectra import Solve, hessian_of
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch, private
+from lightning_sloppy.evaluation.batches import Batch
 from lightning_sloppy.evaluation.objective import Objective
-from lightning_sloppy.evaluation.ranks import gathered_over_ranks
+from lightning_sloppy.evaluation.ranks import ALONE, gathered_over_ranks
+from lightning_sloppy.evaluation.weights import known_loss
 from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.samples import READ_CHUNK, SampleSource, curvature_indices
@@ -42,8 +43,8 @@ def coordinates_of(
 
     With held-out samples everything comes from the network at ``origin`` on these, so that it may belong to the prior:
     scales by the curvature of each direction. Without, a Kronecker basis is that of the trained network on the
-    certifying samples, which is the posterior's alone. The loss is the cross-entropy, whatever the training's: weights
-    of classes counted from the training samples would tell of them.
+    certifying samples, which is the posterior's alone. What belongs to the prior is of the cross-entropy, whatever the
+    training's loss: weights of classes counted from the training samples would tell of them.
 
     Args:
         trainer: The Trainer.
@@ -58,7 +59,6 @@ def coordinates_of(
         The same on every rank, in float64; None where weights are their own coordinates.
 
     Raises:
-        MissingExtraError: For a Kronecker basis without curvlinops.
         ConfigurationError: For a network without curvature at the origin.
     """
     if held_out is None and spread != "kronecker":
@@ -122,15 +122,17 @@ def _measured(
 ) -> Coordinates:
     layout, device = context.layout, _exact_device(objective)
     sizes = tuple(shape.numel() for shape in layout.shapes)
+    entropy = Objective(objective.module, F.cross_entropy)
     curvatures: list[Tensor | None] = [None] * len(sizes)
     if scaled:
-        entropy = Objective(objective.module, F.cross_entropy)
         curvatures = list(torch.split(double(fisher_diagonal(entropy, layout, batches), device), list(sizes)))
     bases: list[Basis | None] = [None] * len(sizes)
     if turned:
-        factors, _ = kronecker_factors(_Scores(objective), nn.CrossEntropyLoss(), batches)
+        known = known_loss(objective.loss_fn)
+        # Log-probabilities are scores as well, and have a curvature only as such.
+        scores = scaled or (known is not None and known.likelihood == "categorical")
         decomposed: dict[int, tuple[Tensor, Tensor]] = {}
-        for place, pair in enumerate(factors):
+        for place, pair in enumerate(factors_of(entropy if scores else objective.over(ALONE), layout, batches)):
             if pair is None:
                 continue
             # Weight and bias of a layer share the factor of its outputs, and then also its eigenvectors.
@@ -147,16 +149,3 @@ def _measured(
 def _exact_device(objective: Objective) -> torch.device:
     """Where float64 is to be had."""
     return torch.device("cpu") if objective.device.type == "mps" else objective.device
-
-
-class _Scores(nn.Module):
-    """The module of a fit, called as its objective calls it; its parameters keep their order."""
-
-    def __init__(self, objective: Objective) -> None:
-        super().__init__()
-        self.inner = objective.module
-        self._outputs = objective.outputs
-
-    def forward(self, inputs: Any) -> Any:
-        copies, _ = private((inputs, None))
-        return self._outputs(dict(self.inner.named_parameters()), copies)

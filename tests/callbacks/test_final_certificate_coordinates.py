@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tiny import CLASSES, SAFELY, Classifier, blobs, trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_sloppy import ConfigurationError, FinalCertificate, LearningPlan, MissingExtraError, PriorSplit
+from lightning_sloppy import ConfigurationError, FinalCertificate, LearningPlan, PriorSplit
 from lightning_sloppy.bounds.coordinates import curvature_scales
 from lightning_sloppy.callbacks.certifying_trainer import CertifyingTrainer
 from lightning_sloppy.curvature.diagonal import fisher_diagonal
@@ -162,10 +162,35 @@ def test_where_the_trainer_does_not_validate_the_samples_are_read_all_the_same(t
     assert final.certificates[0].n_prior == 150
 
 
-def test_without_curvlinops_the_extra_is_named_at_once(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"lightning-sloppy\[kfac\]"):
-        FinalCertificate(learning=plan("kronecker"))
+@pytest.mark.parametrize("prior", ["initialization", "curvature"])
+def test_nothing_is_needed_beside_the_package(tmp_path, monkeypatch, seen, prior):
+    for name in ("curvlinops", "backpack", "torchvision"):
+        monkeypatch.setitem(sys.modules, name, None)
+    torch.manual_seed(0)
+    final = fit(tmp_path, data=data(), prior=prior, learning=plan("kronecker", epochs=1))
+    assert final.certificates[0].valid
+    assert None not in seen[0].bases
+
+
+class OneLogit(Classifier):
+    """The sign of one number says which of two classes."""
+
+    def forward(self, inputs):
+        scores = super().forward(inputs)
+        return scores[:, 0] - scores[:, 1]
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.binary_cross_entropy_with_logits(self(batch[0]), batch[1].float())
+
+
+def test_a_basis_of_the_posterior_is_that_of_the_training_s_loss(tmp_path, seen):
+    torch.manual_seed(0)
+    inputs, targets = blobs(600).tensors
+    samples = TensorDataset(inputs, (targets == 0).float())
+    loss_fn = nn.functional.binary_cross_entropy_with_logits
+    final = fit(tmp_path, data=samples, model=OneLogit(), loss_fn=loss_fn, learning=plan("kronecker"))
+    assert final.certificates[0].valid
+    assert None not in seen[0].bases
 
 
 class Convolving(LightningModule):

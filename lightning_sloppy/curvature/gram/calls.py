@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_sloppy.curvature.gram.factors import Dense, OneHot, Patches, Window
+from lightning_sloppy.curvature.gram.factors import Dense, Factor, OneHot, Patches, Window
 from lightning_sloppy.curvature.gram.outer_products import Outer
 
 Use = Outer | Tensor
@@ -114,7 +113,30 @@ class LayerCall(Call):
         return self._copies(gradients, count, space + 1) if first.ndim == space + 2 and self.axis == 0 else None
 
 
-class LinearCall(LayerCall):
+class PositionCall(LayerCall):
+    """``y_t = W a_t + b`` at T positions of every sample.
+
+    Attributes:
+        transposed: Whether the weight is stored as (inputs, outputs).
+    """
+
+    transposed = False
+
+    @abstractmethod
+    def left(self, gradients: Sequence[Tensor], count: int) -> Dense | None:
+        """Gradients in y_t, for each cotangent; None where they cannot be told apart by samples."""
+
+    @abstractmethod
+    def right(self, count: int) -> Factor | None:
+        """The inputs a_t; None where they cannot be told apart by samples."""
+
+    def of_weight(self, gradients: Sequence[Tensor], count: int) -> Use | None:
+        """See :class:`LayerCall`."""
+        left, right = self.left(gradients, count), self.right(count)
+        return None if left is None or right is None else Outer(left, right, self.transposed)
+
+
+class LinearCall(PositionCall):
     """``y = x W^T + b`` on the last dimension."""
 
     path = "linear"
@@ -122,21 +144,21 @@ class LinearCall(LayerCall):
     def __init__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__(input, weight, bias)
 
-    def of_weight(self, gradients: Sequence[Tensor], count: int) -> Use | None:
-        """See :class:`LayerCall`."""
-        left, right = self._copies(gradients, count, 1), self._rows(self.input, count, 1)
-        if left is None or right is None:
-            return None
-        return Outer(Dense(left.unsqueeze(2)), Dense(right[:, None, None]))
+    def left(self, gradients: Sequence[Tensor], count: int) -> Dense | None:
+        """See :class:`PositionCall`."""
+        found = self._copies(gradients, count, 1)
+        return None if found is None else Dense(found.unsqueeze(2))
+
+    def right(self, count: int) -> Dense | None:
+        """See :class:`PositionCall`."""
+        found = self._rows(self.input, count, 1)
+        return None if found is None else Dense(found[:, None, None])
 
 
 class ProductCall(LinearCall):
     """``y = x W + b`` on the last dimension."""
 
-    def of_weight(self, gradients: Sequence[Tensor], count: int) -> Use | None:
-        """See :class:`LayerCall`."""
-        use = super().of_weight(gradients, count)
-        return replace(use, transposed=True) if isinstance(use, Outer) else None
+    transposed = True
 
 
 def matmul(input: Tensor, other: Tensor) -> LayerCall | None:
@@ -149,7 +171,7 @@ def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: 
     return ProductCall(mat1, mat2, input if input.ndim == 1 else None) if beta == alpha == 1 else None
 
 
-class ConvolutionCall(LayerCall):
+class ConvolutionCall(PositionCall):
     """A convolution in one to three dimensions; other paddings than zeros come as a padded input."""
 
     path = "conv"
@@ -169,19 +191,26 @@ class ConvolutionCall(LayerCall):
         self._window = Window(kernel, _each(stride, len(kernel)), _each(dilation, len(kernel)), groups)
         self._padding = padding
 
-    def of_weight(self, gradients: Sequence[Tensor], count: int) -> Use | None:
-        """See :class:`LayerCall`."""
-        groups = self._window.groups
-        left = self._images(gradients, count, len(self._window.kernel))
-        if left is None:
+    @property
+    def groups(self) -> int:
+        """Groups of channels that do not see one another."""
+        return self._window.groups
+
+    def left(self, gradients: Sequence[Tensor], count: int) -> Dense | None:
+        """See :class:`PositionCall`."""
+        found = self._images(gradients, count, len(self._window.kernel))
+        if found is None:
             return None
+        # From (n, R, m, k o, *outputs): positions are images and outputs.
+        shape = (*found.shape[:3], self.groups, found.shape[3] // self.groups, -1)
+        split = found.reshape(shape).permute(0, 1, 3, 4, 2, 5)
+        return Dense(split.flatten(4).mT)
+
+    def right(self, count: int) -> Patches:
+        """See :class:`PositionCall`."""
         images = self.input.view(count, -1, *self.input.shape[1:])
         borders = self._borders()
-        images = F.pad(images, borders) if any(borders) else images
-        # From (n, R, m, k o, *outputs): positions are images and outputs.
-        shape = (*left.shape[:3], groups, left.shape[3] // groups, -1)
-        split = left.reshape(shape).permute(0, 1, 3, 4, 2, 5)
-        return Outer(Dense(split.flatten(4).mT), Patches(images, self._window))
+        return Patches(F.pad(images, borders) if any(borders) else images, self._window)
 
     def of_bias(self, gradients: Sequence[Tensor], count: int) -> Use | None:
         """See :class:`LayerCall`."""

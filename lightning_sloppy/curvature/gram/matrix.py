@@ -67,7 +67,7 @@ def gram_of(
     Raises:
         ConfigurationError: When BatchNorm uses the statistics of the batch.
     """
-    _check_samples_apart(objective.module)
+    check_samples_apart(objective.module)
     leaves = layout.leaves(objective.module, objective.dtype) if recorded is None else recorded[0]
     recording = None if recorded is None else recorded[1]
     owners = {layout.names[index]: layer for layer, indices in layout.layers().items() for index in indices}
@@ -130,7 +130,12 @@ def _in_words(paths: Mapping[str, str], owners: Mapping[str, str]) -> str:
     return "; ".join(f"{path} for {', '.join(served)}" for path, served in layers.items())
 
 
-def _check_samples_apart(module: nn.Module) -> None:
+def check_samples_apart(module: nn.Module) -> None:
+    """Refuse a module in which samples act on one another by the statistics of a batch.
+
+    Raises:
+        ConfigurationError: With the name of the layer.
+    """
     for name, child in module.named_modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm) and (child.training or child.running_mean is None):
             raise ConfigurationError(

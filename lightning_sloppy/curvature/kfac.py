@@ -333,9 +333,8 @@ def _role(leaf: Tensor, calls: Sequence[Call]) -> _Role | None:
     found = [call for number in numbers if isinstance(call := calls[number], PositionCall) and _fits(call)]
     if not found or len(found) < len(numbers):
         return None
-    places = {(call.weight is leaf, call.bias is leaf) for call in found}
     kinds = {call.transposed if call.weight is leaf else None for call in found}
-    return _Role(numbers, kinds.pop()) if len(places) == len(kinds) == 1 and places != {(True, True)} else None
+    return _Role(numbers, kinds.pop()) if len(kinds) == 1 else None
 
 
 def _fits(call: PositionCall) -> bool:

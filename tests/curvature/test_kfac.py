@@ -201,12 +201,27 @@ def test_where_outputs_are_means_over_positions_reduce_is_exact(name: str) -> No
 
 
 SERVED = [
-    "linear", "linear on a sequence", "linear on a grid", "linear without bias", "linear with a frozen weight",
-    "linear with a frozen bias", "linear by keyword", "linear on rows of samples and positions",
-    "linear with samples second", "linear, called twice", "linear, called twice on different lengths",
-    "linear, weights tied", "conv 2d", "conv of one position", "conv with strides", "conv with dilation",
-    "conv, called twice", "conv on several images of a sample",
-]  # fmt: skip
+    "linear",
+    "linear on a sequence",
+    "linear on a grid",
+    "linear without bias",
+    "linear with a frozen weight",
+    "linear with a frozen bias",
+    "linear by keyword",
+    "linear on rows of samples and positions",
+    "linear with samples second",
+    "linear on rows of positions and samples",
+    "linear, called twice",
+    "linear, called twice on different lengths",
+    "linear, weights tied",
+    "conv 2d",
+    "conv of one position",
+    "conv with strides",
+    "conv with dilation",
+    "conv, called twice",
+    "conv on several images of a sample",
+    "conv on images of all samples in turn",
+]
 
 
 @pytest.mark.parametrize("positions", ["expand", "reduce"])

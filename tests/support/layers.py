@@ -113,6 +113,22 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None, str]] =
         SEQUENCE,
         "linear linear",
     ),
+    "linear on rows of positions and samples": (
+        lambda: Apply(
+            lambda m, x: m.l(x.transpose(0, 1).reshape(-1, 4)).view(-1, len(x), 3).transpose(0, 1).tanh(),
+            l=nn.Linear(4, 3),
+        ),
+        SEQUENCE,
+        "linear linear",
+    ),
+    "linear on rows of places, samples and others": (
+        lambda: Apply(
+            lambda m, x: m.l(x.transpose(0, 1).reshape(-1, 3, 4)).view(2, -1, 9).transpose(0, 1).tanh(),
+            l=nn.Linear(4, 3),
+        ),
+        (2, 3, 4),
+        "linear linear",
+    ),
     "linear, called twice": (Twice, (4,), "linear linear linear linear"),
     "linear, called twice on different lengths": (
         lambda: Apply(lambda m, x: m.l(torch.tanh(m.l(x))).sum(1) + m.l(x[:, 0]), l=nn.Linear(4, 4)),
@@ -147,6 +163,14 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None, str]] =
     ),
     "conv on several images of a sample": (
         lambda: Apply(lambda m, x: m.l(x.flatten(0, 1)).view(len(x), -1).tanh(), l=nn.Conv2d(1, 2, 3)),
+        (2, 1, 5, 4),
+        "conv conv",
+    ),
+    "conv on images of all samples in turn": (
+        lambda: Apply(
+            lambda m, x: m.l(x.transpose(0, 1).flatten(0, 1)).view(2, len(x), -1).transpose(0, 1).tanh(),
+            l=nn.Conv2d(1, 2, 3),
+        ),
         (2, 1, 5, 4),
         "conv conv",
     ),

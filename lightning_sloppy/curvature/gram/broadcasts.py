@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.curvature.gram.calls import Call, Use
+from lightning_sloppy.evaluation.batches import INNER
 
 
 class Broadcast(Call):
@@ -67,7 +68,7 @@ class Broadcast(Call):
     def _reduced(self, gradient: Tensor, count: int) -> Tensor | None:
         """Gradient in S of each sample, (n, *S)."""
         mine = list(self._aligned())
-        if self.axis is None or mine[self.axis] != 1 or gradient.shape[self.axis] % count:
+        if self.axis is None or self.axis == INNER or mine[self.axis] != 1 or gradient.shape[self.axis] % count:
             return None
         if self.axis == 1:
             gradient = gradient.transpose(0, 1)

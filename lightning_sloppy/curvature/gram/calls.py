@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_sloppy.curvature.gram.factors import Dense, Factor, OneHot, Patches, Window
 from lightning_sloppy.curvature.gram.outer_products import Outer
+from lightning_sloppy.evaluation.batches import INNER
 
 Use = Outer | Tensor
 """Per-sample gradients of one parameter from one call: outer products, or themselves (n, R, p)."""
@@ -24,7 +25,8 @@ class Call(ABC):
         path: Word for how its parameters are served.
         output: Its output, with the graph.
         axis: Dimension of input and output that samples are in; several rows of a sample may follow one another in
-            dimension 0. None where there is no such dimension.
+            dimension 0. ``INNER`` where it has positions and samples, and these change fastest. None where there is no
+            such dimension.
     """
 
     path: str
@@ -41,10 +43,10 @@ class Call(ABC):
 
     def shape_of_one(self, count: int) -> tuple[int, ...] | None:
         """Shape of the output for one sample; None where there is none."""
-        shape = list(self.output.shape)
-        if self.axis is None or self.axis >= len(shape) or shape[self.axis] % count:
+        shape, axis = list(self.output.shape), 0 if self.axis == INNER else self.axis
+        if axis is None or axis >= len(shape) or shape[axis] % count:
             return None
-        shape[self.axis] //= count
+        shape[axis] //= count
         return tuple(shape)
 
     @abstractmethod
@@ -91,12 +93,14 @@ class LayerCall(Call):
         return None if left is None else left.sum(2)
 
     def _rows(self, tensor: Tensor, count: int, features: int) -> Tensor | None:
-        """(n, T, *features) from (n, ..., *features), (n T, ...) or, with axis 1, (T, n, ...)."""
+        """(n, T, *features) from (n, ..., *features), (n T, ...), (T n, ...) or, with axis 1, (T, n, ...)."""
         lead, rest = tensor.shape[: tensor.ndim - features], tensor.shape[tensor.ndim - features :]
         if self.axis == 1 and lead[1:2] == (count,):
             return tensor.transpose(0, 1).reshape(count, lead.numel() // count, *rest)
         if self.axis == 0 and lead and lead[0] % count == 0:
             return tensor.reshape(count, lead.numel() // count, *rest)
+        if self.axis == INNER and lead and lead[0] % count == 0:
+            return tensor.reshape(-1, count, *tensor.shape[1:]).transpose(0, 1).reshape(count, -1, *rest)
         return None
 
     def _copies(self, gradients: Sequence[Tensor], count: int, features: int) -> Tensor | None:
@@ -108,9 +112,9 @@ class LayerCall(Call):
         return found[0].unsqueeze(1) if len(found) == 1 else torch.stack(found, dim=1)
 
     def _images(self, gradients: Sequence[Tensor], count: int, space: int) -> Tensor | None:
-        """(n, R, m, channels, *space) from (n m, channels, *space) of each cotangent."""
-        first = gradients[0]
-        return self._copies(gradients, count, space + 1) if first.ndim == space + 2 and self.axis == 0 else None
+        """(n, R, m, channels, *space) from (n m, channels, *space) or (m n, channels, *space) of each cotangent."""
+        alone = gradients[0].ndim == space + 2 and self.axis in (0, INNER)
+        return self._copies(gradients, count, space + 1) if alone else None
 
 
 class PositionCall(LayerCall):
@@ -206,9 +210,11 @@ class ConvolutionCall(PositionCall):
         split = found.reshape(shape).permute(0, 1, 3, 4, 2, 5)
         return Dense(split.flatten(4).mT)
 
-    def right(self, count: int) -> Patches:
+    def right(self, count: int) -> Patches | None:
         """See :class:`PositionCall`."""
-        images = self.input.view(count, -1, *self.input.shape[1:])
+        images = self._rows(self.input, count, len(self._window.kernel) + 1)
+        if images is None:
+            return None
         borders = self._borders()
         return Patches(F.pad(images, borders) if any(borders) else images, self._window)
 

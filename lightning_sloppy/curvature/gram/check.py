@@ -15,7 +15,7 @@ from lightning_sloppy.curvature.gram.calls import Call, Use
 from lightning_sloppy.curvature.gram.outer_products import Outer, norm
 from lightning_sloppy.curvature.gram.recorder import LayerRecorder
 from lightning_sloppy.curvature.parameters import grad
-from lightning_sloppy.evaluation.batches import AnyBatch, Batch, picked, private, rows_in, sample_count
+from lightning_sloppy.evaluation.batches import INNER, AnyBatch, Batch, picked, private, rows_in, sample_count
 from lightning_sloppy.evaluation.nests import leaves_of
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.linalg.vectors import generator
@@ -125,6 +125,12 @@ def served(objective: Objective, leaves: Mapping[str, Tensor], batch: Batch) -> 
         if structure is None:
             return Served({}, axes, {}, set())
         wrong = unreliable(recording, leaves)
+        inner = _inner(recording, [leaves[name] for name in wrong])
+        if inner != axes:
+            recording.take_axes(inner)
+            still = unreliable(recording, leaves)
+            axes, wrong = (inner, still) if still < wrong else (axes, wrong)
+            recording.take_axes(axes)
     except Exception:  # a forward for batches of one size, or one whose functions cannot be replaced by equal ones
         _log.debug("Layers do not tell per-sample gradients", exc_info=True)
         return Served({}, [], {}, set())
@@ -161,6 +167,16 @@ def _axes(recording: Recording, fewer: Recording) -> list[int | None]:
             changed = [axis for axis, (more, less) in enumerate(sizes) if more != less]
             axes.append(changed[0] if changed in ([0], [1]) else None)
     return axes
+
+
+def _inner(recording: Recording, wrong: Sequence[Tensor]) -> list[int | None]:
+    """The axes of the calls; where those of these parameters have several rows of a sample, these may be apart."""
+    return [
+        INNER
+        if call.axis == 0 and len(call.output) > recording.count and any(call.touches(leaf) for leaf in wrong)
+        else call.axis
+        for call in recording.calls
+    ]
 
 
 def _numbers(recording: Recording, leaf: Tensor) -> tuple[int, int]:

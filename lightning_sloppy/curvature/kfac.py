@@ -36,7 +36,7 @@ from lightning_sloppy.curvature.double_backward import double_backward
 from lightning_sloppy.curvature.gram.calls import Call, ConvolutionCall, PositionCall
 from lightning_sloppy.curvature.gram.check import UNUSED, Recording, Served, served, unreliable
 from lightning_sloppy.curvature.gram.matrix import check_samples_apart
-from lightning_sloppy.curvature.gram.outer_products import CHUNK, chunks
+from lightning_sloppy.curvature.gram.outer_products import chunks
 from lightning_sloppy.curvature.kept_graph import need_outputs
 from lightning_sloppy.curvature.micro_batches import divided, divisible
 from lightning_sloppy.curvature.parameters import ParameterLayout, grad
@@ -62,6 +62,9 @@ LARGEST_FACTOR = 2_048
 LARGEST_WIDTH = 4_096
 """Outputs of a sample, positions included, up to which the curvature of the loss in them is formed: 128 MiB."""
 
+PATCH_NUMBERS = 2**22
+"""Numbers of the patches that are cut out of images at a time."""
+
 CURVATURE_NUMBERS = 2**24
 """Numbers of that curvature, of all samples together; batches are cut into pieces that stay below."""
 
@@ -83,8 +86,8 @@ def kronecker_factors(
         loss_fn: ``loss_fn(outputs, targets)``, twice differentiable in the outputs. The factors are those of the mean
             over all samples, also of a loss that adds them up.
         batches: Re-iterable of ``(inputs, targets)``, as for :func:`lightning_sloppy.hessian_spectrum`.
-        positions: "expand" or "reduce", as above: "expand" for losses of single positions, and because it is right for
-            all layers at one position; "reduce" for outputs that average over positions.
+        positions: "expand" or "reduce", as above. At one position they are the same; "expand" suits losses of each
+            position, as of language models, and "reduce" outputs that are means over positions.
         fisher: Another Fisher matrix than the exact one: "sampled" takes as many backwards as there are ``labels``.
 
     Returns:
@@ -95,8 +98,8 @@ def kronecker_factors(
 
         The calls of a layer or of a tied weight are positions. None stands for every other parameter: of norms,
         embeddings, grouped and transposed convolutions, complex layers, and layers of more than 2,048 inputs (patches
-        included) or outputs; for a weight that is used in another way as well, such as that of an embedding; where the
-        rows that a layer sees are not those of the samples in their order; and for what the outputs do not depend on.
+        included) or outputs; for a weight that is used in another way as well, such as that of an embedding; where a
+        layer sees the samples in another order than the batch has them; and for what the outputs do not depend on.
 
     Raises:
         ConfigurationError: For an unknown word, no samples or none that weighs anything, outputs that are not finite or
@@ -106,8 +109,9 @@ def kronecker_factors(
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> batch = (torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.zeros(2, 1))
     >>> [(rows, columns)], sizes = kronecker_factors(layer, nn.functional.mse_loss, [batch])
-    >>> rows, columns
-    (tensor([[2.]]), tensor([[0.5000, 0.0000], [0.0000, 4.5000]]))
+    >>> round(float(rows), 4), columns  # the Hessian of the loss, and (1/N) x^T x
+    (2.0, tensor([[0.5000, 0.0000],
+            [0.0000, 4.5000]]))
     """
     one_of("positions", positions, Positions)
     module = unwrapped(module)
@@ -222,6 +226,8 @@ class _Sums:
             directions: Their cotangents, (R, n, D).
             weights: Their weights, (n,).
         """
+        if not bool(weights.any()):
+            return
         together = {role.calls for role in self.roles.values()}
         with_weight = {role.calls for role in self.roles.values() if role.transposed is not None}
         calls = {
@@ -230,9 +236,8 @@ class _Sums:
             if isinstance(call, PositionCall) and any(number in numbers for numbers in together)
         }
         used: dict[tuple[int, ...], list[PositionCall]] = {}
-        for direction in directions:
-            if not bool(direction.any()):
-                continue  # cross-entropy does not change when all scores do
+        # Cross-entropy does not change when all scores do: a direction is zero, and of a linear loss all are.
+        for direction in [each for each in directions if bool(each.any())] or directions[:1]:
             parts = grad([recording.rows], [call.output for call in calls.values()], [direction], retain_graph=True)
             # A call that no output depends on is no position.
             slopes = {number: part for number, part in zip(calls, parts, strict=True) if part is not None}
@@ -257,7 +262,7 @@ class _Sums:
         sides = [side for call in calls if (side := call.right(len(weights))) is not None]
         positions = sum(side.positions for side in sides)
         # Some samples at a time: patches take as many times the memory of an image as they have entries.
-        for samples in chunks(len(weights), positions * sides[0].width, CHUNK):
+        for samples in chunks(len(weights), positions * sides[0].width, PATCH_NUMBERS):
             seen = torch.cat([side.block(samples)[:, 0, 0] for side in sides], dim=1)
             seen = seen if self.positions == "expand" else seen.mean(1, keepdim=True)
             weighted = seen * weights[samples, None, None]
@@ -268,7 +273,10 @@ class _Sums:
 
 def _add(sums: dict[tuple[int, ...], Tensor], numbers: tuple[int, ...], part: Tensor) -> None:
     wide = part.cpu().double() if part.device.type == "mps" else part.double()
-    sums[numbers] = sums[numbers] + wide if numbers in sums else wide
+    if numbers in sums:
+        sums[numbers] += wide
+    else:
+        sums[numbers] = wide
 
 
 def _summed(
@@ -317,7 +325,8 @@ def _pieces(
             if width > LARGEST_WIDTH:
                 raise ConfigurationError(
                     f"The exact curvature of the loss has {width:,} directions in the outputs of a sample, above "
-                    f"{LARGEST_WIDTH:,}, and each takes a backward; pass fisher=Fisher('sampled'), which draws targets."
+                    f"{LARGEST_WIDTH:,}, and each takes a backward; pass fisher=Fisher('sampled'), which draws targets,"
+                    " or do without Kronecker factors (spread='weights' of a certificate)."
                 )
             size = max(1, CURVATURE_NUMBERS // width**2)
             if count > size and divisible(objective, leaves, [batch], size):

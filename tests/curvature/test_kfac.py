@@ -357,6 +357,16 @@ def test_a_loss_that_adds_up_its_samples_has_the_factors_of_the_mean() -> None:
         torch.testing.assert_close(kronecker_factors(module, loss, batches)[0], mean)
 
 
+def test_a_loss_without_curvature_has_factors_of_zeros() -> None:
+    module = nn.Linear(3, 2).double()
+    x = torch.randn(6, 3).double()
+    for loss, target in ((F.l1_loss, torch.randn(6, 2).double()), (F.cross_entropy, torch.zeros(6, dtype=torch.long))):
+        module.bias.data = torch.tensor([1e4, -1e4]).double()  # saturated: the probabilities are 1 and 0
+        found = table(module, loss, [(x, target)])
+        assert not found["weight"][0].any()
+        torch.testing.assert_close(found["weight"][1], x.T @ x / 6)
+
+
 def test_other_fisher_matrices() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
@@ -444,7 +454,7 @@ def test_little_memory_gives_the_same_factors(monkeypatch) -> None:
 
     monkeypatch.setattr(kfac, "cotangents", watched)
     monkeypatch.setattr(kfac, "CURVATURE_NUMBERS", 2 * 9)
-    monkeypatch.setattr(kfac, "CHUNK", 1)
+    monkeypatch.setattr(kfac, "PATCH_NUMBERS", 1)
     torch.testing.assert_close(kronecker_factors(module, F.cross_entropy, batches)[0], whole)
     assert sizes == [2, 2, 1, 2, 2]
     drawn = Fisher("sampled", labels=3)

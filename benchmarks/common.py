@@ -166,23 +166,24 @@ def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int) -> tuple[di
     found: dict[str, Any] = {}
     for _ in range(repeats):
         for name, way in ways.items():
-            _wait()
+            wait()
             start = time.perf_counter()
             found[name] = way()
-            _wait()
+            wait()
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}, found
 
 
-def _wait() -> None:
+def wait() -> None:
+    """For what is queued on the GPU, where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def report(name: str, question: str, rows: list[dict[str, Any]], remarks: list[str], options: Any) -> None:
-    """Print a table and keep it as JSON with what it was measured on."""
+def record(question: str, rows: list[dict[str, Any]], remarks: list[str], options: Any) -> dict[str, Any]:
+    """Rows with what they were measured on."""
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    record = {
+    return {
         "question": question,
         "rows": rows,
         "remarks": remarks,
@@ -191,10 +192,15 @@ def report(name: str, question: str, rows: list[dict[str, Any]], remarks: list[s
         "quick": options.quick,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, **_peers()},
     }
+
+
+def report(name: str, question: str, rows: list[dict[str, Any]], remarks: list[str], options: Any) -> None:
+    """Print a table and keep it as JSON with what it was measured on."""
+    found = record(question, rows, remarks, options)
     RESULTS.mkdir(exist_ok=True)
     kind = "cuda" if options.device == "cuda" else "cpu"
-    (RESULTS / f"{name}_{kind}.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(markdown(record))
+    (RESULTS / f"{name}_{kind}.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(markdown(found))
 
 
 def _peers() -> dict[str, str]:

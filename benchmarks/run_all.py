@@ -10,6 +10,7 @@ from pathlib import Path
 import common
 import dimension
 import early_stopping
+import gpu
 
 HERE = Path(__file__).parent
 NAMES = (
@@ -54,6 +55,7 @@ def main() -> None:
             lines.append(common.markdown(json.loads(record.read_text())))
             if record.stem == f"growth_{device}":
                 lines += [f"![cost against p, N and k](results/growth_{device}.png)", ""]
+    lines += gpu.sections()  # from python benchmarks/gpu.py, on a machine with a GPU
     lines += [dimension.section(), early_stopping.section()]
     found = json.loads(next(common.RESULTS.glob("top_pairs_*.json")).read_text())["versions"]
     lines += ["Versions: " + ", ".join(f"{name} {number}" for name, number in found.items()) + ".", ""]

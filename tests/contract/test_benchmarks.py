@@ -1,20 +1,29 @@
-"""The two benchmarks of the headline run, on a small piece."""
+"""The benchmarks of the headline and of the GPU run, on a small piece."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 ROOT = Path(__file__).parents[2]
 
 
-def said(name: str) -> str:
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick"]
+def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+
+
+def said(name: str) -> str:
+    done = run(name, "--quick")
+    done.check_returncode()
     return done.stdout
 
 
@@ -30,3 +39,33 @@ def test_every_rule_has_a_row() -> None:
     assert len(rows) == 14
     assert all(row.count("|") == 6 for row in rows)
     assert rows[0] == "| full run | 1.00 | 0.0000 | 0.000 | 0 of 1 |"
+
+
+def test_the_benchmark_of_the_gpu_asks_every_question_without_one_too(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    done = run("gpu", "--device", "cpu", "--tiny", "--out", str(file))
+    assert done.returncode == 0, done.stderr[-2000:]
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    product, waits, memory, fit, pairs = (record["rows"] for record in records)
+    assert [len(rows) for rows in (product, waits, memory, fit, pairs)] == [3, 3, 3, 2, 3]
+    assert not any("failed" in str(row) for record in records for row in record["rows"]), records
+    # A product from scratch holds a gradient and a backward through it.
+    assert all(row["recomputed, gradients"] > 1 for row in product)
+    assert all(row["waits for a product"] == "not counted" for row in waits)
+    for row, pair in zip(memory, pairs, strict=True):
+        # At least the ten wanted vectors and the ten that a restart needs besides.
+        assert row["basis, MB"] * 2**20 >= 20 * 4 * pair["p"]
+        assert pair["status"] == "CONVERGED"
+        if "curvlinops, difference" in pair:
+            assert pair["curvlinops, difference"] < 1e-3
+    assert all(row["fit with, s"] > row["fit without, s"] for row in fit)
+    assert all(row["hessian, s each"] > 0 for row in fit)
+    assert "Waits are not counted without CUDA." in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_benchmark_of_the_gpu_says_that_it_needs_one() -> None:
+    done = run("gpu")
+    assert done.returncode == 2
+    assert done.stderr.strip().startswith("This benchmark needs a CUDA device and there is none")
+    assert len(done.stderr.strip().splitlines()) == 1

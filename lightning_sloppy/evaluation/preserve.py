@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Literal
@@ -48,7 +49,8 @@ def preserved(module: nn.Module, mode: Mode = "eval", *, precise: bool = True) -
     Restored: the random streams of torch, CUDA, numpy and python; the ``training`` flag of every submodule, one by
     one (a user may keep some in eval mode); buffers, states of torchmetrics, all other attributes and the objects of
     plain classes among them; the flags of reduced precision, which like autocast are off inside. Autograd is on inside,
-    inference mode off, and gradients of embeddings are dense, for sparse ones have no derivative. Parameters and
+    inference mode off, gradients of embeddings are dense, for sparse ones have no derivative, and what is compiled
+    runs eagerly. Parameters and
     ``.grad`` need no care: only :func:`torch.autograd.grad` on copies of the parameters is used.
 
     Args:
@@ -64,6 +66,7 @@ def preserved(module: nn.Module, mode: Mode = "eval", *, precise: bool = True) -
         stack.enter_context(attributes_restored(module))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(_uncompiled())
         if precise:
             stack.enter_context(full_precision())
             for device in {parameter.device.type for parameter in module.parameters()}:
@@ -80,6 +83,20 @@ def preserved(module: nn.Module, mode: Mode = "eval", *, precise: bool = True) -
         finally:
             for child, training in flags:
                 child.training = training
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Run what :func:`torch.compile` has wrapped as it was written.
+
+    Compiled anew for every set of weights that stands in, it would use up ``recompile_limit``, and the training
+    itself would then run eagerly, with other roundings.
+    """
+    if "torch._dynamo" in sys.modules:  # else nothing is compiled, and importing it takes seconds
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from zoo import Trained
 
-from lightning_sloppy import FisherSpectrum, HessianSpectrum, hessian_spectrum
+from lightning_sloppy import FisherSpectrum, HessianSpectrum, SloppyMonitor, hessian_spectrum
 
 COUNT = 24
 
@@ -122,3 +122,49 @@ def test_a_compiled_module_has_the_spectrum_of_its_own_self(tmp_path):
     )
     expected = hessian_spectrum(module, DataLoader(blobs(COUNT), 8), F.cross_entropy, k=3)
     torch.testing.assert_close(hessian.latest.spectrum.eigenvalues, expected.eigenvalues, rtol=1e-4, atol=1e-5)
+
+
+class Inner(nn.Module):
+    """Torch compiles no ``nn.Sequential`` as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = plain()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs)
+
+
+def compiled_in_place(net: nn.Module, backend: Callable[..., object]) -> None:
+    net.compile(backend=backend)
+
+
+def compiled_method(net: nn.Module, backend: Callable[..., object]) -> None:
+    net.forward = torch.compile(net.forward, backend=backend)
+
+
+@pytest.mark.parametrize("compiled", [compiled_in_place, compiled_method])
+@pytest.mark.filterwarnings("ignore:No PAC-Bayes bound.*")
+def test_measuring_compiles_nothing(tmp_path, compiled):
+    """Graphs for weights that stand in would use up recompile_limit, and the training would go on uncompiled."""
+    seen: list[list[bool]] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        def run(*arguments: object) -> object:
+            ran.append(True)
+            return graph.forward(*arguments)
+
+        built.append(True)
+        return run
+
+    for callbacks in ([], [SloppyMonitor(grace_seconds=1e9, strict=True)]):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        built: list[bool] = []
+        ran: list[bool] = []
+        module = Net(Inner())
+        compiled(module.net, backend)
+        trainer(tmp_path, callbacks=callbacks, max_epochs=2).fit(module, DataLoader(blobs(COUNT), 8))
+        seen += [built, ran]
+    assert len(seen[1]) == 6
+    assert seen[:2] == seen[2:]

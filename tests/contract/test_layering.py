@@ -127,3 +127,12 @@ def test_no_file_names_a_place_of_one_machine():
             text = path.read_text(errors="replace")
             found += [f"{ids(path)}: {place}" for place in OF_A_MACHINE if place in text]
     assert not found
+
+
+def test_no_assert_guards_what_a_user_gives():
+    """``python -O`` takes them away, and their error names no remedy: they tell the type checker what is no None."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Assert):
+                written = ast.unparse(node)
+                assert written.endswith(" is not None"), f"{path}:{node.lineno}: {written}"

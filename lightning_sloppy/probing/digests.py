@@ -55,7 +55,16 @@ def first_of_equals(source: SampleSource) -> Tensor:
 
 def _digests(source: SampleSource, indices: Tensor) -> list[bytes]:
     with torch.no_grad(), source.untouched():
+        if not source.stacks:
+            return [_alone(sample) for sample in source.each_alone(indices)]
         return [row for batch in source.chunks(indices, READ_CHUNK) for row in _rows(batch)]
+
+
+def _alone(batch: Any) -> bytes:
+    """Of the one sample of a batch: the same bytes as those of its row where batches are stacked."""
+    tensors = [tensor.to_padded_tensor(0) if tensor.is_nested else tensor for tensor in tensors_of(batch)]
+    columns = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in tensors]
+    return hashlib.blake2b(b"".join(column.numpy().tobytes() for column in columns), digest_size=16).digest()
 
 
 def frozen_digests(module: nn.Module) -> dict[str, str]:

@@ -83,9 +83,18 @@ class SampleSource:
         if type(base) is TensorDataset and self._collate is default_collate:
             # Slicing the tensors is what item by item gives, a thousand times faster.
             return [tensor[inner] for tensor in base.tensors]
-        wanted = inner.tolist()
-        fetch = getattr(base, "__getitems__", None)
-        return self._collate(fetch(wanted) if fetch is not None else [base[index] for index in wanted])
+        return self._collate(_fetched(base, inner))
+
+    @property
+    def stacks(self) -> bool:
+        """Whether a batch is its samples put one upon the other, so that each is the same in every batch."""
+        return self._collate is default_collate
+
+    def each_alone(self, indices: Tensor) -> Iterator[Any]:
+        """Every sample as a batch of its own: of what is padded, packed or joined a row of a batch is no sample."""
+        for part in torch.split(indices, READ_CHUNK):
+            for sample in _fetched(*_resolve(self._dataset, part)):
+                yield self._collate([sample])
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
@@ -120,6 +129,13 @@ class SampleSource:
 
     def _places(self) -> list[tuple[int, int]]:
         return _places(self._dataset, torch.arange(len(self)))
+
+
+def _fetched(base: Any, indices: Tensor) -> list[Any]:
+    """These samples as the data set gives them."""
+    wanted = indices.tolist()
+    fetch = getattr(base, "__getitems__", None)
+    return list(fetch(wanted)) if fetch is not None else [base[index] for index in wanted]
 
 
 def _inner_sampler(sampler: Any) -> Any:

@@ -8,12 +8,14 @@ import pytest
 import torch
 from certified import QUICK, Data, TwoClasses, flags
 from tiny import Classifier, blobs, loader, trainer
-from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence, pad_sequence
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from lightning_sloppy import FinalCertificate, HessianSpectrum, PACBayesBound, PriorSplit
 from lightning_sloppy.bounds import kl_inverse, log_xi
 from lightning_sloppy.bounds.hold_out import hold_out_certificate
-from lightning_sloppy.probing.digests import first_of_equals
+from lightning_sloppy.probing.digests import first_of_equals, sample_digests
 from lightning_sloppy.probing.samples import SampleSource
 
 pytestmark = [
@@ -165,3 +167,75 @@ def test_equal_validation_samples_count_as_the_user_says(tmp_path, duplicates, c
     errors = round(event.estimates["hold_out_error"].value * counted)
     right = hold_out_certificate(errors, counted, delta=0.05, evaluation=len(live.measurements), conditions=()).value
     assert event.estimates["hold_out"].value == pytest.approx(right)
+
+
+class Uneven(Dataset):
+    """Sequences of one to six steps; number i is the same as number i + 20 in their content."""
+
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, index):
+        rng = torch.Generator().manual_seed(index % 20)
+        length = 1 + int(torch.randint(0, 6, (1,), generator=rng))
+        return torch.randn(length, 3, generator=rng), index % 20 % 3
+
+
+class Joined:
+    """Steps of all samples in one tensor, as graph libraries join their nodes."""
+
+    def __init__(self, samples):
+        self.steps = torch.cat([steps for steps, _ in samples])
+        self.sample = torch.repeat_interleave(torch.tensor([len(steps) for steps, _ in samples]))
+        self.label = torch.tensor([label for _, label in samples])
+
+    def to(self, device):
+        self.steps, self.sample, self.label = (t.to(device) for t in (self.steps, self.sample, self.label))
+        return self
+
+
+def labels(samples):
+    return torch.tensor([label for _, label in samples])
+
+
+COLLATED = {
+    "padded": lambda samples: (pad_sequence([steps for steps, _ in samples], batch_first=True), labels(samples)),
+    "time first": lambda samples: (pad_sequence([steps for steps, _ in samples]), labels(samples)),
+    "packed": lambda samples: (pack_sequence([steps for steps, _ in samples], False), labels(samples)),
+    "joined": Joined,
+}
+
+
+@pytest.mark.parametrize("kind", COLLATED)
+def test_samples_are_told_apart_whatever_makes_a_batch_of_them(kind):
+    """A row of such a batch is no sample: its padding, or all of it, comes from the others."""
+    source = SampleSource(DataLoader(Uneven(), 8, collate_fn=COLLATED[kind]))
+    assert first_of_equals(source).tolist() == list(range(20))
+    assert source.each_once() is source
+    short = Subset(Uneven(), [i for i in range(30) if len(Uneven()[i][0]) < 4])
+    beside = sample_digests(SampleSource(DataLoader(short, 8, collate_fn=COLLATED[kind])))
+    whole = sample_digests(source)
+    assert whole.copies == 10
+    assert 0 < len(beside.distinct) < 20
+    assert beside.distinct <= whole.distinct
+
+
+class LastStep(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.cells, self.head = nn.LSTM(3, 5), nn.Linear(5, 3)
+
+    def forward(self, steps):
+        return self.head(self.cells(steps)[1][0][-1])
+
+
+def test_packed_sequences_have_a_bound(tmp_path):
+    """Reading rows of packed data as samples ended in an IndexError."""
+    live = PACBayesBound(strict=True)
+    host = trainer(tmp_path, callbacks=[HessianSpectrum(k=2, num_samples=20), live], max_epochs=1)
+    data = DataLoader(Subset(Uneven(), range(20)), 4, collate_fn=COLLATED["packed"])
+    host.fit(LastStep(), data)
+    certificate = live.latest.certificate
+    assert certificate.valid
+    assert certificate.n == certificate.risk_samples == 20
+    assert not any("equal others" in text for text in certificate.conditions)

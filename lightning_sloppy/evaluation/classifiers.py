@@ -224,25 +224,3 @@ def _takes_targets(predict: Predict) -> bool:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     needed = [p for p in parameters if p.kind in positional and p.default is inspect.Parameter.empty]
     return len(needed) >= 2
-
-
-def for_one_logit(loss_fn: Any, outputs: Any, targets: Any) -> Any:
-    """Binary cross-entropy of (N, 1) logits with targets (N,), which steps squeeze or cast; any other loss as it is."""
-    known = known_loss(loss_fn)
-    both = isinstance(outputs, Tensor) and isinstance(targets, Tensor)
-    if known is None or known.likelihood != "bernoulli" or not both or outputs.numel() != targets.numel():
-        return loss_fn
-    if outputs.shape == targets.shape and targets.is_floating_point():
-        return loss_fn
-    return _OneLogit(loss_fn)
-
-
-@dataclass(frozen=True)
-class _OneLogit:
-    """A loss whose outputs are given the shape of the targets, and whose targets their type."""
-
-    loss_fn: Any
-
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        value: Tensor = self.loss_fn(outputs.reshape(targets.shape), targets.to(outputs))
-        return value

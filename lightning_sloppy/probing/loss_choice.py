@@ -16,13 +16,15 @@ from lightning_sloppy.curvature.gradient import mean_gradient
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, as_pair, private, sample_count
-from lightning_sloppy.evaluation.classifiers import for_one_logit
 from lightning_sloppy.evaluation.loss_checks import (
     AGREEMENT,
+    are_numbers,
     checked_loss,
     checked_reduction_of,
     default_loss,
+    for_one_number,
     loss_of_logits,
+    loss_of_numbers,
 )
 from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.objective import Loss, Objective
@@ -94,9 +96,9 @@ def choose_loss(
     """Find the loss of a fit on one batch.
 
     Order: ``loss_fn=``; the module's ``loss_fn`` or ``criterion``, or its only ``torch.nn`` loss; cross-entropy for
-    integer targets; mean squared error for float targets of the outputs' shape. A loss that was not given as
-    ``loss_fn=`` is a guess, to be checked with what ``training_step`` returns in the training. Where there is no guess
-    the whole ``training_step`` is used.
+    integer targets; for float targets of the outputs' shape, or (N,) of outputs (N, 1), the loss of numbers that the
+    step names, else mean squared error. A loss that was not given as ``loss_fn=`` is a guess, to be checked with what
+    ``training_step`` returns in the training. Where there is no guess the whole ``training_step`` is used.
 
     Args:
         module: The module of the fit.
@@ -310,14 +312,16 @@ def _guess(module: LightningModule, outputs: Any, targets: Any) -> tuple[Loss | 
     for name in LOSS_ATTRIBUTES:
         candidate = getattr(module, name, None)
         if callable(candidate):
-            return for_one_logit(candidate, outputs, targets), f"the module's {name}"
+            return for_one_number(candidate, outputs, targets), f"the module's {name}"
     children = [child for child in module.children() if isinstance(child, nn.modules.loss._Loss)]
     if len(children) == 1:
-        return for_one_logit(children[0], outputs, targets), f"the module's {type(children[0]).__name__}"
-    code = getattr(type(module).training_step, "__code__", None)
-    if BINARY.__name__ in getattr(code, "co_names", ()):
-        # Such outputs and targets also fit a squared error, so the step's own names decide which of the two to try.
-        return for_one_logit(BINARY, outputs, targets), "binary cross-entropy"
+        return for_one_number(children[0], outputs, targets), f"the module's {type(children[0]).__name__}"
+    names = getattr(getattr(type(module).training_step, "__code__", None), "co_names", ())
+    if BINARY.__name__ in names:
+        return for_one_number(BINARY, outputs, targets), "binary cross-entropy"
+    if are_numbers(outputs, targets):
+        # Several losses fit such outputs and targets, so the step's own names decide which of them to try.
+        return loss_of_numbers(names, outputs, targets)
     loss = default_loss(outputs, targets)
     if loss is None:
         named = loss_of_logits(outputs, targets)

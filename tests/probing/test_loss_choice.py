@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from tiny import Classifier, blobs, loader, trainer
+import torch.nn.functional as F
+from tiny import FEATURES, Classifier, blobs, loader, trainer
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
+from zoo import Trained
 
 from lightning_sloppy import ConfigurationError, FisherSpectrum, HessianSpectrum, Status, hessian_spectrum
 from lightning_sloppy.evaluation.loss_checks import default_loss
@@ -161,3 +165,104 @@ def test_the_only_loss_child_is_found_whatever_its_name():
             return self.crit(self(batch[0]), batch[1])
 
     assert choose_loss(Named(), batch(), None).source == "the module's CrossEntropyLoss"
+
+
+class OneNumber(Trained):
+    """A column of outputs for a row of targets, as most regressions have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(FEATURES, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def forward(self, inputs):
+        return self.net(inputs)
+
+
+class Squared(OneNumber):
+    def training_step(self, batch):
+        return F.mse_loss(self(batch[0]).squeeze(-1), batch[1])
+
+
+class Absolute(OneNumber):
+    def training_step(self, batch):
+        return F.l1_loss(self(batch[0]), batch[1][:, None])
+
+
+class Huber(OneNumber):
+    def training_step(self, batch):
+        return F.huber_loss(self(batch[0])[:, 0], batch[1])
+
+
+class OwnLoss(OneNumber):
+    def __init__(self):
+        super().__init__()
+        self.criterion = nn.SmoothL1Loss(beta=0.3)
+
+    def training_step(self, batch):
+        return self.criterion(self(batch[0]).flatten(), batch[1])
+
+
+def regression():
+    inputs, labels = blobs(24).tensors
+    return inputs, labels.float() + inputs[:, 1] / 3
+
+
+@pytest.mark.parametrize("kind", [Squared, Absolute, Huber, OwnLoss])
+@pytest.mark.filterwarnings("error:.*loss is that of training_step.*")
+def test_a_column_of_outputs_is_compared_with_a_row_of_targets(tmp_path, kind):
+    """The step squeezes it. The top of the Hessian is that of the step, by plain autograd in float64."""
+    torch.manual_seed(0)
+    module = kind()
+    before = copy.deepcopy(module).double()
+    hessian = HessianSpectrum(k=2, num_samples=24, strict=True)
+    fisher = FisherSpectrum(num_samples=24, strict=True)
+    data = DataLoader(TensorDataset(*regression()), 8)
+    trainer(tmp_path, callbacks=[hessian, fisher], max_epochs=1).fit(module, data)
+    assert not [
+        note for m in (*hessian.measurements, *fisher.measurements) for note in m.notes if "training_step" in note
+    ]
+    inputs, targets = regression()
+    names = [name for name, _ in before.named_parameters()]
+    shapes = [p.shape for p in before.parameters()]
+
+    def loss(flat):
+        table, start = {}, 0
+        for name, shape in zip(names, shapes, strict=True):
+            table[name] = flat[start : start + shape.numel()].view(shape)
+            start += shape.numel()
+        return torch.func.functional_call(Step(before), {f"module.{n}": t for n, t in table.items()}, (batches,))
+
+    batches = (inputs.double(), targets.double())
+    flat = torch.cat([p.detach().reshape(-1) for p in before.parameters()])
+    matrix = torch.autograd.functional.hessian(loss, flat)
+    values = torch.linalg.eigvalsh(matrix)
+    largest = values[values.abs().argmax()]
+    assert float(hessian.measurements[0].spectrum.eigenvalues.abs().max()) == pytest.approx(
+        abs(float(largest)), rel=1e-4
+    )
+
+
+class Step(nn.Module):
+    """Calls the step of a module, whose parameters ``functional_call`` replaces."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch):
+        return self.module.training_step(batch)
+
+
+class Spread(OneNumber):
+    """Forgets to squeeze: torch compares every output with every target."""
+
+    def training_step(self, batch):
+        return (self(batch[0]) - batch[1]).square().mean()
+
+
+def test_a_step_that_spreads_rows_over_columns_is_measured_as_it_is(tmp_path):
+    hessian = HessianSpectrum(k=1, num_samples=24, strict=True)
+    data = DataLoader(TensorDataset(*regression()), 8)
+    with pytest.warns(UserWarning, match="mean squared error gives .* but training_step"):
+        trainer(tmp_path, callbacks=[hessian], max_epochs=1).fit(Spread(), data)
+    assert "the Hessian is that of training_step" in " ".join(hessian.latest.notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from abc import ABC
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -24,6 +26,10 @@ else:
 
     class Callback(lightning.pytorch.Callback, pytorch_lightning.Callback):
         """Accepted by both copies of Lightning; a type checker sees the first alone, for their types differ."""
+
+
+NOT_THEIRS = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
+"""Folders of torch and of this package, in which nobody mends an error of their own."""
 
 
 class SloppyCallback(Callback, ABC):
@@ -118,7 +124,12 @@ def in_words(error: BaseException) -> str:
         return str(error)
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
-    return f"{said} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else said
+    if not frames:
+        return said
+    # Where a person can do something about it, not where torch or this package noticed.
+    theirs = [frame for frame in frames if not frame.filename.startswith(NOT_THEIRS)]
+    place = (theirs or frames)[-1]
+    return f"{said} ({Path(place.filename).name}:{place.lineno})"
 
 
 def peers(trainer: Trainer) -> list[SloppyCallback]:

@@ -14,6 +14,7 @@ from lightning_sloppy.callbacks.input_quantities import HISTOGRAMS, QUANTITIES, 
 from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import as_pair, rows_in
+from lightning_sloppy.evaluation.nests import leaves_of, tensors_of
 from lightning_sloppy.evaluation.ranks import keep_step
 from lightning_sloppy.evaluation.sample_rows import located
 from lightning_sloppy.inputs.moments import InputMoments, Moments
@@ -269,12 +270,7 @@ class InputSpectrum(MeasuringCallback):
                 for number, batch in enumerate(source.chunks(part, READ_CHUNK)):
                     read = min(READ_CHUNK, len(part) - number * READ_CHUNK)
                     batch = as_pair(batch, module=context.module, read=read)
-                    inputs = batch[0]
-                    if not isinstance(inputs, Tensor):
-                        raise ConfigurationError(
-                            f"The input spectrum needs one tensor for each sample, but the inputs are a "
-                            f"{type(inputs).__name__}; give a data set whose inputs are a single tensor."
-                        )
+                    inputs = _only_tensor(batch[0])
                     rows = rows_in(located([batch])[0])
                     inputs = inputs.movedim(rows.inputs[0] or 0, 0)  # a sequence may have time first
                     with torch.no_grad():
@@ -283,3 +279,18 @@ class InputSpectrum(MeasuringCallback):
                             # Within a chunk: of the correlations 1 / 1,024 is left, far below the noise of sampling.
                             without.update(shuffled(inputs, rng).to(without.device))
                     bar.advance(len(inputs))
+
+
+def _only_tensor(inputs: Any) -> Tensor:
+    """The inputs, also where a list or a dict holds them and no other tensor, as a data set without targets gives them.
+
+    Raises:
+        ConfigurationError: For several tensors or none, and for packed sequences.
+    """
+    leaves = leaves_of(inputs)
+    if len(leaves) == 1 and isinstance(leaves[0], Tensor):
+        return leaves[0]
+    raise ConfigurationError(
+        f"The input spectrum needs one tensor for each sample, but the inputs are a {type(inputs).__name__} with "
+        f"{len(tensors_of(inputs))} tensors; give a data set whose inputs are a single tensor."
+    )

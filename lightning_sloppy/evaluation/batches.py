@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from lightning_sloppy.errors import ConfigurationError, UnsupportedError
-from lightning_sloppy.evaluation.calling import leading_inputs, takes_several
+from lightning_sloppy.evaluation.calling import leading_inputs, needs_both, takes_several
 from lightning_sloppy.evaluation.nests import leaves_of, map_leaves, map_tensors, tensors_of, with_tensors
 from lightning_sloppy.evaluation.real_numbers import cast_number
 
@@ -117,6 +117,7 @@ def as_pair(
     """Return ``(inputs, targets)``.
 
     A batch that is no pair (a mapping, a dataclass, a longer tuple) is both: the module and the loss get all of it.
+    So is one of two parts whose module needs both of them.
 
     Args:
         batch: As a loader gives it.
@@ -128,7 +129,7 @@ def as_pair(
     if isinstance(batch, Batch):
         return batch
     if isinstance(batch, (tuple, list)):
-        if len(batch) == 2:
+        if len(batch) == 2 and not (module is not None and _is_plain(batch) and needs_both(module, batch[0])):
             return Batch(batch[0], batch[1], counted=counted, read=read)
         leading = leading_inputs(module, len(batch)) if module is not None and _is_plain(batch) else 0
         if leading:

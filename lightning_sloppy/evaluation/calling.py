@@ -66,6 +66,19 @@ def leading_inputs(module: nn.Module, parts: int) -> int:
     return 0 if most < 2 or needed >= parts else min(most, parts - 1)
 
 
+def needs_both(module: nn.Module, first: Any) -> bool:
+    """Whether ``forward`` must be given both parts of a pair, as networks with two towers or a decoder must.
+
+    Not where the first part may be two arguments itself.
+
+    >>> needs_both(nn.Bilinear(2, 2, 1), torch.zeros(1, 2)), needs_both(nn.Linear(2, 1), torch.zeros(1, 2))
+    (True, False)
+    """
+    signature = Signature.of(module)
+    needed = sum(name in signature.required for name in signature.positional)
+    return needed == 2 and not isinstance(first, (tuple, list, Mapping))
+
+
 def takes_several(module: nn.Module) -> bool:
     """Whether ``forward`` takes more than one argument by position."""
     signature = Signature.of(module)
@@ -103,7 +116,8 @@ class Caller:
             except Exception as error:  # noqa: PERF203 - a wrong way fails in as many manners as there are modules
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
-                refused = refused or error
+                # Of a list of one tensor that tensor is meant, and what is wrong with it is to be told.
+                refused = error if way == "first" and len(inputs) == 1 else refused or error
             else:
                 self._way = way
                 return found

@@ -106,7 +106,10 @@ class _Search:
         return later
 
     def told(self) -> list[Rows] | None:
-        """The reading that shapes tell, with the outputs' rows where a module is there."""
+        """The reading that lists or shapes tell, with the outputs' rows where a module is there."""
+        lists = None if self._said() or self._plain() else self._of_lists()
+        if lists is not None:
+            return lists
         for counts in self._counts():
             fits = [each[0] for each in self._fits(counts)]
             if counts in (self._said(), self._plain()) or self._fit(counts, fits[: self._split], fits[self._split :]):
@@ -114,6 +117,19 @@ class _Search:
                 # What some tensors have no row for is not taken apart, unless that was seen to work.
                 return [replace(rows, apart=None not in (*rows.inputs, *rows.targets)) for rows in found]
         return (self._counted_by_outputs() if self._whole else None) or self._of_several_loaders()
+
+    def _of_lists(self) -> list[Rows] | None:
+        """Inputs and targets are lists with an entry for each sample, as detectors have them: images of any size."""
+        counts: list[int | None] = []
+        for batch in self._batches:
+            parts = batch[0] if self._whole else tuple(batch)
+            parts = list(parts.values()) if isinstance(parts, Mapping) else parts
+            listed = isinstance(parts, (list, tuple)) and all(type(part) in (list, tuple) and part for part in parts)
+            if not listed or len(parts) < 2 or not all(map(_are_samples, parts)):
+                return None
+            lengths = {len(part) for part in parts}
+            counts.append(len(parts[0]) if lengths == {batch.read or len(parts[0])} else None)
+        return self._uncut(counts)
 
     def _of_several_loaders(self) -> list[Rows] | None:
         """Each loader has its own samples in the batch, which then counts as those of the first one."""
@@ -251,6 +267,12 @@ class _Search:
             rows = [int(tensor.shape[0]) for tensor in found if is_number(tensor) and tensor.ndim > 0]
             self._rows_given[which] = rows[0] if rows else None
         return self._rows_given[which]
+
+
+def _are_samples(entries: Sequence[Any]) -> bool:
+    """Whether the entries of a list are of one kind, as samples are and several inputs of a network seldom."""
+    kinds = {tuple((tensor.ndim, tensor.dtype) for tensor in tensors_of(entry)) for entry in entries}
+    return len(kinds) == 1 and () not in kinds
 
 
 def _all(counts: Iterable[int | None]) -> Counts | None:

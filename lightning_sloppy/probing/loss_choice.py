@@ -147,6 +147,8 @@ def choose_loss(
             return replace(choice, note=note, checked=False)
     choice = step_choice(module, f"{found}{trial.modes_differ()}")
     _finite(trial.loss(choice.objective, "train"))
+    if mode == "eval":
+        trial.refuse_broken_step(choice.objective)
     return choice
 
 
@@ -288,6 +290,22 @@ class _Trial:
             f", for forward gives {found[1]} in train mode but {found[0]} in eval mode, in which measurements are made "
             "(let it return the same in both, or pass mode='train')"
         )
+
+    def refuse_broken_step(self, objective: Objective) -> None:
+        """Name the way out where the step works in train mode alone: detectors give no losses in eval mode.
+
+        Raises:
+            ConfigurationError: When the step raises something in eval mode.
+        """
+        try:
+            self.loss(objective, "eval")
+        except (ConfigurationError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise ConfigurationError(
+                f"training_step works in train mode, but raises {type(error).__name__} ({str(error)[:200]}) in eval "
+                "mode, in which measurements are made; pass mode='train'."
+            ) from error
 
     def _take(self, mode: Mode) -> None:
         """A measurement has eval mode around it; in train mode the fit's own flags are wanted."""

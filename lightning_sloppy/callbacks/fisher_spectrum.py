@@ -32,6 +32,12 @@ from lightning_sloppy.reporting import phrases
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
+AT_ONCE = (
+    "The loss of a batch is not the mean over its samples, so that no sample has a gradient of its own: the part of "
+    "the gradient that goes through its outputs is taken, on batches that may be larger than those of the training."
+)
+"""What is said of a loss that compares the samples of a batch."""
+
 QUANTITIES = (
     Quantity(
         "largest",
@@ -218,6 +224,7 @@ class FisherSpectrum(CurvatureInstrument):
             self.warn_once(f"{self._heading()} at step {probe.step}: {spectrum.status.value}", trainer=trainer)
         estimates = {} if spectrum.status is Status.NON_FINITE else fisher_estimates(spectrum, scale)
         notes = [sentence] if sentence else []
+        notes += [AT_ONCE] if probe.choice.batchwise else []
         notes += [str(spectrum.detail[name]) for name in ("beside_outputs", "constants") if name in spectrum.detail]
         if estimates and "rows" in spectrum.detail and not estimates["effective_dimension"].status.ok:
             notes.append(self._too_many_rows(spectrum))

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from lightning_sloppy.callbacks.periodic import PeriodicCallback
 from lightning_sloppy.curvature.arguments import one_of
+from lightning_sloppy.curvature.micro_batches import divided
 from lightning_sloppy.curvature.partition import samples_of_rank
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch, BatchSize, checked_batch_size, map_batch
+from lightning_sloppy.evaluation.batches import Batch, BatchSize, checked_batch_size, map_batch, rows_in
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.preserve import Mode, parameters_restored
 from lightning_sloppy.probing.context import FitContext
@@ -239,8 +240,15 @@ class Instrument(PeriodicCallback):
         return dataclasses.replace(choice, objective=choice.objective.seeded(self.seed))
 
     def partition(self, context: FitContext, probe: Probe) -> tuple[LossChoice, list[Batch]]:
-        """This rank's part of the probe, and the loss that adds up over the ranks; of one process, the probe itself."""
-        mine, _ = samples_of_rank(context.ranks, probe.choice.objective, probe.batches)
+        """This rank's part of the probe, and the loss that adds up over the ranks; of one process, the probe itself.
+
+        A loss that compares the samples of a batch is another one on larger batches than those of the training.
+        """
+        size = context.training_batch if probe.choice.batchwise and self.measure_on == "fixed_samples" else None
+        batches = probe.batches
+        if size is not None and all(rows_in(batch).divisible for batch in batches):
+            batches = divided(batches, size)
+        mine, _ = samples_of_rank(context.ranks, probe.choice.objective, batches)
         objective = probe.choice.objective.over(context.ranks)
         return dataclasses.replace(probe.choice, objective=objective), mine
 

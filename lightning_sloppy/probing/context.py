@@ -168,6 +168,11 @@ class FitContext:
             self._probes[key] = located_by(self.module, self.read(trainer, source, indices, size, batch_size), mode)
         return self._probes[key]
 
+    @property
+    def training_batch(self) -> int | None:
+        """Samples of a batch of the training, where they are read by index; batches that pass by are such already."""
+        return self._source.batch_size if isinstance(self._source, SampleSource) else None
+
     def own(self, num_samples: int) -> int:
         """How many of so many samples one rank keeps, where each has batches of its own."""
         return -(-num_samples // self.ranks.count)

@@ -47,6 +47,12 @@ SUMMED = (
 )
 """What is said of a loss that adds up its samples."""
 
+BATCHWISE = (
+    "The loss of a batch is not the mean over its samples (it compares them, or is a mean over tokens): it is measured "
+    "on batches as large as those of the training, each weighted by its number of samples."
+)
+"""What is said of a loss that depends on which samples are in a batch."""
+
 MODES: tuple[Mode, Mode] = ("eval", "train")
 
 LOSS_ATTRIBUTES = ("loss_fn", "criterion")
@@ -67,12 +73,15 @@ class LossChoice:
         source: In words: the attribute, the guess, "loss_fn=" or "training_step".
         note: What a person should know about the choice; empty when all is well.
         checked: Whether the training is known to minimise it; a guess is checked by the first step.
+        batchwise: Whether the loss of a batch is, or may be, no mean over its samples: then the size of the batches
+            matters.
     """
 
     objective: Objective
     source: str
     note: str = ""
     checked: bool = True
+    batchwise: bool = False
 
 
 def checked_argument(loss_fn: object) -> None:
@@ -142,9 +151,8 @@ def choose_loss(
         if guess is not None:
             choice = LossChoice(Objective(module, guess), source)
             trial.loss(choice.objective, "train")
-            trial.checked_reduction(choice.objective)
-            note = SUMMED if choice.objective.reduction == "sum" else ""
-            return replace(choice, note=note, checked=False)
+            note = trial.checked_reduction(choice.objective)
+            return replace(choice, note=note, batchwise=note == BATCHWISE, checked=False)
     choice = step_choice(module, f"{found}{trial.modes_differ()}")
     _finite(trial.loss(choice.objective, "train"))
     if mode == "eval":
@@ -210,7 +218,7 @@ def step_choice(module: LightningModule, found: str | None) -> LossChoice:
     left = uncopied(module)
     if found is None:
         step = TrainingStep(module, shielded=not left)
-        return LossChoice(Objective(module, None, step_module=step), TRAINING_STEP)
+        return LossChoice(Objective(module, None, step_module=step), TRAINING_STEP, batchwise=True)
     reasons = [f"{left} cannot be copied"] if left else []
     reasons += [f"it uses {name}, which cannot be turned back" for name in step.acting]
     if reasons:
@@ -224,6 +232,7 @@ def step_choice(module: LightningModule, found: str | None) -> LossChoice:
         TRAINING_STEP,
         note=f"On one batch {found}; the Hessian is that of training_step. For the Gauss-Newton part, Fisher and the "
         f"bound {ASK}.",
+        batchwise=True,
     )
 
 
@@ -240,7 +249,7 @@ def _given(module: LightningModule, loss_fn: Loss, trial: _Trial) -> LossChoice:
         raise ConfigurationError(
             f"loss_fn= is {value} on a batch of {sample_count(trial.batch)}, not finite; look at inputs and loss."
         )
-    return replace(choice, note=note)
+    return replace(choice, note=note, batchwise=note == BATCHWISE)
 
 
 def seconds_of_a_gradient(choice: LossChoice, batches: list[Batch]) -> float:
@@ -317,7 +326,7 @@ class _Trial:
         """Note whether the loss is a mean or a sum, in the objective; a sentence about what the numbers are then."""
         with measuring(self._module, self.mode):
             note = checked_reduction_of(objective, [self.batch])
-        return note if objective.reduction == "mean" else SUMMED
+        return SUMMED if objective.reduction == "sum" else BATCHWISE if note else ""
 
     def loss(self, objective: Objective, mode: Mode) -> float:
         """The loss of the batch, always from the same random stream."""

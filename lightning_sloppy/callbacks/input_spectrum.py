@@ -14,7 +14,7 @@ from lightning_sloppy.callbacks.input_quantities import HISTOGRAMS, QUANTITIES, 
 from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import as_pair, rows_in
-from lightning_sloppy.evaluation.nests import leaves_of, tensors_of
+from lightning_sloppy.evaluation.nests import leaves_of
 from lightning_sloppy.evaluation.ranks import keep_step
 from lightning_sloppy.evaluation.sample_rows import located
 from lightning_sloppy.inputs.moments import InputMoments, Moments
@@ -290,7 +290,8 @@ def _only_tensor(inputs: Any) -> Tensor:
     leaves = leaves_of(inputs)
     if len(leaves) == 1 and isinstance(leaves[0], Tensor):
         return leaves[0]
+    many = f" with {len(leaves)} tensors" if len(leaves) > 1 else ""
     raise ConfigurationError(
-        f"The input spectrum needs one tensor for each sample, but the inputs are a {type(inputs).__name__} with "
-        f"{len(tensors_of(inputs))} tensors; give a data set whose inputs are a single tensor."
+        f"The input spectrum needs one tensor for each sample, but the inputs are a {type(inputs).__name__}{many}; "
+        "give a data set whose inputs are a single tensor."
     )

@@ -21,7 +21,7 @@ from lightning_sloppy.curvature.spectra import Quadrature, Solve, gauss_newton_o
 from lightning_sloppy.curvature.summed import checked_reduction, reduced_as
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import BatchSize, checked_batch_size, collected
-from lightning_sloppy.evaluation.loss_checks import checked_reduction_of
+from lightning_sloppy.evaluation.mean_weights import agreed_weights, checked_reduction_of
 from lightning_sloppy.evaluation.objective import Loss, Objective
 from lightning_sloppy.evaluation.precision import Precision, checked_precision
 from lightning_sloppy.evaluation.preserve import Mode, preserved
@@ -153,6 +153,7 @@ def hessian_spectrum(
         note = checked_reduction_of(objective, held)
         if not ranks.least(objective.reduction == "mean"):
             objective.reduction = "sum"  # a rank with a single sample cannot tell
+        agreed_weights(objective)
         if len(held) == 1 and not over_ranks:
             note = ""  # there are no batches to weigh
         found = hessian_of(

@@ -22,6 +22,7 @@ class Status(Enum):
 
     CONVERGED = "Converged: every wanted residual is below the tolerance."
     EXACT = "Exact: computed from the whole matrix, up to rounding."
+    ONE_DRAW = "One draw: module or loss draw random numbers, and the values are those of one draw; see the note."
     NOT_CONVERGED = "Not converged: some residuals are above the tolerance; raise max_products or lower k."
     UNRESOLVED = "Unresolved: the truncation error is too large for the value to mean anything; raise steps."
     OUT_OF_MEMORY = "Out of memory: the basis would not fit; lower k and steps, or free memory."
@@ -32,7 +33,7 @@ class Status(Enum):
     @property
     def ok(self) -> bool:
         """Whether values measured under this status may be logged."""
-        return self in (Status.CONVERGED, Status.EXACT, Status.NOT_CONVERGED)
+        return self in (Status.CONVERGED, Status.EXACT, Status.ONE_DRAW, Status.NOT_CONVERGED)
 
 
 @dataclass(frozen=True)

@@ -223,9 +223,10 @@ class FisherSpectrum(CurvatureInstrument):
         if spectrum.status is Status.NON_FINITE:
             self.warn_once(f"{self._heading()} at step {probe.step}: {spectrum.status.value}", trainer=trainer)
         estimates = {} if spectrum.status is Status.NON_FINITE else fisher_estimates(spectrum, scale)
-        notes = [sentence] if sentence else []
+        notes = [note for note in (probe.choice.note, sentence) if note]
         notes += [AT_ONCE] if probe.choice.batchwise else []
-        notes += [str(spectrum.detail[name]) for name in ("beside_outputs", "constants") if name in spectrum.detail]
+        said = ("beside_outputs", "constants", "unsteady")
+        notes += [str(spectrum.detail[name]) for name in said if name in spectrum.detail]
         if estimates and "rows" in spectrum.detail and not estimates["effective_dimension"].status.ok:
             notes.append(self._too_many_rows(spectrum))
             self.warn_once(

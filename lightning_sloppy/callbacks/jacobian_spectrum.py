@@ -255,6 +255,7 @@ class JacobianSpectrum(Instrument):
         if not spectrum.status.ok:
             self.warn_once(f"{self._heading()} at step {probe.step}: {spectrum.status.value}", trainer=trainer)
         notes = self._dominating(trainer, probe, spectrum)
+        notes += [str(spectrum.detail[name]) for name in ("unsteady",) if name in spectrum.detail]
         if self.null and self._null is None and probe.context.fresh and not self.measurements and not by_products:
             self._null = spectrum_on(_without_structure(batches, self.seed))
         found = self.measurement(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from lightning_sloppy.curvature.memory import free_bytes
 from lightning_sloppy.curvature.parameters import ParameterLayout
-from lightning_sloppy.evaluation.batches import Batch, sample_count
+from lightning_sloppy.evaluation.batches import Batch, sample_count, some_of
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.linalg.eigenpairs import Eigenpairs
 from lightning_sloppy.linalg.operator import SymmetricOperator
@@ -98,21 +99,69 @@ class SpectrumBuilder:
             method=method,
         )
 
-    def losses(self, layout: ParameterLayout) -> tuple[float, str]:
-        """The mean loss, and a sentence when a second evaluation gives another one."""
-        leaves = layout.leaves(self.objective.module, self.objective.dtype)
-        loss, again = (float(self.objective.mean_loss(leaves, self.batches, graph=False)) for _ in range(2))
-        return loss, self.unsteady("loss", loss, again)
 
-    def unsteady(self, what: str, first: float, second: float) -> str:
-        """A sentence when two evaluations of the same thing differ by more than rounding; else nothing."""
-        rounding = REPEATABLE * torch.finfo(self.objective.dtype).eps
-        if abs(first - second) > rounding * max(abs(first), abs(second)):
-            return (
-                f"The module is not deterministic: two evaluations of its {what} gave {first:.8g} and {second:.8g}, so "
-                "that no two products are of the same matrix; look for dropout or noise that is on in eval mode."
-            )
-        return ""
+LOOKED_AT = 8
+"""Samples that show whether two evaluations agree."""
+
+
+def steady(objective: Objective, batches: list[Batch]) -> tuple[Objective, str]:
+    """The objective, and a sentence when two evaluations of it differ by more than rounding.
+
+    One that draws random numbers is then given the same random stream in every forward, so that there is one matrix.
+    """
+    if not batches:  # another rank has them all
+        return objective, ""
+    few, table = some_of(batches[0], LOOKED_AT), objective.copied_parameters()
+
+    def twice(one: Objective) -> tuple[float, float]:
+        return float(one.loss_value(table, few)), float(one.loss_value(table, few))
+
+    return _steadied(objective, twice)
+
+
+def steady_mean(objective: Objective, layout: ParameterLayout, batches: list[Batch]) -> tuple[Objective, float, str]:
+    """The same by the mean loss over the whole probe, which is given as well."""
+    leaves = layout.leaves(objective.module, objective.dtype)
+    seen: list[float] = []
+
+    def twice(one: Objective) -> tuple[float, float]:
+        seen[:] = [float(one.mean_loss(leaves, batches, graph=False)) for _ in range(2)]
+        return seen[0], seen[1]
+
+    found, sentence = _steadied(objective, twice)
+    return found, seen[0], sentence
+
+
+def _steadied(objective: Objective, twice: Callable[[Objective], tuple[float, float]]) -> tuple[Objective, str]:
+    first, second = twice(objective)
+    if not _differ(objective, first, second):
+        return objective, ""
+    fixed = objective.seeded(0)
+    said = f"two evaluations of its loss gave {first:.8g} and {second:.8g}"
+    look = "look for dropout, noise or sampled actions that are on in eval mode"
+    if _differ(fixed, *twice(fixed)):
+        return objective, f"The module is not deterministic: {said}, so that no two products are of one matrix; {look}."
+    return (
+        fixed,
+        f"The module is not deterministic: {said}. Values are those of one draw of its random numbers; {look}.",
+    )
+
+
+def _differ(objective: Objective, first: float, second: float) -> bool:
+    rounding = REPEATABLE * torch.finfo(objective.dtype).eps
+    return abs(first - second) > rounding * max(abs(first), abs(second))
+
+
+def of_one_draw(spectrum: Spectrum, sentence: str) -> Spectrum:
+    """A spectrum of what differs from one evaluation to the next: neither exact nor converged to anything."""
+    if not sentence:
+        return spectrum
+    known = spectrum.status in (Status.EXACT, Status.CONVERGED)
+    return replace(
+        spectrum,
+        status=Status.ONE_DRAW if known else spectrum.status,
+        detail={**spectrum.detail, "unsteady": sentence},
+    )
 
 
 def trace_of(found: Eigenpairs | None, density: Density | None) -> Estimate | None:

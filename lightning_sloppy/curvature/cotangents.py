@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, private, sample_count
-from lightning_sloppy.evaluation.nests import map_tensors, tensors_of
+from lightning_sloppy.evaluation.inner_loss import LossOfLogits, OneNumber, equal_of_logits
+from lightning_sloppy.evaluation.nests import leaves_of, map_tensors, tensors_of
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.weights import KnownLoss, Likelihood, known_loss, term_weights
 from lightning_sloppy.linalg.vectors import generator
@@ -115,7 +116,13 @@ def pulled_cotangents(
 
 
 def cotangents(
-    objective: Objective, fisher: Fisher, rows: Tensor, outputs: Any, batch: Batch, first: int = 0
+    objective: Objective,
+    fisher: Fisher,
+    rows: Tensor,
+    outputs: Any,
+    batch: Batch,
+    first: int = 0,
+    known_weights: Tensor | None = None,
 ) -> Tensor:
     """Cotangents of a batch, shape (R, n, D).
 
@@ -132,18 +139,20 @@ def cotangents(
         outputs: The whole of them, as ``forward`` gave it.
         batch: The batch.
         first: Number of its first sample in the probe.
+        known_weights: Of its samples, (n,), on the CPU, where these outputs have been looked at before; None looks.
     """
-    weights = objective.sample_weights(batch).to(rows.device, rows.dtype)
-    if not bool(torch.isfinite(rows).all()):
+    held = objective.sample_weights(batch) if known_weights is None else known_weights
+    if known_weights is None and not bool(torch.isfinite(rows).all()):
         # Nothing can be drawn or factorised; NaN travels on and ends as Status.NON_FINITE.
         return torch.full_like(rows, torch.nan).unsqueeze(0)
-    if not bool((weights > 0).any()):
+    if not bool((held > 0).any()):
         return torch.zeros_like(rows).unsqueeze(0)
     if fisher.kind == "sampled":
-        return _sampled(objective, fisher, rows, outputs, batch, first)
+        return _sampled(objective, fisher, rows, outputs, batch, first, held)
+    weights, total = held.to(rows.device, rows.dtype), float(held.sum())
     with torch.enable_grad():
         leaf = rows.detach().requires_grad_()
-        loss = objective.loss_of_rows(leaf, outputs, batch) * weights.sum()
+        loss = objective.loss_of_rows(leaf, outputs, batch) * total
         if fisher.kind == "exact":
             return _hessian_factors(loss, leaf, objective)
         (gradient,) = torch.autograd.grad(loss, leaf)
@@ -176,10 +185,15 @@ def _hessian_factors(loss: Tensor, leaf: Tensor, objective: Objective) -> Tensor
     return factors.to(leaf.dtype)
 
 
-def _sampled(objective: Objective, fisher: Fisher, rows: Tensor, outputs: Any, batch: Batch, first: int) -> Tensor:
+def _sampled(
+    objective: Objective, fisher: Fisher, rows: Tensor, outputs: Any, batch: Batch, first: int, held: Tensor
+) -> Tensor:
     """Gradients at targets drawn from the model that the loss stands for, in closed form."""
-    known = known_loss(objective.loss_fn)
     shapes = [t.shape for t in tensors_of(outputs) if t.numel() == rows.numel() and t.shape[:1] == rows.shape[:1]]
+    known, same = known_loss(objective.loss_fn), None
+    if known is None or isinstance(objective.loss_fn, LossOfLogits):
+        same = equal_of_logits(objective, outputs, batch)
+        known = known_loss(same)
     if fisher.likelihood is not None and known is None:
         known = KnownLoss(fisher.likelihood)
     if known is None or not shapes:
@@ -187,13 +201,31 @@ def _sampled(objective: Objective, fisher: Fisher, rows: Tensor, outputs: Any, b
             f"kind='sampled' draws targets from the model, but the model behind {objective.loss_fn!r} is unknown; pass "
             "likelihood='categorical', 'bernoulli' or 'gaussian' (one output tensor), or kind='empirical' or 'exact'."
         )
-    scores = rows.to("cpu", torch.float64).reshape(shapes[0])
-    targets = batch[1].to("cpu") if isinstance(batch[1], Tensor) else batch[1]
+    leaf = rows.to("cpu", torch.float64).reshape(shapes[0]).requires_grad_()
+    targets = map_tensors(Tensor.cpu, batch[1])
+    with torch.enable_grad():
+        if same is not None:
+            scores, targets = same.arranged(leaf, leaves_of(targets)[same.labels])
+        elif isinstance(objective.loss_fn, OneNumber):
+            scores, targets = objective.loss_fn.arranged(leaf, targets)
+        else:
+            scores = leaf.movedim(-1, 1) if _has_classes_last(known, leaf, targets) else leaf
+    found = _drawn(objective, fisher, known, scores.detach(), targets, held, first)
+    if scores is not leaf:  # back to the places in which the outputs have them
+        found = torch.stack([torch.autograd.grad(scores, leaf, each, retain_graph=True)[0] for each in found])
+    return (found.reshape(fisher.labels, *rows.shape) / math.sqrt(fisher.labels)).to(rows.device, rows.dtype)
+
+
+def _drawn(
+    objective: Objective, fisher: Fisher, known: KnownLoss, scores: Tensor, targets: Any, held: Tensor, first: int
+) -> Tensor:
+    """Gradients in the scores at so many draws, (labels, n, ...)."""
     weights = term_weights(known, scores, targets)
     if known_loss(objective.loss_fn) is None:
-        own = objective.sample_weights(batch) / weights.reshape(len(rows), -1).sum(1)
+        total = weights.reshape(len(scores), -1).sum(1)
+        own = held / total.where(total > 0, torch.ones_like(total))
         weights = weights * own.reshape(-1, *[1] * (weights.ndim - 1))
-    draws = torch.stack([_noise(known, fisher, first + i, scores.shape) for i in range(len(rows))], dim=1)
+    draws = torch.stack([_noise(known, fisher, first + i, scores.shape) for i in range(len(scores))], dim=1)
     if known.likelihood == "categorical":
         chances = scores.softmax(1).movedim(1, -1)
         picked = (chances.cumsum(-1) < draws.unsqueeze(-1) * chances.sum(-1, keepdim=True)).sum(-1)
@@ -204,7 +236,14 @@ def _sampled(objective: Objective, fisher: Fisher, rows: Tensor, outputs: Any, b
     else:
         # exp(-(f - y)^2) is a Gaussian of variance 1/2, and the gradient of the loss at a draw is 2 (f - y).
         found = draws * (2 * weights).sqrt()
-    return (found.reshape(fisher.labels, *rows.shape) / math.sqrt(fisher.labels)).to(rows.device, rows.dtype)
+    return found
+
+
+def _has_classes_last(known: KnownLoss, scores: Tensor, targets: Any) -> bool:
+    """Whether scores are (n, T, C) where losses of torch take (n, C, T)."""
+    if known.likelihood != "categorical" or not isinstance(targets, Tensor) or targets.is_floating_point():
+        return False
+    return targets.shape == scores.shape[:-1] and targets.shape != scores.shape[:1] + scores.shape[2:]
 
 
 def _noise(known: KnownLoss, fisher: Fisher, sample: int, shape: torch.Size) -> Tensor:

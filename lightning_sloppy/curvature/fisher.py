@@ -38,11 +38,20 @@ class FisherOperator(OutputCurvatureOperator):
     ) -> None:
         self._fisher = fisher
         self._total = objective.total_weight(batches)
+        self._looked_at: set[int] = set()
         super().__init__(objective, layout, batches, method=method)
+
+    def _take(self, batches: list[Batch], fractions: list[float] | None = None) -> None:
+        super()._take(batches, fractions)
+        # Once: targets are on the device, and a product that is recomputed should not wait for them again.
+        self._weights = [self._objective.sample_weights(batch) for batch in self._batches]
+        self._looked_at = set()
 
     def _output_curvature(self, rows: Tensor, outputs: object, index: int) -> tuple[Tensor, Tensor | None]:
         first = self._fisher.first + sum(map(sample_count, self._batches[:index]))
-        return rows, cotangents(self._objective, self._fisher, rows, outputs, self._batches[index], first)
+        known = self._weights[index] if index in self._looked_at else None
+        self._looked_at.add(index)
+        return rows, cotangents(self._objective, self._fisher, rows, outputs, self._batches[index], first, known)
 
     def _weigh(self, graph: Linearised, pushed: Tensor) -> Tensor | None:
         directions = graph.curvature[1]

@@ -10,8 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_sloppy.curvature.assembly import SpectrumBuilder, descending
-from lightning_sloppy.curvature.beside_outputs import as_inputs, beside_outputs, constants_of, sample_losses
+from lightning_sloppy.curvature.assembly import SpectrumBuilder, descending, of_one_draw, steady
+from lightning_sloppy.curvature.beside_outputs import (
+    as_inputs,
+    beside_outputs,
+    constants_of,
+    sample_losses,
+    unused_by_outputs,
+)
 from lightning_sloppy.curvature.cotangents import Fisher, pulled_cotangents
 from lightning_sloppy.curvature.cut_graphs import refuse_cut_graphs
 from lightning_sloppy.curvature.double_backward import double_backward
@@ -19,11 +25,11 @@ from lightning_sloppy.curvature.gram.check import Recording
 from lightning_sloppy.curvature.gram.matrix import Gram, gram_of, pull_back_vectors
 from lightning_sloppy.curvature.kept_graph import need_outputs
 from lightning_sloppy.curvature.operators import Curvature
-from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns, grad
+from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.curvature.partition import layers_of_rank, samples_of_rank
 from lightning_sloppy.curvature.spectra import Quadrature, Solve, spectrum_of
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import Batch, private, sample_count, some_of
+from lightning_sloppy.evaluation.batches import Batch, private, sample_count
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.ranks import ALONE, Ranks
 from lightning_sloppy.records import Cost, Estimate, Spectrum, Status
@@ -35,9 +41,6 @@ ROW_LIMIT = 8_192
 
 FLOOR_ROUNDINGS = 8
 """Roundings of the products below which an eigenvalue is noise: 2.5e-7 of the largest was seen in float32."""
-
-LOOKED_AT = 4
-"""Samples that show which parameters are used, and whether two evaluations agree."""
 
 
 def fisher_of(
@@ -68,6 +71,7 @@ def fisher_of(
     with double_backward(objective.module):
         refuse_cut_graphs(objective, layout, batches)
         beside = beside_outputs(objective, layout, batches)
+        objective, unsteady = steady(objective, batches)
         apart = sample_losses(objective, beside, batches) if fisher.kind == "empirical" and beside.own else None
     remarks = {"beside_outputs": beside.left_out(own_too=apart is None), "constants": constants_of(objective)}
     if apart is not None:
@@ -91,6 +95,7 @@ def fisher_of(
         # The block of a layer is made whole on every rank.
         alone = ALONE if by_layer else ranks
         found = _by_gram(objective, layout, batches, fisher, solve, by_layer, rows, alone)
+    found = of_one_draw(found, unsteady)
     return replace(found, detail={**found.detail, **{name: text for name, text in remarks.items() if text}})
 
 
@@ -127,7 +132,7 @@ def _by_gram(
         known = [] if recorded is None else [recorded[1].outputs]
         detached = {name: leaf.detach() for name, leaf in leaves.items()}
         pulled = pulled_cotangents(objective, detached, batches, fisher, known)
-        detail = _looked_at(builder, layout, batches)
+        unused = unused_by_outputs(objective, layout, batches)
         gram = gram_of(objective, mine, pulled, batches, by_layer=by_layer, recorded=recorded)
         del recorded, known  # the graph of the whole batch
         gram = replace(gram, matrix=ranks.add_up(gram.matrix))
@@ -150,7 +155,7 @@ def _by_gram(
         found,
         eigenvectors=vectors,
         layers=layers,
-        detail=detail,
+        detail={"unused": unused} if unused else {},
         cost=replace(found.cost, seconds=builder.seconds),
     )
 
@@ -162,29 +167,6 @@ def recorded_call(
     with suppress(Exception):
         return leaves, Recording(objective, leaves, batch)
     return None
-
-
-def _looked_at(builder: SpectrumBuilder, layout: ParameterLayout, batches: list[Batch]) -> dict[str, str | int | float]:
-    """What is said beside the numbers: parameters that no output depends on, and a module that is not deterministic.
-
-    A few samples tell most of it; only for parameters without a gradient there (a branch not taken) all are run.
-    """
-    objective = builder.objective
-    left = dict(layout.leaves(objective.module, objective.dtype))
-    sources = dict(left)
-    few = some_of(batches[0], LOOKED_AT)
-    unsteady = ""
-    for batch in [few, *batches]:
-        rows = objective.rows(objective.outputs(sources, private(batch)[0]), sample_count(batch))
-        if batch is few:
-            again = objective.rows(objective.output_values(sources, private(batch)[0]), sample_count(batch)).detach()
-            unsteady = builder.unsteady("outputs (their norm)", float(rows.detach().norm()), float(again.norm()))
-        parts = grad([rows], list(left.values()), [torch.ones_like(rows)])
-        left = {name: leaf for (name, leaf), part in zip(left.items(), parts, strict=True) if part is None}
-        if not left:
-            break
-    detail: dict[str, str | int | float] = {"unused": ", ".join(left), "unsteady": unsteady}
-    return {name: value for name, value in detail.items() if value}
 
 
 def gram_spectrum(

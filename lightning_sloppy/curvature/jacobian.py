@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_sloppy.curvature.assembly import SpectrumBuilder
+from lightning_sloppy.curvature.assembly import SpectrumBuilder, of_one_draw, steady
 from lightning_sloppy.curvature.beside_outputs import unused_by_outputs
 from lightning_sloppy.curvature.cut_graphs import refuse_cut_graphs
 from lightning_sloppy.curvature.double_backward import double_backward
@@ -236,11 +236,12 @@ def jacobian_of(
     with double_backward(objective.module):
         refuse_cut_graphs(objective, layout, batches)
         unused = unused_by_outputs(objective, layout, batches)
+        objective, unsteady = steady(objective, batches)
     remarks: dict[str, str | int | float] = {"unused": unused} if unused else {}
     if rows <= ROW_LIMIT and method != "products":
         kernel = kernel_of(objective, layout, batches, widths, ranks)
         found = kernel_spectrum(objective, layout, batches, kernel, normalize)
-        return replace(found, detail={**found.detail, **remarks})
+        return of_one_draw(replace(found, detail={**found.detail, **remarks}), unsteady)
     if method == "gram":
         raise ConfigurationError(
             f"The kernel of the Jacobian would have {rows:,} rows ({count:,} samples times their outputs), above "
@@ -264,7 +265,7 @@ def jacobian_of(
     found = gauss_newton_of(
         objective.over(ranks), mine, quadrature=quadrature, rng=rng, parameters=parameters, on_product=on_product
     )
-    return replace(
+    found = replace(
         found,
         matrix=name_of(normalize),
         rank_bound=min(rows, layout.dim),
@@ -272,6 +273,7 @@ def jacobian_of(
         trace=trace if trace is not None and found.status.ok else found.trace,
         detail={**found.detail, **detail, **remarks, "outputs": rows // count},
     )
+    return of_one_draw(found, unsteady)
 
 
 def name_of(normalize: bool) -> str:

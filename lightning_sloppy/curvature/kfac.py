@@ -42,7 +42,7 @@ from lightning_sloppy.curvature.micro_batches import divided, divisible
 from lightning_sloppy.curvature.parameters import ParameterLayout, grad
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, collected, private, sample_count
-from lightning_sloppy.evaluation.loss_checks import checked_reduction_of
+from lightning_sloppy.evaluation.mean_weights import checked_reduction_of
 from lightning_sloppy.evaluation.nests import map_tensors
 from lightning_sloppy.evaluation.objective import Loss, Objective
 from lightning_sloppy.evaluation.preserve import preserved

@@ -12,7 +12,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_sloppy.curvature.assembly import SpectrumBuilder, basis_memory, trace_of
+from lightning_sloppy.curvature.assembly import (
+    SpectrumBuilder,
+    basis_memory,
+    of_one_draw,
+    steady,
+    steady_mean,
+    trace_of,
+)
 from lightning_sloppy.curvature.beside_outputs import beside_outputs, constants_of
 from lightning_sloppy.curvature.central_differences import CentralDifferences
 from lightning_sloppy.curvature.cut_graphs import refuse_cut_graphs
@@ -125,10 +132,11 @@ def spectrum_of(
     on_product: Callable[[int], None] | None = None,
 ) -> Spectrum:
     """Pairs of any of the matrices by products; see :func:`hessian_of`."""
-    builder = SpectrumBuilder(curvature.matrix, curvature.objective, curvature.batches)
     layout = curvature.layout
     refuse_cut_graphs(curvature.objective, layout, curvature.batches)
-    loss, unsteady = builder.losses(layout)
+    objective, loss, unsteady = steady_mean(curvature.objective, layout, curvature.batches)
+    curvature = replace(curvature, objective=objective)
+    builder = SpectrumBuilder(curvature.matrix, objective, curvature.batches)
     memory, ranks = basis_memory(curvature.objective, solve.basis_memory), curvature.objective.ranks
     positive = curvature.matrix != "hessian"
 
@@ -150,7 +158,7 @@ def spectrum_of(
         if found.spectrum is None and quadrature is not None and quadrature.steps == 1:
             spectrum = replace(spectrum, density=None)
         layers = _blocks(builder, operator, layout, solve, memory, rng) if by_layer else {}
-        detail = {**spectrum.detail, "loss": loss, "unused": ", ".join(operator.unused), "unsteady": unsteady}
+        detail = {**spectrum.detail, "loss": loss, "unused": ", ".join(operator.unused)}
         if curvature.matrix == "hessian":
             detail["constants"] = constants_of(curvature.objective)
         return replace(spectrum, layers=layers, detail={name: value for name, value in detail.items() if value != ""})
@@ -161,6 +169,7 @@ def spectrum_of(
         return builder.nothing(layout.dim, Status.NON_FINITE)
     except BasisMemoryError as error:
         return builder.nothing(layout.dim, Status.OUT_OF_MEMORY, fits=error.fits, memory=str(error))
+    spectrum = of_one_draw(spectrum, unsteady)
     return replace(spectrum, detail={**spectrum.detail, "fallback": sentence}) if sentence else spectrum
 
 
@@ -197,6 +206,7 @@ def gauss_newton_of(
     need_outputs(objective)
     with double_backward(objective.module):
         left_out = beside_outputs(objective, layout, batches).left_out(own_too=True)
+        objective, unsteady = steady(objective, batches)
     curvature = Curvature("gauss_newton", objective, layout, batches)
     builder = SpectrumBuilder("gauss_newton", objective, batches)
     memory = basis_memory(objective, None)
@@ -227,6 +237,7 @@ def gauss_newton_of(
         return builder.nothing(layout.dim, Status.NON_FINITE)
     except BasisMemoryError as error:
         return builder.nothing(layout.dim, Status.OUT_OF_MEMORY, fits=error.fits, memory=str(error))
+    found = of_one_draw(found, unsteady)
     return replace(found, detail={**found.detail, "beside_outputs": left_out}) if left_out else found
 
 

@@ -32,8 +32,9 @@ class Rows:
         inputs: For each leaf of the inputs the dimension that has a row for each sample; None for what all samples
             have in common.
         targets: The same of the targets; empty where inputs and targets are the same object.
-        outputs: The same of the outputs of ``forward``, by their place among its tensors, as far as it was seen; None
-            where it was not looked at. ``INNER`` where positions and samples were made one dimension.
+        outputs: The same of the outputs of ``forward``, by their place among its tensors, as far as it was seen; empty
+            where nothing was to be seen, None where it was not looked at. ``INNER`` where positions and samples were
+            made one dimension.
         apart: Whether samples can be taken out of the batch.
     """
 
@@ -59,6 +60,7 @@ class Batch(tuple[Any, Any]):
         counted: Samples as the user says; None when nobody was asked.
         read: Samples that were read for it, where they were read one by one; None for a batch as its loader gave it.
         leading: Of a longer tuple the number of parts that are inputs, else 0.
+        parts: Of a longer tuple the number of all parts, else 0.
     """
 
     _fields: ClassVar[tuple[str, str]] = ("inputs", "targets")  # by which walks through nests know a named tuple
@@ -67,6 +69,7 @@ class Batch(tuple[Any, Any]):
     counted: int | None
     read: int | None
     leading: int
+    parts: int
 
     def __new__(
         cls,
@@ -76,25 +79,27 @@ class Batch(tuple[Any, Any]):
         counted: int | None = None,
         read: int | None = None,
         leading: int = 0,
+        parts: int = 0,
     ) -> Batch:
         """Two parts, and what is known of them."""
         made = super().__new__(cls, (inputs, targets))
-        made.rows, made.counted, made.read, made.leading = rows, counted, read, leading
+        made.rows, made.counted, made.read = rows, counted, read
+        made.leading, made.parts = leading, parts
         return made
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         """For copies and for other processes."""
-        return (self[0], self[1], self.rows, self.counted, self.read, self.leading)
+        return (self[0], self[1], self.rows, self.counted, self.read, self.leading, self.parts)
 
     def of(self, inputs: Any, targets: Any, rows: Rows | None = None) -> Batch:
         """A batch with other parts and the same facts; with samples of its own where ``rows`` are given."""
         if rows is None:
-            return Batch(inputs, targets, self.rows, self.counted, self.read, self.leading)
-        return Batch(inputs, targets, rows, leading=self.leading)
+            return Batch(inputs, targets, self.rows, self.counted, self.read, self.leading, self.parts)
+        return Batch(inputs, targets, rows, leading=self.leading, parts=self.parts)
 
     def with_rows(self, rows: Rows | None) -> Batch:
         """The same batch, its samples found; None: to be looked for."""
-        return Batch(self[0], self[1], rows, self.counted, self.read, self.leading)
+        return Batch(self[0], self[1], rows, self.counted, self.read, self.leading, self.parts)
 
     @property
     def given(self) -> Any:
@@ -104,7 +109,7 @@ class Batch(tuple[Any, Any]):
         if not self.leading:
             return self[0], self[1]
         first = self[0] if self.leading > 1 else (self[0],)
-        return (*first, *self[1]) if type(self[1]) is tuple else (*first, self[1])
+        return (*first, *self[1]) if self.parts - self.leading > 1 else (*first, self[1])
 
 
 AnyBatch: TypeAlias = "Batch | tuple[Any, Any]"
@@ -135,7 +140,7 @@ def as_pair(
         if leading:
             inputs = batch[0] if leading == 1 else tuple(batch[:leading])
             targets = batch[-1] if leading == len(batch) - 1 else tuple(batch[leading:])
-            return Batch(inputs, targets, counted=counted, read=read, leading=leading)
+            return Batch(inputs, targets, counted=counted, read=read, leading=leading, parts=len(batch))
     return Batch(batch, batch, counted=counted, read=read)
 
 

@@ -21,18 +21,14 @@ from lightning_sloppy.evaluation.batches import (
     to_device,
 )
 from lightning_sloppy.evaluation.calling import Caller
-from lightning_sloppy.evaluation.loss_checks import (
-    LossOfLogits,
-    agree,
-    checked_loss,
-    checked_scalar,
-    loss_of_logits,
-)
+from lightning_sloppy.evaluation.inner_loss import LossOfLogits, equal_of_logits
+from lightning_sloppy.evaluation.loss_checks import checked_loss, checked_scalar
 from lightning_sloppy.evaluation.nests import map_tensors, tensors_of, with_tensors
 from lightning_sloppy.evaluation.ranks import ALONE, Ranks
 from lightning_sloppy.evaluation.real_numbers import cast_number, real_parts, shaped_like
 from lightning_sloppy.evaluation.sample_rows import located, moved, row_axes
 from lightning_sloppy.evaluation.stand_ins import StandingIn, places, run_with, unwrapped
+from lightning_sloppy.evaluation.target_weights import TargetWeights
 from lightning_sloppy.evaluation.weights import Reduction, SampleWeights, sample_weights
 
 Result = TypeVar("Result")
@@ -66,6 +62,8 @@ class Objective:
         module: The module, without what Fabric, data parallelism or a compiler have put around it.
         reduction: How the loss puts its samples together. One that adds them up is divided by their number everywhere:
             all matrices are of means.
+        weights: How much each sample weighs in the loss's mean, as the user says or as was found; None knows those of
+            the losses of torch.
     """
 
     def __init__(
@@ -90,7 +88,7 @@ class Objective:
         self.loss_fn = loss_fn
         self._step_module = step_module
         self._seed = seed
-        self._weights = weights
+        self.weights: SampleWeights | TargetWeights | None = weights
         self.ranks = ranks
         self.reduction: Reduction = "mean"
         self._caller = Caller(module)
@@ -229,7 +227,7 @@ class Objective:
 
     def sample_weights(self, batch: AnyBatch) -> Tensor:
         """Weight of each sample in the mean over the whole probe, (n,), float64 on the CPU: 1, or its valid tokens."""
-        return sample_weights(self.loss_fn, batch, self._weights)
+        return sample_weights(self.loss_fn, batch, self.weights)
 
     def batch_weight(self, batch: AnyBatch) -> float:
         """Weight of a batch in the mean over the whole probe."""
@@ -308,16 +306,9 @@ class Objective:
 
     def _takes_the_loss_inside(self, outputs: Any, batch: AnyBatch) -> bool:
         """Where the loss is one that ``forward`` gives itself, take the equal one of its logits in its place."""
-        same = loss_of_logits(outputs, batch[1])
-        if same is None or isinstance(self.loss_fn, LossOfLogits):
-            return False
-        elsewhere = self.output_values(moved(self.copied_parameters()), private(batch)[0])
-        for found in (outputs, elsewhere):  # at one point other losses may agree by chance, behind a head of zeros all
-            inside, outside = float(self.loss_of_outputs({}, found, batch[1])), float(same(found, batch[1]))
-            if not agree(inside, outside):
-                return False
-        self.loss_fn = same
-        return True
+        same = None if isinstance(self.loss_fn, LossOfLogits) else equal_of_logits(self, outputs, batch)
+        self.loss_fn = same or self.loss_fn
+        return same is not None
 
     def used(self, outputs: Any) -> list[Tensor]:
         """The outputs that the loss uses and that have a row for each sample, as :meth:`examine` found them."""

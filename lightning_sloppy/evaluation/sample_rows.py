@@ -115,8 +115,14 @@ class _Search:
             if counts in (self._said(), self._plain()) or self._fit(counts, fits[: self._split], fits[self._split :]):
                 found = [self._rows(counts, tuple(fits[: self._split]), i) for i in range(len(counts))]
                 # What some tensors have no row for is not taken apart, unless that was seen to work.
-                return [replace(rows, apart=None not in (*rows.inputs, *rows.targets)) for rows in found]
-        return (self._counted_by_outputs() if self._whole else None) or self._of_several_loaders()
+                return self._looked([replace(rows, apart=None not in (*rows.inputs, *rows.targets)) for rows in found])
+        return self._looked((self._counted_by_outputs() if self._whole else None) or self._of_several_loaders())
+
+    def _looked(self, found: list[Rows] | None) -> list[Rows] | None:
+        """With a mark that outputs were looked at, so that nobody looks again."""
+        if found is None or self._forward is None:
+            return found
+        return [replace(rows, outputs={}) for rows in found]
 
     def _of_lists(self) -> list[Rows] | None:
         """Inputs and targets are lists with an entry for each sample, as detectors have them: images of any size."""

@@ -17,6 +17,8 @@ from torch.nn import functional
 
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import AnyBatch, rows_in
+from lightning_sloppy.evaluation.inner_loss import LossOfLogits, OneNumber
+from lightning_sloppy.evaluation.target_weights import TargetWeights
 
 Likelihood = Literal["categorical", "bernoulli", "gaussian"]
 """The model of the targets that a loss is the negative logarithm of: cross-entropy, BCE with logits, squared error."""
@@ -64,6 +66,8 @@ def known_loss(loss_fn: Any) -> KnownLoss | None:
     0
     """
     options: dict[str, Any] = {}
+    if isinstance(loss_fn, (LossOfLogits, OneNumber)):
+        loss_fn = loss_fn.loss_fn
     if isinstance(loss_fn, partial):
         options, loss_fn = dict(loss_fn.keywords), loss_fn.func if not loss_fn.args else None
     elif isinstance(loss_fn, nn.Module):
@@ -113,7 +117,7 @@ def term_weights(known: KnownLoss, outputs: Tensor, targets: Any) -> Tensor:
     return weights
 
 
-def sample_weights(loss_fn: Any, batch: AnyBatch, override: SampleWeights | None = None) -> Tensor:
+def sample_weights(loss_fn: Any, batch: AnyBatch, override: SampleWeights | TargetWeights | None = None) -> Tensor:
     """Weight of each sample of a batch in the mean over the whole probe, (n,), float64 on the CPU.
 
     Raises:
@@ -121,6 +125,10 @@ def sample_weights(loss_fn: Any, batch: AnyBatch, override: SampleWeights | None
     """
     rows = rows_in(batch)
     count = rows.count
+    if override is None and isinstance(loss_fn, LossOfLogits):
+        override = loss_fn.weights
+    if isinstance(override, TargetWeights):
+        return override.of(batch)
     if override is not None:
         weights = torch.as_tensor(override(batch[1])).detach().to("cpu", torch.float64)
         if weights.shape != (count,) or not bool((weights >= 0).all()) or not bool(torch.isfinite(weights).all()):

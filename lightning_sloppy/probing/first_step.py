@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.evaluation.batches import as_pair
-from lightning_sloppy.evaluation.loss_checks import AGREEMENT
+from lightning_sloppy.evaluation.loss_checks import is_loss_of_step
 from lightning_sloppy.evaluation.nests import map_tensors
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.probing import trainer_internals
@@ -21,9 +21,6 @@ from lightning_sloppy.probing.guard import measuring
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
-
-ROUNDINGS = 8
-"""Roundings of a half-precision weight by which two evaluations of one loss may differ."""
 
 
 class StepCheck:
@@ -88,11 +85,7 @@ class StepCheck:
     def agrees(self, objective: Objective) -> bool:
         """Whether the guess is the loss of the step, but for rounding."""
         assert self.loss is not None
-        tolerance = _tolerance(objective)
-        return any(
-            math.isfinite(guess) and abs(guess - self.loss) <= tolerance * max(abs(guess), abs(self.loss)) + 1e-6
-            for guess in self.guesses
-        )
+        return any(is_loss_of_step(guess, self.loss, objective.module) for guess in self.guesses)
 
     @contextmanager
     def buffers_before(self) -> Iterator[None]:
@@ -132,13 +125,6 @@ def _stream() -> list[Tensor]:
     """Where torch's random streams are."""
     started = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if started else [])]
-
-
-def _tolerance(objective: Objective) -> float:
-    """Relative: the guess is evaluated on copies in the data type of the measurement, the step on the weights."""
-    types = {p.dtype for p in objective.module.parameters() if p.is_floating_point()}
-    half = [torch.finfo(kind).eps for kind in types if kind in (torch.float16, torch.bfloat16)]
-    return max([AGREEMENT, *(ROUNDINGS * eps for eps in half)])
 
 
 def _plain_parts(module: nn.Module) -> list[nn.Module]:

@@ -16,17 +16,11 @@ from lightning_sloppy.curvature.gradient import mean_gradient
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, as_pair, private, sample_count
-from lightning_sloppy.evaluation.loss_checks import (
-    AGREEMENT,
-    are_numbers,
-    checked_loss,
-    checked_reduction_of,
-    default_loss,
-    for_one_number,
-    loss_of_logits,
-    loss_of_numbers,
-)
+from lightning_sloppy.evaluation.inner_loss import LossOfLogits, losses_of_logits
+from lightning_sloppy.evaluation.loss_checks import agree, checked_loss, default_loss, is_loss_of_step
+from lightning_sloppy.evaluation.mean_weights import checked_reduction_of
 from lightning_sloppy.evaluation.nests import tensors_of
+from lightning_sloppy.evaluation.number_losses import are_numbers, for_one_number, loss_of_numbers
 from lightning_sloppy.evaluation.objective import Loss, Objective
 from lightning_sloppy.evaluation.preserve import Mode
 from lightning_sloppy.probing.guard import measuring
@@ -172,7 +166,7 @@ def compared_beside(
     trial = _Trial(module, as_pair(batch), modes)
     step = step_choice(module, f"no step of the training was there to compare {guess.source} with")
     mine, theirs = trial.loss(guess.objective.as_given(), "train"), trial.loss(step.objective, "train")
-    if abs(mine - theirs) <= AGREEMENT * max(abs(mine), abs(theirs)) + 1e-6:
+    if is_loss_of_step(mine, theirs, module):
         return replace(guess, checked=True)
     return instead_of(module, guess, mine, theirs)
 
@@ -351,6 +345,14 @@ def _guess(module: LightningModule, outputs: Any, targets: Any) -> tuple[Loss | 
         return loss_of_numbers(names, outputs, targets)
     loss = default_loss(outputs, targets)
     if loss is None:
-        named = loss_of_logits(outputs, targets)
+        named = _loss_of_logits(outputs, targets)
         return named, "" if named is None else "the usual loss of logits and labels"
     return loss, "cross-entropy" if loss is nn.functional.cross_entropy else "mean squared error"
+
+
+def _loss_of_logits(outputs: Any, targets: Any) -> LossOfLogits | None:
+    """The usual loss that equals a number among the outputs, or the only one that their shapes allow."""
+    usual = list(losses_of_logits(outputs, targets))
+    given = [float(tensor) for tensor in tensors_of(outputs) if tensor.ndim == 0]
+    equal = (each for each in usual if any(agree(value, float(each(outputs, targets))) for value in given))
+    return next(equal, usual[0] if len(usual) == 1 else None)

@@ -14,6 +14,7 @@ from lightning_sloppy.curvature.gradient import mean_gradient
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, picked, sample_count
+from lightning_sloppy.evaluation.mean_weights import checked_reduction_of
 from lightning_sloppy.evaluation.objective import Loss, Objective
 from lightning_sloppy.evaluation.precision import Precision
 from lightning_sloppy.linalg.vectors import generator
@@ -105,7 +106,10 @@ class Probe:
         Raises:
             ConfigurationError: When it cannot be known; the message asks for ``loss_fn=``.
         """
-        return self.choose()
+        choice = self.choose()
+        # The batch that the loss was found on need not have shown what its mean is over.
+        note = checked_reduction_of(choice.objective, self.batches)
+        return replace(choice, note=choice.note or note)
 
     def at(self, precision: Precision | None) -> Probe:
         """The same probe and loss in another data type; None: as they are."""

@@ -27,6 +27,7 @@ def flat_gradient(value: Tensor, parameters: list[Tensor], *, create_graph: bool
 
 def numbers_of(tensor: Tensor) -> Tensor:
     """All its numbers, real and imaginary parts in turn."""
+    tensor = tensor.to_dense() if tensor.is_sparse else tensor
     if not tensor.is_complex():
         return tensor.reshape(-1)
     return torch.stack([tensor.real, tensor.imag], dim=-1).reshape(-1)

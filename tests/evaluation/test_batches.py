@@ -102,3 +102,18 @@ def test_a_batch_is_a_nest_like_any_other() -> None:
     again = pickle.loads(pickle.dumps(as_pair(PAIR, counted=3)))
     assert again.counted == 3
     assert torch.equal(again[0], PAIR[0])
+
+
+class Two(torch.nn.Module):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return x * mask
+
+
+@pytest.mark.parametrize("last", [torch.zeros(3), (torch.zeros(3), torch.ones(3))], ids=["tensor", "tuple"])
+@pytest.mark.parametrize("more", [(), (torch.full((3,), 2.0),)], ids=["three parts", "four parts"])
+def test_a_longer_tuple_is_given_back_as_it_came(last: Any, more: tuple[Any, ...]) -> None:
+    batch = (torch.ones(3, 2), torch.ones(3, 2), *more, last)
+    for pair in (as_pair(batch, module=Two()), pickle.loads(pickle.dumps(as_pair(batch, module=Two())))):
+        again = pair.given
+        assert len(again) == len(batch)
+        assert [type(part) for part in again] == [type(part) for part in batch]

@@ -281,6 +281,21 @@ def test_a_count_that_nobody_knows_is_asked_for() -> None:
     assert_same(found.eigenvalues, hessian(module, (5 * module(batches[0]) + 2 * module(batches[1])) / 7))
 
 
+def test_a_batch_whose_samples_have_no_dimension_is_searched_once() -> None:
+    module, table, which = Looked(), drawn(7, 3), classes(5, 4)
+    asked: list[Any] = []
+
+    def forward(batch: Any) -> Any:
+        asked.append(batch)
+        return module(batch[0])
+
+    first = located([as_pair({"table": table, "which": which}, counted=5)], forward)
+    seen = len(asked)
+    assert seen > 0
+    assert located(first, forward) == first
+    assert len(asked) == seen
+
+
 @pytest.mark.parametrize("wrong", [16, lambda batch: 1.5, lambda batch: None, lambda batch: -1])
 def test_what_is_no_count_is_refused(wrong: Any) -> None:
     with pytest.raises(ConfigurationError, match="batch_size"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from dense import dense_hessian_of
 from lightning.pytorch import Callback, LightningModule, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from tiny import CLASSES, FEATURES, Classifier, blobs, loader, trainer
@@ -390,3 +391,37 @@ def test_a_loss_without_a_hash_is_measured(tmp_path):
     callback = HessianSpectrum(k=2, num_samples=16, loss_fn=Scaled(), strict=True)
     trainer(tmp_path, callbacks=[callback], max_epochs=1).fit(Classifier(), loader())
     assert callback.latest.estimates["largest"].value > 0
+
+
+class Acts(Counted):
+    """REINFORCE: the loss is that of actions that the step draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.double()
+
+    def training_step(self, batch, batch_idx):
+        chosen = torch.distributions.Categorical(logits=self(batch[0].double()))
+        actions = chosen.sample()
+        return -(chosen.log_prob(actions) * (actions == batch[1])).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*the Hessian is that of training_step.*")
+def test_a_step_that_draws_actions_is_measured_at_one_draw_of_them(tmp_path):
+    hessian = HessianSpectrum(k=1_000, num_samples=64, strict=True)
+    module = Acts()
+    fitted(tmp_path, module, hessian, data=DataLoader(blobs(24), 8))
+    for event in hessian.measurements:
+        assert event.status is Status.ONE_DRAW
+        assert any("Values are those of one draw" in note for note in event.notes)
+    x, y = blobs(24)[torch.randperm(24, generator=torch.Generator().manual_seed(0))]  # as the probe has them
+
+    def one_draw():
+        torch.manual_seed(0)
+        return module.training_step((x, y), 0)
+
+    right = torch.linalg.eigvalsh(dense_hessian_of(module, one_draw)).flip(0)
+    torch.testing.assert_close(hessian.latest.spectrum.eigenvalues, right, rtol=1e-6, atol=1e-8)

@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import case, dense_gauss_newton, dense_hessian
+from dense import dense_hessian_of
 from habits import OnceTanh
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_sloppy import fisher_spectrum, hessian_spectrum
+from lightning_sloppy import fisher_spectrum, hessian_spectrum, jacobian_spectrum
 from lightning_sloppy.curvature import kept_graph
 from lightning_sloppy.curvature.central_differences import CentralDifferences, GaussNewtonDifferences
 from lightning_sloppy.curvature.cotangents import Fisher
@@ -23,7 +24,7 @@ from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import UnsupportedError
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.linalg.vectors import generator
-from lightning_sloppy.records import Spectrum
+from lightning_sloppy.records import Spectrum, Status
 
 SMOOTH = ("linear regression", "softmax regression", "mlp", "mlp mse", "mlp bce", "tied", "gru", "lstm", "tokens")
 
@@ -185,13 +186,33 @@ class Noisy(nn.Module):
         return self.net(F.dropout(inputs, 0.5, training=True))
 
 
+@pytest.mark.parametrize("method", ["kept_graph", "recomputed", "central_differences"])
+def test_a_module_that_draws_has_the_matrix_of_one_draw(method: str) -> None:
+    module = Noisy().double()
+    x, y = torch.randn(9, 4, dtype=torch.float64), torch.randint(0, 3, (9,))
+    found = hessian_spectrum(module, [(x, y)], F.cross_entropy, k=15, method=method)
+    assert found.status is Status.ONE_DRAW
+    assert found.status.ok
+
+    def one_draw() -> Tensor:
+        torch.manual_seed(0)
+        return F.cross_entropy(module(x), y)
+
+    right = torch.linalg.eigvalsh(dense_hessian_of(module, one_draw)).flip(0)
+    torch.testing.assert_close(found.eigenvalues, right, atol=1e-6, rtol=1e-6)
+
+
 def test_a_module_that_is_not_deterministic_is_reported() -> None:
     batch = (torch.randn(9, 4), torch.randint(0, 3, (9,)))
     for noisy in (
         hessian_spectrum(Noisy(), [batch], F.cross_entropy),
         fisher_spectrum(Noisy(), [batch], F.cross_entropy),
+        fisher_spectrum(Noisy(), [batch], F.cross_entropy, method="products"),
+        jacobian_spectrum(Noisy(), [batch]),
+        jacobian_spectrum(Noisy(), [batch], method="products", probes=2),
     ):
         assert "not deterministic" in str(noisy.detail["unsteady"])
+        assert noisy.status is Status.ONE_DRAW
     steady = hessian_spectrum(Noisy(), [batch], F.cross_entropy, mode="train")
     assert "unsteady" not in steady.detail
     dropout = nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.Linear(8, 3)).train()
@@ -262,3 +283,23 @@ def test_a_function_marked_once_differentiable_is_never_left_out(matrix: str) ->
     if matrix == "hessian":
         with pytest.raises(UnsupportedError, match=r"once_differentiable has no.*backward: 1\."):
             measured(once, method="kept_graph")
+
+
+@pytest.mark.parametrize("kind", ["empirical", "sampled"])
+def test_recomputed_fisher_products_weigh_their_samples_once(kind: str) -> None:
+    this, weighed = case("mlp"), 0
+
+    class Counting(Objective):
+        def sample_weights(self, batch: object) -> Tensor:
+            nonlocal weighed
+            weighed += 1
+            return super().sample_weights(batch)  # type: ignore[arg-type]
+
+    objective = Counting(this.module, this.loss)
+    operator = FisherOperator(
+        objective, ParameterLayout.of(this.module), this.batches, fisher=Fisher(kind), method="recomputed"
+    )
+    vector = torch.randn(this.dim, dtype=torch.float64)
+    first, before = operator.matvec(vector), weighed
+    assert torch.equal(operator.matvec(vector), first)
+    assert weighed == before

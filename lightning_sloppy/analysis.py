@@ -109,7 +109,9 @@ def hessian_spectrum(
             without a double backward; good to 2e-4 of the largest value with smooth activations in float32, to 1e-2
             across the kinks of ReLU), or "auto": by the free memory, and by what the module allows.
         sample_weights: ``sample_weights(targets) -> (n,)``: what each sample weighs in the loss's mean. None knows the
-            losses of torch, with their ignored targets and class weights; else every sample weighs 1.
+            losses of torch, with their ignored targets and class weights. Of others it finds out whether they are means
+            over samples, over labels of which some do not count, or by a mask or weights among the targets; where it is
+            none of these every sample weighs 1, and ``detail["weights"]`` says so.
         batch_size: ``batch_size(batch) -> int``: how many samples a batch holds. None finds it from what inputs,
             targets and outputs have in common, in whichever dimension it is.
         reduction: "mean" or "sum" over the probe; None: as the loss itself reduces. Of a sum every eigenvalue is N
@@ -208,7 +210,7 @@ def fisher_spectrum(
             named in ``detail["beside_outputs"]``.
         kind: Which of the three.
         labels: Targets drawn for each sample (sampled kind).
-        likelihood: The model behind a loss that is none of torch's (sampled kind): "categorical", "bernoulli" with
+        likelihood: The model behind a loss that equals none of torch's (sampled kind): "categorical", "bernoulli" with
             logits, or "gaussian".
         method: "gram" for all eigenvalues, "products" for the k largest pairs by Lanczos, with trace and density when
             there are ``probes``; "auto" takes products beyond 8,192 rows.

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from lightning_sloppy.evaluation.batches import AnyBatch, private
 from lightning_sloppy.evaluation.loss_checks import agree
-from lightning_sloppy.evaluation.nests import leaves_of, tensors_of
+from lightning_sloppy.evaluation.nests import leaves_of, map_tensors, tensors_of
 from lightning_sloppy.evaluation.sample_rows import moved
 from lightning_sloppy.evaluation.target_weights import TargetWeights
 
@@ -98,12 +98,13 @@ def losses_of_logits(outputs: Any, targets: Any) -> Iterator[LossOfLogits]:
 
 def equal_of_logits(objective: Objective, outputs: Any, batch: AnyBatch) -> LossOfLogits | None:
     """A usual loss of logits and labels that is equal to that of the objective on a batch; None for none."""
+    outputs = map_tensors(Tensor.detach, outputs)
     elsewhere = objective.output_values(moved(objective.copied_parameters()), private(batch)[0])
 
     def is_equal(same: LossOfLogits) -> bool:
         # At one point other losses may agree by chance, behind a head of zeros all do.
         return all(
-            agree(float(objective.loss_of_outputs({}, found, batch[1])), float(same(found, batch[1])))
+            agree(float(objective.loss_of_outputs({}, found, batch[1]).detach()), float(same(found, batch[1])))
             for found in (outputs, elsewhere)
         )
 

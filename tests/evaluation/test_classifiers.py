@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lightning_sloppy import fisher_spectrum
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.classifiers import classifier_of
+from lightning_sloppy.evaluation.classifiers import classifier_of, for_one_logit
+from lightning_sloppy.evaluation.weights import known_loss
 
 WEIGHT = torch.tensor([1.0, 5.0, 0.2])
 
@@ -132,6 +134,24 @@ def test_one_logit(name, column):
     # Half a target is no label.
     assert bool(found.mistakes(outputs, targets * 0 + 0.5).all())
     assert classifier_of(BINARY[name], outputs, targets * 0.5) is None
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_one_logit_in_another_shape_is_the_same_loss_to_every_matrix(reduction):
+    torch.manual_seed(0)
+    module, x, y = nn.Linear(3, 1).double(), torch.randn(8, 3).double(), torch.tensor([0, 1] * 4)
+    loss = for_one_logit(nn.BCEWithLogitsLoss(reduction=reduction), module(x), y)
+    assert known_loss(loss).reduction == reduction
+    value = F.binary_cross_entropy_with_logits(module(x)[:, 0], y.double(), reduction=reduction)
+    assert torch.equal(loss(module(x), y), value)
+    batches = [(x[:1], y[:1]), (x[1:], y[1:])]  # no batch of one can show that it adds up
+    chance = module(x).detach().sigmoid()[:, 0]
+    rows = torch.cat([x, torch.ones(8, 1).double()], 1)
+    right = torch.linalg.eigvalsh(rows.T @ ((chance * (1 - chance))[:, None] * rows) / 8).flip(0)
+    exact = fisher_spectrum(module, batches, loss, "exact", reduction="mean")
+    torch.testing.assert_close(exact.eigenvalues[:4], right, rtol=1e-6, atol=1e-9)
+    sampled = fisher_spectrum(module, batches, loss, "sampled", labels=400, reduction="mean")
+    assert sampled.trace.value == pytest.approx(float(right.sum()), rel=0.1)
 
 
 def test_a_probability_is_judged_by_one_half():

@@ -190,12 +190,15 @@ def _sampled(
 ) -> Tensor:
     """Gradients at targets drawn from the model that the loss stands for, in closed form."""
     shapes = [t.shape for t in tensors_of(outputs) if t.numel() == rows.numel() and t.shape[:1] == rows.shape[:1]]
-    known, same = known_loss(objective.loss_fn), None
-    if known is None or isinstance(objective.loss_fn, LossOfLogits):
+    own, same = objective.loss_fn, None
+    known = known_loss(own)
+    if isinstance(own, LossOfLogits):
+        same = own
+    elif known is None:
         same = equal_of_logits(objective, outputs, batch)
         known = known_loss(same)
-    if fisher.likelihood is not None and known is None:
-        known = KnownLoss(fisher.likelihood)
+        if fisher.likelihood is not None and (known is None or known.likelihood != fisher.likelihood):
+            known, same = KnownLoss(fisher.likelihood), None
     if known is None or not shapes:
         raise ConfigurationError(
             f"kind='sampled' draws targets from the model, but the model behind {objective.loss_fn!r} is unknown; pass "

@@ -105,14 +105,20 @@ def test_choices_out_of_range_are_named() -> None:
         checked_fisher("sampled", likelihood="poisson")
 
 
-def test_a_loss_of_ones_own_says_its_likelihood() -> None:
-    own = Objective(nn.Linear(1, 1).double(), lambda f, y: F.cross_entropy(f, y))
-    outputs, targets = torch.randn(6, 3).double(), torch.zeros(6, dtype=torch.long)
+def test_a_loss_of_ones_own_is_recognised_or_says_its_likelihood() -> None:
+    module = nn.Linear(4, 3).double()
+    inputs, targets = torch.randn(6, 4).double(), torch.randint(0, 3, (6,))
+    outputs = module(inputs).detach()
+    right = cotangents(Objective(module, F.cross_entropy), Fisher("sampled", 5), outputs, outputs, (inputs, targets))
+
+    def of(loss: Callable[[Tensor, Tensor], Tensor], *likelihood: str) -> Tensor:
+        fisher = Fisher("sampled", 5, *likelihood)  # type: ignore[arg-type]
+        return cotangents(Objective(module, loss), fisher, outputs, outputs, (inputs, targets))
+
+    torch.testing.assert_close(of(lambda f, y: F.nll_loss(f.log_softmax(1), y)), right)
     with pytest.raises(ConfigurationError, match="pass likelihood="):
-        cotangents(own, Fisher("sampled"), outputs, outputs, (outputs, targets))
-    told = cotangents(own, Fisher("sampled", 5, "categorical"), outputs, outputs, (outputs, targets))
-    known = Objective(nn.Linear(1, 1).double(), F.cross_entropy)
-    torch.testing.assert_close(told, cotangents(known, Fisher("sampled", 5), outputs, outputs, (outputs, targets)))
+        of(lambda f, y: F.cross_entropy(2 * f, y))
+    torch.testing.assert_close(of(lambda f, y: F.cross_entropy(2 * f, y), "categorical"), right)
 
 
 def test_log_probabilities_have_no_exact_kind() -> None:

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_sloppy.evaluation.batches import AnyBatch, cut, picked, rows_in, sample_count, some_of
+from lightning_sloppy.evaluation.batches import (
+    AnyBatch,
+    as_pair,
+    cut,
+    joined,
+    picked,
+    rows_in,
+    sample_count,
+    some_of,
+)
 from lightning_sloppy.evaluation.inner_loss import IGNORED
 from lightning_sloppy.evaluation.loss_checks import AGREEMENT
 from lightning_sloppy.evaluation.nests import leaves_of
@@ -33,6 +42,12 @@ MOST_CANDIDATES = 8
 
 MOST_ENTRIES = 2**22
 """Entries of a target, summed to see whose samples would weigh more."""
+
+UNTOLD = (
+    "Whether the loss is a mean over samples or over valid labels cannot be told from these batches, which differ in "
+    "shape: they are weighted by their sample counts; pass sample_weights= if it is a mean over labels."
+)
+"""Where labels would weigh batches differently, but not the samples of any one of them."""
 
 WeightsOf = Callable[[AnyBatch], Tensor]
 
@@ -60,13 +75,15 @@ def checked_reduction_of(objective: Objective, batches: Sequence[AnyBatch]) -> s
         objective.reduction = "sum"
         return ""
     candidates: list[TargetWeights] = []
+    untold = False
     if known is None and objective.weights is None:
         found = list(_candidates(whole_ones))[:MOST_CANDIDATES]
         candidates = [weights for weights, _ in found]
-        splits += _losses(objective, [parts for _, parts in found])
+        splits += _losses(objective, [parts for _, parts in found if parts is not None])
+        untold = untold or any(parts is None for _, parts in found)
     wrong = next((split for split in splits if not split.fits(objective.sample_weights)), None)
     if wrong is None:
-        return ""
+        return UNTOLD if untold else ""
     fitting = (each for each in candidates if all(split.fits(each.of) for split in splits))
     objective.weights = next(fitting, None) if candidates else objective.weights
     if isinstance(objective.weights, TargetWeights):
@@ -134,7 +151,7 @@ def _losses(objective: Objective, asked: Sequence[Parts]) -> list[_Split]:
     return found
 
 
-def _candidates(batches: Sequence[AnyBatch]) -> Iterator[tuple[TargetWeights, Parts]]:
+def _candidates(batches: Sequence[AnyBatch]) -> Iterator[tuple[TargetWeights, Parts | None]]:
     """Ways to weigh the samples that differ from each other, each with samples that show it."""
     few = [_affordable(batch) for batch in batches]
     seen: list[Tensor] = []
@@ -154,6 +171,16 @@ def _candidates(batches: Sequence[AnyBatch]) -> Iterator[tuple[TargetWeights, Pa
         place = spreads.index(max(spreads))
         if spreads[place] > 0:
             yield candidate, _unequal_parts(few[place], weights[place])
+        else:
+            yield candidate, _of_two_batches(few, weights)
+
+
+def _of_two_batches(batches: Sequence[AnyBatch], weights: Sequence[Tensor]) -> Parts | None:
+    """Samples of the batch that would weigh least beside those of the one that would most; None where shapes differ."""
+    order = sorted(range(len(batches)), key=lambda place: float(weights[place].max()))
+    least, most = (as_pair(some_of(batches[place], COMPARED_SAMPLES // 2)) for place in (order[0], order[-1]))
+    both = joined([least, most])
+    return None if both is None else (both, least, most)
 
 
 def _affordable(batch: AnyBatch) -> AnyBatch:
@@ -172,6 +199,9 @@ def _readings(batches: Sequence[AnyBatch]) -> Iterator[TargetWeights]:
         if not isinstance(leaf, Tensor) or leaf.is_nested or leaf.is_complex() or axes[place] is None:
             continue
         for skipped in (0, 1) if leaf.ndim > 1 and leaf.shape[1] > 1 else (0,):
+            if any(isinstance(each[place], Tensor) and bool(each[place].isnan().any()) for each in leaves):  # type: ignore[union-attr]
+                yield TargetWeights(place, math.nan, skipped)
+                continue
             if leaf.is_floating_point() or leaf.dtype == torch.bool:
                 later.append(TargetWeights(place, None, skipped))
                 continue

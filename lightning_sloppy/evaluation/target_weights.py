@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +18,12 @@ class TargetWeights:
 
     Attributes:
         leaf: Place of the tensor among the leaves of the targets.
-        ignored: Label that counts for nothing, all others count 1; None: the entries themselves are the weights.
+        ignored: Label that counts for nothing, which may be NaN, all others count 1; None: the entries are the weights.
         skipped: Labels at the start of each sequence that are not predicted: 1 where tokens predict the next one.
     """
 
     leaf: int
-    ignored: int | None = None
+    ignored: float | None = None
     skipped: int = 0
 
     def of(self, batch: AnyBatch) -> Tensor:
@@ -36,7 +37,10 @@ class TargetWeights:
             entries = entries.movedim(axis, 0)
         if self.skipped:
             entries = entries[:, self.skipped :]
-        counted = entries if self.ignored is None else entries != self.ignored
+        if self.ignored is None:
+            counted = entries
+        else:
+            counted = ~entries.isnan() if math.isnan(self.ignored) else entries != self.ignored
         if axis is None:  # whose they are is not known, but the batch weighs what they weigh together
             return (counted.sum().to("cpu", torch.float64) / max(rows.count, 1)).expand(rows.count)
         return counted.reshape(rows.count, -1).sum(1).to("cpu", torch.float64)

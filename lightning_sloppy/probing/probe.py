@@ -107,6 +107,8 @@ class Probe:
             ConfigurationError: When it cannot be known; the message asks for ``loss_fn=``.
         """
         choice = self.choose()
+        if any(child.training for child in self.module.modules()):
+            return choice  # random numbers and statistics belong to the batch: its parts tell nothing
         # The batch that the loss was found on need not have shown what its mean is over.
         note = checked_reduction_of(choice.objective, self.batches)
         return replace(choice, note=choice.note or note)

@@ -175,6 +175,30 @@ def own_token_mean(f: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(f, y)
 
 
+def padded_batches() -> Promise:
+    """Words that predict themselves, padded with zeros: as many in all samples of a batch, fewer in the other."""
+    words = torch.randint(1, 6, (7, 4))
+    words[3:, 2:] = 0
+
+    def flat(f: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(f.flatten(0, 1), y.flatten(), ignore_index=0)
+
+    module = nn.Sequential(nn.Embedding(6, 3), nn.Tanh(), nn.Linear(3, 6))
+    return pairs(module, words, words.clone(), flat, weights=[4] * 3 + [2] * 4)
+
+
+def missing_targets() -> Promise:
+    """Some numbers of some samples are not known, and count for nothing."""
+    x, _ = data()
+    y = torch.randn(7, CLASSES, dtype=torch.float64)
+    y[4:, 1] = torch.nan
+
+    def known(f: Tensor, y: Tensor) -> Tensor:
+        return (f[~y.isnan()] - y[~y.isnan()]).square().mean()
+
+    return pairs(net(), x, y, known, weights=(~y.isnan()).sum(1).tolist())
+
+
 def weights_in_the_targets() -> Promise:
     """Each sample brings its weight; the loss is the plain mean of the weighed terms."""
     x, y = data()
@@ -444,6 +468,8 @@ KINDS = (
     smoothed,
     summed,
     summed_by_hand,
+    padded_batches,
+    missing_targets,
     weights_in_the_targets,
     weighted_mean_in_the_targets,
     one_logit,

@@ -20,11 +20,12 @@ from lightning_sloppy.evaluation.batches import (
     cut,
     joined,
     picked,
+    private,
     rows_in,
     sample_count,
     some_of,
 )
-from lightning_sloppy.evaluation.inner_loss import IGNORED
+from lightning_sloppy.evaluation.inner_loss import IGNORED, equal_of_logits
 from lightning_sloppy.evaluation.loss_checks import AGREEMENT
 from lightning_sloppy.evaluation.nests import leaves_of
 from lightning_sloppy.evaluation.ranks import gathered_over_ranks
@@ -80,10 +81,13 @@ def checked_reduction_of(objective: Objective, batches: Sequence[AnyBatch]) -> s
         found = list(_candidates(whole_ones))[:MOST_CANDIDATES]
         candidates = [weights for weights, _ in found]
         splits += _losses(objective, [parts for _, parts in found if parts is not None])
-        untold = untold or any(parts is None for _, parts in found)
+        untold = any(parts is None for _, parts in found)
     wrong = next((split for split in splits if not split.fits(objective.sample_weights)), None)
+    if wrong is None and untold:
+        objective.weights = _weights_of_the_equal(objective, few)
+        return "" if objective.weights else UNTOLD
     if wrong is None:
-        return UNTOLD if untold else ""
+        return ""
     fitting = (each for each in candidates if all(split.fits(each.of) for split in splits))
     objective.weights = next(fitting, None) if candidates else objective.weights
     if isinstance(objective.weights, TargetWeights):
@@ -93,6 +97,13 @@ def checked_reduction_of(objective: Objective, batches: Sequence[AnyBatch]) -> s
         f"({wrong.expected(objective.sample_weights):.6g}): batches are weighted by their sample counts all the same; "
         "pass sample_weights= if it is a mean over tokens."
     )
+
+
+def _weights_of_the_equal(objective: Objective, batch: AnyBatch) -> TargetWeights | None:
+    """What the usual loss of logits and labels weighs samples by that is equal to this one; None for none."""
+    outputs = objective.output_values(objective.copied_parameters(), private(batch)[0])
+    same = equal_of_logits(objective, outputs, batch)
+    return None if same is None else same.weights
 
 
 def agreed_weights(objective: Objective) -> None:

@@ -187,6 +187,26 @@ def padded_batches() -> Promise:
     return pairs(module, words, words.clone(), flat, weights=[4] * 3 + [2] * 4)
 
 
+def lengths_by_batch() -> Promise:
+    """A mean over positions, of which each batch has its own number."""
+    inputs = [torch.randn(n, steps, FEATURES, dtype=torch.float64) for n, steps in ((3, 2), (4, 5))]
+    labels = [torch.randint(0, CLASSES, x.shape[:2]) for x in inputs]
+    samples = [(x[i : i + 1], y[i : i + 1]) for x, y in zip(inputs, labels, strict=True) for i in range(len(x))]
+
+    def positions(f: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(f.transpose(1, 2), y)
+
+    return Promise(
+        net().double(),
+        list(zip(inputs, labels, strict=True)),
+        positions,
+        samples,
+        lambda m, s: m(s[0]).reshape(-1),
+        lambda m, row, s: positions(row.reshape(1, -1, CLASSES), s[1]),
+        weights=[2] * 3 + [5] * 4,
+    )
+
+
 def missing_targets() -> Promise:
     """Some numbers of some samples are not known, and count for nothing."""
     x, _ = data()
@@ -469,6 +489,7 @@ KINDS = (
     summed,
     summed_by_hand,
     padded_batches,
+    lengths_by_batch,
     missing_targets,
     weights_in_the_targets,
     weighted_mean_in_the_targets,

@@ -131,8 +131,9 @@ def test_a_masked_mean_with_a_half_of_nothing_is_no_sum() -> None:
     module, x, y = nn.Linear(3, 1).double(), torch.randn(2, 8, 3).double(), torch.randn(2, 8, 1).double()
     y[0, 4:] = float("nan")
     found = hessian_spectrum(module, [(x[0], y[0]), (x[1], y[1])], masked, k=4)
-    ones = [torch.cat([part, torch.ones(len(part), 1).double()], dim=1) for part in (x[0, :4], x[1])]
-    dense = sum(2 * rows.T @ rows / len(rows) for rows in ones) / 2
+    known = torch.cat([x[0, :4], x[1]])  # the mean is over the twelve targets that are known
+    rows = torch.cat([known, torch.ones(12, 1).double()], dim=1)
+    dense = 2 * rows.T @ rows / 12
     torch.testing.assert_close(found.eigenvalues, torch.linalg.eigvalsh(dense).flip(0))
     assert "reduction" not in found.detail
 

@@ -179,7 +179,14 @@ def test_weights_of_a_loss_of_ones_own() -> None:
     told = hessian_spectrum(module, batches, own, k=3, sample_weights=lambda y: (y != -100).sum(1))
     torch.testing.assert_close(told.eigenvalues.abs().max(), values.abs().max())
     assert "weights" not in told.detail
-    untold = hessian_spectrum(module, batches, own, k=3)
+    found = hessian_spectrum(module, batches, own, k=3)
+    torch.testing.assert_close(found.eigenvalues.abs().max(), values.abs().max())
+    assert "weights" not in found.detail
+
+    def hidden(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, weight=torch.arange(1, outputs.shape[1] + 1).to(outputs))
+
+    untold = hessian_spectrum(module, batches, hidden, k=3)
     assert "pass sample_weights=" in str(untold.detail["weights"])
     with pytest.raises(ConfigurationError, match="one weight"):
         hessian_spectrum(module, batches, own, sample_weights=lambda y: torch.ones(2))

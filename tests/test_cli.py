@@ -176,3 +176,11 @@ def test_a_certificate_that_is_refused_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(FinalCertificate, "after_training", lambda *_: None)
     with pytest.raises(SystemExit, match="error: There is no certificate"):
         main(["certify", *STEP[1:5], "--trainer.max_epochs=1", "--trainer.logger=false", f"--ckpt_path={path}"])
+
+
+def test_clean_samples_are_the_name_of_a_method(capsys):
+    found = yaml.safe_load(printed(capsys, "certify", "--print_config", "--clean=clean_dataloader"))
+    assert found["clean"] == "clean_dataloader"
+    monitor = ["--trainer.callbacks+=SloppyMonitor", "--trainer.callbacks.clean=clean_dataloader"]
+    found = yaml.safe_load(printed(capsys, "fit", "--print_config", *monitor))
+    assert found["trainer"]["callbacks"][0]["init_args"]["clean"] == "clean_dataloader"

@@ -31,6 +31,13 @@ def bound_estimates(certificate: Certificate) -> dict[str, Estimate]:
     return {name: Estimate(value) for name, value in found.items()}
 
 
+def final_estimates(pair: Certificate, single: Certificate) -> dict[str, Estimate]:
+    """The bounds of two certificates of one posterior, and the parts of the first."""
+    parts = bound_estimates(pair)
+    shared = {name: parts[name] for name in ("gibbs_error", "log_ratio", "kl_displacement", "kl_covariance")}
+    return {"pair": Estimate(pair.value), "single": Estimate(single.value), **shared}
+
+
 def spent_delta(delta: float, pairs: int, held_out: int) -> float:
     """What a run has spent of delta after so many evaluations on pairs and so many hold-out bounds.
 

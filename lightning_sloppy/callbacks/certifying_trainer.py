@@ -17,6 +17,7 @@ from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.classifiers import Predict
 from lightning_sloppy.evaluation.objective import Loss
+from lightning_sloppy.probing.clean_samples import Clean
 from lightning_sloppy.probing.context import notice_training, was_fitted
 from lightning_sloppy.probing.digests import frozen_digests
 from lightning_sloppy.probing.priors import Prior
@@ -43,6 +44,7 @@ class CertifyingTrainer(Trainer):
         loss_fn: Loss | None = None,
         predict: Predict | None = None,
         duplicates: Duplicates | None = None,
+        clean: Clean | None = None,
         folder: str | None = None,
         seed: int = 0,
         weights_only: bool | None = None,
@@ -65,6 +67,8 @@ class CertifyingTrainer(Trainer):
             predict: What the model says, where its loss does not tell: outputs to labels, or outputs and targets to
                 booleans that are true for mistakes.
             duplicates: Your word on equal samples: "natural" or "copies"; null: a bound that holds either way.
+            clean: Where training samples are read at random: the name of a method of the data module that gives the
+                same samples in the same order without (a loader or a data set), or these themselves.
             folder: Where networks and certificates go; null: ``certificate`` beside the checkpoint.
             seed: Of the learning and the draws.
             weights_only: Read plain values alone; false for a file that you trust and that holds more. null: true.
@@ -86,12 +90,13 @@ class CertifyingTrainer(Trainer):
             loss_fn=loss_fn,
             predict=predict,
             duplicates=duplicates,
+            clean=clean,
             folder=folder or str(Path(str(ckpt_path)).parent / "certificate"),
             seed=seed,
             strict=True,
         )
         if runs:
-            known = dict(next((run for run in runs if "split" in run), runs[0]))
+            known = dict(next((run for run in runs if run.get("split") is not None), runs[0]))
             known["evaluation"] = max(int(run.get("evaluation", 0)) for run in runs)
             known["value"] = next(
                 (run["value"] for run in runs if not math.isnan(run.get("value", math.nan))), math.nan

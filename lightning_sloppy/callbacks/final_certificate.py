@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from lightning_sloppy.bounds.concentration import require_probability
+from lightning_sloppy.bounds.estimates import final_estimates
 from lightning_sloppy.bounds.learning import Learnt
 from lightning_sloppy.bounds.learning_plan import LearningPlan
 from lightning_sloppy.bounds.posterior_certificate import FinalCertificates
@@ -21,45 +22,28 @@ from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.callbacks.pac_bayes_bound import PACBayesBound
 from lightning_sloppy.certificate import Certificate, Reason
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.classifiers import Classifier, Predict
+from lightning_sloppy.evaluation.classifiers import Predict
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.certificate_task import CertificateTask, RunState
 from lightning_sloppy.probing.certified_networks import folder_of, forget_files, learn_and_certify, save
 from lightning_sloppy.probing.classification import coupled, model_classifier, unlearnable
+from lightning_sloppy.probing.clean_samples import Clean, CleanSamples, checked_clean, require_clean
 from lightning_sloppy.probing.context import FitContext, fit_context
 from lightning_sloppy.probing.curvature_coordinates import coordinates_of, leading_pairs
 from lightning_sloppy.probing.error_counts import ErrorCounter
+from lightning_sloppy.probing.examined import Examined
 from lightning_sloppy.probing.guard import measuring
 from lightning_sloppy.probing.loss_choice import LossArgument, LossChoice
-from lightning_sloppy.probing.priors import Prior, Samples, is_split, require_samples, samples_for
+from lightning_sloppy.probing.priors import Prior, is_split, require_samples, samples_for, trained_samples
 from lightning_sloppy.probing.repeats import Duplicates, require_duplicates
-from lightning_sloppy.probing.samples import CURVATURE_SAMPLES
-from lightning_sloppy.probing.start_check import PRETRAINED, StartCheck, checked_start, start_reasons
-from lightning_sloppy.probing.validity import module_conditions
-from lightning_sloppy.records import Cost, Estimate, Measurement, Status
+from lightning_sloppy.probing.start_check import PRETRAINED, checked_start, start_reasons
+from lightning_sloppy.records import Cost, Measurement, Status
 from lightning_sloppy.reporting import phrases
 from lightning_sloppy.reporting.progress import progress
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
-
-
-@dataclass(frozen=True)
-class _Examined:
-    """What a certificate rests on, when nothing forbids it.
-
-    Attributes:
-        classifier: Outputs and targets to mistakes.
-        samples: Certifying ones, and those held out.
-        check: Of the weights at the start.
-        prior_mean: Weights around which the prior is, (p,).
-    """
-
-    classifier: Classifier
-    samples: Samples
-    check: StartCheck
-    prior_mean: Tensor
 
 
 class FinalCertificate(MeasuringCallback):
@@ -93,6 +77,10 @@ class FinalCertificate(MeasuringCallback):
             the sign of one logit, where the loss calls the outputs so.
         duplicates: Your word on equal samples: "natural", draws of their own, as a table of few values has them;
             "copies" of one draw, which count once; None: the larger of both bounds, which holds either way.
+        clean: Where training samples are read at random (augmentation): the same samples in the same order without, to
+            learn from and to judge on: a DataLoader or data set, a function that returns one, or the name of such a
+            method of the data module; with a PriorSplit all samples that it splits. What is certified is the error on
+            clean samples. None: as the training reads them, or that of the SloppyMonitor around it.
         folder: Where networks and certificates go; None: ``certificate`` in the run's log folder.
         seed: Of the learning and the draws; None: 0, or that of the SloppyMonitor around it.
         strict: Raise errors instead of warning; None: no, or as in the SloppyMonitor.
@@ -116,6 +104,7 @@ class FinalCertificate(MeasuringCallback):
     cost_advice = "`learning.seconds` limits them."
 
     loss_fn: LossArgument | None
+    clean: Clean | None
 
     def __init__(
         self,
@@ -126,6 +115,7 @@ class FinalCertificate(MeasuringCallback):
         loss_fn: Loss | None = None,
         predict: Predict | None = None,
         duplicates: Duplicates | None = None,
+        clean: Clean | None = None,
         folder: str | None = None,
         seed: int | None = None,
         strict: bool | None = None,
@@ -144,7 +134,7 @@ class FinalCertificate(MeasuringCallback):
             )
         self.prior = prior_name
         self.learning = learning or LearningPlan()
-        self._settle(loss_fn=(loss_fn, None))
+        self._settle(loss_fn=(loss_fn, None), clean=(checked_clean(clean), None))
         self.folder = folder
         self.predict = predict
         require_duplicates(duplicates)
@@ -164,6 +154,7 @@ class FinalCertificate(MeasuringCallback):
         self._run_state = self._given or replace(self._run_state, split=None)
         self._given = None
         require_samples(trainer, self.prior)
+        require_clean(trainer, pl_module, self.clean)
         self._bound = next((peer for peer in peers(trainer) if isinstance(peer, PACBayesBound)), None)
         if self._given_delta is None:
             self.delta = 0.05 if self._bound is None else self._bound.delta
@@ -180,15 +171,19 @@ class FinalCertificate(MeasuringCallback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the weights before the first step, all else in the network, and which samples are trained on."""
+        """Remember the weights before the first step and all else in the network; look at the samples."""
         try:
             context = fit_context(trainer, pl_module)
-            split = None
-            if is_split(self.prior):
-                with measuring(pl_module):
-                    split = context.training_digests(trainer).fingerprint
         except Exception:
             return  # the measurement at the end says what is wrong
+        known: CleanSamples | None = None
+        split = None
+        with suppress(Exception), measuring(pl_module):
+            known = context.ranks.together(lambda: trained_samples(trainer, context, self.prior, self.clean))
+            split = context.digests(known.source).fingerprint if is_split(self.prior) else None
+        self._warn(() if known is None else known.reasons, trainer)
+        if is_split(self.prior) and split is None:
+            return
         if context.fresh or (self.prior in PRETRAINED and self._run_state.prior_mean is None and context.begins):
             buffers = dict(pl_module.named_buffers()) if is_split(self.prior) else {}
             buffers = {name: buffer.detach().cpu().clone() for name, buffer in buffers.items()}
@@ -224,14 +219,16 @@ class FinalCertificate(MeasuringCallback):
         found = self._measurement(trainer, step, final.pair, final, dtype)
         return replace(found, notes=(f"Networks and certificates: {folder}.",))
 
-    def _examined(self, trainer: Trainer, context: FitContext, choice: LossChoice) -> _Examined | Certificate:
+    def _examined(self, trainer: Trainer, context: FitContext, choice: LossChoice) -> Examined | Certificate:
         """What the certificate will rest on; a certificate without a bound where something forbids one."""
         classifier = unlearnable(choice) or model_classifier(trainer, context, choice, self.predict)
         if isinstance(classifier, Reason):
             return no_bound(context.train_size(trainer) or 0, self.delta, classifier)
-        samples = samples_for(trainer, context, self.prior, self._run_state, self.duplicates)
+        samples = samples_for(
+            trainer, context, self.prior, self._run_state, clean=self.clean, duplicates=self.duplicates
+        )
         source = samples.rows.source
-        reasons = [*samples.reasons, *coupled(trainer, context, choice, source)]
+        reasons = samples.reasons or coupled(trainer, context, choice, source)
         if reasons:
             return no_bound(len(source), self.delta, *reasons)
         start = self._run_state.prior_mean
@@ -250,9 +247,9 @@ class FinalCertificate(MeasuringCallback):
         if reasons:
             return replace(no_bound(len(source), self.delta, *reasons), start_error=check.error)
         prior_mean = context.layout.vector(context.module) if is_split(self.prior) else start
-        return _Examined(classifier, samples, check, prior_mean)
+        return Examined(classifier, samples, check, prior_mean)
 
-    def _task(self, trainer: Trainer, context: FitContext, choice: LossChoice, examined: _Examined) -> CertificateTask:
+    def _task(self, trainer: Trainer, context: FitContext, choice: LossChoice, examined: Examined) -> CertificateTask:
         """The learning that is to be done; it takes the next number of an evaluation."""
         samples, source = examined.samples, examined.samples.rows.source
         coordinates = coordinates_of(
@@ -265,7 +262,16 @@ class FinalCertificate(MeasuringCallback):
             held_out=samples.held_out,
         )
         counter = ErrorCounter(trainer, context, source, choice.objective, examined.classifier, coordinates)
-        template = self._template(context, trainer, samples, examined.check)
+        template = examined.template(
+            trainer,
+            context,
+            prior=self.prior,
+            spread=self.learning.spread,
+            delta=self.delta,
+            guess_error=counter.guess_error(len(source)),
+            live_value=(self._run_state if self._bound is None else self._bound.run_state).value,
+            seed=self.seed,
+        )
         return CertificateTask(
             prior_mean=examined.prior_mean,
             counter=counter,
@@ -274,7 +280,7 @@ class FinalCertificate(MeasuringCallback):
             evaluation=self._next_evaluation(),
             plan=self.learning,
             seed=self.seed,
-            template=replace(template, guess_error=counter.guess_error(len(source))),
+            template=template,
             coordinates=coordinates,
             distinct=samples.rows.distinct,
             pairs=leading_pairs(trainer, context, choice.objective, source, self.learning.directions),
@@ -301,68 +307,37 @@ class FinalCertificate(MeasuringCallback):
             self.learnt, final = learn_and_certify(context, task, tell)
         return final
 
-    def _template(self, context: FitContext, trainer: Trainer, samples: Samples, check: StartCheck) -> Certificate:
-        source, held_out = samples.rows.source, samples.held_out
-        n_prior = 0 if held_out is None else min(len(held_out), CURVATURE_SAMPLES)
-        if is_split(self.prior):
-            n_prior = len(context.source(trainer))
-        return Certificate(
-            kind="",
-            certified_predictor="",
-            value=math.nan,
-            valid=True,
-            n=len(source),
-            delta=self.delta,
-            n_prior=n_prior,
-            examples="certifying" if is_split(self.prior) else "training",
-            posterior={"weights": "diagonal"}.get(self.learning.spread, self.learning.spread),
-            conditions=(*samples.rows.conditions, *module_conditions(context), *check.open_questions),
-            remarks=(check.words,),
-            prior=FINAL_STATEMENTS[self.prior],
-            start_error=check.error,
-            live_value=self._run_state.value if self._bound is None else self._bound.value,
-            sample_hash=context.digests(source).fingerprint,
-            seed=self.seed,
-        )
-
     def _evaluations(self) -> int:
         """Of the run's schedule so far, those of a bound beside this one included."""
-        return max(self._run_state.evaluation, 0 if self._bound is None else self._bound.evaluations)
+        return max(self._run_state.evaluation, 0 if self._bound is None else self._bound.run_state.evaluation)
 
     def _next_evaluation(self) -> int:
         number = self._evaluations() + 1
         self._run_state = replace(self._run_state, evaluation=number)
         if self._bound is not None:
-            self._bound.evaluations = number
+            self._bound.run_state = replace(self._bound.run_state, evaluation=number)
         return number
 
     def _measurement(
         self, trainer: Trainer, step: int, certificate: Certificate, final: FinalCertificates | None, dtype: str
     ) -> Measurement:
-        for reason in certificate.reasons:
-            self.warn_once(f"There is no final certificate: {reason}", trainer=trainer, key=reason[:40])
-        estimates = {}
-        if final is not None:
-            estimates = {
-                "pair": Estimate(final.pair.value),
-                "single": Estimate(final.single.value),
-                "gibbs_error": Estimate(certificate.empirical_risk),
-                "log_ratio": Estimate(certificate.log_ratio),
-                "kl_displacement": Estimate(certificate.kl_displacement),
-                "kl_covariance": Estimate(certificate.kl_covariance),
-            }
+        self._warn(certificate.reasons, trainer)
         return Measurement(
             step=step,
             epoch=trainer.current_epoch,
             group=self.name,
             spectrum=None,
-            estimates=estimates,
+            estimates={} if final is None else final_estimates(final.pair, final.single),
             cost=Cost(method="" if self.learnt is None else self.learnt.method),
             status=Status.CONVERGED if certificate.valid else Status.UNAVAILABLE,
             num_samples=certificate.risk_samples,
             precision=dtype.removeprefix("torch."),
             certificate=certificate,
         )
+
+    def _warn(self, reasons: Sequence[str], trainer: Trainer) -> None:
+        for reason in reasons:
+            self.warn_once(f"There is no final certificate: {reason}", trainer=trainer, key=reason[:40])
 
     def paragraphs(self) -> list[str]:
         """The certificate of the pair in words, and that of the network to deploy."""

@@ -20,6 +20,7 @@ from lightning_sloppy.callbacks.periodic import check_schedule
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import BatchSize, checked_batch_size
 from lightning_sloppy.evaluation.preserve import Mode
+from lightning_sloppy.probing.clean_samples import Clean, checked_clean
 from lightning_sloppy.probing.loss_choice import LossArgument, checked_argument
 from lightning_sloppy.probing.probe import MeasureOn
 from lightning_sloppy.probing.schedule import Schedule
@@ -42,8 +43,8 @@ class SloppyMonitor(SloppyCallback):
 
     It only watches: the trained weights are bitwise what they are without it. Each part is a callback: true stands for
     the callback with its defaults, null and false switch it off. The monitor passes ``schedule``, ``loss_fn``,
-    ``measure_on``, ``batch_size``, ``mode``, ``epsilon``, ``seed`` and ``strict`` to each part that was not given its
-    own. A part with a schedule of its own has the limit on the cost that stands in it.
+    ``measure_on``, ``batch_size``, ``mode``, ``epsilon``, ``clean``, ``seed`` and ``strict`` to each part that was not
+    given its own. A part with a schedule of its own has the limit on the cost that stands in it.
 
     Args:
         jacobian: Spectrum of the outputs' derivative in the parameters, with the headline: the effective dimension.
@@ -54,6 +55,8 @@ class SloppyMonitor(SloppyCallback):
             FisherSpectrum; true is off without either.
         certificate: Optimise and certify a posterior at the end of the fit; off by default, for it takes minutes.
         early_stopping: Stop by hold-out loss and effective dimension; off by default.
+        clean: For bound and certificate, where training samples are read at random (augmentation): the same samples in
+            the same order without; see :class:`PACBayesBound`.
         extra: Further instruments, such as a second FisherSpectrum or one of your own.
         epsilon: Prior precision behind every effective dimension; null: p / ||w0||^2.
         loss_fn: Mean-reduced loss of (outputs, targets); null: guessed from the module, checked by the first step of
@@ -91,6 +94,7 @@ class SloppyMonitor(SloppyCallback):
         bound: PACBayesBound | bool | None = True,
         certificate: FinalCertificate | bool | None = None,
         early_stopping: EffectiveDimensionEarlyStopping | bool | None = None,
+        clean: Clean | None = None,
         extra: Sequence[MeasuringCallback] | None = (),
         epsilon: float | None = None,
         loss_fn: LossArgument | None = None,
@@ -137,6 +141,7 @@ class SloppyMonitor(SloppyCallback):
         settings = {
             "schedule": schedule or Schedule(every_n_epochs, every_n_steps, (), None, max_overhead, grace_seconds),
             "loss_fn": loss_fn,
+            "clean": checked_clean(clean),
             "measure_on": measure_on,
             "batch_size": batch_size,
             "mode": mode,

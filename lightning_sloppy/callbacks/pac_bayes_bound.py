@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
 
 from lightning_sloppy.bounds import Evidence
 from lightning_sloppy.bounds.concentration import require_probability
@@ -26,7 +24,9 @@ from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.classifiers import Classifier, Predict
 from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.probing import trainer_internals, validity
+from lightning_sloppy.probing.certificate_task import RunState
 from lightning_sloppy.probing.classification import coupled, model_classifier
+from lightning_sloppy.probing.clean_samples import Clean, checked_clean, clean_samples, require_clean
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.error_counts import ErrorCounter
 from lightning_sloppy.probing.hold_out_set import HoldOut
@@ -65,12 +65,16 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             the sign of one logit, where the loss calls the outputs so.
         duplicates: Your word on equal samples: "natural", draws of their own, as a table of few values has them;
             "copies" of one draw, which count once; null: the larger of both bounds, which holds either way.
+        clean: Where training samples are read at random (augmentation): the same samples in the same order without, to
+            judge on: a DataLoader or data set, a function that returns one, or the name of such a method of the data
+            module. What is certified is the error on clean samples. Null: as the training reads them, or that of the
+            SloppyMonitor around it.
         seed: Of the draws and subsamples; null: 0, or that of the SloppyMonitor around it.
         strict: Raise errors instead of warning; null: false, or as in the SloppyMonitor.
 
     Attributes:
-        evaluations: Numbers of the run's schedule that are spent; a certificate beside the curve spends one as well.
-        value: The latest bound of the run, NaN before the first one.
+        run_state: Of the run: the weights at its start, the latest bound, and the number of evaluations that are
+            spent; a certificate beside the curve spends one as well.
 
     Raises:
         ConfigurationError: For delta outside (0, 1), or without a spectrum in the Trainer.
@@ -86,6 +90,8 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
     costs = ("seconds", "peak_bytes")
     needs_eigenvectors = True
 
+    clean: Clean | None
+
     def __init__(
         self,
         delta: float = 0.05,
@@ -94,6 +100,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         risk_samples: int = 10_000,
         predict: Predict | None = None,
         duplicates: Duplicates | None = None,
+        clean: Clean | None = None,
         seed: int | None = None,
         strict: bool | None = None,
     ) -> None:
@@ -110,11 +117,9 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         self.predict = predict
         require_duplicates(duplicates)
         self.duplicates = duplicates
-        self._prior_mean: Tensor | None = None
-        self.evaluations = 0
-        self.value = math.nan
+        self._settle(clean=(checked_clean(clean), None))
+        self.run_state = RunState()
         self._choice: Choice | None = None
-        self._frozen: dict[str, str] | None = None
         self._hold_out = HoldOut()
         self._forget()
 
@@ -136,6 +141,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         if stage != "fit":
             return
         self._forget()
+        require_clean(trainer, pl_module, self.clean)
         if _followed(trainer) is None:
             raise ConfigurationError(
                 "PACBayesBound builds its posterior from the Hessian or the Fisher matrix, but neither HessianSpectrum "
@@ -174,15 +180,16 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
 
     def take(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """One evaluation: posterior, fresh pair, fresh subsample, bound; and the hold-out bound beside it."""
-        stated = self.prior in PRETRAINED and self._prior_mean is None and context.begins
+        known = self.run_state.prior_mean
+        stated = self.prior in PRETRAINED and known is None and context.begins
         if not self._begun and (context.fresh or stated):
             # Weights that no fit has touched begin a new run; others go on with the prior that is known, if any.
-            self._prior_mean, self.evaluations, self._choice, self.value = context.start, 0, None, math.nan
-            self._frozen = dict(context.start_digests)
+            self.run_state, self._choice = RunState(context.start, frozen=dict(context.start_digests)), None
             if context.fresh:
                 self._hold_out.start_run()
-        elif not self._begun and self._prior_mean is not None and torch.equal(self._prior_mean, context.start):
-            self._prior_mean = context.start  # one tensor for all, in memory and in the next checkpoint
+        elif not self._begun and known is not None and torch.equal(known, context.start):
+            # One tensor for all, in memory and in the next checkpoint.
+            self.run_state = replace(self.run_state, prior_mean=context.start)
         self._begun = True
         followed = _followed(trainer)
         choice = context.loss_choice(trainer, None if followed is None else followed.loss_fn)
@@ -190,19 +197,17 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         if isinstance(classifier, Reason):
             certificate = no_bound(context.train_size(trainer) or 0, self.delta, classifier)
             return self._measurement(trainer, choice, step, certificate, {})
+        judged = clean_samples(trainer, context, self.clean, context.source(trainer))
         if self._rows is None:
-            self._rows = certifying_rows(context, context.source(trainer), self.duplicates)
-        source = self._rows.source
+            self._rows = certifying_rows(context, judged.source, self.duplicates, judged.conditions)
+        source, run = self._rows.source, self.run_state
         if self._data_reasons is None:
-            self._data_reasons = [
-                *validity.data_reasons(trainer, context, source),
-                *coupled(trainer, context, choice, source),
-            ]
-        reasons = [*validity.module_reasons(context, self._prior_mean, self._frozen), *self._data_reasons]
+            self._data_reasons = list(judged.reasons) or coupled(trainer, context, choice, source)
+        reasons = [*validity.module_reasons(context, run.prior_mean, run.frozen), *self._data_reasons]
         if not reasons:
             reasons = self._start_reasons(trainer, context, choice, classifier, source)
         if not reasons:
-            self.evaluations += 1
+            self.run_state = replace(self.run_state, evaluation=self.run_state.evaluation + 1)
         if self._training is None:
             self._training = ErrorCounter(trainer, context, source, choice.objective, classifier)
         if self._measurable(context):
@@ -219,13 +224,15 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
                 classifier,
                 delta=self.delta,
                 step=step,
+                trained=judged.source,
                 duplicates=self.duplicates,
             )
         if held_out is not None:
             estimates["hold_out"] = Estimate(held_out.value)
             estimates["hold_out_error"] = Estimate(held_out.empirical_risk)
         if certificate.valid or held_out is not None:
-            estimates["delta_spent"] = Estimate(spent_delta(self.delta, self.evaluations, self._hold_out.evaluation))
+            spent = spent_delta(self.delta, self.run_state.evaluation, self._hold_out.evaluation)
+            estimates["delta_spent"] = Estimate(spent)
         return self._measurement(trainer, choice, step, certificate, estimates)
 
     def _start_reasons(
@@ -237,7 +244,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         source: SampleSource,
     ) -> list[str]:
         """Judge the weights at the start, once in a fit, and again when validation samples are there to judge on."""
-        assert self._prior_mean is not None
+        assert self.run_state.prior_mean is not None
         validation = trainer_internals.validation_loaders(trainer)
         if self._start_check is None or (validation and not self._start_check.looked_for_unseen):
             self._start_check = checked_start(
@@ -246,7 +253,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
                 choice.objective,
                 classifier,
                 source,
-                start=context.layout.table(self._prior_mean),
+                start=context.layout.table(self.run_state.prior_mean),
                 prior=self.prior,
                 validation=validation,
             )
@@ -294,10 +301,10 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         vectors = self._spectrum.eigenvectors
         if vectors is None:
             vectors = torch.zeros(len(weights), 0)
-        known = self._prior_mean is not None and len(self._prior_mean) == len(weights)
-        start = self._prior_mean if known and self._prior_mean is not None else context.start
+        known = self.run_state.prior_mean
+        start = known if known is not None and len(known) == len(weights) else context.start
         # The evaluation number seeds the draws: fresh ones each time, the same ones on every rank.
-        number = max(self.evaluations, 1)
+        number = max(self.run_state.evaluation, 1)
         draws = generator((self.seed + 1) * 1_000_003 + number if not reasons else self.seed)
         evidence = Evidence(
             weights=weights,
@@ -331,7 +338,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         )
         self._choice = found.choice
         if found.certificate.valid:
-            self.value = found.certificate.value
+            self.run_state = replace(self.run_state, value=found.certificate.value)
         if check is None:
             return found.certificate
         remarks = (*found.certificate.remarks, check.words)
@@ -364,14 +371,11 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
 
     def state_dict(self) -> dict[str, Any]:
         """Also initial weights and the numbers of evaluations: without them a resumed run has no bound."""
-        if self._prior_mean is None:
+        if self.run_state.prior_mean is None:
             return super().state_dict()
         return {
             **super().state_dict(),
-            "prior_mean": self._prior_mean,
-            "evaluation": self.evaluations,
-            "frozen": self._frozen,
-            "value": self.value,
+            **self.run_state.state(),
             "choice": None if self._choice is None else asdict(self._choice),
             **self._hold_out.state(),
         }
@@ -379,13 +383,10 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the prior of the run that wrote the checkpoint."""
         super().load_state_dict(state_dict)
-        self._prior_mean = state_dict.get("prior_mean")
-        self.evaluations = int(state_dict.get("evaluation", 0))
-        self.value = float(state_dict.get("value", math.nan))
-        self._frozen = state_dict.get("frozen")
+        self.run_state = RunState.of(state_dict)
         choice = state_dict.get("choice")
         self._choice = None if choice is None else Choice(**choice)
-        self._resumed = self._prior_mean is not None
+        self._resumed = self.run_state.prior_mean is not None
         self._hold_out.load(state_dict)
 
 

@@ -27,7 +27,7 @@ from lightning_sloppy.evaluation.nests import map_tensors, tensors_of, with_tens
 from lightning_sloppy.evaluation.ranks import ALONE, Ranks
 from lightning_sloppy.evaluation.real_numbers import cast_number, real_parts, shaped_like
 from lightning_sloppy.evaluation.sample_rows import located, moved, row_axes
-from lightning_sloppy.evaluation.stand_ins import StandingIn, places, run_with, unwrapped
+from lightning_sloppy.evaluation.stand_ins import StandingIn, casts_explained, places, run_with, unwrapped
 from lightning_sloppy.evaluation.target_weights import TargetWeights
 from lightning_sloppy.evaluation.weights import Reduction, SampleWeights, sample_weights
 
@@ -179,7 +179,7 @@ class Objective:
         # Inside another swap the places hold stand-ins: the module's own are those that were seen before.
         self._own |= {name: held for name, held, _ in found if isinstance(held, nn.Parameter)}
         instead = {id(own): table[name] for name, own in self._own.items() if name in table}
-        with StandingIn(instead):
+        with casts_explained(self.module), StandingIn(instead):
             return run_with(self.module, table, function)
 
     def _reseed(self) -> None:

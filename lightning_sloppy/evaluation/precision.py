@@ -14,6 +14,9 @@ from lightning_sloppy.errors import ConfigurationError
 Precision = Literal["float64"]
 """Data type of the products, where somebody wants more than that of the parameters."""
 
+HALF = (torch.float16, torch.bfloat16)
+"""Types whose rounding is as large as the noise of a posterior."""
+
 OPERATIONS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
 REDUCED = ("tf32", "bf16")
 

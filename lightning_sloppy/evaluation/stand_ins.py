@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
+
+from lightning_sloppy.errors import UnsupportedError
+from lightning_sloppy.evaluation.precision import HALF
 
 Result = TypeVar("Result")
 
@@ -57,6 +62,25 @@ def run_with(module: nn.Module, table: Mapping[str, Tensor], function: Callable[
     # Places are named once, so nothing is left to tie; what torch ties is not put back where a module has two names.
     result: Result = functional_call(_Inside(module), inside, (function,), tie_weights=False)
     return result
+
+
+@contextmanager
+def casts_explained(module: nn.Module) -> Iterator[None]:
+    """Say what to do where a forward casts to a half precision itself: wider tensors stand in for such weights.
+
+    Raises:
+        UnsupportedError: In the place of the error of torch.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        half = next((held.dtype for _, held, _ in places(module) if held.dtype in HALF), None)
+        if half is None or not re.search("dtype|same type|scalar type", str(error)):
+            raise
+        raise UnsupportedError(
+            f"Weights in {half} are widened for measuring, but forward casts to a fixed type ({error}); cast to the "
+            "type of the weights there: x.to(self.layer.weight.dtype)."
+        ) from error
 
 
 class _Inside(nn.Module):

@@ -63,6 +63,7 @@ class FitContext:
         stretched: Whether it was said that measurements come less often than asked for.
         losses: The loss of the fit, and whether a step has confirmed it.
         classifiers: What the outputs say of a sample, by loss and rule; None where nobody knows.
+        clean: The samples of certificates as they are read, by what was given for them.
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
@@ -99,6 +100,7 @@ class FitContext:
         self.losses = FitLosses(module, self.ranks, self.modes)
         self._digests: dict[SampleSource, SampleDigests] = {}
         self.classifiers: dict[Any, Classifier | None] = {}
+        self.clean: dict[Any, Any] = {}
 
     def source(self, trainer: Trainer) -> SampleSource:
         """The training samples by index.
@@ -235,12 +237,8 @@ class FitContext:
 
         return self.losses.choice(override, mode, small_batch)
 
-    def training_digests(self, trainer: Trainer) -> SampleDigests:
-        """What the training samples are, byte for byte; read once."""
-        return self.digests(self.source(trainer))
-
     def digests(self, source: SampleSource) -> SampleDigests:
-        """The same of any samples."""
+        """What samples are, byte for byte; read once."""
         if source not in self._digests:
             self._digests[source] = sample_digests(source)
         return self._digests[source]

@@ -61,6 +61,7 @@ class HoldOut:
         *,
         delta: float,
         step: int,
+        trained: SampleSource,
         duplicates: Duplicates | None = None,
     ) -> Certificate | None:
         """The bound of the model as it is now, or None.
@@ -76,6 +77,7 @@ class HoldOut:
             classifier: What is a mistake.
             delta: Failure probability of the run.
             step: Of the measurement.
+            trained: Samples that were trained on, as a certificate reads them.
             duplicates: The user's word on equal samples; without it the larger of the bounds on all and on the
                 different ones.
         """
@@ -83,7 +85,7 @@ class HoldOut:
             if not trainer_internals.validation_loaders(trainer):
                 return None  # validation loaders may come later, with the first validation
             self._opened = True
-            self.note = self._open(trainer, context, objective, classifier, duplicates)
+            self.note = self._open(trainer, context, objective, classifier, trained, duplicates)
         self.look(trainer, context.module)
         if self._counter is None or self._rows is None:
             return None
@@ -148,6 +150,7 @@ class HoldOut:
         context: FitContext,
         objective: Objective,
         classifier: Classifier,
+        trained: SampleSource,
         duplicates: Duplicates | None,
     ) -> str:
         """Look at the validation samples once; returns why they cannot serve."""
@@ -158,24 +161,26 @@ class HoldOut:
             source = SampleSource(loaders[0]).each_once()
         except ConfigurationError as error:
             return f"No hold-out bound: {error}"
-        reason = self._refusal(trainer, context, source, natural=duplicates == "natural")
+        reason = self._refusal(trainer, context, source, trained, natural=duplicates == "natural")
         if not reason:
             self._rows = certifying_rows(context, source, duplicates)
             self._counter = ErrorCounter(trainer, context, self._rows.source, objective, classifier)
         return reason
 
-    def _refusal(self, trainer: Trainer, context: FitContext, source: SampleSource, *, natural: bool) -> str:
+    def _refusal(
+        self, trainer: Trainer, context: FitContext, source: SampleSource, trained: SampleSource, *, natural: bool
+    ) -> str:
         if trainer_internals.steers_by_validation(trainer):
             return "No hold-out bound: a learning-rate schedule reacts to a monitored value."
         if trainer_internals.reloads_loaders(trainer):
             return "No hold-out bound: the loaders are made anew during the fit, so the split may change."
         if validity.reads_differ(trainer, context, source):
             return "No hold-out bound: two reads of one validation sample differ."
-        training = context.training_digests(trainer)
+        training = context.digests(trained)
         if not context.fresh and self._trained_on != training.fingerprint:
             return "No hold-out bound: the weights were trained before on samples that are not known here."
         self._trained_on = training.fingerprint
-        shared = validity.shared_samples(context, context.source(trainer), source, natural=natural)
+        shared = validity.shared_samples(context, trained, source, natural=natural)
         if shared:
             return f"No hold-out bound: {shared:,} validation samples are training samples as well."
         return ""

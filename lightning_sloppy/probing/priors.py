@@ -13,6 +13,7 @@ from lightning_sloppy.certificate import Reason
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.probing import trainer_internals, validity
 from lightning_sloppy.probing.certificate_task import RunState
+from lightning_sloppy.probing.clean_samples import Clean, CleanSamples, clean_samples
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.prior_split import PriorSplit
 from lightning_sloppy.probing.repeats import Rows, certifying_rows
@@ -71,8 +72,26 @@ def _no_validation() -> ConfigurationError:
     )
 
 
+def trained_samples(trainer: Trainer, context: FitContext, prior: str, clean: Clean | None) -> CleanSamples:
+    """The samples that the fit trains on, as a certificate reads them.
+
+    Args:
+        trainer: The Trainer.
+        context: Of the fit.
+        prior: Where the prior comes from.
+        clean: The user's samples without random transforms; None: as the training reads them.
+    """
+    return clean_samples(trainer, context, clean, context.source(trainer), part=is_split(prior))
+
+
 def samples_for(
-    trainer: Trainer, context: FitContext, prior: str, run: RunState, duplicates: str | None = None
+    trainer: Trainer,
+    context: FitContext,
+    prior: str,
+    run: RunState,
+    *,
+    clean: Clean | None = None,
+    duplicates: str | None = None,
 ) -> Samples:
     """The samples of a certificate, and why there may be none.
 
@@ -81,19 +100,18 @@ def samples_for(
         context: Of the fit.
         prior: Where the prior comes from.
         run: What is known of the run.
+        clean: The same samples without random transforms; None: as the training reads them.
         duplicates: The user's word on equal samples.
 
     Raises:
         ConfigurationError: For validation samples that cannot be read by index, where they shape the prior.
     """
+    known = trained_samples(trainer, context, prior, clean)
     if is_split(prior):
-        return _split(trainer, context, run, duplicates)
-    rows = certifying_rows(context, context.source(trainer), duplicates)
+        return _split(trainer, context, run, known, clean, duplicates)
+    rows = certifying_rows(context, known.source, duplicates, known.conditions)
     source, natural = rows.source, duplicates == "natural"
-    reasons = [
-        *validity.module_reasons(context, run.prior_mean, run.frozen),
-        *validity.data_reasons(trainer, context, source),
-    ]
+    reasons = [*validity.module_reasons(context, run.prior_mean, run.frozen), *known.reasons]
     if prior != "curvature":
         return Samples(rows, None, reasons)
     loaders = trainer_internals.held_out_loaders(trainer)
@@ -120,10 +138,23 @@ def _held_out(trainer: Trainer, context: FitContext, loader: DataLoader[Any]) ->
     return source
 
 
-def _split(trainer: Trainer, context: FitContext, run: RunState, duplicates: str | None) -> Samples:
+def _split(
+    trainer: Trainer,
+    context: FitContext,
+    run: RunState,
+    trained: CleanSamples,
+    clean: Clean | None,
+    duplicates: str | None,
+) -> Samples:
     split: PriorSplit = trainer.datamodule
-    rows = certifying_rows(context, SampleSource(split.certification_dataloader()), duplicates)
-    reasons = validity.split_reasons(trainer, context, rows.source, natural=duplicates == "natural")
+    certifying = SampleSource(split.certification_dataloader())
+    known = clean_samples(trainer, context, clean, certifying, part=True)
+    rows = certifying_rows(context, known.source, duplicates, known.conditions)
+    natural = duplicates == "natural"
+    reasons = [
+        *(known.reasons or trained.reasons),
+        *validity.split_reasons(trainer, context, rows.source, trained.source, natural=natural),
+    ]
     trained_here = trainer_internals.fits_on(trainer, split) and split.gave(context.source(trainer).loader.dataset)
     if run.split is None or not trained_here:
         reasons.append(

@@ -47,7 +47,9 @@ def require_duplicates(duplicates: str | None) -> None:
         )
 
 
-def certifying_rows(context: FitContext, source: SampleSource, duplicates: str | None) -> Rows:
+def certifying_rows(
+    context: FitContext, source: SampleSource, duplicates: str | None, conditions: tuple[str, ...] = ()
+) -> Rows:
     """Which samples a bound counts.
 
     A sample that a subset, a concatenation or a sampler has several times is one. Samples of equal content may be
@@ -58,20 +60,22 @@ def certifying_rows(context: FitContext, source: SampleSource, duplicates: str |
         context: Of the fit.
         source: The samples as they are given.
         duplicates: The user's word; None for the bound that holds either way.
+        conditions: What is granted about the samples besides.
     """
     once = source.each_once()
     digests = context.digests(once)
     if not digests.copies:
-        return Rows(once)
+        return Rows(once, None, conditions)
     if duplicates == "natural":
-        return Rows(once, None, (_NATURAL,))
+        return Rows(once, None, (*conditions, _NATURAL))
     distinct = first_of_equals(once)
     if duplicates == "copies":
-        return Rows(once.only(distinct), None, (_COPIES,))
+        return Rows(once.only(distinct), None, (*conditions, _COPIES))
     return Rows(
         once,
         distinct,
         (
+            *conditions,
             f"{len(once) - len(distinct):,} of the {len(once):,} samples equal others. The bound is the larger of the "
             f"one on all and the one on the {len(distinct):,} different ones: it holds if all samples are independent "
             "draws, and if all repeats are copies and no value has a probability of its own, but not for a mixture of "

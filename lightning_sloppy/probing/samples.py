@@ -72,6 +72,7 @@ class SampleSource:
         self._collate = getattr(loader, "collate_fn", None) or default_collate
         self.loader = loader
         self.batch_size = int(getattr(loader, "batch_size", None) or 256)
+        self._beside: SampleSource | None = None
 
     def __len__(self) -> int:
         """Number of samples n."""
@@ -113,19 +114,52 @@ class SampleSource:
 
     def each_once(self) -> SampleSource:
         """The same samples without those that stand for one that was already there; itself where there are none."""
-        places = self._places()
-        first = {place: index for index, place in reversed(list(enumerate(places)))}
-        return self if len(first) == len(places) else self.only(torch.tensor(sorted(first.values())))
+        seen: set[tuple[int, int]] = set()
+        kept = []
+        beside = [] if self._beside is None else [self._beside._places()]
+        for index, places in enumerate(zip(self._places(), *beside, strict=True)):
+            if seen.isdisjoint(places):
+                kept.append(index)
+                seen.update(places)
+        return self if len(kept) == len(self) else self.only(torch.tensor(kept))
 
     def only(self, indices: Tensor) -> SampleSource:
         """Some of the samples, as a source of their own."""
         part = copy(self)
         part._dataset = Subset(self._dataset, indices.tolist())
+        part._beside = None if self._beside is None else self._beside.only(indices)
+        return part
+
+    def places_in(self, count: int, *, part: bool = False) -> Tensor | None:
+        """Indices of the samples in the data set of this length: the given one, or the next one behind its subsets.
+
+        Args:
+            count: Its length.
+            part: Whether the given one is a part of what is looked for, of whatever length.
+
+        Returns:
+            Shape (n,); None where no data set has that length.
+        """
+        dataset, indices = self._dataset, torch.arange(len(self))
+        while part or len(dataset) != count:
+            if type(dataset) is not Subset:
+                return None
+            part = False
+            indices, dataset = torch.as_tensor(dataset.indices)[indices], dataset.dataset
+        return indices
+
+    def in_place_of(self, other: SampleSource, indices: Tensor) -> SampleSource:
+        """Those with the given indices as another reading of other samples, which they are whenever it is asked."""
+        part = self.only(indices)
+        part._beside = other
         return part
 
     def identities(self) -> set[tuple[int, int]]:
-        """Where each sample lives: identity of the data set behind all subsets, and index in it."""
-        return set(self._places())
+        """Where each sample lives: identity of the data set behind all subsets, and index in it.
+
+        Of another reading of samples, also where those live.
+        """
+        return set(self._places()) | (set() if self._beside is None else self._beside.identities())
 
     def _places(self) -> list[tuple[int, int]]:
         return _places(self._dataset, torch.arange(len(self)))

@@ -16,6 +16,7 @@ from lightning_sloppy.certificate import Reason
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.nests import tensors_of
+from lightning_sloppy.evaluation.precision import HALF
 from lightning_sloppy.evaluation.preserve import random_streams
 from lightning_sloppy.evaluation.ranks import gathered_over_ranks
 from lightning_sloppy.probing import trainer_internals
@@ -26,30 +27,24 @@ from lightning_sloppy.probing.samples import SampleSource, curvature_indices, pr
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-HALF = (torch.float16, torch.bfloat16)
-"""Types whose rounding is as large as the noise of a posterior."""
 TWICE = 16
 """Samples read twice to see whether reading is random."""
 
 
-def data_reasons(trainer: Trainer, context: FitContext, source: SampleSource) -> list[str]:
-    """Why error counts on these samples cannot feed a bound: random reads."""
-    return [_random_reads()] if reads_differ(trainer, context, source) else []
-
-
 def split_reasons(
-    trainer: Trainer, context: FitContext, certifying: SampleSource, *, natural: bool = False
+    trainer: Trainer, context: FitContext, certifying: SampleSource, trained: SampleSource, *, natural: bool = False
 ) -> list[str]:
-    """The same for a prior trained on other samples: its buffers may be functions of those, as its weights are.
+    """Why samples that a fit was to leave out cannot certify; buffers may depend on the others, as the weights do.
 
     Args:
         trainer: The Trainer.
         context: Of the fit.
         certifying: Samples that certify.
+        trained: Samples that were trained on, as certifying ones are read.
         natural: Whether equal samples are independent draws, so that only the same ones must not be on both sides.
     """
-    reasons = data_reasons(trainer, context, certifying)
-    shared = shared_samples(context, certifying, context.source(trainer), natural=natural)
+    reasons: list[str] = []
+    shared = shared_samples(context, certifying, trained, natural=natural)
     if shared:
         reasons.append(_seen(f"{shared:,} of the certifying samples are training samples as well"))
     held_out = [SampleSource(loader) for loader in _indexable(trainer_internals.validation_loaders(trainer))]
@@ -215,14 +210,6 @@ def module_conditions(context: FitContext) -> tuple[str, ...]:
     return (
         f"Frozen weights in {str(low[0]).removeprefix('torch.')} are widened to float32 before the networks are "
         "judged; deploy them so.",
-    )
-
-
-def _random_reads() -> Reason:
-    return Reason(
-        "Two reads of the same sample differ (augmentation), so the n examples are not fixed; give the training data "
-        "without random transforms, for instance by augmenting in training_step.",
-        flag="augmentation_in_certification",
     )
 
 

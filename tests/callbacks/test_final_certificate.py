@@ -295,7 +295,7 @@ def test_delta_goes_on_where_either_callback_left_it(tmp_path):
     with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
         alone = fit(tmp_path, data=blobs(200), epochs=3, ckpt_path=tmp_path / "last.ckpt")
     assert alone.certificates[0].evaluation == 5
-    assert final.certificates[0].evaluation == live.evaluations == 4
+    assert final.certificates[0].evaluation == live.run_state.evaluation == 4
 
 
 def test_other_posteriors_are_judged_by_other_draws(tmp_path):

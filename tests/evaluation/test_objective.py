@@ -9,7 +9,7 @@ from cases import case
 from torch import Tensor, nn
 
 from lightning_sloppy.curvature.parameters import ParameterLayout
-from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.errors import ConfigurationError, UnsupportedError
 from lightning_sloppy.evaluation.batches import Batch
 from lightning_sloppy.evaluation.loss_checks import checked_scalar, default_loss
 from lightning_sloppy.evaluation.nests import tensors_of
@@ -40,6 +40,26 @@ def test_half_precision_is_evaluated_in_float32(half: torch.dtype) -> None:
     assert objective.outputs(leaves(objective), batch[0]).dtype == torch.float32
     expected = F.mse_loss(module.float()(torch.ones(5, 4)), torch.zeros(5, 2)).detach()
     torch.testing.assert_close(objective.loss(leaves(objective), batch).detach(), expected)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_a_forward_that_casts_to_a_fixed_half_is_refused_in_a_sentence(half: torch.dtype) -> None:
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen, self.head = nn.Linear(4, 3).to(half).requires_grad_(False), nn.Linear(3, 2)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.head(self.frozen(inputs.to(half)).float())
+
+    module = Cast()
+    objective = Objective(module, F.mse_loss)
+    with pytest.raises(UnsupportedError, match=f"Weights in {half} are widened .*; cast to the type of the weights"):
+        objective.outputs(leaves(objective), torch.ones(5, 4))
+    assert module.frozen.weight.dtype == half
+    objective = Objective(nn.Sequential(module.frozen, module.head), F.mse_loss)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        objective.outputs(leaves(objective), torch.ones(5, 7))
 
 
 def test_products_take_the_widest_type_of_the_parameters() -> None:

@@ -23,6 +23,7 @@ from lightning_sloppy.evaluation.batches import (
     Rows,
     cut,
     is_whole,
+    picked,
     private,
     rows_in,
     sample_count,
@@ -147,7 +148,7 @@ def constants_of(objective: Objective) -> str:
 
 def sample_losses(objective: Objective, beside: BesideOutputs, batches: list[Batch]) -> SampleLosses | None:
     """The losses of the samples as outputs; None where the loss of a batch is not the mean of them."""
-    few = some_of(batches[0], LOOKED_AT)
+    few = _weighing(objective, batches)
     if not rows_in(few).apart:
         return None
     apart, table = SampleLosses(objective, beside, few), objective.copied_parameters()
@@ -158,6 +159,18 @@ def sample_losses(objective: Objective, beside: BesideOutputs, batches: list[Bat
     except (RuntimeError, ValueError, IndexError):  # a loss that takes no single sample
         return None
     return apart if agree(whole, mean) else None
+
+
+def _weighing(objective: Objective, batches: list[Batch]) -> AnyBatch:
+    """Some samples that have a weight together: the loss of others is the mean of nothing."""
+    for batch in batches:
+        few = some_of(batch, LOOKED_AT)
+        if objective.batch_weight(few) > 0:
+            return few
+        places = objective.sample_weights(batch).nonzero().flatten()
+        if len(places) and rows_in(batch).apart:
+            return picked(batch, places[:LOOKED_AT])
+    return some_of(batches[0], LOOKED_AT)
 
 
 def as_inputs(batches: list[Batch]) -> list[Batch]:
@@ -194,7 +207,7 @@ class SampleLosses(Objective):
         return super().outputs(parameters, inputs[0]), inputs[1], own
 
     def rows(self, outputs: Any, count: int) -> Tensor:
-        """The loss of each sample, (n, 1)."""
+        """The loss of each sample, (n, 1); nothing for one without weight, whose loss may be the mean of nothing."""
         found, targets, own = outputs
         used = {id(tensor) for tensor in self.used(found)}
         tensors = [
@@ -203,17 +216,18 @@ class SampleLosses(Objective):
         ]
         found = with_tensors(found, tensors)
 
-        weights = torch.ones(count)
-        if self.reduction == "sum":  # the terms of a sample are divided by its weight, as those of a batch are
-            weights = self.sample_weights(Batch(targets, targets, Rows(count, self._targets, self._targets)))
+        weights = self.sample_weights(Batch(targets, targets, Rows(count, self._targets, self._targets))).tolist()
 
         def one(index: int) -> Tensor:
+            if not weights[index]:
+                return torch.zeros((), dtype=self.dtype, device=self.device)
             places = enumerate(tensors_of(found))
             own_outputs = with_tensors(found, [self._sample(tensor, place, index, count) for place, tensor in places])
             pair = Batch(targets, targets, Rows(count, self._targets))
             own_targets = targets if count == 1 else cut(pair, slice(index, index + 1))[0]
             loss = super(SampleLosses, self).loss_of_outputs(own, own_outputs, own_targets)
-            return loss / (float(weights[index]) or 1.0)
+            # Of a sum the terms of a sample are divided by its weight, as those of a batch are.
+            return loss / weights[index] if self.reduction == "sum" else loss
 
         return torch.stack([one(index) for index in range(count)]).unsqueeze(1)
 
@@ -236,7 +250,7 @@ class SampleLosses(Objective):
     def loss_of_rows(self, rows: Tensor, outputs: Any, batch: AnyBatch) -> Tensor:  # noqa: ARG002 - as the base class has it
         """The mean of the rows, as the loss weighs them."""
         weights = self.sample_weights(batch).to(rows.device, rows.dtype)
-        return (weights * rows[:, 0]).sum() / weights.sum()
+        return (weights * rows[:, 0]).sum() / (weights.sum() if weights.any() else 1)
 
     def examine(self, outputs: Any, batch: AnyBatch) -> None:
         """Nothing to find out: every row is used."""

@@ -324,6 +324,42 @@ def test_a_sum_of_weighed_samples_with_parameters_of_its_own() -> None:
     torch.testing.assert_close(found.eigenvalues, right[: len(found.eigenvalues)])
 
 
+class Masked(nn.Module):
+    """A learnt temperature, and a mean over the samples that have a label."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.log = nn.Linear(4, 3), nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs * self.log.exp(), targets)
+
+
+@pytest.mark.parametrize("sizes", [(12,), (5, 7), (4, 4, 4)])
+@pytest.mark.parametrize("first", [0, 4, 9])
+@pytest.mark.parametrize("method", ["auto", "products"])
+def test_samples_without_weight_are_left_out(sizes: tuple[int, ...], first: int, method: str) -> None:
+    """The mean of no label at all is no number; so it is for a whole batch of such samples, also for the first."""
+    torch.manual_seed(0)
+    module = Masked().double()
+    x, y = torch.randn(12, 4).double(), torch.randint(0, 3, (12,))
+    y[:first] = -100
+    y[10] = -100
+    batches = [*zip(x.split(sizes), y.split(sizes), strict=True)]
+    found = fisher_spectrum(
+        module, batches, module.loss, sample_weights=lambda targets: (targets >= 0).double(), method=method
+    )
+    valid = [i for i in range(12) if y[i] >= 0]
+    losses = [lambda i=i: module.loss(module(x[[i]]), y[[i]]) for i in valid]
+    right = torch.linalg.eigvalsh(dense_fisher_of(module, losses)).flip(0)
+    top = min(len(found.eigenvalues), len(valid))
+    torch.testing.assert_close(found.eigenvalues[:top], right[:top], rtol=1e-8, atol=1e-10)
+    assert "beside_outputs" not in found.detail
+
+
 def test_a_parameter_among_the_outputs_with_as_many_entries_as_there_are_samples() -> None:
     class Uncertain(nn.Module):
         def __init__(self) -> None:

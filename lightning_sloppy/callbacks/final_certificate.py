@@ -153,7 +153,7 @@ class FinalCertificate(MeasuringCallback):
         self.certificates = self.learnt = None
         self._run_state = self._given or replace(self._run_state, split=None)
         self._given = None
-        require_samples(trainer, self.prior)
+        require_samples(trainer, self.prior, self.duplicates)
         require_clean(trainer, pl_module, self.clean)
         self._bound = next((peer for peer in peers(trainer) if isinstance(peer, PACBayesBound)), None)
         if self._given_delta is None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.probing.samples import READ_CHUNK, SampleSource, probe_indices
 
+PLAIN = (str, bytes, int, float)
+"""Words and numbers."""
 LOOKED_AT = 60_000
 """Samples read at most: all of MNIST; more would make the first evaluation of a bound slow."""
 
@@ -46,25 +50,32 @@ def sample_digests(source: SampleSource, indices: Tensor | None = None) -> Sampl
     return SampleDigests(len(seen), frozenset(seen), whole)
 
 
+def groups_of_equals(source: SampleSource) -> Tensor:
+    """A number for each sample, (n,), the same for equal ones, in the order of their first places; all are read."""
+    numbers: dict[bytes, int] = {}
+    return torch.tensor(
+        [numbers.setdefault(digest, len(numbers)) for digest in _digests(source, torch.arange(len(source)))]
+    )
+
+
 def first_of_equals(source: SampleSource) -> Tensor:
     """Indices of the different samples, each where it comes first; all samples are read."""
-    seen = _digests(source, torch.arange(len(source)))
-    first = {digest: index for index, digest in reversed(list(enumerate(seen)))}
+    groups = groups_of_equals(source)
+    first = {group: index for index, group in reversed(list(enumerate(groups.tolist())))}
     return torch.tensor(sorted(first.values()))
 
 
 def _digests(source: SampleSource, indices: Tensor) -> list[bytes]:
+    found: list[bytes] = []
     with torch.no_grad(), source.untouched():
-        if not source.stacks:
-            return [_alone(sample) for sample in source.each_alone(indices)]
-        return [row for batch in source.chunks(indices, READ_CHUNK) for row in _rows(batch)]
-
-
-def _alone(batch: Any) -> bytes:
-    """Of the one sample of a batch: the same bytes as those of its row where batches are stacked."""
-    tensors = [tensor.to_padded_tensor(0) if tensor.is_nested else tensor for tensor in tensors_of(batch)]
-    columns = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in tensors]
-    return hashlib.blake2b(b"".join(column.numpy().tobytes() for column in columns), digest_size=16).digest()
+        for part in torch.split(indices, READ_CHUNK):
+            columns = _columns(source.read(part), len(part)) if source.stacks else None
+            if columns is None:
+                alone = zip(source.each_alone(part), part.tolist(), strict=True)
+                found += [_hash(_contents(sample, index)) for sample, index in alone]
+            else:
+                found += [_hash(row) for row in zip(*columns, strict=True)]
+    return found
 
 
 def frozen_digests(module: nn.Module) -> dict[str, str]:
@@ -78,8 +89,61 @@ def _digest(tensor: Tensor) -> str:
     return hashlib.blake2b(plain.tobytes() + str(tuple(tensor.shape)).encode(), digest_size=16).hexdigest()
 
 
-def _rows(batch: Any) -> Iterator[bytes]:
-    columns = [tensor.detach().cpu().contiguous() for tensor in tensors_of(batch) if tensor.ndim > 0]
-    arrays = [column.reshape(len(column), -1).view(torch.uint8).numpy() for column in columns]
-    for row in range(len(arrays[0])):
-        yield hashlib.blake2b(b"".join(array[row].tobytes() for array in arrays), digest_size=16).digest()
+def _columns(batch: Any, count: int) -> list[list[bytes]] | None:
+    """The bytes of each sample in each tensor, and in each list of words or numbers.
+
+    None where some have no row for each sample (time first, packed sequences, ragged tensors), or there are objects.
+    """
+    tensors = [tensor for tensor in tensors_of(batch) if tensor.is_nested or tensor.ndim > 0]
+    others = list(_others(batch))
+    words = [other for other in others if isinstance(other, list)]
+    known = all(isinstance(other, (list, *PLAIN)) for other in others)
+    rows = [*(0 if tensor.is_nested else len(tensor) for tensor in tensors), *map(len, words)]
+    if not known or not rows or any(row != count for row in rows):
+        return None
+    columns = [[repr(value).encode() for value in column] for column in words]
+    for tensor in tensors:
+        flat = tensor.detach().cpu().contiguous().reshape(count, -1).view(torch.uint8).numpy()
+        columns.append([flat[row].tobytes() for row in range(count)])
+    return columns
+
+
+def _contents(batch: Any, index: int) -> list[bytes]:
+    """The bytes of a batch of one sample, as those of its row; its index where there are objects that have none."""
+    found: list[bytes] = []
+    try:
+        for other in _others(batch):
+            if isinstance(other, list):
+                found += [repr(value).encode() for value in other]
+            else:
+                found.append(repr(other).encode() if isinstance(other, PLAIN) else pickle.dumps(other))
+    except Exception:  # of classes of users: such a sample equals none
+        return [str(index).encode()]
+    tensors = [tensor.to_padded_tensor(0) if tensor.is_nested else tensor for tensor in tensors_of(batch)]
+    flat = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in tensors]
+    found += [part.numpy().tobytes() for part in flat]
+    return found or [str(index).encode()]
+
+
+def _others(nest: Any, depth: int = 8) -> Iterator[Any]:
+    """What is no tensor: lists of words or numbers, as a collate function gives texts, and single things."""
+    if isinstance(nest, (Tensor, PackedSequence)) or nest is None:
+        return
+    if isinstance(nest, (list, tuple)) and nest and all(isinstance(part, PLAIN) for part in nest):
+        yield list(nest)
+    elif isinstance(nest, (Mapping, list, tuple)):
+        for part in nest.values() if isinstance(nest, Mapping) else nest:
+            yield from _others(part, depth)
+    elif tensors_of(nest):
+        for part in vars(nest).values() if depth and hasattr(nest, "__dict__") else ():
+            yield from _others(part, depth - 1)
+    else:
+        yield nest
+
+
+def _hash(parts: Iterable[bytes]) -> bytes:
+    whole = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        whole.update(len(part).to_bytes(8, "little"))
+        whole.update(part)
+    return whole.digest()

@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
 
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.preserve import random_streams
+from lightning_sloppy.probing.digests import LOOKED_AT, groups_of_equals
+from lightning_sloppy.probing.repeats import Duplicates, require_duplicates
 from lightning_sloppy.probing.samples import SampleSource
 
 if TYPE_CHECKING:
@@ -38,15 +41,21 @@ class PriorSplit(LightningDataModule):
     So the trained network may be the mean of a prior: it depends on the part alone. With
     ``FinalCertificate(prior="split")`` the posterior is then learnt around it, and judged on the samples that were left
     out: ``n`` is their number (Ambroladze et al., NeurIPS 2006; Perez-Ortiz et al., JMLR 2021). The split is uniform
-    and seeded; one by classes would use the labels of the samples that certify.
+    and seeded; one by classes would use the labels of the samples that certify. Equal samples (inputs and targets) lie
+    on one side: as copies of a draw that the prior has seen they could not certify. They are looked for among tensors
+    of any number, and among up to 60,000 samples of other data sets, unless these are read at random.
 
     Args:
         datamodule: Its ``train_dataloader`` gives one loader with an indexable data set and a plain sampler.
         prior_fraction: Part that training sees, in (0, 1); 0.5 is usual.
         seed: Of the split.
+        duplicates: Your word on equal samples, the same as the certificate's: "natural", draws of their own, which are
+            split one by one; "copies" of one draw, or None: split together. Then the fraction is one of different
+            samples.
 
     Raises:
-        ConfigurationError: For a fraction out of range; when the loader is asked for, if its samples cannot be split.
+        ConfigurationError: For a fraction out of range or another word; when the loader is asked for, if its samples
+            cannot be split.
 
     Example:
         >>> from lightning_sloppy.demo import DigitsDataModule
@@ -57,13 +66,21 @@ class PriorSplit(LightningDataModule):
     """
 
     def __init__(
-        self, datamodule: lightning.pytorch.LightningDataModule, prior_fraction: float = 0.5, *, seed: int = 0
+        self,
+        datamodule: lightning.pytorch.LightningDataModule,
+        prior_fraction: float = 0.5,
+        *,
+        seed: int = 0,
+        duplicates: Duplicates | None = None,
     ) -> None:
         super().__init__()
         if not 0.0 < prior_fraction < 1.0:
             raise ConfigurationError(f"prior_fraction={prior_fraction} must lie in (0, 1): give for instance 0.5.")
+        require_duplicates(duplicates)
         self.datamodule = datamodule
+        self.duplicates = duplicates
         self._split: tuple[DataLoader[Any], Subset[Any], Subset[Any]] | None = None
+        self._grouped = False
         self.prior_fraction = prior_fraction
         self.seed = seed
         for name in PASSED_ON:
@@ -106,6 +123,12 @@ class PriorSplit(LightningDataModule):
         """Whether this data set is the part that training sees."""
         return self._split is not None and dataset is self._split[1]
 
+    @property
+    def grouped(self) -> bool:
+        """Whether there are equal samples, and each lies on one side with all that equal it."""
+        self._parts()
+        return self._grouped
+
     def state_dict(self) -> dict[str, Any]:
         """The inner state."""
         return self.datamodule.state_dict()
@@ -118,7 +141,11 @@ class PriorSplit(LightningDataModule):
         """The inner loader and the two parts of its data set, once for a fit."""
         if self._split is None:
             loader = self._checked(self.datamodule.train_dataloader())
-            part, rest = self._indices(len(SampleSource(loader)), loader)
+            source = SampleSource(loader)
+            places = source.same_places()
+            groups = self._groups(source, places)
+            self._grouped = int(groups.max()) < int(places.max())
+            part, rest = self._indices(groups, loader)
             self._split = (loader, Subset(loader.dataset, part.tolist()), Subset(loader.dataset, rest.tolist()))
         return self._split
 
@@ -139,16 +166,31 @@ class PriorSplit(LightningDataModule):
             )
         return loader
 
-    def _indices(self, total: int, loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
-        size = round(total * self.prior_fraction)
-        least = int(loader.batch_size or 1) if loader.drop_last else 1
-        if not least <= size < total - 1:
-            raise ConfigurationError(
-                f"prior_fraction={self.prior_fraction} of {total} samples leaves too few for one of the parts (a batch "
-                f"has {loader.batch_size})."
-            )
+    def _groups(self, source: SampleSource, places: Tensor) -> Tensor:
+        """A number for each sample, (n,), the same for those that must lie on one side; at least those of one place."""
+        if self.duplicates == "natural" or not (source.in_memory or len(source) <= LOOKED_AT):
+            return places
+        with random_streams():
+            groups = groups_of_equals(source)
+            if int(groups.max()) >= int(places.max()):
+                return places
+            # Samples that are read at random may come out equal by chance.
+            return groups if torch.equal(groups, groups_of_equals(source)) else places
+
+    def _indices(self, groups: Tensor, loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
+        total = int(groups.max()) + 1
+        chosen = torch.zeros(total, dtype=torch.bool)
         order = torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))
-        return order[:size].sort().values, order[size:].sort().values
+        chosen[order[: round(total * self.prior_fraction)]] = True
+        inside = chosen[groups]
+        part, rest = inside.nonzero().flatten(), (~inside).nonzero().flatten()
+        least = int(loader.batch_size or 1) if loader.drop_last else 1
+        if len(part) < least or len(rest) < 2:
+            raise ConfigurationError(
+                f"prior_fraction={self.prior_fraction} of {total:,} different samples leaves too few for one of the "
+                f"parts ({len(part):,} to train on and {len(rest):,} to certify; a batch has {loader.batch_size})."
+            )
+        return part, rest
 
 
 def _like(loader: DataLoader[Any], dataset: Subset[Any], *, shuffle: bool, drop_last: bool) -> DataLoader[Any]:

@@ -16,7 +16,7 @@ from lightning_sloppy.probing.certificate_task import RunState
 from lightning_sloppy.probing.clean_samples import Clean, CleanSamples, clean_samples
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.prior_split import PriorSplit
-from lightning_sloppy.probing.repeats import Rows, certifying_rows
+from lightning_sloppy.probing.repeats import GROUPED, Rows, certifying_rows
 from lightning_sloppy.probing.samples import SampleSource
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class Samples:
     reasons: list[str]
 
 
-def require_samples(trainer: Trainer, prior: str) -> None:
-    """Check at ``setup`` that the fit offers what the prior asks for.
+def require_samples(trainer: Trainer, prior: str, duplicates: str | None = None) -> None:
+    """Check at ``setup`` that the fit offers what the prior asks for, and says the same of equal samples.
 
     Raises:
         ConfigurationError: When it does not.
@@ -60,6 +60,12 @@ def require_samples(trainer: Trainer, prior: str) -> None:
         raise ConfigurationError(
             f"FinalCertificate(prior={prior!r}) was asked for, but the fit's data module is no PriorSplit, so no "
             "examples are kept for certifying; pass datamodule=PriorSplit(your_datamodule)."
+        )
+    stated = getattr(getattr(trainer, "datamodule", None), "duplicates", None)
+    if is_split(prior) and (stated == "natural") != (duplicates == "natural"):
+        raise ConfigurationError(
+            f"PriorSplit has duplicates={stated!r} and the certificate duplicates={duplicates!r}, but equal samples "
+            "are draws of their own in both or in none; give both the same."
         )
     if prior == "curvature" and not trainer_internals.has_validation(trainer):
         raise _no_validation()
@@ -149,7 +155,9 @@ def _split(
     split: PriorSplit = trainer.datamodule
     certifying = SampleSource(split.certification_dataloader())
     known = clean_samples(trainer, context, clean, certifying, part=True)
-    rows = certifying_rows(context, known.source, duplicates, known.conditions)
+    grouped = split.grouped
+    conditions = (*known.conditions, *((GROUPED,) if grouped else ()))
+    rows = certifying_rows(context, known.source, duplicates, conditions, grouped=grouped)
     natural = duplicates == "natural"
     reasons = [
         *(known.reasons or trained.reasons),

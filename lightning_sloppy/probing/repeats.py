@@ -18,6 +18,11 @@ Duplicates = Literal["natural", "copies"]
 _NATURAL = "Equal samples are independent draws that came out alike, as the user states (duplicates='natural')."
 _COPIES = "Equal samples are copies of one draw, as the user states (duplicates='copies'), and count once."
 
+GROUPED = (
+    "Equal samples lie on one side of the split, and each is taken for copies of one draw (duplicates='natural' in "
+    "PriorSplit and in the certificate states that they are draws of their own, and splits them as such)."
+)
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -48,7 +53,12 @@ def require_duplicates(duplicates: str | None) -> None:
 
 
 def certifying_rows(
-    context: FitContext, source: SampleSource, duplicates: str | None, conditions: tuple[str, ...] = ()
+    context: FitContext,
+    source: SampleSource,
+    duplicates: str | None,
+    conditions: tuple[str, ...] = (),
+    *,
+    grouped: bool = False,
 ) -> Rows:
     """Which samples a bound counts.
 
@@ -61,6 +71,7 @@ def certifying_rows(
         source: The samples as they are given.
         duplicates: The user's word; None for the bound that holds either way.
         conditions: What is granted about the samples besides.
+        grouped: Whether equal samples lie on one side of a split, which takes them for one draw.
     """
     once = source.each_once()
     digests = context.digests(once)
@@ -71,6 +82,8 @@ def certifying_rows(
     distinct = first_of_equals(once)
     if duplicates == "copies":
         return Rows(once.only(distinct), None, (*conditions, _COPIES))
+    if grouped:
+        return Rows(once.only(distinct), None, conditions)
     return Rows(
         once,
         distinct,

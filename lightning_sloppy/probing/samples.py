@@ -97,6 +97,11 @@ class SampleSource:
             for sample in _fetched(*_resolve(self._dataset, part)):
                 yield self._collate([sample])
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the samples are rows of tensors."""
+        return type(_resolve(self._dataset, torch.arange(0))[0]) is TensorDataset
+
     @contextmanager
     def untouched(self) -> Iterator[None]:
         """Restore the random generators that the data set and its transforms keep for themselves."""
@@ -160,6 +165,11 @@ class SampleSource:
         Of another reading of samples, also where those live.
         """
         return set(self._places()) | (set() if self._beside is None else self._beside.identities())
+
+    def same_places(self) -> Tensor:
+        """A number for each sample, (n,), the same for those that live in one place, in the order of the first."""
+        numbers: dict[tuple[int, int], int] = {}
+        return torch.tensor([numbers.setdefault(place, len(numbers)) for place in self._places()])
 
     def _places(self) -> list[tuple[int, int]]:
         return _places(self._dataset, torch.arange(len(self)))

@@ -136,7 +136,24 @@ def test_batch_norm_is_covered_by_a_split_prior_alone(tmp_path):
     assert final.certificates is None
 
 
-def test_samples_on_both_sides_of_the_split_forbid_it(tmp_path):
+def test_copies_lie_on_one_side_of_the_split_and_count_once(tmp_path):
+    inputs, targets = blobs(200).tensors
+    twice = TensorDataset(torch.cat([inputs, inputs]), torch.cat([targets, targets]))
+    split = PriorSplit(Data(twice))
+    pair = fit(tmp_path, data=split, prior="split").certificates[0]
+    assert (pair.valid, pair.n, pair.n_prior) == (True, 100, 200)
+    assert "Equal samples lie on one side of the split" in pair.statement()
+    sides = [{index % 200 for index in side.dataset.indices} for side in (split.train_dataloader(),)]
+    assert len(sides[0]) == 100
+    assert (
+        "Equal samples"
+        not in fit(tmp_path, data=PriorSplit(Data(blobs(200))), prior="split").certificates[0].statement()
+    )
+
+
+def test_samples_on_both_sides_of_the_split_forbid_it(tmp_path, monkeypatch):
+    """Where the split has not looked for equal ones, the certificate does."""
+    monkeypatch.setattr("lightning_sloppy.probing.prior_split.PriorSplit._groups", lambda _, source, places: places)
     inputs, targets = blobs(200).tensors
     twice = TensorDataset(torch.cat([inputs, inputs]), torch.cat([targets, targets]))
     with pytest.warns(UserWarning, match="training samples as well"):

@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from certified import QUICK, Data, TwoClasses, flags
+from certified import QUICK, Data, TwoClasses
 from tiny import Classifier, blobs, loader, trainer
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence, pad_sequence
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
-from lightning_sloppy import FinalCertificate, HessianSpectrum, PACBayesBound, PriorSplit
+from lightning_sloppy import ConfigurationError, FinalCertificate, HessianSpectrum, PACBayesBound, PriorSplit
 from lightning_sloppy.bounds import kl_inverse, log_xi
 from lightning_sloppy.bounds.hold_out import hold_out_certificate
 from lightning_sloppy.probing.digests import first_of_equals, sample_digests
@@ -130,15 +130,42 @@ def test_each_sample_is_read_once_in_its_first_place():
     assert first_of_equals(SampleSource(DataLoader(equal, 2))).tolist() == [0, 1, 2]
 
 
-def test_a_split_of_a_table_needs_the_users_word(tmp_path):
-    split = PriorSplit(Data(table()), seed=1)
-    with pytest.warns(UserWarning, match="training samples as well"):
-        final = certified(tmp_path, split, prior="split")
-    assert flags(final) == ("prior_depends_on_sample",)
-    assert certified(tmp_path, split, prior="split", duplicates="natural").certificates[0].valid
-    twice = PriorSplit(Data(ConcatDataset([data := table(100), data])), seed=1)
-    with pytest.warns(UserWarning, match="training samples as well"):
-        certified(tmp_path, twice, prior="split", duplicates="natural")
+def rows_of(side):
+    inputs, targets = (torch.stack([sample[place] for sample in side.dataset]) for place in (0, 1))
+    return {tuple(row) for row in torch.cat([inputs, targets[:, None]], 1).tolist()}
+
+
+@pytest.mark.parametrize("duplicates", [None, "copies"])
+def test_a_split_of_a_table_keeps_equal_rows_together(tmp_path, duplicates):
+    split = PriorSplit(Data(table()), seed=1, duplicates=duplicates)
+    final = certified(tmp_path, split, prior="split", duplicates=duplicates)
+    prior, rest = rows_of(split.train_dataloader()), rows_of(split.certification_dataloader())
+    assert not prior & rest
+    assert abs(len(prior) - len(rest)) <= 1, "half of the different rows"
+    pair = final.certificates[0]
+    inputs, targets = (torch.tensor([row[part] for row in rest]) for part in (slice(0, -1), -1))
+    errors = [rate(tmp_path / "mine" / name, inputs, targets.long()) for name in pair.networks]
+    assert (pair.valid, pair.n) == (True, len(rest))
+    assert pair.empirical_risk == pytest.approx(sum(errors) / 2)
+    assert "Equal samples lie on one side of the split" in pair.statement()
+
+
+def test_a_split_of_natural_rows_is_one_of_single_rows(tmp_path):
+    split = PriorSplit(Data(table()), seed=1, duplicates="natural")
+    pair = certified(tmp_path, split, prior="split", duplicates="natural").certificates[0]
+    assert rows_of(split.train_dataloader()) & rows_of(split.certification_dataloader())
+    assert (pair.valid, pair.n, pair.n_prior) == (True, 200, 200)
+    assert "one side of the split" not in pair.statement()
+    twice = PriorSplit(Data(ConcatDataset([data := table(100), data])), seed=1, duplicates="natural")
+    pair = certified(tmp_path, twice, prior="split", duplicates="natural").certificates[0]
+    assert (pair.valid, pair.n, pair.n_prior) == (True, 50, 100)
+
+
+@pytest.mark.parametrize(("of_split", "of_certificate"), [("natural", None), (None, "natural"), ("copies", "natural")])
+def test_split_and_certificate_say_the_same_of_equal_rows(tmp_path, of_split, of_certificate):
+    split = PriorSplit(Data(table()), duplicates=of_split)
+    with pytest.raises(ConfigurationError, match=f"PriorSplit has duplicates={of_split!r} and the certificate"):
+        certified(tmp_path, split, prior="split", duplicates=of_certificate)
 
 
 def test_hold_out_samples_of_a_table_need_the_users_word(tmp_path):

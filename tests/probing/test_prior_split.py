@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import pytorch_lightning
 import torch
 from lightning.pytorch import LightningDataModule
 from tiny import blobs
-from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 
 from lightning_sloppy import ConfigurationError, PriorSplit
 
@@ -144,3 +145,82 @@ def test_fractions_that_leave_nothing() -> None:
         PriorSplit(Data(), 1.0)
     with pytest.raises(ConfigurationError, match="leaves too few"):
         PriorSplit(Data(count=4), 0.1).train_dataloader()
+
+
+class Pairs(Dataset):
+    """Texts, objects or tensors, each there twice, with one of two labels."""
+
+    def __init__(self, content, count: int = 40) -> None:
+        self.content, self.count = content, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int):
+        return self.content(index // 2), index // 2 % 2
+
+
+def as_lists(batch):
+    return [part[0] for part in batch], torch.tensor([part[1] for part in batch])
+
+
+def time_first(batch):
+    return torch.stack([part[0] for part in batch], dim=1), torch.tensor([part[1] for part in batch])
+
+
+@pytest.mark.parametrize(
+    ("content", "collate"),
+    [
+        (lambda pair: torch.tensor([pair, 1.0]), None),
+        (lambda pair: f"text {pair}", None),
+        (lambda pair: f"text {pair}", as_lists),
+        (lambda pair: np.array([pair, 2.0]), as_lists),
+        (lambda pair: torch.arange(7.0) + pair, time_first),
+        (lambda pair: {"ids": torch.tensor([pair]), "name": "same"}, None),
+    ],
+    ids=["tensors", "texts", "lists of texts", "arrays", "time first", "mappings"],
+)
+def test_equal_samples_of_any_kind_lie_on_one_side(content, collate) -> None:
+    split = PriorSplit(Data(lambda _: DataLoader(Pairs(content), batch_size=4, collate_fn=collate)), 0.4, seed=2)
+    train, rest = split.train_dataloader().dataset.indices, split.certification_dataloader().dataset.indices
+    assert split.grouped
+    assert (len(train), len(rest)) == (16, 24)
+    assert not {index // 2 for index in train} & {index // 2 for index in rest}
+    single = PriorSplit(
+        Data(lambda _: DataLoader(Pairs(content), batch_size=4, collate_fn=collate)), 0.4, seed=2, duplicates="natural"
+    )
+    assert {i // 2 for i in single.train_dataloader().dataset.indices} & {
+        i // 2 for i in single.certification_dataloader().dataset.indices
+    }
+
+
+def test_what_differs_in_objects_alone_is_not_equal() -> None:
+    class Opaque:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def __reduce__(self):
+            raise TypeError("not to be pickled")
+
+    for content in (Opaque, lambda pair: lambda: pair):
+        split = PriorSplit(Data(lambda _, c=content: DataLoader(Pairs(c), batch_size=4, collate_fn=as_lists)))
+        assert not split.grouped
+        assert len(split.train_dataloader().dataset) == 20
+
+
+def test_samples_that_are_read_at_random_are_split_one_by_one_and_no_stream_moves() -> None:
+    class Flipped(Pairs):
+        def __getitem__(self, index: int):
+            return torch.randint(0, 2, (3,)).float(), 0
+
+    plain, flipped = PriorSplit(Data(count=40)), PriorSplit(Data(lambda _: DataLoader(Flipped(None), batch_size=4)))
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert flipped.train_dataloader().dataset.indices == plain.train_dataloader().dataset.indices
+    assert not flipped.grouped
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_unknown_word_on_equal_samples_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="duplicates='none' is no known statement"):
+        PriorSplit(Data(), duplicates="none")

@@ -156,6 +156,14 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         """Compare them, before there is a step."""
         self._hold_out.look(trainer, pl_module)
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Whether validation has chosen the checkpoint."""
+        self._hold_out.resume(trainer, checkpoint)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the weights: what is written into them before another fit may depend on validation samples."""
+        self._hold_out.end_fit(trainer, pl_module)
+
     def listens_to(self, callback: MeasuringCallback, trainer: Trainer) -> bool:
         """The Hessian's measurements, else the Fisher matrix's."""
         return callback is _followed(trainer)
@@ -210,13 +218,14 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             self.run_state = replace(self.run_state, evaluation=self.run_state.evaluation + 1)
         if self._training is None:
             self._training = ErrorCounter(trainer, context, source, choice.objective, classifier)
-        if self._measurable(context):
+        same = context.layout == ParameterLayout.of(context.module)
+        if same and context.layout.vector(context.module).dtype in (torch.float32, torch.float64):
             certificate = self._certificate(context, self._rows, self._training, reasons)
             estimates = bound_estimates(certificate)
         else:
             certificate, estimates = no_bound(len(source), self.delta, *reasons), {}
         held_out = None
-        if context.layout == ParameterLayout.of(context.module):
+        if same:
             held_out = self._hold_out.certificate(
                 trainer,
                 context,
@@ -259,12 +268,6 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             )
         return start_reasons(self._start_check, self.prior)
 
-    def _measurable(self, context: FitContext) -> bool:
-        """Whether the parts of a bound make sense: the same parameters as at the start, in a full precision."""
-        if context.layout != ParameterLayout.of(context.module):
-            return False
-        return context.layout.vector(context.module).dtype in (torch.float32, torch.float64)
-
     def _measurement(
         self,
         trainer: Trainer,
@@ -296,11 +299,9 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         counter: ErrorCounter,
         reasons: list[str],
     ) -> Certificate:
-        assert self._spectrum is not None
-        weights = context.layout.vector(context.module)
-        vectors = self._spectrum.eigenvectors
-        if vectors is None:
-            vectors = torch.zeros(len(weights), 0)
+        spectrum, weights = self._spectrum, context.layout.vector(context.module)
+        assert spectrum is not None
+        vectors = torch.zeros(len(weights), 0) if spectrum.eigenvectors is None else spectrum.eigenvectors
         known = self.run_state.prior_mean
         start = known if known is not None and len(known) == len(weights) else context.start
         # The evaluation number seeds the draws: fresh ones each time, the same ones on every rank.
@@ -309,9 +310,9 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         evidence = Evidence(
             weights=weights,
             prior_mean=start.to(weights),
-            eigenvalues=self._spectrum.eigenvalues[: vectors.shape[1]],
+            eigenvalues=spectrum.eigenvalues[: vectors.shape[1]],
             eigenvectors=vectors,
-            trace=None if self._spectrum.trace is None else self._spectrum.trace.value,
+            trace=None if spectrum.trace is None else spectrum.trace.value,
             n=len(rows.source),
             distinct=rows.distinct,
             risk=counter,
@@ -341,8 +342,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             self.run_state = replace(self.run_state, value=found.certificate.value)
         if check is None:
             return found.certificate
-        remarks = (*found.certificate.remarks, check.words)
-        return replace(found.certificate, remarks=remarks, start_error=check.error)
+        return replace(found.certificate, remarks=(*found.certificate.remarks, check.words), start_error=check.error)
 
     def paragraphs(self) -> list[str]:
         """The bound with its conditions, or the reasons why there is none; and the hold-out bound."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from lightning_sloppy.bounds import hold_out_certificate
+from lightning_sloppy.bounds.pair_certificate import weights_hash
 from lightning_sloppy.bounds.statements import HOLD_OUT_CONDITION
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.classifiers import Classifier
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.probing import trainer_internals, validity
-from lightning_sloppy.probing.context import FitContext
+from lightning_sloppy.probing.chosen_checkpoints import chosen_by
+from lightning_sloppy.probing.context import FitContext, known_context
 from lightning_sloppy.probing.error_counts import ErrorCounter
 from lightning_sloppy.probing.repeats import Duplicates, Rows, certifying_rows
 from lightning_sloppy.probing.samples import SampleSource, probe_indices
@@ -37,6 +41,8 @@ class HoldOut:
     def __init__(self) -> None:
         self.evaluation = 0
         self._trained_on: str | None = None
+        self._chosen = ""
+        self._left = ""
         self.start_fit()
 
     def start_fit(self) -> None:
@@ -47,10 +53,30 @@ class HoldOut:
         self._rows: Rows | None = None
         self._last: tuple[int, Certificate] | None = None
         self._validated: tuple[int, tuple[float, ...]] | None = None
+        self._evaluated: tuple[int, str] | None = None
 
     def start_run(self) -> None:
         """Begin with weights that no sample has touched."""
-        self.evaluation, self._trained_on = 0, None
+        self.evaluation, self._trained_on, self._chosen = 0, None, ""
+
+    def resume(self, trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+        """Look at the checkpoint that the fit goes on from, before :meth:`load`."""
+        monitor = chosen_by(trainer, checkpoint)
+        self._chosen = monitor and (
+            f"No hold-out bound: the fit goes on from a checkpoint that was kept for its {monitor}, so the weights may "
+            "depend on the validation samples; go on from the latest one (ModelCheckpoint(save_last=True))."
+        )
+
+    def end_fit(self, trainer: Trainer, module: nn.Module) -> None:
+        """Remember the weights of the last step, to be compared with those at the start of a next fit."""
+        self.look(trainer, module)
+        context = known_context(trainer)
+        self._left = ""
+        with suppress(Exception):  # parameters that are no longer there: no reason to lose a fit at its end
+            if self._evaluated is not None and self._evaluated[0] == trainer.global_step:
+                self._left = self._evaluated[1]  # what was written since then is not the training's
+            elif context is not None:
+                self._left = weights_hash(context.layout.vector(module))
 
     def certificate(
         self,
@@ -100,6 +126,7 @@ class HoldOut:
             return None if self._last is None else self._last[1]
         self.evaluation += 1
         weights, conditions = context.layout.vector(context.module), (HOLD_OUT_CONDITION, *self._rows.conditions)
+        self._evaluated = (trainer.global_step, weights_hash(weights))
         self.note = f"The hold-out bound rests on this: {' '.join(conditions)}"
         counted = [probe_indices(len(self._rows.source), LARGEST, seed=3)]
         if self._rows.distinct is not None:
@@ -139,7 +166,7 @@ class HoldOut:
             (at, before), self._validated = self._validated, None
             if at == trainer.global_step and before != sums:
                 self._opened, self._counter = True, None
-                self.note = (
+                self._chosen = self.note = (
                     "No hold-out bound: weights were written during a validation (the best checkpoint restored, or an "
                     "average swapped in?), so they may depend on the validation samples."
                 )
@@ -170,6 +197,13 @@ class HoldOut:
     def _refusal(
         self, trainer: Trainer, context: FitContext, source: SampleSource, trained: SampleSource, *, natural: bool
     ) -> str:
+        if not context.fresh and not trainer.ckpt_path and self._left not in ("", weights_hash(context.start)):
+            self._chosen = (
+                "No hold-out bound: weights were written between two fits (the best checkpoint restored?), so they may "
+                "depend on the validation samples."
+            )
+        if self._chosen:
+            return self._chosen
         if trainer_internals.steers_by_validation(trainer):
             return "No hold-out bound: a learning-rate schedule reacts to a monitored value."
         if trainer_internals.reloads_loaders(trainer):
@@ -187,9 +221,10 @@ class HoldOut:
 
     def state(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
-        return {"hold_out_evaluation": self.evaluation, "trained_on": self._trained_on}
+        return {"hold_out_evaluation": self.evaluation, "trained_on": self._trained_on, "chosen": self._chosen}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on with the count of the run that wrote the checkpoint."""
         self.evaluation = int(state.get("hold_out_evaluation", 0))
         self._trained_on = state.get("trained_on")
+        self._chosen = self._chosen or state.get("chosen", "")

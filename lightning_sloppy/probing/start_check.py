@@ -168,10 +168,12 @@ def checked_start(
         validation: Loaders of samples that the weights cannot have seen; the first one counts.
     """
     seen = _Side(ErrorCounter(trainer, context, source, objective, classifier), len(source))
-    unseen = _unseen(trainer, context, objective, classifier, validation)
+    unseen, unseen_mistakes = _unseen(trainer, context, objective, classifier, start, validation)
     fresh = None if prior in PRETRAINED else _initialisations(context.module, start)
     found = replace(
-        _judged(seen, unseen, dict(start), fresh), looked_for_unseen=bool(validation), stated=prior in PRETRAINED
+        _judged(seen, unseen, unseen_mistakes, dict(start), fresh),
+        looked_for_unseen=bool(validation),
+        stated=prior in PRETRAINED,
     )
     return found if context.ranks.count == 1 else gathered_over_ranks(found)[0]
 
@@ -191,9 +193,10 @@ class _Side:
         return self._counter.says_one_thing(table, self._indices)
 
 
-def _judged(seen: _Side, unseen: _Side | None, start: dict[str, Tensor], fresh: Initialisations | None) -> StartCheck:
+def _judged(
+    seen: _Side, unseen: _Side | None, unseen_mistakes: int, start: dict[str, Tensor], fresh: Initialisations | None
+) -> StartCheck:
     mistakes = seen.mistakes(start)
-    unseen_mistakes = 0 if unseen is None else unseen.mistakes(start)
     level = _level(mistakes, seen, unseen_mistakes, unseen)
     drawn = fresh is not None and bool(fresh.drawn)
     # Where every sample is called the same, nothing but a class can have been learnt: heads that start at zero.
@@ -236,18 +239,22 @@ def _unseen(
     context: FitContext,
     objective: Objective,
     classifier: Classifier,
+    start: Mapping[str, Tensor],
     validation: list[DataLoader[Any]],
-) -> _Side | None:
-    """The samples of the first validation loader, where they can be judged as those of the training are."""
+) -> tuple[_Side | None, int]:
+    """The samples of the first validation loader, where they can be judged as those of the training are.
+
+    Returns:
+        Them, and the mistakes of the weights at the start on them.
+    """
     if not validation:
-        return None
+        return None, 0
     with suppress(Exception):
         source = SampleSource(validation[0])
         if not validity.reads_differ(trainer, context, source):
             side = _Side(ErrorCounter(trainer, context, source, objective, classifier), len(source))
-            side.mistakes({})
-            return side
-    return None
+            return side, side.mistakes(start)
+    return None, 0
 
 
 def _initialisations(module: LightningModule, start: Mapping[str, Tensor]) -> Initialisations | None:

@@ -313,3 +313,18 @@ def test_a_constructor_that_changes_its_arguments_changes_no_hyperparameters(tmp
     )
     assert bound.latest.certificate.start_error > 0
     assert model.hparams.sizes == before
+
+
+def test_unseen_samples_are_judged_by_one_forward(tmp_path):
+    class Counting(Wide):
+        def forward(self, inputs):
+            seen.append(len(inputs))
+            return super().forward(inputs)
+
+    seen: list[int] = []
+    final = FinalCertificate(prior="pretrained", learning=PLAN, strict=True)
+    host = trainer(tmp_path, callbacks=[final], max_epochs=1, num_sanity_val_steps=0)
+    held_out = DataLoader(samples("rule", seed=1, count=37), batch_size=37)
+    host.fit(Counting(), loader(samples("rule", count=100), batch_size=50), held_out)
+    assert "on 37 validation samples" in final.certificates[0].explain()
+    assert seen.count(37) == 1

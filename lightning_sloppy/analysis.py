@@ -21,6 +21,7 @@ from lightning_sloppy.curvature.spectra import Quadrature, Solve, gauss_newton_o
 from lightning_sloppy.curvature.summed import checked_reduction, reduced_as
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import BatchSize, checked_batch_size, collected
+from lightning_sloppy.evaluation.loss_checks import checked_loss
 from lightning_sloppy.evaluation.mean_weights import agreed_weights, checked_reduction_of
 from lightning_sloppy.evaluation.objective import Loss, Objective
 from lightning_sloppy.evaluation.precision import Precision, checked_precision
@@ -140,6 +141,7 @@ def hessian_spectrum(
     tensor([10.], dtype=torch.float64)
     """
     module = unwrapped(module)
+    checked_loss(loss_fn, needed=True)
     checked_counts(k, probes)
     check_choices(mode, which, method, basis)
     check_solver(steps, tol, max_products, basis_memory)
@@ -247,6 +249,7 @@ def fisher_spectrum(
     10.0
     """
     module = unwrapped(module)
+    checked_loss(loss_fn, needed=True)
     fisher = checked_fisher(kind, labels, likelihood, seed)
     checked_counts(k, probes)
     check_choices(mode)

@@ -12,6 +12,7 @@ from cases import Case, case, dense_gauss_newton, dense_hessian, gradients
 from torch import Tensor, nn
 
 from lightning_sloppy.analysis import Quadrature, fisher_spectrum, gauss_newton_of, hessian_spectrum, input_spectrum
+from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.preserve import preserved
 from lightning_sloppy.linalg.vectors import generator, rademacher
@@ -251,3 +252,10 @@ def test_input_spectrum_is_reexported() -> None:
     inputs = torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = torch.linalg.eigvalsh(torch.cov(inputs.T, correction=0)).flip(0)
     torch.testing.assert_close(input_spectrum(inputs, kind="covariance").eigenvalues, expected)
+
+
+@pytest.mark.parametrize("spectrum", [hessian_spectrum, fisher_spectrum])
+@pytest.mark.parametrize("loss", [None, "cross_entropy"])
+def test_a_loss_that_is_none_is_refused(spectrum, loss):
+    with pytest.raises(ConfigurationError, match=f"The loss must be a function of .outputs, targets., but {loss!r}"):
+        spectrum(torch.nn.Linear(2, 2), [(torch.ones(3, 2), torch.zeros(3).long())], loss)

@@ -20,13 +20,17 @@ LEAST_DIFFERENCE = 1e-6
 """Absolute: losses near zero are differences of larger numbers."""
 
 
-def checked_loss(loss_fn: object) -> None:
+def checked_loss(loss_fn: object, *, needed: bool = False) -> None:
     """Refuse what cannot be called.
+
+    Args:
+        loss_fn: A function, or None.
+        needed: Whether there must be one.
 
     Raises:
         ConfigurationError: For a name instead of a function.
     """
-    if loss_fn is not None and not callable(loss_fn):
+    if (needed or loss_fn is not None) and not callable(loss_fn):
         raise ConfigurationError(
             f"The loss must be a function of (outputs, targets), but {loss_fn!r} was given; pass for instance "
             "torch.nn.functional.cross_entropy."

@@ -136,3 +136,13 @@ def test_no_assert_guards_what_a_user_gives():
             if isinstance(node, ast.Assert):
                 written = ast.unparse(node)
                 assert written.endswith(" is not None"), f"{path}:{node.lineno}: {written}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_asserts_tell_a_type_checker_what_is_there_and_check_no_input(path: Path) -> None:
+    """``python -O`` takes them away; what a user may give wrong raises an error of the package."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Assert):
+            assert isinstance(node.test, ast.Compare), f"{path}:{node.lineno}"
+            assert isinstance(node.test.ops[0], ast.IsNot), f"{path}:{node.lineno}"
+            assert ast.unparse(node.test.comparators[0]) == "None", f"{path}:{node.lineno}"

@@ -48,6 +48,14 @@ def test_two_and_three_processes_certify_what_one_does(found, tmp_path):
             assert result == alone[kind]
 
 
+def test_two_processes_judge_the_same_clean_samples_or_refuse_them_together(found):
+    first, second = (rank["cleaned"] for rank in found)
+    assert first["alike"] == second["alike"]
+    assert first["alike"]["n"] == 43
+    assert len(first["alike"]["hashes"]) == 2
+    assert first["other"]["flags"] == second["other"]["flags"] == ["other_samples"]
+
+
 def test_two_processes_certify_in_the_same_coordinates(found, tmp_path):
     alone = two_ranks.run("turned", tmp_path)
     for kind in ("pair", "single"):

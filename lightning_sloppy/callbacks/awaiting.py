@@ -79,7 +79,7 @@ class AwaitingCallback(SloppyCallback):
             if context.losses.before_step(
                 trainer, batch, wanted=self.needs_loss, batch_size=self.batch_size, mode=self.mode
             ):
-                context.measuring_seconds += time.perf_counter() - start
+                context.clock.measuring_seconds += time.perf_counter() - start
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """The step has returned its loss."""

@@ -152,7 +152,7 @@ def _close(callback: SloppyCallback, trainer: Trainer) -> None:
                     sections,
                     stop=" ".join([_end(trainer), *sentences]),
                     log_dirs=[folder for logger in trainer.loggers if (folder := _event_folder(logger))],
-                    fit_seconds=None if context is None else context.fit_seconds,
+                    fit_seconds=None if context is None else context.clock.fit_seconds,
                 )
             )
     except Exception as error:  # a summary is no reason to lose a run, or to hide its own exception

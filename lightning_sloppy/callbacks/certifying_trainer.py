@@ -18,8 +18,8 @@ from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.classifiers import Predict
 from lightning_sloppy.evaluation.objective import Loss
 from lightning_sloppy.probing.clean_samples import Clean
-from lightning_sloppy.probing.context import notice_training, was_fitted
 from lightning_sloppy.probing.digests import frozen_digests
+from lightning_sloppy.probing.origin import notice_training, was_fitted
 from lightning_sloppy.probing.priors import Prior
 from lightning_sloppy.probing.repeats import Duplicates
 

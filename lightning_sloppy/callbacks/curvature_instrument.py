@@ -132,10 +132,10 @@ class CurvatureInstrument(Instrument):
 
     def scale(self, trainer: Trainer, context: FitContext) -> tuple[Scale | None, str]:
         """The scale of this run, or None and a sentence that says what to give."""
-        if context.fresh and not self.measurements:
+        if context.origin.fresh and not self.measurements:
             self._kept_epsilon = None  # a new run; one that goes on with trained weights keeps its scale
-        epsilon = self.epsilon or self._kept_epsilon or context.prior_precision()
-        n = context.train_size(trainer)
+        epsilon = self.epsilon or self._kept_epsilon or context.origin.prior_precision()
+        n = context.samples.train_size(trainer)
         if epsilon is None:
             return None, "All weights are zero at the start, so no scale follows from them; pass epsilon=."
         if n is None:

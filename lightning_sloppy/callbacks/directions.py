@@ -98,7 +98,7 @@ class Directions:
         gradient = fraction_inside(vectors, mean_gradient(objective, layout, batches))
         if gradient is not None:
             found["gradient_fraction"] = gradient
-        start = probe.context.start_of(layout)
+        start = probe.context.origin.weights_of(layout)
         if start is not None:
             moved = layout.vector(probe.module).to(vectors.device, vectors.dtype)
             displacement = fraction_inside(vectors, moved - start.to(vectors.device, vectors.dtype))

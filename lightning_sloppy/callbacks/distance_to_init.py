@@ -98,7 +98,7 @@ class DistanceToInit(SloppyCallback):
                 "or use schedule='constant'."
             )
         context = fit_context(trainer, pl_module)
-        begun = context.layout.table(context.start)
+        begun = context.layout.table(context.origin.weights)
         wanted = ParameterLayout.of(pl_module, self.parameters)
         shapes = dict(zip(wanted.names, wanted.shapes, strict=True))
         known = {name: start for name, start in self._start.items() if shapes.get(name) == start.shape}

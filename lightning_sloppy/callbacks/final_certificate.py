@@ -180,14 +180,15 @@ class FinalCertificate(MeasuringCallback):
         split = None
         with suppress(Exception), measuring(pl_module):
             known = context.ranks.together(lambda: trained_samples(trainer, context, self.prior, self.clean))
-            split = context.digests(known.source).fingerprint if is_split(self.prior) else None
+            split = context.samples.digests(known.source).fingerprint if is_split(self.prior) else None
         self._warn(() if known is None else known.reasons, trainer)
         if is_split(self.prior) and split is None:
             return
-        if context.fresh or (self.prior in PRETRAINED and self._run_state.prior_mean is None and context.begins):
+        origin = context.origin
+        if origin.fresh or (self.prior in PRETRAINED and self._run_state.prior_mean is None and origin.begins):
             buffers = dict(pl_module.named_buffers()) if is_split(self.prior) else {}
             buffers = {name: buffer.detach().cpu().clone() for name, buffer in buffers.items()}
-            self._run_state = RunState(context.start, 0, split, dict(context.start_digests), buffers)
+            self._run_state = RunState(origin.weights, 0, split, dict(origin.digests), buffers)
         elif self._run_state.split != split:
             self._run_state = replace(self._run_state, split=None)
 
@@ -208,7 +209,7 @@ class FinalCertificate(MeasuringCallback):
         folder = folder_of(trainer, self.folder)
         if trainer.is_global_zero:
             forget_files(folder)
-        choice = context.loss_choice(trainer, self.loss_fn)
+        choice = context.losses.choice(trainer, self.loss_fn)
         dtype = str(choice.objective.dtype)
         examined = self._examined(trainer, context, choice)
         if isinstance(examined, Certificate):
@@ -223,7 +224,7 @@ class FinalCertificate(MeasuringCallback):
         """What the certificate will rest on; a certificate without a bound where something forbids one."""
         classifier = unlearnable(choice) or model_classifier(trainer, context, choice, self.predict)
         if isinstance(classifier, Reason):
-            return no_bound(context.train_size(trainer) or 0, self.delta, classifier)
+            return no_bound(context.samples.train_size(trainer) or 0, self.delta, classifier)
         samples = samples_for(
             trainer, context, self.prior, self._run_state, clean=self.clean, duplicates=self.duplicates
         )

@@ -271,7 +271,7 @@ class HessianSpectrum(CurvatureInstrument):
     def measure(self, trainer: Trainer, pl_module: LightningModule, probe: Probe) -> Measurement:
         """Hessian first, then its Gauss-Newton part, on the same probe and the same probe vectors."""
         context, choice = probe.context, probe.choice
-        self._start = context.started_from(self._start)
+        self._start = context.origin.resumed(self._start)
         scale, sentence = self.scale(trainer, context)
         dim = ParameterLayout.of(pl_module, self.parameters).dim
         if self._vectors is None or self._vectors.shape != (self.size.probes, dim):

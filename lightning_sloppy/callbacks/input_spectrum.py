@@ -261,7 +261,7 @@ class InputSpectrum(MeasuringCallback):
         without: InputMoments,
     ) -> None:
         rng = generator(self.seed + trainer.global_rank)
-        source = context.source(trainer)
+        source = context.samples.source(trainer)
         indices = probe_indices(len(source), self.max_samples, self.seed)
         own = indices[trainer.global_rank :: trainer.world_size]
         title = f"Inputs: reading {len(indices):,} samples"

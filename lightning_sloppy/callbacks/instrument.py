@@ -214,7 +214,7 @@ class Instrument(PeriodicCallback):
     def probe(self, trainer: Trainer, context: FitContext, step: int) -> Probe:
         """The loss of the fit, and the samples to measure on."""
         plain = Objective(context.module, None)
-        batches = context.probe(
+        batches = context.samples.probe(
             trainer,
             self.size.num_samples,
             self.seed,
@@ -234,7 +234,7 @@ class Instrument(PeriodicCallback):
 
     def _chosen(self, trainer: Trainer, context: FitContext) -> LossChoice:
         """The loss of the fit; in train mode every forward has the same random stream."""
-        choice = context.loss_choice(trainer, self.loss_fn, self.batch_size, self.mode)
+        choice = context.losses.choice(trainer, self.loss_fn, self.batch_size, self.mode)
         if self.mode == "eval":
             return choice
         return dataclasses.replace(choice, objective=choice.objective.seeded(self.seed))
@@ -244,7 +244,7 @@ class Instrument(PeriodicCallback):
 
         A loss that compares the samples of a batch is another one on larger batches than those of the training.
         """
-        size = context.training_batch if probe.choice.batchwise and self.measure_on == "fixed_samples" else None
+        size = context.samples.training_batch if probe.choice.batchwise and self.measure_on == "fixed_samples" else None
         batches = probe.batches
         if size is not None and all(rows_in(batch).divisible for batch in batches):
             batches = divided(batches, size)
@@ -259,9 +259,9 @@ class Instrument(PeriodicCallback):
     def has_samples(self, trainer: Trainer, context: FitContext) -> bool:
         """Whether the samples to measure on are there."""
         fixed = self.measure_on == "fixed_samples"
-        if fixed and context.indexable(trainer):
+        if fixed and context.samples.indexable(trainer):
             return True
-        return context.streamed.num_samples >= (context.own(self.size.num_samples) if fixed else 1)
+        return context.samples.streamed.num_samples >= (context.samples.own(self.size.num_samples) if fixed else 1)
 
     def wants_batch(self, trainer: Trainer) -> bool:
         """Whether the batch that comes now will be measured on."""

@@ -256,7 +256,8 @@ class JacobianSpectrum(Instrument):
             self.warn_once(f"{self._heading()} at step {probe.step}: {spectrum.status.value}", trainer=trainer)
         notes = self._dominating(trainer, probe, spectrum)
         notes += [str(spectrum.detail[name]) for name in ("unsteady",) if name in spectrum.detail]
-        if self.null and self._null is None and probe.context.fresh and not self.measurements and not by_products:
+        fresh = probe.context.origin.fresh and not self.measurements
+        if self.null and self._null is None and fresh and not by_products:
             self._null = spectrum_on(_without_structure(batches, self.seed))
         found = self.measurement(
             trainer,
@@ -304,8 +305,8 @@ class JacobianSpectrum(Instrument):
         if fraction <= max(DOMINATES, 5 / max(spectrum.num_samples, 1)):  # of few samples each has its part
             return []
         number, which = int(spectrum.detail["largest_sample"]), "of the probe"
-        if self.measure_on == "fixed_samples" and probe.context.indexable(trainer):
-            source = probe.context.source(trainer)
+        if self.measure_on == "fixed_samples" and probe.context.samples.indexable(trainer):
+            source = probe.context.samples.source(trainer)
             number = int(probe_indices(len(source), self.size.num_samples, self.seed)[number])
             which = "of the training data"
         sentence = (

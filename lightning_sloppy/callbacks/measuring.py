@@ -17,8 +17,9 @@ from lightning_sloppy.callbacks.base import SloppyCallback, in_words, peers
 from lightning_sloppy.curvature.memory import peak_bytes
 from lightning_sloppy.errors import ConfigurationError, UnsupportedError
 from lightning_sloppy.probing import trainer_internals
-from lightning_sloppy.probing.context import FitContext, fit_context, notice_earlier_fits
+from lightning_sloppy.probing.context import FitContext, fit_context
 from lightning_sloppy.probing.guard import measuring
+from lightning_sloppy.probing.origin import notice_earlier_fits
 from lightning_sloppy.quantities import Declaration, Quantity, SpectrumHistogram, require_name
 from lightning_sloppy.records import Cost, Measurement, Status
 from lightning_sloppy.reporting.layout import write_layout
@@ -273,7 +274,7 @@ class MeasuringCallback(AwaitingCallback):
         epoch = measurement.epoch if epoch is None else epoch
         measurement = dataclasses.replace(measurement, cost=cost, epoch=epoch)
         if context is not None:
-            context.measuring_seconds += seconds
+            context.clock.measuring_seconds += seconds
             if context.losses.on_a_guess and measurement.status is not Status.FAILED:
                 self._hold(measurement)
                 return

@@ -189,23 +189,23 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
     def take(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """One evaluation: posterior, fresh pair, fresh subsample, bound; and the hold-out bound beside it."""
         known = self.run_state.prior_mean
-        stated = self.prior in PRETRAINED and known is None and context.begins
-        if not self._begun and (context.fresh or stated):
+        stated = self.prior in PRETRAINED and known is None and context.origin.begins
+        if not self._begun and (context.origin.fresh or stated):
             # Weights that no fit has touched begin a new run; others go on with the prior that is known, if any.
-            self.run_state, self._choice = RunState(context.start, frozen=dict(context.start_digests)), None
-            if context.fresh:
+            self.run_state, self._choice = RunState(context.origin.weights, frozen=dict(context.origin.digests)), None
+            if context.origin.fresh:
                 self._hold_out.start_run()
-        elif not self._begun and known is not None and torch.equal(known, context.start):
+        elif not self._begun and known is not None and torch.equal(known, context.origin.weights):
             # One tensor for all, in memory and in the next checkpoint.
-            self.run_state = replace(self.run_state, prior_mean=context.start)
+            self.run_state = replace(self.run_state, prior_mean=context.origin.weights)
         self._begun = True
         followed = _followed(trainer)
-        choice = context.loss_choice(trainer, None if followed is None else followed.loss_fn)
+        choice = context.losses.choice(trainer, None if followed is None else followed.loss_fn)
         classifier = model_classifier(trainer, context, choice, self.predict)
         if isinstance(classifier, Reason):
-            certificate = no_bound(context.train_size(trainer) or 0, self.delta, classifier)
+            certificate = no_bound(context.samples.train_size(trainer) or 0, self.delta, classifier)
             return self._measurement(trainer, choice, step, certificate, {})
-        judged = clean_samples(trainer, context, self.clean, context.source(trainer))
+        judged = clean_samples(trainer, context, self.clean, context.samples.source(trainer))
         if self._rows is None:
             self._rows = certifying_rows(context, judged.source, self.duplicates, judged.conditions)
         source, run = self._rows.source, self.run_state
@@ -303,7 +303,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         assert spectrum is not None
         vectors = torch.zeros(len(weights), 0) if spectrum.eigenvectors is None else spectrum.eigenvectors
         known = self.run_state.prior_mean
-        start = known if known is not None and len(known) == len(weights) else context.start
+        start = known if known is not None and len(known) == len(weights) else context.origin.weights
         # The evaluation number seeds the draws: fresh ones each time, the same ones on every rank.
         number = max(self.run_state.evaluation, 1)
         draws = generator((self.seed + 1) * 1_000_003 + number if not reasons else self.seed)

@@ -150,10 +150,10 @@ class PeriodicCallback(MeasuringCallback):
         if self.wants_batch(trainer):
             with suppress(ConfigurationError):  # without a context the measurement says what is wrong
                 wanted = max(peer.size.num_samples for peer in _periodic(trainer))
-                context, number = fit_context(trainer, pl_module), trainer_internals.batch_number(trainer)
+                samples, number = fit_context(trainer, pl_module).samples, trainer_internals.batch_number(trainer)
                 said = (getattr(peer, "batch_size", None) for peer in _periodic(trainer))
                 batch_size = next((each for each in said if each is not None), None)
-                context.streamed.see(batch, number, context.own(wanted), module=context.module, batch_size=batch_size)
+                samples.streamed.see(batch, number, samples.own(wanted), module=pl_module, batch_size=batch_size)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -217,7 +217,7 @@ class PeriodicCallback(MeasuringCallback):
         self.expected_seconds = seconds
         context = known_context(trainer) if self.latest is not None else None
         if context is not None:
-            self._clock = (context.measuring_seconds, context.training_seconds)
+            self._clock = (context.clock.measuring_seconds, context.clock.training_seconds)
             self._own_seconds += self.expected_seconds
             self._say_costly(trainer, context)
 
@@ -239,7 +239,7 @@ class PeriodicCallback(MeasuringCallback):
 
     def overhead(self, context: FitContext, step: int) -> float | None:
         """Published once in a round, by its last callback, and not before there was any training to compare with."""
-        return context.overhead if self._publishes_overhead and step > 0 else None
+        return context.clock.overhead if self._publishes_overhead and step > 0 else None
 
     def settings(self) -> dict[str, Any]:
         """Samples and schedule."""
@@ -278,7 +278,7 @@ class PeriodicCallback(MeasuringCallback):
         except Exception:
             return  # the measurement itself says what is wrong
         if self._clock != (0.0, 0.0):
-            context.resume_clock(*self._clock)
+            context.clock.resume(*self._clock)
         elif self.schedule.max_overhead is not None and not self._is_fixed(trainer):
             size = trainer.strategy.broadcast(self._affordable(trainer, pl_module, context))
             self._resize(size, "a timed gradient says that it would take long")
@@ -296,7 +296,7 @@ class PeriodicCallback(MeasuringCallback):
             seconds = context.ranks.together(timed)
         except Exception:
             return size  # the measurement itself says what is wrong, and other ranks wait for an answer
-        context.measuring_seconds += time.perf_counter() - start
+        context.clock.measuring_seconds += time.perf_counter() - start
         seconds *= self._cost(size)
         while seconds > self.schedule.grace_seconds / 2 and (cheaper := self.cheaper(size)) is not None:
             size, fraction = cheaper
@@ -321,7 +321,7 @@ class PeriodicCallback(MeasuringCallback):
         """Once, where measurements that may not be left out exceed the limit by themselves."""
         if self._said_costly or not self._is_fixed(trainer):
             return
-        training = context.training_seconds
+        training = context.clock.training_seconds
         if not self.schedule.allows(0.0, measuring=self._own_seconds, training=training):
             self._said_costly = True
             rank_zero_info(
@@ -351,8 +351,8 @@ class PeriodicCallback(MeasuringCallback):
             decision = decide_round(
                 [Candidate(peer.schedule, peer.size, peer.expected_seconds, peer.cheaper) for peer in due],
                 others=sum(peer.expected_seconds for peer in family if peer not in due),
-                measuring=context.measuring_seconds,
-                training=context.training_seconds,
+                measuring=context.clock.measuring_seconds,
+                training=context.clock.training_seconds,
                 progress=trainer_internals.fraction_done(trainer),
             )
             taken, sizes, costs = trainer.strategy.broadcast(decision)
@@ -364,8 +364,8 @@ class PeriodicCallback(MeasuringCallback):
                 context.stretched = True
                 rank_zero_info(
                     f"From step {step} on measurements come less often than asked for: so far they took "
-                    f"{context.measuring_seconds:.1f} s, training {context.training_seconds:.1f} s. The curve "
-                    "sloppy_cost/overhead shows it; max_overhead and grace_seconds set the limit."
+                    f"{context.clock.measuring_seconds:.1f} s, training {context.clock.training_seconds:.1f} s. The "
+                    "curve sloppy_cost/overhead shows it; max_overhead and grace_seconds set the limit."
                 )
         return context.decision[1]
 

@@ -40,7 +40,7 @@ def model_classifier(
     Raises:
         ConfigurationError: For a ``predict`` that gives no label or boolean for each sample.
     """
-    if not context.indexable(trainer):
+    if not context.samples.indexable(trainer):
         return Reason(
             "The training samples cannot be read by index (iterable data, several loaders), so no error on n known "
             "examples can be counted; use one map-style data set, or leave the bound out.",
@@ -59,9 +59,9 @@ def model_classifier(
 
 
 def _found(trainer: Trainer, context: FitContext, choice: LossChoice, predict: Predict | None) -> Classifier | None:
-    source = context.source(trainer)
+    source = context.samples.source(trainer)
     indices = torch.arange(min(len(source), source.batch_size))
-    batch = choice.objective.prepare(context.read(trainer, source, indices, len(indices)))[0]
+    batch = choice.objective.prepare(context.samples.read(trainer, source, indices, len(indices)))[0]
     table = context.layout.leaves(context.module, choice.objective.dtype)
     outputs = None
     with nullcontext() if predict else suppress(Exception):
@@ -98,7 +98,7 @@ def coupled(trainer: Trainer, context: FitContext, choice: LossChoice, source: S
     table = moved(choice.objective.copied_parameters())
 
     def rows(part: Tensor) -> list[Tensor]:
-        batch = choice.objective.prepare(context.read(trainer, source, part, len(part)))[0]
+        batch = choice.objective.prepare(context.samples.read(trainer, source, part, len(part)))[0]
         found = tensors_of(choice.objective.output_values(table, private(batch)[0]))
         return [tensor.double() for tensor in found if tensor.shape[:1] == (len(part),)]
 

@@ -135,7 +135,7 @@ def _opened(trainer: Trainer, context: FitContext, clean: Clean) -> SampleSource
     try:
         made: Any = given() if callable(given) and not hasattr(given, "__getitem__") else given
         # A data set is put together into batches as the training's is.
-        collate = None if isinstance(made, DataLoader) else context.source(trainer).loader.collate_fn
+        collate = None if isinstance(made, DataLoader) else context.samples.source(trainer).loader.collate_fn
         loader = made if isinstance(made, DataLoader) else DataLoader(made, collate_fn=collate)
         return SampleSource(loader)
     except ConfigurationError as error:

@@ -114,7 +114,7 @@ def leading_pairs(
 def _batches(
     trainer: Trainer, context: FitContext, objective: Objective, source: SampleSource, size: int
 ) -> list[Batch]:
-    return objective.prepare(context.read(trainer, source, curvature_indices(len(source)), size))
+    return objective.prepare(context.samples.read(trainer, source, curvature_indices(len(source)), size))
 
 
 def _measured(

@@ -59,10 +59,10 @@ class ErrorCounter:
         self._quick = None if coordinates is None else coordinates.to(objective.device, objective.dtype)
         self._reached = False
         self._held: Batch | None = None
-        first = context.read(trainer, source, torch.arange(1), 1)[0]
+        first = context.samples.read(trainer, source, torch.arange(1), 1)[0]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(first))
         if size * len(source) <= CACHE_BYTES:
-            everything = context.read(trainer, source, torch.arange(len(source)), READ_CHUNK)
+            everything = context.samples.read(trainer, source, torch.arange(len(source)), READ_CHUNK)
             self._held = joined(objective.prepare(everything))
 
     def __call__(self, point: Tensor, indices: Tensor) -> int:
@@ -201,7 +201,7 @@ class ErrorCounter:
         if self._held is None:
             # One batch at a time: a whole set of images would not fit.
             for part in torch.split(indices, self._source.batch_size):
-                read = self._context.read(self._trainer, self._source, part, len(part), untouched=False)
+                read = self._context.samples.read(self._trainer, self._source, part, len(part), untouched=False)
                 yield from self._objective.prepare(read)
         else:
             for part in torch.split(indices, READ_CHUNK):

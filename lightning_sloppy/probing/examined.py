@@ -65,7 +65,7 @@ class Examined:
         source, held_out = self.samples.rows.source, self.samples.held_out
         n_prior = 0 if held_out is None else min(len(held_out), CURVATURE_SAMPLES)
         if is_split(prior):
-            n_prior = len(context.source(trainer))
+            n_prior = len(context.samples.source(trainer))
         return Certificate(
             kind="",
             certified_predictor="",
@@ -82,6 +82,6 @@ class Examined:
             start_error=self.check.error,
             guess_error=guess_error,
             live_value=live_value,
-            sample_hash=context.digests(source).fingerprint,
+            sample_hash=context.samples.digests(source).fingerprint,
             seed=seed,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import partial
@@ -18,6 +17,7 @@ from lightning_sloppy.evaluation.preserve import Mode
 from lightning_sloppy.evaluation.ranks import Ranks
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.first_step import StepCheck
+from lightning_sloppy.probing.fit_samples import FitSamples
 from lightning_sloppy.probing.guard import measuring
 from lightning_sloppy.probing.loss_choice import (
     LossArgument,
@@ -43,30 +43,45 @@ class FitLosses:
         module: The module of the fit.
         ranks: This process among those that train together.
         modes: Every submodule with its training flag in the fit.
+        samples: Of the fit, to find a loss on.
 
     Attributes:
         on_a_guess: Whether a loss was given out, since somebody last set this to False, that no step has confirmed yet.
     """
 
-    def __init__(self, module: LightningModule, ranks: Ranks, modes: Modes) -> None:
+    def __init__(self, module: LightningModule, ranks: Ranks, modes: Modes, samples: FitSamples) -> None:
         self.on_a_guess = False
-        self._module, self._ranks, self._modes = module, ranks, modes
+        self._module, self._ranks, self._modes, self._samples = module, ranks, modes, samples
         self._choices: dict[tuple[Any, Mode], LossChoice | ConfigurationError] = {}
         self._check = StepCheck()
         self._looked: set[Mode] = set()
         self._over = False
 
-    def choice(self, override: LossArgument | None, mode: Mode, batch: Callable[[], Batch]) -> LossChoice:
+    def choice(
+        self,
+        trainer: Trainer,
+        override: LossArgument | None,
+        batch_size: BatchSize | None = None,
+        mode: Mode = "eval",
+    ) -> LossChoice:
         """The loss, found when it is first asked for.
 
         Args:
+            trainer: Of the fit.
             override: The user's ``loss_fn=``.
+            batch_size: The user's count of the samples of a batch, or None.
             mode: Of the measurements.
-            batch: Gives a training batch to find it on.
 
         Raises:
             ConfigurationError: When the loss cannot be known; the message names ``loss_fn=``.
         """
+        small_batch = partial(self._samples.small_batch, trainer, batch_size, mode)
+        # Streamed batches are gathered every time, also when the choice is known: another rank may have to choose anew.
+        streamed = None if self._samples.indexable(trainer) else small_batch()
+
+        def batch() -> Batch:
+            return small_batch() if streamed is None else streamed
+
         # Callables need not have a hash; the callback that gave it keeps it, so no other gets its number.
         key = (id(override) if callable(override) else override), mode
         if key not in self._choices:

@@ -197,7 +197,8 @@ class HoldOut:
     def _refusal(
         self, trainer: Trainer, context: FitContext, source: SampleSource, trained: SampleSource, *, natural: bool
     ) -> str:
-        if not context.fresh and not trainer.ckpt_path and self._left not in ("", weights_hash(context.start)):
+        origin = context.origin
+        if not origin.fresh and not trainer.ckpt_path and self._left not in ("", weights_hash(origin.weights)):
             self._chosen = (
                 "No hold-out bound: weights were written between two fits (the best checkpoint restored?), so they may "
                 "depend on the validation samples."
@@ -210,8 +211,8 @@ class HoldOut:
             return "No hold-out bound: the loaders are made anew during the fit, so the split may change."
         if validity.reads_differ(trainer, context, source):
             return "No hold-out bound: two reads of one validation sample differ."
-        training = context.digests(trained)
-        if not context.fresh and self._trained_on != training.fingerprint:
+        training = context.samples.digests(trained)
+        if not context.origin.fresh and self._trained_on != training.fingerprint:
             return "No hold-out bound: the weights were trained before on samples that are not known here."
         self._trained_on = training.fingerprint
         shared = validity.shared_samples(context, trained, source, natural=natural)

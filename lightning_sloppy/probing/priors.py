@@ -87,7 +87,7 @@ def trained_samples(trainer: Trainer, context: FitContext, prior: str, clean: Cl
         prior: Where the prior comes from.
         clean: The user's samples without random transforms; None: as the training reads them.
     """
-    return clean_samples(trainer, context, clean, context.source(trainer), part=is_split(prior))
+    return clean_samples(trainer, context, clean, context.samples.source(trainer), part=is_split(prior))
 
 
 def samples_for(
@@ -131,7 +131,7 @@ def samples_for(
 def _held_out(trainer: Trainer, context: FitContext, loader: DataLoader[Any]) -> SampleSource:
     try:
         source = SampleSource(loader)
-        _, targets = context.read(trainer, source, torch.arange(1), 1)[0]
+        _, targets = context.samples.read(trainer, source, torch.arange(1), 1)[0]
     except Exception as error:
         raise ConfigurationError(
             f"prior='curvature' looks at the samples of the first validation loader, and they cannot be read: {error}"
@@ -163,7 +163,8 @@ def _split(
         *(known.reasons or trained.reasons),
         *validity.split_reasons(trainer, context, rows.source, trained.source, natural=natural),
     ]
-    trained_here = trainer_internals.fits_on(trainer, split) and split.gave(context.source(trainer).loader.dataset)
+    trained_here = trainer_internals.fits_on(trainer, split)
+    trained_here = trained_here and split.gave(context.samples.source(trainer).loader.dataset)
     if run.split is None or not trained_here:
         reasons.append(
             Reason(

@@ -74,7 +74,7 @@ def certifying_rows(
         grouped: Whether equal samples lie on one side of a split, which takes them for one draw.
     """
     once = source.each_once()
-    digests = context.digests(once)
+    digests = context.samples.digests(once)
     if not digests.copies:
         return Rows(once, None, conditions)
     if duplicates == "natural":

@@ -59,7 +59,10 @@ def split_reasons(
 def shared_samples(context: FitContext, first: SampleSource, second: SampleSource, *, natural: bool) -> int:
     """How many samples two sources have in common: the same ones, or equal ones."""
     same = len(first.identities() & second.identities())
-    return same if natural else max(same, len(context.digests(first).distinct & context.digests(second).distinct))
+    if natural:
+        return same
+    equal = context.samples.digests(first).distinct & context.samples.digests(second).distinct
+    return max(same, len(equal))
 
 
 def held_out_reasons(
@@ -82,14 +85,14 @@ def held_out_reasons(
     used = sample_digests(held_out, curvature_indices(len(held_out)))
     if context.ranks.count > 1:
         # First of all: ranks with other samples could otherwise leave here by different ways.
-        both = (context.digests(certifying).fingerprint, used.fingerprint)
+        both = (context.samples.digests(certifying).fingerprint, used.fingerprint)
         if len(set(gathered_over_ranks(both))) > 1:
             return [_unseen("The processes hold different training or validation samples (a split without a seed?)")]
     if reads_differ(trainer, context, held_out):
         return [_unseen("Two reads of one validation sample differ")]
     shared = len(certifying.identities() & held_out.identities())
     if not natural:
-        shared = max(shared, len(context.digests(certifying).distinct & used.distinct))
+        shared = max(shared, len(context.samples.digests(certifying).distinct & used.distinct))
     return [_seen(f"{shared:,} of the training samples are validation samples as well")] if shared else []
 
 
@@ -129,11 +132,12 @@ def reads_differ(trainer: Trainer, context: FitContext, source: SampleSource) ->
     """Whether a sample read twice, under different random streams, comes out differently."""
     indices = probe_indices(len(source), TWICE, seed=1)
     with random_streams(), source.untouched():
-        first = [t.clone() for t in tensors_of(context.read(trainer, source, indices, TWICE, untouched=False)[0])]
+        (batch,) = context.samples.read(trainer, source, indices, TWICE, untouched=False)
+        first = [t.clone() for t in tensors_of(batch)]
         torch.manual_seed(12_345)
         np.random.seed(12_345)  # noqa: NPY002 - transforms of users draw from the global streams
         random.seed(12_345)
-        second = tensors_of(context.read(trainer, source, indices, TWICE, untouched=False)[0])
+        second = tensors_of(context.samples.read(trainer, source, indices, TWICE, untouched=False)[0])
     return any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -175,7 +179,7 @@ def module_reasons(context: FitContext, prior_mean: Tensor | None, start: Mappin
                 flag="buffers_depend_on_sample",
             )
         )
-    moved = changed_frozen(context.module, context.start_digests if start is None else start)
+    moved = changed_frozen(context.module, context.origin.digests if start is None else start)
     moved = [name for name in moved if name.rpartition(".")[0] not in set(names)]
     if moved:
         reasons.append(

@@ -1,0 +1,175 @@
+"""The training samples of one fit: by index where the data allow it, else batches as they passed by."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from contextlib import nullcontext, suppress
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_sloppy.curvature.partition import gathered_batches
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.batches import Batch, BatchSize, as_pair, counted_by
+from lightning_sloppy.evaluation.preserve import Mode
+from lightning_sloppy.evaluation.ranks import Ranks
+from lightning_sloppy.evaluation.sample_rows import located
+from lightning_sloppy.probing import trainer_internals
+from lightning_sloppy.probing.digests import SampleDigests, sample_digests
+from lightning_sloppy.probing.samples import SampleSource, located_by, probe_indices
+from lightning_sloppy.probing.streamed_batches import StreamedBatches
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+MEASURING_BATCH = 1_024
+"""Least size of a probe batch: the size of the default probe, for a product on one large batch is the fastest."""
+
+
+class FitSamples:
+    """The same samples for all callbacks of a fit.
+
+    Args:
+        module: The unwrapped module.
+        ranks: This process among those that train together.
+
+    Attributes:
+        streamed: Copies of batches that went by, where they are needed.
+    """
+
+    def __init__(self, module: LightningModule, ranks: Ranks) -> None:
+        self.streamed = StreamedBatches()
+        self._module, self._ranks = module, ranks
+        self._source: SampleSource | ConfigurationError | None = None
+        self._probes: dict[Any, list[Batch]] = {}
+        self._digests: dict[SampleSource, SampleDigests] = {}
+
+    def source(self, trainer: Trainer) -> SampleSource:
+        """The training samples by index.
+
+        Raises:
+            ConfigurationError: When there is no single indexable training loader.
+        """
+        if self._source is None:
+            loaders = trainer_internals.training_loaders(trainer)
+            try:
+                if len(loaders) != 1:
+                    raise ConfigurationError(
+                        f"Reading samples by index needs one training loader, but the fit has {len(loaders)}; combine "
+                        "the data sets."
+                    )
+                self._source = SampleSource(loaders[0])
+            except ConfigurationError as error:
+                self._source = error
+        if isinstance(self._source, ConfigurationError):
+            raise self._source
+        return self._source
+
+    def indexable(self, trainer: Trainer) -> bool:
+        """Whether samples can be read by index; if not, the batches that pass by are the probe."""
+        with suppress(ConfigurationError):
+            self.source(trainer)
+        return isinstance(self._source, SampleSource)
+
+    def train_size(self, trainer: Trainer) -> int | None:
+        """Training samples n; None when nobody knows: several loaders, or an iterable data set without a length."""
+        if self.indexable(trainer):
+            return len(self.source(trainer))
+        loaders = trainer_internals.training_loaders(trainer)
+        dataset = getattr(loaders[0], "dataset", None) if len(loaders) == 1 else None
+        return len(dataset) if isinstance(dataset, Sized) else None
+
+    def probe(
+        self,
+        trainer: Trainer,
+        num_samples: int,
+        seed: int,
+        *,
+        current_batch: bool = False,
+        batch_size: BatchSize | None = None,
+        mode: Mode = "eval",
+    ) -> list[Batch]:
+        """The probe: batches on the device, as training would see them.
+
+        They are read once for each (size, seed); where nothing can be read by index, they are the first batches of the
+        training. With ``current_batch`` it is the one that is being trained on. Every rank gets the whole probe,
+        streamed batches of all ranks included. Where the samples of a batch are is found with the module.
+
+        Raises:
+            ConfigurationError: Before the first batch, when it must be streamed; when the samples cannot be counted.
+        """
+        if current_batch or not self.indexable(trainer):
+            batches = self.streamed.latest() if current_batch else self.streamed.first(self.own(num_samples))
+            batches = gathered_batches(self._ranks, batches)
+            if not batches:
+                raise ConfigurationError("No batch was trained on yet, so there is nothing to measure on.")
+            return located_by(self._module, batches, mode)
+        key = (num_samples, seed, batch_size, mode)
+        if key not in self._probes:
+            source = self.source(trainer)
+            indices = probe_indices(len(source), num_samples, seed)
+            size = max(source.batch_size, MEASURING_BATCH)
+            self._probes[key] = located_by(self._module, self.read(trainer, source, indices, size, batch_size), mode)
+        return self._probes[key]
+
+    def small_batch(self, trainer: Trainer, batch_size: BatchSize | None = None, mode: Mode = "eval") -> Batch:
+        """One batch of the training's own size, to find a loss on.
+
+        Raises:
+            ConfigurationError: As :meth:`probe`.
+        """
+        if not self.indexable(trainer):
+            return self.probe(trainer, 1, 0, batch_size=batch_size, mode=mode)[0]
+        source = self.source(trainer)
+        indices = torch.arange(min(len(source), source.batch_size))
+        return located_by(self._module, self.read(trainer, source, indices, len(indices), batch_size), mode)[0]
+
+    @property
+    def training_batch(self) -> int | None:
+        """Samples of a batch of the training, where they are read by index; batches that pass by are such already."""
+        return self._source.batch_size if isinstance(self._source, SampleSource) else None
+
+    def own(self, num_samples: int) -> int:
+        """How many of so many samples one rank keeps, where each has batches of its own."""
+        return -(-num_samples // self._ranks.count)
+
+    def read(
+        self,
+        trainer: Trainer,
+        source: SampleSource,
+        indices: Tensor,
+        size: int,
+        batch_size: BatchSize | None = None,
+        *,
+        untouched: bool = True,
+    ) -> list[Batch]:
+        """Batches of these samples on the device.
+
+        The global random streams and the module are the business of the guard around every measurement. Samples are
+        where the shapes say; where these do not tell, whoever needs to know asks the module.
+
+        Args:
+            trainer: Of the fit.
+            source: To read from.
+            indices: Of the samples.
+            size: Of the batches.
+            batch_size: The user's count of the samples of a batch, or None.
+            untouched: Whether generators of the data set itself stay where they are. False inside a larger reading that
+                sees to it, and where two readings should differ if reading is random.
+        """
+        found = []
+        with source.untouched() if untouched else nullcontext():
+            for part in torch.split(indices, size):
+                batch = trainer_internals.as_training_sees_it(trainer, self._module, source.read(part))
+                counted = counted_by(batch_size, batch)
+                found.append(as_pair(batch, module=self._module, counted=counted, read=len(part)))
+        with suppress(ConfigurationError):
+            return located(found)
+        return found
+
+    def digests(self, source: SampleSource) -> SampleDigests:
+        """What samples are, byte for byte; read once."""
+        if source not in self._digests:
+            self._digests[source] = sample_digests(source)
+        return self._digests[source]

@@ -19,26 +19,20 @@ RESOLVED = 0.10
 """A value whose truncation error is above this fraction of it is unresolved. A tenth: curves are read by eye."""
 
 
-def concave_bracket(diagonal: Tensor, offdiagonal: Tensor, function: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-    """Lower and upper bound of ``sum_j w_j f(t_j)``, T positive semidefinite, f with derivatives of alternating sign.
+def soft_count_bracket(diagonal: Tensor, offdiagonal: Tensor, z: float) -> tuple[float, float]:
+    """Lower and upper bound of ``sum_j w_j t_j / (t_j + z)`` for one unit probe vector, T positive semidefinite.
 
-    With the first derivative positive, the second negative and so on in turn, as for ``t / (t + z)`` and
-    ``log(1 + kappa t)``, the Gauss rule lies above and the Gauss-Radau rule with a node at 0 below (Golub and Meurant
-    2010, theorem 6.4).
+    The derivatives of ``t / (t + z)`` alternate in sign, the first is positive. So the Gauss rule lies above and the
+    Gauss-Radau rule with a node at 0 below (Golub and Meurant 2010, theorem 6.4).
     """
     nodes, weights = gauss(diagonal, offdiagonal)
-    upper = float((weights * function(nodes.clamp_min(0))).sum())
+    upper = float((weights * soft(nodes.clamp_min(0), z)).sum())
     if float(offdiagonal[-1]) == 0.0:
         return upper, upper
     nodes, weights = gauss_radau(diagonal, offdiagonal, 0.0)
-    lower = float((weights * function(nodes.clamp_min(0))).sum())
+    lower = float((weights * soft(nodes.clamp_min(0), z)).sum())
     # Rounding can make a Ritz value cross zero; then the rules may swap by a rounding error.
     return min(lower, upper), max(lower, upper)
-
-
-def soft_count_bracket(diagonal: Tensor, offdiagonal: Tensor, z: float) -> tuple[float, float]:
-    """Lower and upper bound of ``sum_j w_j t_j / (t_j + z)`` for one unit probe vector, T positive semidefinite."""
-    return concave_bracket(diagonal, offdiagonal, lambda nodes: soft(nodes, z))
 
 
 def step_count_bracket(diagonal: Tensor, offdiagonal: Tensor, z: float) -> tuple[float, float]:

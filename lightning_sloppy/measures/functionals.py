@@ -6,12 +6,9 @@ import math
 from collections.abc import Callable
 
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
-from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.linalg.quadrature import gauss
-from lightning_sloppy.measures.brackets import RESOLVED, concave_bracket
+from lightning_sloppy.measures.brackets import RESOLVED
 from lightning_sloppy.records import Density, Estimate, Spectrum, Status
 
 UNAVAILABLE = Estimate(math.nan, status=Status.UNAVAILABLE)
@@ -65,129 +62,6 @@ def frobenius_norm(spectrum: Spectrum) -> Estimate:
     # The delta method: the root of a mean.
     error = standard_error(squares) / (2 * value) if value > 0 else 0.0
     return Estimate(value, error, status=Status.CONVERGED if math.isfinite(error) else Status.UNRESOLVED)
-
-
-def log_determinant(spectrum: Spectrum, kappa: float) -> Estimate:
-    """``log det(I + kappa A) = sum_i log(1 + kappa lambda_i)`` of a positive semidefinite matrix.
-
-    From a density the Gauss and Gauss-Radau rules bracket it. Of an indefinite matrix it is UNAVAILABLE: it need not
-    exist.
-
-    Args:
-        spectrum: Of the Gauss-Newton or a Fisher matrix.
-        kappa: Positive.
-
-    Raises:
-        ConfigurationError: When kappa is not positive.
-    """
-    if not kappa > 0:
-        raise ConfigurationError(f"log det(I + kappa A) needs kappa > 0, but kappa is {kappa}; pass a positive number.")
-
-    def exact(values: Tensor) -> float:
-        return float(torch.log1p(kappa * values.clamp_min(0)).sum())
-
-    if spectrum.smallest < -spectrum.floor:
-        return UNAVAILABLE
-    if not spectrum.truncated:
-        return Estimate(exact(spectrum.eigenvalues))
-    density = spectrum.density
-    if density is None or not density.positive_semidefinite:
-        return UNAVAILABLE
-    return averaged(
-        density, lambda d, o: concave_bracket(d, o, lambda nodes: torch.log1p(kappa * nodes)), exact, slope=kappa
-    )
-
-
-def density_curve(spectrum: Spectrum, grid: Tensor, width: float) -> tuple[Tensor, Tensor]:
-    """The spectral density smoothed by a Gaussian, and its standard error over the probe vectors, at each grid point.
-
-    ``sum_i exp(-(x - lambda_i)^2 / (2 width^2)) / (p width sqrt(2 pi))``: it integrates to one over the whole line.
-
-    Args:
-        spectrum: With all eigenvalues, or with a density.
-        grid: Points, (g,).
-        width: Standard deviation of the Gaussian, in units of the eigenvalues.
-
-    Raises:
-        ConfigurationError: For a width that is not positive, or a spectrum that knows only some eigenvalues.
-    """
-    if not width > 0:
-        raise ConfigurationError(f"A density is smoothed by a positive width, but width is {width}.")
-
-    def smoothed(values: Tensor, weights: Tensor) -> Tensor:
-        heights = torch.exp(-((grid.double().unsqueeze(1) - values) ** 2) / (2 * width**2))
-        result: Tensor = heights @ weights / (width * math.sqrt(2 * math.pi))
-        return result
-
-    if not spectrum.truncated:
-        values = spectrum.eigenvalues
-        missing = spectrum.dim - len(values)
-        curve = smoothed(
-            torch.cat([values, values.new_zeros(1)]), torch.tensor([*[1.0] * len(values), missing]).double()
-        )
-        return curve / spectrum.dim, torch.zeros_like(curve)
-    density = spectrum.density
-    if density is None:
-        raise ConfigurationError("A density needs all eigenvalues or probe vectors; pass probes= to hessian_spectrum.")
-    known = smoothed(density.known, torch.ones_like(density.known))
-    curves = torch.stack([smoothed(n, w) for n, w in zip(density.nodes, density.weights, strict=True)]) + known
-    curves = curves / (density.masses + len(density.known)).unsqueeze(1)
-    error = curves.std(0) / len(curves) ** 0.5 if len(curves) > 1 else torch.full_like(curves[0], math.inf)
-    return curves.mean(0), error
-
-
-def confidence_interval(spectrum: Spectrum, estimate: Estimate, level: float = 0.99) -> tuple[float, float]:
-    """Student-t interval of an estimate from the probe vectors of a spectrum, widened by the truncation error.
-
-    Args:
-        spectrum: What the estimate was made from.
-        estimate: A functional of it.
-        level: Nominal coverage.
-    """
-    count = 2 if spectrum.density is None else len(spectrum.density.diagonals)
-    quantile = float(student.ppf((1 + level) / 2, count - 1))
-    reach = quantile * estimate.standard_error + estimate.truncation_error
-    return estimate.value - reach, estimate.value + reach
-
-
-def negative_mass(spectrum: Spectrum) -> Estimate:
-    """Fraction of the absolute trace that lies below zero, ``sum |lambda^-| / sum |lambda|``, in [0, 1].
-
-    Exact from all eigenvalues; from a density by its Gauss nodes, as a ratio of means over the probe vectors (a mean
-    of ratios would be biased where one eigenvalue carries the trace), with the change from half the depth as
-    truncation error.
-    """
-    if not spectrum.truncated:
-        values = spectrum.eigenvalues
-        total = float(values.abs().sum())
-        return Estimate(float(-values.clamp_max(0).sum()) / total if total else 0.0)
-    if spectrum.density is None:
-        return Estimate(math.nan, status=Status.UNAVAILABLE)
-
-    density = spectrum.density
-    known = torch.tensor([float(-density.known.clamp_max(0).sum()), float(density.known.abs().sum())]).double()
-    masses, coarse = (
-        torch.tensor([_masses(*cut(d, o, fraction)) for d, o in pairs(density)], dtype=torch.float64)
-        * density.masses.unsqueeze(1)
-        + known
-        for fraction in (1.0, 0.5)
-    )
-    below, total = masses.mean(dim=0).tolist()
-    value = below / total if total else 0.0
-    halfway = float(coarse[:, 0].sum() / coarse[:, 1].sum().clamp_min(1e-300)) if total else 0.0
-    truncation = abs(value - halfway)
-    # The delta method: the ratio varies as the part below zero varies beside its fraction of the whole.
-    beside = masses[:, 0] - value * masses[:, 1]
-    error = standard_error(beside) / total if total else 0.0
-    # A mass close to zero is resolved although its relative error is large.
-    resolved = truncation <= max(RESOLVED * value, RESOLVED / 10) and math.isfinite(error)
-    return Estimate(value, error, truncation, Status.CONVERGED if resolved else Status.UNRESOLVED)
-
-
-def _masses(diagonal: Tensor, offdiagonal: Tensor) -> tuple[float, float]:
-    """Mean of ``|t|`` over the Gauss rule: its part below zero, and all of it."""
-    nodes, weights = gauss(diagonal, offdiagonal)
-    return float(-(weights * nodes.clamp_max(0)).sum()), float((weights * nodes.abs()).sum())
 
 
 def standard_error(samples: Tensor) -> float:

@@ -17,8 +17,6 @@ from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.measures.dimensions import (
     degrees_of_freedom,
-    normalised_effective_dimension,
-    singular_entropy_rank,
     stable_rank,
 )
 from lightning_sloppy.measures.sloppiness import effective_rank, entropy_rank, participation_ratio
@@ -36,11 +34,8 @@ def test_numbers_by_hand() -> None:
     assert entropy_rank(spectrum).value == pytest.approx(math.exp(-0.8 * math.log(0.8) - 0.2 * math.log(0.2)))
     assert effective_rank(spectrum).value == pytest.approx(1.25)
     assert stable_rank(spectrum).value == pytest.approx(17 / 16)
-    shares = (2 / 3, 1 / 3)
-    assert singular_entropy_rank(spectrum).value == pytest.approx(math.exp(-sum(q * math.log(q) for q in shares)))
-    kappa = 1000 / (2 * math.pi * math.log(1000))
-    expected = sum(math.log(1 + kappa * 3 * v / 5) for v in (4, 1, 0)) / (3 * math.log(kappa))
-    assert normalised_effective_dimension(spectrum, 1000).value == pytest.approx(expected)
+    with pytest.raises(ConfigurationError, match="order 1 or 2"):
+        degrees_of_freedom(spectrum, 1.0, 3)
 
 
 @settings(max_examples=60, deadline=None)
@@ -58,16 +53,6 @@ def test_the_relations_hold_for_every_spectrum(values: list[float], zeros: int, 
     assert stable_rank(spectrum).value <= effective_rank(spectrum).value * (1 + 1e-9)
 
 
-def test_the_normalised_dimension_says_how_many_samples_it_needs() -> None:
-    with pytest.raises(ConfigurationError, match="at least 19 samples"):
-        normalised_effective_dimension(whole(EXAMPLE), 18)
-    assert normalised_effective_dimension(whole(EXAMPLE), 19).value > 0
-    with pytest.raises(ConfigurationError, match="gamma"):
-        normalised_effective_dimension(whole(EXAMPLE), 1000, gamma=1.5)
-    with pytest.raises(ConfigurationError, match="order 1 or 2"):
-        degrees_of_freedom(whole(EXAMPLE), 1.0, 3)
-
-
 @pytest.mark.parametrize("steps", [20, 60])
 def test_from_probe_vectors_the_truth_is_within_both_errors(steps: int) -> None:
     values = of_a_network(negative=False)
@@ -77,7 +62,6 @@ def test_from_probe_vectors_the_truth_is_within_both_errors(steps: int) -> None:
     for estimate, exact in (
         (degrees_of_freedom(seen, 1e-2, 2), degrees_of_freedom(truth, 1e-2, 2)),
         (stable_rank(seen), stable_rank(truth)),
-        (normalised_effective_dimension(seen, 5000), normalised_effective_dimension(truth, 5000)),
     ):
         assert abs(estimate.value - exact.value) <= 4 * estimate.standard_error + estimate.truncation_error
 
@@ -87,8 +71,6 @@ def test_top_pairs_alone_give_nothing() -> None:
     for estimate in (
         degrees_of_freedom(pairs, 1.0, 2),
         stable_rank(pairs),
-        singular_entropy_rank(pairs),
-        normalised_effective_dimension(pairs, 1000),
     ):
         assert estimate.status is Status.UNAVAILABLE
 

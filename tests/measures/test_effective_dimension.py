@@ -25,7 +25,6 @@ from lightning_sloppy.measures.effective_dimension import (
     eigenvalue_count,
     of_half_the_samples,
 )
-from lightning_sloppy.measures.functionals import negative_mass
 from lightning_sloppy.records import Density, Estimate, Spectrum, Status
 
 EMPTY = torch.zeros(0, dtype=torch.float64)
@@ -93,7 +92,7 @@ def test_count_includes_the_threshold() -> None:
 
 def test_pairs_cut_at_k_feed_no_functional_but_a_lower_bound() -> None:
     spectrum = part(500, values=torch.tensor([4.0, 1.0]).double(), residuals=torch.tensor([0.1, 0.6]).double())
-    for estimate in (effective_dimension(spectrum, 0.5), eigenvalue_count(spectrum, 0.5), negative_mass(spectrum)):
+    for estimate in (effective_dimension(spectrum, 0.5), eigenvalue_count(spectrum, 0.5)):
         assert estimate.status is Status.UNAVAILABLE
         assert math.isnan(estimate.value)
     above = converged_above(spectrum, 0.5)
@@ -214,29 +213,6 @@ def test_functionals_of_an_exact_density_are_exact() -> None:
         assert estimate.value == pytest.approx(truth.value, rel=1e-9)
         assert (estimate.standard_error, estimate.truncation_error) == (0.0, 0.0)
         assert estimate.status is Status.CONVERGED
-    assert negative_mass(spectrum).value == pytest.approx(negative_mass(whole(values)).value, rel=1e-9)
-
-
-def test_negative_mass_of_known_eigenvalues() -> None:
-    assert negative_mass(whole(torch.tensor([3.0, 0.0, -1.0]))).value == 0.25
-    assert negative_mass(whole(torch.zeros(3))).value == 0.0
-    assert negative_mass(whole(torch.tensor([1.0, 2.0]))).value == 0.0
-
-
-@pytest.mark.parametrize("spike", [0.0, 60.0])
-def test_negative_mass_through_probe_vectors(spike: float) -> None:
-    """A single large eigenvalue carries half of the trace: a mean of ratios would be far off."""
-    values = torch.cat([torch.tensor([spike]), torch.linspace(-2, 0, 60), torch.linspace(0, 0.6, 60)]).double()
-    matrix = with_eigenvalues(values)
-    truth = negative_mass(whole(values)).value
-    inside, results = 0, []
-    for seed in range(30):
-        estimate = negative_mass(seen_through(matrix, steps=16, vectors=40, positive=False, seed=seed))
-        assert estimate.status is Status.CONVERGED
-        inside += abs(estimate.value - truth) <= 3 * estimate.standard_error + estimate.truncation_error
-        results.append(estimate.value)
-    assert inside >= 28
-    assert sum(results) / 30 == pytest.approx(truth, abs=0.02)
 
 
 def test_when_to_stop_asks_every_scale() -> None:

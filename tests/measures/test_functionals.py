@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 
 import pytest
 import torch
+from scipy.stats import t as student
 from seen import DIM, of_a_network, rotated, seen_through, top_pairs, whole
 from torch import Tensor
 
-from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.linalg.operator import DenseOperator
 from lightning_sloppy.linalg.quadrature import joined, lanczos_density
 from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.measures.effective_dimension import effective_dimension, eigenvalue_count
 from lightning_sloppy.measures.functionals import (
-    confidence_interval,
-    density_curve,
     frobenius_norm,
-    log_determinant,
-    negative_mass,
 )
 from lightning_sloppy.records import Estimate, Spectrum, Status
 
 Functional = Callable[[Spectrum], Estimate]
+
+QUANTILE = float(student.ppf(0.995, 29))
+"""Of 30 probe vectors, for 99 % in the middle."""
 
 
 def trace(spectrum: Spectrum) -> Estimate:
@@ -39,9 +37,8 @@ POSITIVE: dict[str, Functional] = {
     "frobenius": frobenius_norm,
     "effective dimension": lambda s: effective_dimension(s, 1e-2),
     "count": lambda s: eigenvalue_count(s, 1e-2),
-    "log det": lambda s: log_determinant(s, 100.0),
 }
-INDEFINITE: dict[str, Functional] = {"trace": trace, "frobenius": frobenius_norm, "negative mass": negative_mass}
+INDEFINITE: dict[str, Functional] = {"trace": trace, "frobenius": frobenius_norm}
 
 
 def remember(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -65,7 +62,7 @@ def test_the_truth_lies_in_the_interval_as_often_as_it_says(
     positive: bool, deflated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nominal 99 % with 30 probe vectors; at least 97 % of 300 seeds."""
-    for name in ("brackets.gauss", "brackets.gauss_radau", "functionals.gauss"):
+    for name in ("brackets.gauss", "brackets.gauss_radau"):
         remember(monkeypatch, f"lightning_sloppy.measures.{name}")
     values = of_a_network(negative=not positive)
     matrix = rotated(values)
@@ -92,8 +89,9 @@ def test_the_truth_lies_in_the_interval_as_often_as_it_says(
         estimate = Estimate(float(samples.mean()), float(samples.std()) / 30**0.5, status=Status.CONVERGED)
         seen = replace(pool, density=part, trace=estimate)
         for name, functional in functionals.items():
-            low, high = confidence_interval(seen, functional(seen))
-            hits[name] += low - 1e-9 <= truths[name] <= high + 1e-9
+            found = functional(seen)
+            reach = QUANTILE * found.standard_error + found.truncation_error
+            hits[name] += abs(found.value - truths[name]) <= reach + 1e-9
     assert all(count >= 291 for count in hits.values()), hits
 
 
@@ -128,7 +126,7 @@ def test_pairs_that_are_a_little_wrong_cost_what_the_truncation_error_says(noise
     known = top_pairs(matrix, 4, noise=noise)
     units = torch.eye(DIM, dtype=torch.float64) * DIM**0.5
     seen = seen_through(matrix, units, positive=True, known=known, steps=60)
-    for name in ("effective dimension", "log det"):
+    for name in ("effective dimension"):
         estimate, truth = POSITIVE[name](seen), POSITIVE[name](whole(values)).value
         assert abs(estimate.value - truth) <= estimate.truncation_error + 1e-9, name
     for name in ("trace", "frobenius"):
@@ -150,53 +148,7 @@ def test_joined_densities_are_the_density_of_all_vectors() -> None:
     torch.testing.assert_close(lockstep.nodes, whole_run.nodes)
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        torch.linspace(1, 5, 50).double(),
-        torch.cat([torch.ones(30), 5 * torch.ones(30)]).double(),
-        10 * torch.rand(300, generator=torch.Generator().manual_seed(0)).double(),
-    ],
-    ids=["even", "two atoms", "uniform"],
-)
-def test_the_density_integrates_to_one_and_has_the_moments(values: Tensor) -> None:
-    matrix = rotated(values)
-    seen = seen_through(matrix, rademacher(len(values), 40, generator(0)).double(), positive=True, steps=25)
-    grid = torch.linspace(-5, 15, 4001).double()
-    for spectrum, allowed in ((whole(values), 1e-6), (seen, 0.05)):
-        curve, error = density_curve(spectrum, grid, 0.3)
-        assert float(torch.trapezoid(curve, grid)) == pytest.approx(1, abs=1e-6)
-        mean = float(torch.trapezoid(curve * grid, grid))
-        second = float(torch.trapezoid(curve * grid**2, grid)) - 0.3**2
-        assert mean == pytest.approx(float(values.mean()), rel=allowed)
-        assert second == pytest.approx(float(values.square().mean()), rel=2 * allowed)
-        assert bool((error >= 0).all())
-    exact, _ = density_curve(whole(values), grid, 0.3)
-    curve, error = density_curve(seen, grid, 0.3)
-    assert float(((curve - exact).abs() <= 4 * error + 0.02).double().mean()) > 0.98
-
-
-def test_known_pairs_are_in_the_density_too() -> None:
-    values = of_a_network(negative=True)
-    matrix = rotated(values)
-    seen = seen_through(matrix, rademacher(DIM, 10, generator(0)).double(), positive=False, known=top_pairs(matrix, 4))
-    grid = torch.linspace(-10, 40, 5001).double()
-    curve, _ = density_curve(seen, grid, 0.1)
-    assert float(torch.trapezoid(curve, grid)) == pytest.approx(1, abs=1e-6)
-    at_twenty = float(curve[(grid - 20).abs().argmin()])
-    assert at_twenty == pytest.approx(1 / (DIM * 0.1 * math.sqrt(2 * math.pi)), rel=1e-2)
-
-
 def test_what_is_not_known_is_not_invented() -> None:
     values = of_a_network(negative=True)
-    indefinite = seen_through(rotated(values), rademacher(DIM, 4, generator(0)).double(), positive=False)
-    assert log_determinant(indefinite, 1.0).status is Status.UNAVAILABLE
     pairs_only = replace(whole(values), eigenvalues=values[:3], truncated=True)
     assert frobenius_norm(pairs_only).status is Status.UNAVAILABLE
-    assert log_determinant(replace(pairs_only, smallest=0.0), 1.0).status is Status.UNAVAILABLE
-    with pytest.raises(ConfigurationError, match="kappa"):
-        log_determinant(pairs_only, 0.0)
-    with pytest.raises(ConfigurationError, match="pass probes="):
-        density_curve(pairs_only, torch.zeros(1), 0.1)
-    with pytest.raises(ConfigurationError, match="positive width"):
-        density_curve(pairs_only, torch.zeros(1), 0.0)

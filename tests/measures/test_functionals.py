@@ -126,7 +126,7 @@ def test_pairs_that_are_a_little_wrong_cost_what_the_truncation_error_says(noise
     known = top_pairs(matrix, 4, noise=noise)
     units = torch.eye(DIM, dtype=torch.float64) * DIM**0.5
     seen = seen_through(matrix, units, positive=True, known=known, steps=60)
-    for name in ("effective dimension"):
+    for name in ("effective dimension",):
         estimate, truth = POSITIVE[name](seen), POSITIVE[name](whole(values)).value
         assert abs(estimate.value - truth) <= estimate.truncation_error + 1e-9, name
     for name in ("trace", "frobenius"):

@@ -28,9 +28,9 @@ from lightning_sloppy import (
     PriorSplit,
 )
 from lightning_sloppy.bounds import hold_out_bound
-from lightning_sloppy.bounds.learning_plan import Spread
+from lightning_sloppy.certifying.priors import Prior
 from lightning_sloppy.demo import IDXDataModule
-from lightning_sloppy.probing.priors import Prior
+from lightning_sloppy.posteriors.learning_plan import Spread
 
 DELTA = 0.05
 RECORD = common.RESULTS / "certificates_cpu.json"

@@ -3,7 +3,6 @@ from .analysis import hessian_spectrum as hessian_spectrum
 from .analysis import input_spectrum as input_spectrum
 from .analysis import jacobian_spectrum as jacobian_spectrum
 from .bounds.inversion import kl_inverse as kl_inverse
-from .bounds.learning_plan import LearningPlan as LearningPlan
 from .callbacks.distance_to_init import DistanceToInit as DistanceToInit
 from .callbacks.early_stopping import EffectiveDimensionEarlyStopping as EffectiveDimensionEarlyStopping
 from .callbacks.early_stopping import StoppingReason as StoppingReason
@@ -16,6 +15,7 @@ from .callbacks.jacobian_spectrum import JacobianSpectrum as JacobianSpectrum
 from .callbacks.monitor import SloppyMonitor as SloppyMonitor
 from .callbacks.pac_bayes_bound import PACBayesBound as PACBayesBound
 from .certificate import Certificate as Certificate
+from .certifying.prior_split import PriorSplit as PriorSplit
 from .errors import ConfigurationError as ConfigurationError
 from .errors import MissingExtraError as MissingExtraError
 from .errors import SloppyError as SloppyError
@@ -25,7 +25,7 @@ from .measures.effective_dimension import curvature_scale as curvature_scale
 from .measures.effective_dimension import effective_dimension as effective_dimension
 from .measures.relative_dimension import relative_dimension as relative_dimension
 from .measures.sloppiness import sloppiness as sloppiness
-from .probing.prior_split import PriorSplit as PriorSplit
+from .posteriors.learning_plan import LearningPlan as LearningPlan
 from .probing.probe import Probe as Probe
 from .probing.schedule import Schedule as Schedule
 from .quantities import Quantity as Quantity

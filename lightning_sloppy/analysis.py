@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_sloppy.curvature.arguments import check_choices, check_solver, checked_counts, one_of
 from lightning_sloppy.curvature.cotangents import Fisher, Kind, checked_fisher
 from lightning_sloppy.curvature.fisher_spectra import FisherMethod, fisher_of
-from lightning_sloppy.curvature.gradient import mean_gradient
+from lightning_sloppy.curvature.hessian import mean_gradient
 from lightning_sloppy.curvature.jacobian import Outputs, jacobian_objective, jacobian_of
 from lightning_sloppy.curvature.kept_graph import Method
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns

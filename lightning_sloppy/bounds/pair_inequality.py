@@ -102,3 +102,13 @@ def scheduled_delta(delta: float, evaluation: int) -> float:
             f"An evaluation is numbered from 1, found {evaluation}; count the evaluations of the run."
         )
     return 6.0 * delta / (math.pi**2 * evaluation**2)
+
+
+def spent_delta(delta: float, pairs: int, held_out: int) -> float:
+    """What a run has spent of delta after so many evaluations on pairs and so many hold-out bounds.
+
+    >>> spent_delta(0.05, 0, 0), spent_delta(0.05, 10**5, 10**5) < 0.05
+    (0.0, True)
+    """
+    series = [6 / math.pi**2 * math.fsum(1 / t**2 for t in range(1, count + 1)) for count in (pairs, held_out)]
+    return delta * ((PAC_BAYES_FRACTION + RISK_FRACTION) * series[0] + HOLD_OUT_FRACTION * series[1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.quantities import Quantity
+from lightning_sloppy.records import Estimate
 
 QUANTITIES = (
     Quantity(
@@ -127,3 +129,32 @@ FINAL_QUANTITIES = (
         unit="nats",
     ),
 )
+
+
+def bound_estimates(certificate: Certificate) -> dict[str, Estimate]:
+    """Parts of a bound, and the bound itself where it is valid."""
+    found = {
+        "gibbs_error": certificate.empirical_risk,
+        "log_ratio": certificate.log_ratio,
+        "kl_displacement": certificate.kl_displacement,
+        "kl_covariance": certificate.kl_covariance,
+        "epsilon": certificate.epsilon,
+        "tau": certificate.tau,
+        "mean_scale": certificate.mean_scale,
+        "posterior_dimension": certificate.effective_dimension,
+        "stiff_directions": float(certificate.stiff_directions),
+    }
+    if certificate.valid:
+        found |= {
+            "pac_bayes": certificate.value,
+            "risk_upper": certificate.risk_upper,
+            "evaluation": float(certificate.evaluation),
+        }
+    return {name: Estimate(value) for name, value in found.items()}
+
+
+def final_estimates(pair: Certificate, single: Certificate) -> dict[str, Estimate]:
+    """The bounds of two certificates of one posterior, and the parts of the first."""
+    parts = bound_estimates(pair)
+    shared = {name: parts[name] for name in ("gibbs_error", "log_ratio", "kl_displacement", "kl_covariance")}
+    return {"pair": Estimate(pair.value), "single": Estimate(single.value), **shared}

@@ -11,17 +11,17 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 
-from lightning_sloppy.bounds.learning_plan import LearningPlan
 from lightning_sloppy.callbacks.final_certificate import FinalCertificate
+from lightning_sloppy.certifying.clean_samples import Clean
+from lightning_sloppy.certifying.priors import Prior
+from lightning_sloppy.certifying.repeats import Duplicates
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.classifiers import Predict
 from lightning_sloppy.evaluation.objective import Loss
-from lightning_sloppy.probing.clean_samples import Clean
+from lightning_sloppy.posteriors.learning_plan import LearningPlan
 from lightning_sloppy.probing.digests import frozen_digests
 from lightning_sloppy.probing.origin import notice_training, was_fitted
-from lightning_sloppy.probing.priors import Prior
-from lightning_sloppy.probing.repeats import Duplicates
 
 
 class CertifyingTrainer(Trainer):

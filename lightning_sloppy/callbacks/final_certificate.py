@@ -11,33 +11,32 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_sloppy.bounds.concentration import require_probability
-from lightning_sloppy.bounds.estimates import final_estimates
-from lightning_sloppy.bounds.learning import Learnt
-from lightning_sloppy.bounds.learning_plan import LearningPlan
-from lightning_sloppy.bounds.posterior_certificate import FinalCertificates
 from lightning_sloppy.bounds.statements import FINAL_STATEMENTS, no_bound, spelled
 from lightning_sloppy.callbacks.base import peers
-from lightning_sloppy.callbacks.bound_quantities import FINAL_QUANTITIES
+from lightning_sloppy.callbacks.bound_quantities import FINAL_QUANTITIES, final_estimates
 from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.callbacks.pac_bayes_bound import PACBayesBound
 from lightning_sloppy.certificate import Certificate, Reason
+from lightning_sloppy.certifying.certificate_task import CertificateTask, RunState
+from lightning_sloppy.certifying.certified_networks import folder_of, forget_files, learn_and_certify, save
+from lightning_sloppy.certifying.classification import coupled, model_classifier, unlearnable
+from lightning_sloppy.certifying.clean_samples import Clean, CleanSamples, checked_clean, require_clean
+from lightning_sloppy.certifying.curvature_coordinates import coordinates_of, leading_pairs
+from lightning_sloppy.certifying.error_counts import ErrorCounter
+from lightning_sloppy.certifying.examined import Examined
+from lightning_sloppy.certifying.priors import Prior, is_split, require_samples, samples_for, trained_samples
+from lightning_sloppy.certifying.repeats import Duplicates, require_duplicates
+from lightning_sloppy.certifying.start_check import PRETRAINED, checked_start, start_reasons
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.classifiers import Predict
 from lightning_sloppy.evaluation.objective import Loss
+from lightning_sloppy.posteriors.learning import Learnt
+from lightning_sloppy.posteriors.learning_plan import LearningPlan
+from lightning_sloppy.posteriors.posterior_certificate import FinalCertificates
 from lightning_sloppy.probing import trainer_internals
-from lightning_sloppy.probing.certificate_task import CertificateTask, RunState
-from lightning_sloppy.probing.certified_networks import folder_of, forget_files, learn_and_certify, save
-from lightning_sloppy.probing.classification import coupled, model_classifier, unlearnable
-from lightning_sloppy.probing.clean_samples import Clean, CleanSamples, checked_clean, require_clean
 from lightning_sloppy.probing.context import FitContext, fit_context
-from lightning_sloppy.probing.curvature_coordinates import coordinates_of, leading_pairs
-from lightning_sloppy.probing.error_counts import ErrorCounter
-from lightning_sloppy.probing.examined import Examined
 from lightning_sloppy.probing.guard import measuring
 from lightning_sloppy.probing.loss_choice import LossArgument, LossChoice
-from lightning_sloppy.probing.priors import Prior, is_split, require_samples, samples_for, trained_samples
-from lightning_sloppy.probing.repeats import Duplicates, require_duplicates
-from lightning_sloppy.probing.start_check import PRETRAINED, checked_start, start_reasons
 from lightning_sloppy.records import Cost, Measurement, Status
 from lightning_sloppy.reporting import phrases
 from lightning_sloppy.reporting.progress import progress
@@ -50,15 +49,15 @@ class FinalCertificate(MeasuringCallback):
     """Optimise a Gaussian around the trained model for its PAC-Bayes bound, certify two networks drawn from it.
 
     When the training is over, the inverted kl is minimised over the mean and a deviation for each weight
-    (``lightning_sloppy.bounds.learning``); then two opposite networks are drawn afresh, judged on all n examples, and
-    written as normal checkpoints with their certificates beside them: ``certificate.json`` for picking one of the two
-    at random, ``certified_1.json`` for the first of them, to be deployed. The model itself stays what the training made
-    it.
+    (``lightning_sloppy.posteriors.learning``); then two opposite networks are drawn afresh, judged on all n examples,
+    and written as normal checkpoints with their certificates beside them: ``certificate.json`` for picking one of the
+    two at random, ``certified_1.json`` for the first of them, to be deployed. The model itself stays what the training
+    made it.
 
     Priors: "initialization", isotropic around the weights before the first step; "pretrained", the same, with your
     statement that those were trained on other data than the certifying examples; "curvature", around initial weights,
     but wider where the network is stiffer there, as seen on samples of the first validation loader
-    (``lightning_sloppy.bounds.curvature_scales``); "split", isotropic around the trained weights, where a
+    (``lightning_sloppy.posteriors.curvature_scales``); "split", isotropic around the trained weights, where a
     :class:`PriorSplit` has kept the certifying examples from the training: then n is their number, and the bound is
     usually several times smaller ("pretrained_split" where that training began at weights trained on other data).
     Beside a :class:`PACBayesBound` it is the next evaluation of that run's schedule, so that all hold together.

@@ -17,10 +17,10 @@ from lightning_sloppy.callbacks.jacobian_spectrum import JacobianSpectrum
 from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.callbacks.pac_bayes_bound import PACBayesBound
 from lightning_sloppy.callbacks.periodic import check_schedule
+from lightning_sloppy.certifying.clean_samples import Clean, checked_clean
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import BatchSize, checked_batch_size
 from lightning_sloppy.evaluation.preserve import Mode
-from lightning_sloppy.probing.clean_samples import Clean, checked_clean
 from lightning_sloppy.probing.loss_choice import LossArgument, checked_argument
 from lightning_sloppy.probing.probe import MeasureOn
 from lightning_sloppy.probing.schedule import Schedule

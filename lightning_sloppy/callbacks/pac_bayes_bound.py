@@ -7,33 +7,34 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lightning_sloppy.bounds import Evidence
 from lightning_sloppy.bounds.concentration import require_probability
-from lightning_sloppy.bounds.estimates import bound_estimates, spent_delta
-from lightning_sloppy.bounds.pair_certificate import certify
-from lightning_sloppy.bounds.posterior_search import Choice
+from lightning_sloppy.bounds.pair_inequality import spent_delta
 from lightning_sloppy.bounds.statements import STATEMENTS, conditions, no_bound, spelled
 from lightning_sloppy.callbacks.base import peers
-from lightning_sloppy.callbacks.bound_quantities import QUANTITIES
+from lightning_sloppy.callbacks.bound_quantities import QUANTITIES, bound_estimates
 from lightning_sloppy.callbacks.fisher_spectrum import FisherSpectrum
 from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
 from lightning_sloppy.callbacks.measuring import MeasurementSubscriber, MeasuringCallback
 from lightning_sloppy.certificate import Certificate, Reason
+from lightning_sloppy.certifying import validity
+from lightning_sloppy.certifying.certificate_task import RunState
+from lightning_sloppy.certifying.classification import coupled, model_classifier
+from lightning_sloppy.certifying.clean_samples import Clean, checked_clean, clean_samples, require_clean
+from lightning_sloppy.certifying.error_counts import ErrorCounter
+from lightning_sloppy.certifying.hold_out_set import HoldOut
+from lightning_sloppy.certifying.repeats import Duplicates, Rows, certifying_rows, require_duplicates
+from lightning_sloppy.certifying.start_check import PRETRAINED, StartCheck, checked_start, start_reasons
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.classifiers import Classifier, Predict
 from lightning_sloppy.linalg.vectors import generator
-from lightning_sloppy.probing import trainer_internals, validity
-from lightning_sloppy.probing.certificate_task import RunState
-from lightning_sloppy.probing.classification import coupled, model_classifier
-from lightning_sloppy.probing.clean_samples import Clean, checked_clean, clean_samples, require_clean
+from lightning_sloppy.posteriors import Evidence
+from lightning_sloppy.posteriors.pair_certificate import certify
+from lightning_sloppy.posteriors.posterior_search import Choice
+from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext
-from lightning_sloppy.probing.error_counts import ErrorCounter
-from lightning_sloppy.probing.hold_out_set import HoldOut
 from lightning_sloppy.probing.loss_choice import LossChoice
-from lightning_sloppy.probing.repeats import Duplicates, Rows, certifying_rows, require_duplicates
 from lightning_sloppy.probing.samples import SampleSource
-from lightning_sloppy.probing.start_check import PRETRAINED, StartCheck, checked_start, start_reasons
 from lightning_sloppy.records import Cost, Estimate, Measurement, Spectrum, Status
 from lightning_sloppy.reporting import phrases
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, private, sample_count
-from lightning_sloppy.evaluation.inner_loss import LossOfLogits, OneNumber, equal_of_logits
+from lightning_sloppy.evaluation.inner_loss import LossOfLogits, OneNumber
 from lightning_sloppy.evaluation.nests import leaves_of, map_tensors, tensors_of
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.weights import KnownLoss, Likelihood, known_loss, term_weights
@@ -195,7 +195,7 @@ def _sampled(
     if isinstance(own, LossOfLogits):
         same = own
     elif known is None:
-        same = equal_of_logits(objective, outputs, batch)
+        same = objective.equal_of_logits(outputs, batch)
         known = known_loss(same)
         if fisher.likelihood is not None and (known is None or known.likelihood != fisher.likelihood):
             known, same = KnownLoss(fisher.likelihood), None

@@ -92,8 +92,8 @@ def kronecker_factors(
 
     Returns:
         For each trainable parameter tensor, in order, the factor of its rows and that of its columns, or None, and its
-        number of entries: what :func:`lightning_sloppy.bounds.kronecker_posterior` takes. A weight (o, i, ...) has B
-        (o, o) and A (i ..., i ...); one that is stored as (i, o), for ``x @ W``, has A and B; a bias has B and [[1]].
+        number of entries: what :func:`lightning_sloppy.posteriors.kronecker_posterior` takes. A weight (o, i, ...) has
+        B (o, o) and A (i ..., i ...); one that is stored as (i, o), for ``x @ W``, has A and B; a bias has B and [[1]].
         All on the device of the module, in its data type, at least float32. Weight and bias of one layer share B.
 
         The calls of a layer or of a tied weight are positions. None stands for every other parameter: of norms,

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_sloppy.evaluation.batches import AnyBatch, private
 from lightning_sloppy.evaluation.loss_checks import agree
-from lightning_sloppy.evaluation.nests import leaves_of, map_tensors, tensors_of
-from lightning_sloppy.evaluation.sample_rows import moved
+from lightning_sloppy.evaluation.nests import leaves_of, tensors_of
 from lightning_sloppy.evaluation.target_weights import TargetWeights
-
-if TYPE_CHECKING:
-    from lightning_sloppy.evaluation.objective import Objective
 
 IGNORED = -100
 """Label that counts for nothing, by the convention of torch and of Hugging Face."""
@@ -96,19 +91,19 @@ def losses_of_logits(outputs: Any, targets: Any) -> Iterator[LossOfLogits]:
                     yield LossOfLogits(functional.binary_cross_entropy_with_logits, place, leaf)
 
 
-def equal_of_logits(objective: Objective, outputs: Any, batch: AnyBatch) -> LossOfLogits | None:
-    """A usual loss of logits and labels that is equal to that of the objective on a batch; None for none."""
-    outputs = map_tensors(Tensor.detach, outputs)
-    elsewhere = objective.output_values(moved(objective.copied_parameters()), private(batch)[0])
+def equal_loss(values: Sequence[tuple[Any, float]], targets: Any) -> LossOfLogits | None:
+    """A usual loss of logits and labels that gives these values at these outputs; None for none.
 
-    def is_equal(same: LossOfLogits) -> bool:
-        # At one point other losses may agree by chance, behind a head of zeros all do.
-        return all(
-            agree(float(objective.loss_of_outputs({}, found, batch[1]).detach()), float(same(found, batch[1])))
-            for found in (outputs, elsewhere)
-        )
+    Args:
+        values: Outputs at several weights, each with the loss there: at one point other losses may agree by chance,
+            behind a head of zeros all do.
+        targets: Of the batch.
+    """
 
-    return next(filter(is_equal, losses_of_logits(outputs, batch[1])), None)
+    def gives_them(same: LossOfLogits) -> bool:
+        return all(agree(value, float(same(outputs, targets))) for outputs, value in values)
+
+    return next(filter(gives_them, losses_of_logits(values[0][0], targets)), None)
 
 
 def _are_classes(labels: Tensor, count: int) -> bool:

@@ -25,7 +25,7 @@ from lightning_sloppy.evaluation.batches import (
     sample_count,
     some_of,
 )
-from lightning_sloppy.evaluation.inner_loss import IGNORED, equal_of_logits
+from lightning_sloppy.evaluation.inner_loss import IGNORED
 from lightning_sloppy.evaluation.loss_checks import AGREEMENT
 from lightning_sloppy.evaluation.nests import leaves_of
 from lightning_sloppy.evaluation.ranks import gathered_over_ranks
@@ -102,7 +102,7 @@ def checked_reduction_of(objective: Objective, batches: Sequence[AnyBatch]) -> s
 def _weights_of_the_equal(objective: Objective, batch: AnyBatch) -> TargetWeights | None:
     """What the usual loss of logits and labels weighs samples by that is equal to this one; None for none."""
     outputs = objective.output_values(objective.copied_parameters(), private(batch)[0])
-    same = equal_of_logits(objective, outputs, batch)
+    same = objective.equal_of_logits(outputs, batch)
     return None if same is None else same.weights
 
 

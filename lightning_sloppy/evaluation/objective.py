@@ -21,7 +21,7 @@ from lightning_sloppy.evaluation.batches import (
     to_device,
 )
 from lightning_sloppy.evaluation.calling import Caller
-from lightning_sloppy.evaluation.inner_loss import LossOfLogits, equal_of_logits
+from lightning_sloppy.evaluation.inner_loss import LossOfLogits, equal_loss
 from lightning_sloppy.evaluation.loss_checks import checked_loss, checked_scalar
 from lightning_sloppy.evaluation.nests import map_tensors, tensors_of, with_tensors
 from lightning_sloppy.evaluation.ranks import ALONE, Ranks
@@ -292,7 +292,9 @@ class Objective:
             elif value.requires_grad:
                 parts = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
                 used = tuple(i for i, part in zip(rows, parts, strict=True) if part is not None)
-        if not used and self._takes_the_loss_inside(outputs, batch):
+        inside = None if used or isinstance(self.loss_fn, LossOfLogits) else self.equal_of_logits(outputs, batch)
+        if inside is not None:  # the loss is one that forward gives itself: take the equal one of its logits
+            self.loss_fn = inside
             self.examine(outputs, batch)
             return
         if not used:
@@ -304,11 +306,14 @@ class Objective:
             )
         self._used = used
 
-    def _takes_the_loss_inside(self, outputs: Any, batch: AnyBatch) -> bool:
-        """Where the loss is one that ``forward`` gives itself, take the equal one of its logits in its place."""
-        same = None if isinstance(self.loss_fn, LossOfLogits) else equal_of_logits(self, outputs, batch)
-        self.loss_fn = same or self.loss_fn
-        return same is not None
+    def equal_of_logits(self, outputs: Any, batch: AnyBatch) -> LossOfLogits | None:
+        """A usual loss of logits and labels that equals this one on a batch, here and at moved weights."""
+        elsewhere = self.output_values(moved(self.copied_parameters()), private(batch)[0])
+        both = [
+            (found, float(self.loss_of_outputs({}, found, batch[1]).detach()))
+            for found in (map_tensors(Tensor.detach, outputs), elsewhere)
+        ]
+        return equal_loss(both, batch[1])
 
     def used(self, outputs: Any) -> list[Tensor]:
         """The outputs that the loss uses and that have a row for each sample, as :meth:`examine` found them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -29,8 +30,7 @@ class TargetWeights:
     def of(self, batch: AnyBatch) -> Tensor:
         """(n,), float64 on the CPU."""
         rows = rows_in(batch)
-        entries = leaves_of(batch[1])[self.leaf]
-        assert isinstance(entries, Tensor)
+        entries = cast(Tensor, leaves_of(batch[1])[self.leaf])
         axis = (rows.targets or rows.inputs)[self.leaf]
         entries = entries.detach()
         if axis is not None:

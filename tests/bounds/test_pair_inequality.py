@@ -12,8 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
 
-from lightning_sloppy.bounds.families import LowRankGaussian
-from lightning_sloppy.bounds.gaussian import draw_pair, log_density_ratio
 from lightning_sloppy.bounds.pair_inequality import (
     HOLD_OUT_FRACTION,
     PAC_BAYES_FRACTION,
@@ -23,6 +21,8 @@ from lightning_sloppy.bounds.pair_inequality import (
 )
 from lightning_sloppy.bounds.relative_entropy import binary_kl, log_xi, scalar_kl_inverse
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.posteriors.families import LowRankGaussian
+from lightning_sloppy.posteriors.gaussian import draw_pair, log_density_ratio
 
 
 @pytest.mark.parametrize(("rate", "slack"), [(0.0, 0.0005), (0.03, 0.0055), (0.1, 0.0094)])

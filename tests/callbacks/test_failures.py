@@ -200,7 +200,7 @@ def test_sigterm_while_a_posterior_is_learnt_ends_the_run(tmp_path):
         sys.path.insert(0, {str(Path(__file__).parents[1] / "support")!r})
         from tiny import Classifier, blobs, loader, trainer
         from lightning_sloppy import FinalCertificate, LearningPlan
-        from lightning_sloppy.bounds.descent import Descent
+        from lightning_sloppy.posteriors.descent import Descent
 
         step = Descent.step
         def steps(self, *args):

@@ -21,8 +21,8 @@ from lightning_sloppy import (
     PACBayesBound,
     PriorSplit,
 )
-from lightning_sloppy.bounds.pair_certificate import weights_hash
 from lightning_sloppy.callbacks.certifying_trainer import CertifyingTrainer
+from lightning_sloppy.posteriors.pair_certificate import weights_hash
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*"),
@@ -153,7 +153,7 @@ def test_copies_lie_on_one_side_of_the_split_and_count_once(tmp_path):
 
 def test_samples_on_both_sides_of_the_split_forbid_it(tmp_path, monkeypatch):
     """Where the split has not looked for equal ones, the certificate does."""
-    monkeypatch.setattr("lightning_sloppy.probing.prior_split.PriorSplit._groups", lambda _, source, places: places)
+    monkeypatch.setattr("lightning_sloppy.certifying.prior_split.PriorSplit._groups", lambda _, source, places: places)
     inputs, targets = blobs(200).tensors
     twice = TensorDataset(torch.cat([inputs, inputs]), torch.cat([targets, targets]))
     with pytest.warns(UserWarning, match="training samples as well"):

@@ -13,12 +13,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sloppy import ConfigurationError, FinalCertificate, LearningPlan, PriorSplit
-from lightning_sloppy.bounds.coordinates import curvature_scales
 from lightning_sloppy.callbacks.certifying_trainer import CertifyingTrainer
+from lightning_sloppy.certifying import curvature_coordinates as coordinates_module
 from lightning_sloppy.curvature.diagonal import fisher_diagonal
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.evaluation.objective import Objective
-from lightning_sloppy.probing import curvature_coordinates as coordinates_module
+from lightning_sloppy.posteriors.coordinates import curvature_scales
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*"),

@@ -297,7 +297,7 @@ def test_batch_norm_that_does_not_train_is_allowed(tmp_path):
 
 
 def test_data_too_large_to_hold_give_the_same_certificates(tmp_path, monkeypatch):
-    from lightning_sloppy.probing import error_counts
+    from lightning_sloppy.certifying import error_counts
 
     runs = []
     for held in (error_counts.CACHE_BYTES, 0):

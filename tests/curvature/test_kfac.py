@@ -15,13 +15,13 @@ from layers import LENGTH, Apply, built, number, scaled
 from torch import Tensor, nn
 
 from lightning_sloppy import ConfigurationError
-from lightning_sloppy.bounds import kronecker_posterior
-from lightning_sloppy.bounds.families import DiagonalGaussian, KroneckerGaussian
 from lightning_sloppy.curvature import kfac
 from lightning_sloppy.curvature.cotangents import Fisher
 from lightning_sloppy.curvature.kfac import LARGEST_FACTOR, factors_of, kronecker_factors
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.evaluation.objective import Objective
+from lightning_sloppy.posteriors import kronecker_posterior
+from lightning_sloppy.posteriors.families import DiagonalGaussian, KroneckerGaussian
 
 Batches = list[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from lightning_sloppy import fisher_spectrum, hessian_spectrum, jacobian_spectrum
-from lightning_sloppy.curvature.gradient import mean_gradient
+from lightning_sloppy.curvature.hessian import mean_gradient
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.objective import Objective

@@ -9,9 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_sloppy.bounds.coordinates import Basis, Coordinates, curvature_scales
-from lightning_sloppy.bounds.gaussian import double
-from lightning_sloppy.bounds.learning_plan import Spread
 from lightning_sloppy.curvature.diagonal import fisher_diagonal
 from lightning_sloppy.curvature.kfac import factors_of
 from lightning_sloppy.curvature.spectra import Solve, hessian_of
@@ -21,6 +18,9 @@ from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.ranks import ALONE, gathered_over_ranks
 from lightning_sloppy.evaluation.weights import known_loss
 from lightning_sloppy.linalg.vectors import generator
+from lightning_sloppy.posteriors.coordinates import Basis, Coordinates, curvature_scales
+from lightning_sloppy.posteriors.gaussian import double
+from lightning_sloppy.posteriors.learning_plan import Spread
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.samples import READ_CHUNK, SampleSource, curvature_indices
 from lightning_sloppy.records import Spectrum

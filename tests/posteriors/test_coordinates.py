@@ -9,14 +9,13 @@ import torch
 from softmax import CLASSES, FEATURES, TRAIN, softmax_problem
 from torch import Tensor
 
-from lightning_sloppy.bounds.coordinates import Coordinates, curvature_scales
-from lightning_sloppy.bounds.gaussian import kl_parts, log_density_ratio
-from lightning_sloppy.bounds.initial_posterior import STIFFNESS_GRID, stiff_start
-from lightning_sloppy.bounds.mixture import PRIOR_GRID
-from lightning_sloppy.bounds.posterior_certificate import certify_posterior
 from lightning_sloppy.bounds.relative_entropy import scalar_kl_inverse
-from lightning_sloppy.bounds.scaled_gaussian import ScaledGaussian, isotropic
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.posteriors.coordinates import Coordinates, curvature_scales
+from lightning_sloppy.posteriors.gaussian import PRIOR_GRID, kl_parts, log_density_ratio
+from lightning_sloppy.posteriors.initial_posterior import STIFFNESS_GRID, stiff_start
+from lightning_sloppy.posteriors.posterior_certificate import certify_posterior
+from lightning_sloppy.posteriors.scaled_gaussian import ScaledGaussian, isotropic
 
 SIZES = (12, 4, 2)
 P = sum(SIZES)

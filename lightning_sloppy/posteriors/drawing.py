@@ -12,12 +12,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.gaussian import Gaussian, draw_pair, kl_parts, log_density_ratio
-from lightning_sloppy.bounds.mixture import PRIOR_GRID, mixture_log_ratio
-from lightning_sloppy.bounds.posterior import posterior_dimension, posterior_family
-from lightning_sloppy.bounds.posterior_search import Choice, Risk, member, select_posterior
 from lightning_sloppy.bounds.relative_entropy import log_xi
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.posteriors.gaussian import (
+    PRIOR_GRID,
+    Gaussian,
+    draw_pair,
+    kl_parts,
+    log_density_ratio,
+    mixture_log_ratio,
+)
+from lightning_sloppy.posteriors.posterior import posterior_dimension, posterior_family
+from lightning_sloppy.posteriors.posterior_search import Choice, Risk, member, select_posterior
 
 
 @dataclass(frozen=True)

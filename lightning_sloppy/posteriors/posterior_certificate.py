@@ -9,17 +9,16 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.bounds.concentration import require_probability
-from lightning_sloppy.bounds.coordinates import Coordinates
-from lightning_sloppy.bounds.drawing import Among, Judged, judge_pair
-from lightning_sloppy.bounds.gaussian import Gaussian, kl_parts
-from lightning_sloppy.bounds.mixture import PRIOR_GRID
-from lightning_sloppy.bounds.pair_certificate import bounded, software, weights_hash
 from lightning_sloppy.bounds.pair_inequality import PAC_BAYES_FRACTION, scheduled_delta
-from lightning_sloppy.bounds.posterior_search import Risk
 from lightning_sloppy.bounds.relative_entropy import log_xi
 from lightning_sloppy.bounds.statements import conditions
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.posteriors.coordinates import Coordinates
+from lightning_sloppy.posteriors.drawing import Among, Judged, judge_pair
+from lightning_sloppy.posteriors.gaussian import PRIOR_GRID, Gaussian, kl_parts
+from lightning_sloppy.posteriors.pair_certificate import bounded, software, weights_hash
+from lightning_sloppy.posteriors.posterior_search import Risk
 
 
 @dataclass(frozen=True)

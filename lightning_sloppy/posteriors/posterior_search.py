@@ -14,11 +14,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.families import LowRankGaussian
-from lightning_sloppy.bounds.gaussian import draw_noise
-from lightning_sloppy.bounds.mixture import LOG_GRID_COST, PRIOR_GRID
-from lightning_sloppy.bounds.posterior import PosteriorFamily, family_kl, low_rank_posterior, member_parts
 from lightning_sloppy.bounds.relative_entropy import scalar_kl_inverse
+from lightning_sloppy.posteriors.families import LowRankGaussian
+from lightning_sloppy.posteriors.gaussian import LOG_GRID_COST, PRIOR_GRID, draw_noise
+from lightning_sloppy.posteriors.posterior import PosteriorFamily, family_kl, low_rank_posterior, member_parts
 
 Risk = Callable[[Tensor, Tensor], int]
 """``risk(flat_weights, indices)``: mistakes of the network with these weights on these training examples."""

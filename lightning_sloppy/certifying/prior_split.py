@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
 
+from lightning_sloppy.certifying.repeats import Duplicates, require_duplicates
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.preserve import random_streams
 from lightning_sloppy.probing.digests import LOOKED_AT, groups_of_equals
-from lightning_sloppy.probing.repeats import Duplicates, require_duplicates
 from lightning_sloppy.probing.samples import SampleSource
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.bounds.concentration import require_probability
-from lightning_sloppy.bounds.drawing import Among, Evidence, draw_and_judge
-from lightning_sloppy.bounds.mixture import PRIOR_GRID
 from lightning_sloppy.bounds.pair_inequality import PAC_BAYES_FRACTION, RISK_FRACTION, pair_bound, scheduled_delta
-from lightning_sloppy.bounds.posterior_search import Choice
 from lightning_sloppy.bounds.relative_entropy import log_xi, scalar_kl_inverse
 from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.posteriors.drawing import Among, Evidence, draw_and_judge
+from lightning_sloppy.posteriors.gaussian import PRIOR_GRID
+from lightning_sloppy.posteriors.posterior_search import Choice
 from lightning_sloppy.version import __version__
 
 _CLAMPED = "The right side of the inequality was negative and was taken as 0."

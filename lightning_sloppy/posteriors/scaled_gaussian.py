@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.families import ORTHONORMAL, LowRankGaussian
-from lightning_sloppy.bounds.gaussian import Gaussian, double
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.posteriors.families import ORTHONORMAL, LowRankGaussian
+from lightning_sloppy.posteriors.gaussian import Gaussian, double
 
 
 @dataclass(frozen=True)

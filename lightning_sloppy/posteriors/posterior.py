@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.families import LowRankGaussian
-from lightning_sloppy.bounds.gaussian import double, relative_cost
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.posteriors.families import LowRankGaussian
+from lightning_sloppy.posteriors.gaussian import double, relative_cost
 
 NEARLY = 0.01
 """Largest entry of ``V^T V - I`` at which one Cholesky step leaves rounding alone."""

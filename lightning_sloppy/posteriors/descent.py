@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.bounds.concentration import event_nats
-from lightning_sloppy.bounds.gaussian import double, kl_parts
-from lightning_sloppy.bounds.learning_plan import LearningPlan
-from lightning_sloppy.bounds.mixture import LOG_GRID_COST, PRIOR_GRID
 from lightning_sloppy.bounds.relative_entropy import scalar_kl_inverse
-from lightning_sloppy.bounds.scaled_gaussian import ScaledGaussian
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.posteriors.gaussian import LOG_GRID_COST, PRIOR_GRID, double, kl_parts
+from lightning_sloppy.posteriors.learning_plan import LearningPlan
+from lightning_sloppy.posteriors.scaled_gaussian import ScaledGaussian
 
 Surrogate = Callable[[Tensor, Tensor], tuple[float, int, Tensor]]
 """``surrogate(flat_weights, indices)``: a mean loss, the mistakes, and the loss's slope in the weights."""

@@ -1,16 +1,25 @@
-"""Gaussians over all weights: their KL to an isotropic prior, their draws, their log-ratios.
+"""Gaussians over all weights: their KL to an isotropic prior, their draws, their log-ratios, and the mixture prior.
 
-Prior ``P = N(w0, I/epsilon)``; posterior ``Q = N(mu, Lambda^-1)``, of which a family knows four things (see
-:class:`Gaussian`). A bound holds whatever Q is, but the arithmetic on Q must be exact: sums of p terms cancel to a
-small rest, hence float64 throughout.
+Prior ``P = N(w0, I/epsilon)``, mixed over a fixed grid of epsilon: a grid written down after looking at which epsilon
+worked would be no grid, so it stands here, before any data. Posterior ``Q = N(mu, Lambda^-1)``, of which a family knows
+four things (see :class:`Gaussian`). A bound holds whatever Q is, but the arithmetic on Q must be exact: sums of p terms
+cancel to a small rest, hence float64 throughout.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from typing import Final
 
 import torch
 from torch import Tensor
+
+PRIOR_GRID: Final[tuple[float, ...]] = tuple(10.0 ** (-2.0 + 8.0 * j / 99.0) for j in range(100))
+"""Precisions epsilon_j of the prior: 100, log-spaced from 1e-2 to 1e6, of equal weight."""
+
+LOG_GRID_COST: Final[float] = math.log(len(PRIOR_GRID))
+"""What the mixture costs at most against its best member: ln 100 = 4.6 nats."""
 
 
 class Gaussian(ABC):
@@ -133,3 +142,21 @@ def double(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor in float64 on a device, detached: nothing here is ever differentiated."""
     # Device first: MPS cannot hold float64.
     return tensor.detach().to(device).to(torch.float64)
+
+
+def mixture_log_ratio(log_ratios: Tensor) -> float:
+    """``ln dQ/dP (w)`` for the uniform mixture P of J priors: ``-logsumexp_j(-ln J - ln dQ/dP_j (w))``.
+
+    It is at most ``min_j ln dQ/dP_j (w) + ln J``, so a mixture never costs more than a union over its members.
+    The same formula with KLs in place of log-ratios bounds the KL to the mixture from above.
+
+    Args:
+        log_ratios: ``ln dQ/dP_j (w)`` for every member, shape (J,), float64.
+
+    Returns:
+        The log-ratio to the mixture, in nats.
+
+    >>> round(mixture_log_ratio(torch.full((100,), 3.0, dtype=torch.float64)), 12)
+    3.0
+    """
+    return float(math.log(log_ratios.numel()) - torch.logsumexp(-log_ratios.to(torch.float64), dim=0))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_sloppy.certificate import Reason
+from lightning_sloppy.certifying.validity import TWICE, reads_differ
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import as_pair, is_whole
 from lightning_sloppy.evaluation.nests import tensors_of
@@ -19,7 +20,6 @@ from lightning_sloppy.evaluation.ranks import gathered_over_ranks
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.digests import LOOKED_AT
 from lightning_sloppy.probing.samples import READ_CHUNK, SampleSource, probe_indices
-from lightning_sloppy.probing.validity import TWICE, reads_differ
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

@@ -10,15 +10,14 @@ import torch
 from softmax import CLASSES, FEATURES, TRAIN, Problem, softmax_problem
 from torch import Tensor
 
-from lightning_sloppy.bounds.descent import Descent
-from lightning_sloppy.bounds.gaussian import kl_parts
-from lightning_sloppy.bounds.learning import learn_posterior
-from lightning_sloppy.bounds.learning_plan import LearningPlan
-from lightning_sloppy.bounds.mixture import PRIOR_GRID
-from lightning_sloppy.bounds.posterior_certificate import certify_posterior
 from lightning_sloppy.bounds.relative_entropy import log_xi, scalar_kl_inverse
-from lightning_sloppy.bounds.scaled_gaussian import ScaledGaussian, isotropic
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.posteriors.descent import Descent
+from lightning_sloppy.posteriors.gaussian import PRIOR_GRID, kl_parts
+from lightning_sloppy.posteriors.learning import learn_posterior
+from lightning_sloppy.posteriors.learning_plan import LearningPlan
+from lightning_sloppy.posteriors.posterior_certificate import certify_posterior
+from lightning_sloppy.posteriors.scaled_gaussian import ScaledGaussian, isotropic
 
 N = 1000
 STILL = LearningPlan(mean_rate=0.0, spread_rate=0.0)

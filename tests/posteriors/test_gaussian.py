@@ -10,18 +10,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.factored import diagonal_posterior
-from lightning_sloppy.bounds.families import DiagonalGaussian, JoinedGaussian, KroneckerGaussian, LowRankGaussian
-from lightning_sloppy.bounds.gaussian import Gaussian, draw_pair, kl_parts, log_density_ratio
-from lightning_sloppy.bounds.mixture import PRIOR_GRID, mixture_log_ratio
-from lightning_sloppy.bounds.posterior import (
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.posteriors.factored import diagonal_posterior
+from lightning_sloppy.posteriors.families import DiagonalGaussian, JoinedGaussian, KroneckerGaussian, LowRankGaussian
+from lightning_sloppy.posteriors.gaussian import (
+    PRIOR_GRID,
+    Gaussian,
+    draw_pair,
+    kl_parts,
+    log_density_ratio,
+    mixture_log_ratio,
+)
+from lightning_sloppy.posteriors.posterior import (
     family_kl,
     low_rank_posterior,
     posterior_dimension,
     posterior_family,
 )
-from lightning_sloppy.bounds.scaled_gaussian import ScaledGaussian, isotropic, scaled
-from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.posteriors.scaled_gaussian import ScaledGaussian, isotropic, scaled
 
 EPSILON, TAU = 20.0, 4.0 * 999
 SHIFT = torch.tensor([0.1, -0.2, 0.3, 0.0, 0.05, -0.1], dtype=torch.float64)

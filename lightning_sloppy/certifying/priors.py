@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_sloppy.certificate import Reason
+from lightning_sloppy.certifying import validity
+from lightning_sloppy.certifying.certificate_task import RunState
+from lightning_sloppy.certifying.clean_samples import Clean, CleanSamples, clean_samples
+from lightning_sloppy.certifying.prior_split import PriorSplit
+from lightning_sloppy.certifying.repeats import GROUPED, Rows, certifying_rows
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.probing import trainer_internals, validity
-from lightning_sloppy.probing.certificate_task import RunState
-from lightning_sloppy.probing.clean_samples import Clean, CleanSamples, clean_samples
+from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext
-from lightning_sloppy.probing.prior_split import PriorSplit
-from lightning_sloppy.probing.repeats import GROUPED, Rows, certifying_rows
 from lightning_sloppy.probing.samples import SampleSource
 
 if TYPE_CHECKING:

@@ -8,11 +8,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.gaussian import draw_noise, relative_cost
-from lightning_sloppy.bounds.mixture import PRIOR_GRID
-from lightning_sloppy.bounds.posterior_search import MEAN_SCALE_GRID, Risk
 from lightning_sloppy.bounds.relative_entropy import scalar_kl_inverse
-from lightning_sloppy.bounds.scaled_gaussian import ScaledGaussian
+from lightning_sloppy.posteriors.gaussian import PRIOR_GRID, draw_noise, relative_cost
+from lightning_sloppy.posteriors.posterior_search import MEAN_SCALE_GRID, Risk
+from lightning_sloppy.posteriors.scaled_gaussian import ScaledGaussian
 
 STIFFNESS_GRID: Final[tuple[float, ...]] = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """Values of kappa."""

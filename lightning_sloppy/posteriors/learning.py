@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.descent import Descent, LocalSurrogate, Surrogate
-from lightning_sloppy.bounds.learning_plan import LearningPlan
-from lightning_sloppy.bounds.scaled_gaussian import ScaledGaussian
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.posteriors.descent import Descent, LocalSurrogate, Surrogate
+from lightning_sloppy.posteriors.learning_plan import LearningPlan
+from lightning_sloppy.posteriors.scaled_gaussian import ScaledGaussian
 
 
 @dataclass(frozen=True)

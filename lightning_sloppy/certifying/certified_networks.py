@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.descent import LocalSurrogate
-from lightning_sloppy.bounds.learning import Learnt, learn_posterior
-from lightning_sloppy.bounds.pair_certificate import weights_hash
 from lightning_sloppy.bounds.pair_inequality import PAC_BAYES_FRACTION, scheduled_delta
-from lightning_sloppy.bounds.posterior_certificate import FinalCertificates, certify_posterior
-from lightning_sloppy.bounds.scaled_gaussian import ScaledGaussian
+from lightning_sloppy.certifying.certificate_task import CertificateTask, initial_posteriors
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.ranks import Ranks
 from lightning_sloppy.evaluation.real_numbers import real_view
 from lightning_sloppy.linalg.vectors import generator
+from lightning_sloppy.posteriors.descent import LocalSurrogate
+from lightning_sloppy.posteriors.learning import Learnt, learn_posterior
+from lightning_sloppy.posteriors.pair_certificate import weights_hash
+from lightning_sloppy.posteriors.posterior_certificate import FinalCertificates, certify_posterior
+from lightning_sloppy.posteriors.scaled_gaussian import ScaledGaussian
 from lightning_sloppy.probing import trainer_internals
-from lightning_sloppy.probing.certificate_task import CertificateTask, initial_posteriors
 from lightning_sloppy.probing.context import FitContext
 
 if TYPE_CHECKING:

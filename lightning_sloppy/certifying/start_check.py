@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_sloppy.certificate import Reason
+from lightning_sloppy.certifying import validity
+from lightning_sloppy.certifying.error_counts import ErrorCounter
 from lightning_sloppy.evaluation.classifiers import Classifier
 from lightning_sloppy.evaluation.initialisations import Initialisations
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.ranks import gathered_over_ranks
-from lightning_sloppy.probing import validity
 from lightning_sloppy.probing.context import FitContext
-from lightning_sloppy.probing.error_counts import ErrorCounter
 from lightning_sloppy.probing.samples import SampleSource, probe_indices
 
 if TYPE_CHECKING:

@@ -10,17 +10,18 @@ import torch
 from torch import nn
 
 from lightning_sloppy.bounds import hold_out_certificate
-from lightning_sloppy.bounds.pair_certificate import weights_hash
 from lightning_sloppy.bounds.statements import HOLD_OUT_CONDITION
 from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.certifying import validity
+from lightning_sloppy.certifying.chosen_checkpoints import chosen_by
+from lightning_sloppy.certifying.error_counts import ErrorCounter
+from lightning_sloppy.certifying.repeats import Duplicates, Rows, certifying_rows
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.classifiers import Classifier
 from lightning_sloppy.evaluation.objective import Objective
-from lightning_sloppy.probing import trainer_internals, validity
-from lightning_sloppy.probing.chosen_checkpoints import chosen_by
+from lightning_sloppy.posteriors.pair_certificate import weights_hash
+from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext, known_context
-from lightning_sloppy.probing.error_counts import ErrorCounter
-from lightning_sloppy.probing.repeats import Duplicates, Rows, certifying_rows
 from lightning_sloppy.probing.samples import SampleSource, probe_indices
 
 if TYPE_CHECKING:

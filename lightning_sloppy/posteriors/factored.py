@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.families import DiagonalGaussian, JoinedGaussian, KroneckerGaussian
-from lightning_sloppy.bounds.gaussian import Gaussian, double
-from lightning_sloppy.bounds.posterior import kept, require_numbers
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.posteriors.families import DiagonalGaussian, JoinedGaussian, KroneckerGaussian
+from lightning_sloppy.posteriors.gaussian import Gaussian, double
+from lightning_sloppy.posteriors.posterior import kept, require_numbers
 
 
 def diagonal_posterior(

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.coordinates import Coordinates
-from lightning_sloppy.bounds.gaussian import double
-from lightning_sloppy.bounds.initial_posterior import stiff_start
-from lightning_sloppy.bounds.learning_plan import LearningPlan
-from lightning_sloppy.bounds.posterior import posterior_family
-from lightning_sloppy.bounds.posterior_search import member, select_posterior
 from lightning_sloppy.bounds.relative_entropy import log_xi
-from lightning_sloppy.bounds.scaled_gaussian import ScaledGaussian, scaled
 from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.certifying.error_counts import ErrorCounter
 from lightning_sloppy.linalg.vectors import generator
-from lightning_sloppy.probing.error_counts import ErrorCounter
+from lightning_sloppy.posteriors.coordinates import Coordinates
+from lightning_sloppy.posteriors.gaussian import double
+from lightning_sloppy.posteriors.initial_posterior import stiff_start
+from lightning_sloppy.posteriors.learning_plan import LearningPlan
+from lightning_sloppy.posteriors.posterior import posterior_family
+from lightning_sloppy.posteriors.posterior_search import member, select_posterior
+from lightning_sloppy.posteriors.scaled_gaussian import ScaledGaussian, scaled
 from lightning_sloppy.records import Spectrum
 
 

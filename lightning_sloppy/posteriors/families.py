@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.gaussian import Gaussian, relative_cost
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.posteriors.gaussian import Gaussian, relative_cost
 
 ORTHONORMAL = 1e-6
 """Largest entry of ``U^T U - I`` that is rounding."""

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import torch
 
-from lightning_sloppy.bounds import LearningPlan, isotropic
-from lightning_sloppy.bounds.learning import Learnt
 from lightning_sloppy.certificate import Certificate
-from lightning_sloppy.probing import certified_networks
-from lightning_sloppy.probing.certificate_task import CertificateTask, initial_posteriors
+from lightning_sloppy.certifying import certified_networks
+from lightning_sloppy.certifying.certificate_task import CertificateTask, initial_posteriors
+from lightning_sloppy.posteriors import LearningPlan, isotropic
+from lightning_sloppy.posteriors.learning import Learnt
 
 DIM, N = 50, 200
 TRAINED = torch.full((DIM,), 1.5)

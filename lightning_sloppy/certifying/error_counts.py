@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_sloppy.bounds.coordinates import Coordinates
 from lightning_sloppy.curvature.double_backward import backward_in_eval
 from lightning_sloppy.evaluation.batches import Batch, joined, picked, private, sample_count
 from lightning_sloppy.evaluation.classifiers import Classifier
 from lightning_sloppy.evaluation.local_noise import LocalNoise, RandomWeight
 from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.objective import Objective
+from lightning_sloppy.posteriors.coordinates import Coordinates
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.samples import READ_CHUNK, SampleSource
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lightning_sloppy.bounds.learning_plan import Spread
 from lightning_sloppy.bounds.statements import FINAL_STATEMENTS
 from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.certifying.priors import Samples, is_split
+from lightning_sloppy.certifying.start_check import StartCheck
+from lightning_sloppy.certifying.validity import module_conditions
 from lightning_sloppy.evaluation.classifiers import Classifier
+from lightning_sloppy.posteriors.learning_plan import Spread
 from lightning_sloppy.probing.context import FitContext
-from lightning_sloppy.probing.priors import Samples, is_split
 from lightning_sloppy.probing.samples import CURVATURE_SAMPLES
-from lightning_sloppy.probing.start_check import StartCheck
-from lightning_sloppy.probing.validity import module_conditions
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -1,0 +1,1 @@
+"""Certificates in the life of a Trainer: which samples certify, what forbids a certificate, learning, saving."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import Case, case, dense_gauss_newton, dense_hessian, gradients
+from support.cases import Case, case, dense_gauss_newton, dense_hessian, gradients
 from torch import Tensor, nn
 
 from lightning_sloppy.analysis import Quadrature, fisher_spectrum, gauss_newton_of, hessian_spectrum, input_spectrum

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import Case, case
+from support.cases import Case, case
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from certified import QUICK, fit, flags
-from tiny import CLASSES, FEATURES, Classifier, blobs, loader, trainer
+from support.certified import QUICK, fit, flags
+from support.tiny import CLASSES, FEATURES, Classifier, blobs, loader, trainer
 from torch import nn
 from torch.utils.data import TensorDataset
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import SAFELY, Classifier, blobs, loader, trainer
+from support.tiny import SAFELY, Classifier, blobs, loader, trainer
 
 from lightning_sloppy import HessianSpectrum, PACBayesBound
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from certified import QUICK, fit, flags
 from lightning.pytorch import LightningDataModule
-from tiny import FEATURES, SAFELY, Classifier, blobs, loader, trainer
+from support.certified import QUICK, fit, flags
+from support.tiny import FEATURES, SAFELY, Classifier, blobs, loader, trainer
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler
 
 from lightning_sloppy import (

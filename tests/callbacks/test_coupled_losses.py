@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import FEATURES, blobs, trainer
+from support.tiny import FEATURES, blobs, trainer
+from support.zoo import Trained
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from zoo import Trained
 
 from lightning_sloppy import FisherSpectrum, HessianSpectrum
 from lightning_sloppy.probing.samples import probe_indices

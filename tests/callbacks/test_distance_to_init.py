@@ -8,7 +8,7 @@ import pytest
 import pytorch_lightning
 import torch
 from lightning.pytorch import LightningModule
-from tiny import SAFELY, Classifier, Regressor, blobs, trainer
+from support.tiny import SAFELY, Classifier, Regressor, blobs, trainer
 from torch.utils.data import DataLoader
 
 from lightning_sloppy import ConfigurationError, DistanceToInit, SloppyMonitor, UnsupportedError

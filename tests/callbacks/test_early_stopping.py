@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import SAFELY, Classifier, blobs, loader, trainer
+from support.tiny import SAFELY, Classifier, blobs, loader, trainer
 from torch.utils.data import DataLoader
 
 from lightning_sloppy import (

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CLASSES, FEATURES, blobs, trainer
+from support.tiny import CLASSES, FEATURES, blobs, trainer
+from support.zoo import Trained
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, TensorDataset
-from zoo import Trained
 
 from lightning_sloppy import FisherSpectrum, HessianSpectrum, SloppyMonitor, hessian_spectrum
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from habits import OnceTanh
 from lightning.pytorch.tuner import Tuner
-from tiny import FEATURES, SAFELY, Classifier, blobs, loader, trainer
+from support.habits import OnceTanh
+from support.tiny import FEATURES, SAFELY, Classifier, blobs, loader, trainer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -161,9 +161,9 @@ def test_sigterm_inside_a_measurement_ends_the_run_with_readable_files(tmp_path)
     script.write_text(
         textwrap.dedent(f"""
         import os, signal, sys
-        sys.path.insert(0, {str(Path(__file__).parents[1] / "support")!r})
+        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
         from lightning.pytorch.loggers import TensorBoardLogger
-        from tiny import Classifier, loader, trainer
+        from support.tiny import Classifier, loader, trainer
         from lightning_sloppy import FisherSpectrum
 
         class Ended(FisherSpectrum):
@@ -197,8 +197,8 @@ def test_sigterm_while_a_posterior_is_learnt_ends_the_run(tmp_path):
     script.write_text(
         textwrap.dedent(f"""
         import os, signal, sys, threading, time
-        sys.path.insert(0, {str(Path(__file__).parents[1] / "support")!r})
-        from tiny import Classifier, blobs, loader, trainer
+        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        from support.tiny import Classifier, blobs, loader, trainer
         from lightning_sloppy import FinalCertificate, LearningPlan
         from lightning_sloppy.posteriors.descent import Descent
 

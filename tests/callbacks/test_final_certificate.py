@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 import torch.utils.checkpoint
-from certified import QUICK, Data, fit, flags, true_error
-from tiny import CLASSES, SAFELY, Classifier, Regressor, blobs, loader, trainer
+from support.certified import QUICK, Data, fit, flags, true_error
+from support.tiny import CLASSES, SAFELY, Classifier, Regressor, blobs, loader, trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sloppy import (

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
-from certified import Data, fit, flags, true_error
 from lightning.pytorch import LightningModule
-from tiny import CLASSES, SAFELY, Classifier, blobs, trainer
+from support.certified import Data, fit, flags, true_error
+from support.tiny import CLASSES, SAFELY, Classifier, blobs, trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

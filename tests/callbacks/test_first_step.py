@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from dense import dense_hessian_of
 from lightning.pytorch import Callback, LightningModule, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from tiny import CLASSES, FEATURES, Classifier, blobs, loader, trainer
+from support.dense import dense_hessian_of
+from support.tiny import CLASSES, FEATURES, Classifier, blobs, loader, trainer
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from certified import QUICK, Data, flags
-from tiny import CLASSES, FEATURES, Classifier, blobs, loader, trainer
+from support.certified import QUICK, Data, flags
+from support.tiny import CLASSES, FEATURES, Classifier, blobs, loader, trainer
 from torch import Tensor, nn
 
 from lightning_sloppy import FinalCertificate, HessianSpectrum, PACBayesBound

@@ -12,9 +12,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from support.tiny import SAFELY, Classifier, blobs, loader, trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
-from tiny import SAFELY, Classifier, blobs, loader, trainer
 from torch import nn
 
 from lightning_sloppy import (

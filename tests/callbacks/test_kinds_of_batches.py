@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
-from tiny import CLASSES, FEATURES, blobs, trainer
+from support.tiny import CLASSES, FEATURES, blobs, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 

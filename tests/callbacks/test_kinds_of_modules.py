@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from dense import dense_hessian_of
 from lightning.pytorch import Callback
-from tiny import CLASSES, FEATURES, blobs, trainer
+from support.dense import dense_hessian_of
+from support.tiny import CLASSES, FEATURES, blobs, trainer
+from support.zoo import Trained
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.data import DataLoader, Dataset, TensorDataset
-from zoo import Trained
 
 from lightning_sloppy import (
     DistanceToInit,

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from tiny import CLASSES, FEATURES, Classifier, blobs, loader, trainer
+from support.tiny import CLASSES, FEATURES, Classifier, blobs, loader, trainer
 from torch import nn
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 

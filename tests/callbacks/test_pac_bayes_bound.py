@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback
-from tiny import CLASSES, FEATURES, SAFELY, Classifier, Regressor, blobs, loader, trainer
+from support.tiny import CLASSES, FEATURES, SAFELY, Classifier, Regressor, blobs, loader, trainer
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 

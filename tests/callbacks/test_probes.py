@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from tiny import Classifier, blobs, loader, trainer
+from support.tiny import Classifier, blobs, loader, trainer
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 

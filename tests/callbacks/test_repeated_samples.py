@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from certified import QUICK, Data, TwoClasses
-from tiny import Classifier, blobs, loader, trainer
+from support.certified import QUICK, Data, TwoClasses
+from support.tiny import Classifier, blobs, loader, trainer
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence, pad_sequence
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset

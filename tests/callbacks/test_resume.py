@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import signal
 
-import killed
 import pytest
-import ranks
 import torch
-from tiny import SAFELY, Classifier, blobs, loader, trainer
+from support import killed, ranks
+from support.tiny import SAFELY, Classifier, blobs, loader, trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sloppy import (

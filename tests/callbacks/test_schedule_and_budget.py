@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import Classifier, Regressor, blobs, loader, trainer
+from support.tiny import Classifier, Regressor, blobs, loader, trainer
 from torch import nn
 from torch.utils.data import DataLoader
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny import SAFELY, Classifier, Regressor, blobs, loader, trainer
+from support.tiny import SAFELY, Classifier, Regressor, blobs, loader, trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
-from certified import TwoClasses, flags
 from lightning.pytorch import LightningDataModule, LightningModule
-from tiny import SAFELY, loader, trainer
+from support.certified import TwoClasses, flags
+from support.tiny import SAFELY, loader, trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -7,7 +7,7 @@ import pytest
 import pytorch_lightning
 import torch
 from lightning.pytorch import LightningDataModule
-from tiny import blobs
+from support.tiny import blobs
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 
 from lightning_sloppy import ConfigurationError, PriorSplit

@@ -8,10 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import launched
 import pytest
-import ranks
-import two_ranks
+from support import launched, ranks, two_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*", "ignore:.*has `__len__` defined.*")
 
@@ -76,7 +74,7 @@ def test_held_out_samples_that_differ_between_processes_shape_no_prior(found):
 
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
 def test_processes_that_lightning_starts_agree_with_one(tmp_path, strategy):
-    paths = [str(Path(launched.__file__).parent), str(Path(launched.__file__).parents[2])]
+    paths = [str(Path(launched.__file__).parents[1]), str(Path(launched.__file__).parents[2])]
     run = subprocess.run(
         [sys.executable, launched.__file__, str(tmp_path), strategy],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},

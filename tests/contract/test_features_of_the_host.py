@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
-from tiny import FEATURES, Classifier, blobs, trainer
+from support.tiny import FEATURES, Classifier, blobs, trainer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 
 import torch
-from tiny import Classifier, loader, trainer
+from support.tiny import Classifier, loader, trainer
 
 from lightning_sloppy import FisherSpectrum, HessianSpectrum, SloppyMonitor
 

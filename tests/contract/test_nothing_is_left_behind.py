@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import seed_everything
-from tiny import FEATURES, Classifier, blobs, trainer
+from support.tiny import FEATURES, Classifier, blobs, trainer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 

@@ -7,13 +7,12 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import promises
-import promises_of_tokens
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from promised import Promise, eigenvalues
-from tiny import trainer
+from support import promises, promises_of_tokens
+from support.promised import Promise, eigenvalues
+from support.tiny import trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 

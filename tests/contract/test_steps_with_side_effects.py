@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
+from support.tiny import CLASSES, FEATURES, blobs, trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import CLASSES, FEATURES, blobs, trainer
 from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy

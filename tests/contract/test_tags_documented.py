@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from instruments import DECLARED, of_the_package
+from support.instruments import DECLARED, of_the_package
 
 from lightning_sloppy.reporting.tables import filled, tables
 

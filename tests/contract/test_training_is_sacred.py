@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
-from tiny import Classifier, blobs, trainer
+from support.tiny import Classifier, blobs, trainer
 from torch.utils.data import DataLoader
 
 from lightning_sloppy import FisherSpectrum, HessianSpectrum, SloppyMonitor

@@ -14,8 +14,8 @@ import torch
 import yaml
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from support.tiny import Classifier, blobs, loader, trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import Classifier, blobs, loader, trainer
 from torch import nn
 
 import lightning_sloppy

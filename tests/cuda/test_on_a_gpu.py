@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import seed_everything
-from tiny import CLASSES, FEATURES, Classifier, blobs
+from support.tiny import CLASSES, FEATURES, Classifier, blobs
+from support.zoo import ZOO, made
 from torch import nn
 from torch.utils.data import DataLoader
-from zoo import ZOO, made
 
 from lightning_sloppy import (
     FisherSpectrum,

@@ -12,7 +12,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import case
+from support.cases import case
 from torch import Tensor, nn
 
 from lightning_sloppy import fisher_spectrum, hessian_spectrum

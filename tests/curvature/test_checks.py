@@ -7,11 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import ranks
 import torch
 import torch.nn.functional as F
-import two_shards
-from cases import case, dense_gauss_newton, gradients
+from support import ranks, two_shards
+from support.cases import case, dense_gauss_newton, gradients
 from torch import nn
 
 from lightning_sloppy import fisher_spectrum, hessian_spectrum

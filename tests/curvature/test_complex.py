@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from dense import dense_fisher_of, dense_hessian_of, flat_gradient, numbers_of, trained
+from support.dense import dense_fisher_of, dense_hessian_of, flat_gradient, numbers_of, trained
 from torch import Tensor, nn
 
 from lightning_sloppy import fisher_spectrum, hessian_spectrum, jacobian_spectrum

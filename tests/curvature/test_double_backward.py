@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import case
+from support.cases import case
 from torch import Tensor, nn
 
 from lightning_sloppy.curvature.double_backward import double_backward

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import NAMES, Batch, Case, case, dense_gauss_newton, gradients
+from support.cases import NAMES, Batch, Case, case, dense_gauss_newton, gradients
 from torch import Tensor, nn
 
 from lightning_sloppy import fisher_spectrum

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from explicit import assert_same, cotangents, explicit_rows, gram
-from layers import Apply, built
+from support.explicit import assert_same, cotangents, explicit_rows, gram
+from support.layers import Apply, built
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

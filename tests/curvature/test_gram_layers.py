@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from explicit import assert_same, cotangents, explicit_rows, gram
-from habits import Recurrent
-from layers import LAYERS, LENGTH, Apply, built, layer
+from support.explicit import assert_same, cotangents, explicit_rows, gram
+from support.habits import Recurrent
+from support.layers import LAYERS, LENGTH, Apply, built, layer
 from torch import Tensor, nn
 
 from lightning_sloppy.curvature.gram import inner_products as orders

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import Case, dense_gauss_newton
-from habits import Tied, Twice
-from layers import LENGTH, Apply, built, number, scaled
+from support.cases import Case, dense_gauss_newton
+from support.habits import Tied, Twice
+from support.layers import LENGTH, Apply, built, number, scaled
 from torch import Tensor, nn
 
 from lightning_sloppy import ConfigurationError

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import case, dense_gauss_newton, dense_hessian
-from dense import dense_hessian_of
-from habits import OnceTanh
+from support.cases import case, dense_gauss_newton, dense_hessian
+from support.dense import dense_hessian_of
+from support.habits import OnceTanh
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from dense import dense_fisher_of, dense_hessian_of
 from lightning.fabric import Fabric
+from support.dense import dense_fisher_of, dense_hessian_of
 from torch import Tensor, nn
 
 from lightning_sloppy import fisher_spectrum, hessian_spectrum, jacobian_spectrum

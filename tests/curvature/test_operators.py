@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import NAMES, Case, case, dense_gauss_newton, dense_hessian
+from support.cases import NAMES, Case, case, dense_gauss_newton, dense_hessian
 from torch import nn
 
 from lightning_sloppy.curvature.double_backward import double_backward

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import case, vector_of
+from support.cases import case, vector_of
 
 from lightning_sloppy.curvature.parameters import ParameterLayout, grad
 

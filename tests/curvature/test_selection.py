@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import case, dense_hessian
+from support.cases import case, dense_hessian
 from torch import Tensor, nn
 
 from lightning_sloppy import fisher_spectrum, hessian_spectrum

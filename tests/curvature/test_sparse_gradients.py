@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from dense import dense_fisher_of, dense_hessian_of, differenced_hessian_of
+from support.dense import dense_fisher_of, dense_hessian_of, differenced_hessian_of
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 

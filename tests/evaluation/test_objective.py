@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import case
+from support.cases import case
 from torch import Tensor, nn
 
 from lightning_sloppy.curvature.parameters import ParameterLayout

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import in_step
-import ranks
+from support import in_step, ranks
 
 LOST = (
     "The ranks have lost step: one is about to do what another is not. Their hardware or their data differ; "

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import torch
-from spectra import with_eigenvalues
+from support.spectra import with_eigenvalues
 
 from lightning_sloppy.linalg.operator import DenseOperator
 

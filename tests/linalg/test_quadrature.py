@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from spectra import PoisonedOperator, padded, with_eigenvalues
+from support.spectra import PoisonedOperator, padded, with_eigenvalues
 from torch import Tensor
 
 from lightning_sloppy.linalg.lanczos import NonFiniteProductError

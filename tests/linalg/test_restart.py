@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from spectra import with_eigenvalues
+from support.spectra import with_eigenvalues
 from torch import Tensor
 
 from lightning_sloppy.linalg.basis import SPARE, Basis, BasisMemoryError

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from seen import DIM, of_a_network, rotated, seen_through, whole
+from support.seen import DIM, of_a_network, rotated, seen_through, whole
 from torch import Tensor
 
 from lightning_sloppy.errors import ConfigurationError

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from spectra import padded, with_eigenvalues
+from support.spectra import padded, with_eigenvalues
 from torch import Tensor
 
 from lightning_sloppy.errors import ConfigurationError

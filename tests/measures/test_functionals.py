@@ -9,7 +9,7 @@ from importlib import import_module
 import pytest
 import torch
 from scipy.stats import t as student
-from seen import DIM, of_a_network, rotated, seen_through, top_pairs, whole
+from support.seen import DIM, of_a_network, rotated, seen_through, top_pairs, whole
 from torch import Tensor
 
 from lightning_sloppy.linalg.operator import DenseOperator

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from seen import DIM, of_a_network, rotated, seen_through, top_pairs, whole
+from support.seen import DIM, of_a_network, rotated, seen_through, top_pairs, whole
 
 from lightning_sloppy import ConfigurationError, Estimate, Status, relative_dimension
 from lightning_sloppy.linalg.vectors import generator, rademacher

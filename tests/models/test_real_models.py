@@ -7,9 +7,9 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import trainer
+from support.tiny import trainer
+from support.zoo import ZOO, made
 from torch.func import functional_call
-from zoo import ZOO, made
 
 from lightning_sloppy import FisherSpectrum, HessianSpectrum, SloppyMonitor
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from softmax import CLASSES, FEATURES, TRAIN, softmax_problem
+from support.softmax import CLASSES, FEATURES, TRAIN, softmax_problem
 from torch import Tensor
 
 from lightning_sloppy.bounds.relative_entropy import scalar_kl_inverse

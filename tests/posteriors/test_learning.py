@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from softmax import CLASSES, FEATURES, TRAIN, Problem, softmax_problem
+from support.softmax import CLASSES, FEATURES, TRAIN, Problem, softmax_problem
 from torch import Tensor
 
 from lightning_sloppy.bounds.relative_entropy import log_xi, scalar_kl_inverse

@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from softmax import CLASSES, FEATURES, TRAIN, Problem, softmax_problem
+from support.softmax import CLASSES, FEATURES, TRAIN, Problem, softmax_problem
 from torch import Tensor
 
 from lightning_sloppy.bounds import kl_inverse

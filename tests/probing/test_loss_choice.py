@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import FEATURES, Classifier, blobs, loader, trainer
+from support.tiny import FEATURES, Classifier, blobs, loader, trainer
+from support.zoo import Trained
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from zoo import Trained
 
 from lightning_sloppy import ConfigurationError, FisherSpectrum, HessianSpectrum, Status, hessian_spectrum
 from lightning_sloppy.evaluation.loss_checks import default_loss

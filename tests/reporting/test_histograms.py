@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from instruments import DECLARED
+from support.instruments import DECLARED
 
 from lightning_sloppy.linalg.operator import DenseOperator
 from lightning_sloppy.linalg.quadrature import lanczos_density

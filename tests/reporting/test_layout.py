@@ -4,8 +4,8 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from instruments import DECLARED
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from support.instruments import DECLARED
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 

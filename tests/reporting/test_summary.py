@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from instruments import summary
+from support.instruments import summary
 
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.records import Cost, Estimate, Measurement, Status

@@ -4,7 +4,7 @@ import math
 import re
 
 import pytest
-from instruments import DECLARED
+from support.instruments import DECLARED
 
 from lightning_sloppy import Quantity
 from lightning_sloppy.errors import ConfigurationError

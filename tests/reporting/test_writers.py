@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from instruments import DECLARED
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
+from support.instruments import DECLARED
 from tensorboard.backend.event_processing.event_accumulator import STORE_EVERYTHING_SIZE_GUIDANCE, EventAccumulator
 
 from lightning_sloppy.records import Cost, Estimate, Measurement, Spectrum, Status

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from habits import (
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from support.habits import (
     Attention,
     ByKeyword,
     ClassRows,
@@ -25,8 +28,6 @@ from habits import (
     Tokens,
     Twice,
 )
-from torch import Tensor, nn
-from torch.func import functional_call
 
 Batch = tuple[Tensor, Tensor]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
-from tiny import SAFELY, Classifier, blobs, loader, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sloppy import FinalCertificate, LearningPlan
+from support.tiny import SAFELY, Classifier, blobs, loader, trainer
 
 QUICK = LearningPlan(seconds=60, epochs=4, batch_size=50)
 

@@ -12,11 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import ranks
 import torch
 from torch import distributed
 
 from lightning_sloppy.evaluation.ranks import gathered_over_ranks, keep_step, least_over_ranks, sum_over_ranks, together
+from support import ranks
 
 
 def outcome(function: Callable[[], Any]) -> list[str]:

@@ -12,10 +12,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import Classifier, blobs, trainer
 from torch.utils.data import DataLoader
 
 from lightning_sloppy import FisherSpectrum, HessianSpectrum, SloppyMonitor
+from support.tiny import Classifier, blobs, trainer
 
 
 class Resumable(DataLoader):

@@ -9,12 +9,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import ranks
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from tiny import Classifier, blobs, trainer
 from torch.utils.data import DataLoader
 
 from lightning_sloppy import FisherSpectrum, HessianSpectrum, SloppyMonitor
+from support import ranks
+from support.tiny import Classifier, blobs, trainer
 
 
 class Writes(Callback):

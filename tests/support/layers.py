@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from habits import ByKeyword, Elsewhere, Flipped, Partly, Tied, Twice
 from torch import Tensor, nn
+
+from support.habits import ByKeyword, Elsewhere, Flipped, Partly, Tied, Twice
 
 LENGTH = 4
 """Positions of a sequence: the size of one of the batches too, so that the first dimension does not tell."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from dense import dense_hessian_of, differenced_hessian_of, flat_gradient, trained
 from torch import Tensor, nn
+
+from support.dense import dense_hessian_of, differenced_hessian_of, flat_gradient, trained
 
 
 def nothing(module: nn.Module) -> Tensor:

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from promised import Promise
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_sequence
+
+from support.promised import Promise
 
 SIZES = (3, 4)
 FEATURES, CLASSES = 4, 3

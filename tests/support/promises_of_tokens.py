@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from promised import Promise
-from promises import SIZES, cut
 from torch import Tensor, nn
+
+from support.promised import Promise
+from support.promises import SIZES, cut
 
 TOKENS, LENGTHS, WORDS = 5, (4, 3, 4, 2, 1, 4, 2), 6
 

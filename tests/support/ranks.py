@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ports import free_port
+from support.ports import free_port
 
 
 def run(script: str, folder: Path, *arguments: str, count: int = 2, ends_with: int = 0) -> list[Any]:
     """What each rank of ``script file arguments...`` wrote to its file, as JSON; nothing of ranks that must die."""
-    paths = [str(Path(script).parent), str(Path(script).parents[2]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(script).parents[1]), str(Path(script).parents[2]), os.environ.get("PYTHONPATH", "")]
     common = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",

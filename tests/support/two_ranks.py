@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import ranks
 import torch
 from lightning.pytorch import seed_everything
-from tiny import Classifier, blobs, trainer
 from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -34,6 +32,8 @@ from lightning_sloppy.callbacks import measuring as measuring_module
 from lightning_sloppy.curvature import fisher_spectra as spectra_module
 from lightning_sloppy.evaluation.batches import sample_count
 from lightning_sloppy.evaluation.ranks import sum_over_ranks
+from support import ranks
+from support.tiny import Classifier, blobs, trainer
 
 BATCH = 8
 

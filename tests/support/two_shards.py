@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
-import ranks
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
@@ -18,6 +17,7 @@ from lightning_sloppy.analysis import Solve, hessian_of
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.ranks import all_ranks
 from lightning_sloppy.linalg.vectors import generator
+from support import ranks
 
 SHARDS = (slice(0, 5), slice(5, 8))
 

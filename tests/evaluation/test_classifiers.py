@@ -11,7 +11,8 @@ from torch import nn
 
 from lightning_sloppy import fisher_spectrum
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.classifiers import classifier_of, for_one_logit
+from lightning_sloppy.evaluation.classifiers import classifier_of
+from lightning_sloppy.evaluation.number_losses import for_one_number
 from lightning_sloppy.evaluation.weights import known_loss
 
 WEIGHT = torch.tensor([1.0, 5.0, 0.2])
@@ -140,7 +141,7 @@ def test_one_logit(name, column):
 def test_one_logit_in_another_shape_is_the_same_loss_to_every_matrix(reduction):
     torch.manual_seed(0)
     module, x, y = nn.Linear(3, 1).double(), torch.randn(8, 3).double(), torch.tensor([0, 1] * 4)
-    loss = for_one_logit(nn.BCEWithLogitsLoss(reduction=reduction), module(x), y)
+    loss = for_one_number(nn.BCEWithLogitsLoss(reduction=reduction), module(x), y)
     assert known_loss(loss).reduction == reduction
     value = F.binary_cross_entropy_with_logits(module(x)[:, 0], y.double(), reduction=reduction)
     assert torch.equal(loss(module(x), y), value)

@@ -185,3 +185,22 @@ def test_bad_numbers_have_one_sentence() -> None:
         prequential_bound(1.1, examples=3, delta=0.05)
     assert maurer_seeger_bound(0.1, math.nan, n=10, delta=0.05) == 1.0
     assert monte_carlo_bound(0.1, math.inf, n=10, draws=5, delta_pac=0.05, delta_risk=0.05) == 1.0
+
+
+@pytest.mark.parametrize("b", [0.4, 2.0])
+@pytest.mark.parametrize("count", [1, 4, 30])
+def test_a_choice_among_a_grid_is_paid_for(b: float, count: int) -> None:
+    """Of J equal values the choice gains nothing, and its ln J nats are in the closed form."""
+    for nats, found in (
+        (0.0, prequential_bound(0.1, examples=200, delta=0.05, grid=[b] * count)),
+        (3.0, catoni_bound(0.1, 3.0, n=200, delta=0.05, grid=[b] * count)),
+    ):
+        spent = (nats + math.log(count) - math.log(0.05)) / 200
+        assert found == pytest.approx((1 - math.exp(-b * 0.1 - spent)) / (1 - math.exp(-b)), rel=1e-12)
+
+
+def test_the_grids_that_stand_written_down_are_paid_for() -> None:
+    values = [0.05 * 2.0**power for power in range(10)]
+    spent = math.log(len(values) / 0.05) / 300
+    right = min((1 - math.exp(-b * 0.2 - spent)) / (1 - math.exp(-b)) for b in values)
+    assert prequential_bound(0.2, examples=300, delta=0.05) == pytest.approx(right, rel=1e-12)

@@ -112,3 +112,15 @@ def test_images_and_labels_of_different_number_are_refused(tmp_path):
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(pack(TRAIN[1][:-1]))
     with pytest.raises(ConfigurationError, match="Do the two files belong together"):
         IDXDataModule(str(tmp_path)).setup("fit")
+
+
+def test_of_an_odd_number_of_classes_the_middle_one_is_in_the_lower_half(tmp_path):
+    folder = write(tmp_path)
+    labels = np.arange(24, dtype=np.uint8) % 5
+    (folder / "train-labels-idx1-ubyte").write_bytes(pack(labels))
+    data = IDXDataModule(str(folder), val_fraction=0.25, binary=True)
+    data.setup("fit")
+    train, val = split_indices(24, 0.25, seed=data.seed)
+    right = torch.tensor([0, 0, 0, 1, 1])
+    assert torch.equal(data.train_set.tensors[1], right[train % 5])
+    assert torch.equal(data.val_set.tensors[1], right[val % 5])

@@ -182,3 +182,20 @@ def test_the_users_own_rule():
 def test_a_rule_that_gives_something_else(rule, words):
     with pytest.raises(ConfigurationError, match=words):
         classifier_of(None, torch.randn(8, 3), torch.randint(0, 3, (8,)), rule)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_scores_that_are_no_numbers_are_mistakes_whatever_argmax_makes_of_them(bad, place):
+    outputs = torch.tensor([[3.0, 1.0, 0.0]]).repeat(3, 1)
+    outputs[1, place] = bad
+    targets = outputs.argmax(1)  # of the second sample what argmax says is right
+    found = classifier_of(F.cross_entropy, torch.randn(3, 3), targets)
+    assert found.mistakes(outputs, targets).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("loss", [nn.BCEWithLogitsLoss(), nn.BCELoss()])
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_a_logit_that_is_no_number_is_a_mistake_for_both_labels(loss, label):
+    found = classifier_of(loss, torch.rand(4), torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    assert found.mistakes(torch.tensor([torch.nan]), torch.tensor([label])).tolist() == [True]

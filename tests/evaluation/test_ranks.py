@@ -18,6 +18,8 @@ def test_sums_and_failures(tmp_path):
     assert first["memory is free for a second try"] == second["memory is free for a second try"] == ["value", "True"]
     assert first["one fails"] == ["RankError", "Rank 1 of 2 failed: no file"]
     assert second["one fails"] == ["ValueError", "no file"]
+    assert first["one fails behind the last reduction"] == ["RankError", "Rank 1 of 2 failed: no disk"]
+    assert second["one fails behind the last reduction"] == ["ValueError", "no disk"]
     assert first["both fail"] == ["ValueError", "no file on 0"]
     assert second["both fail"] == ["ValueError", "no file on 1"]
     assert first["one without memory"] == second["one without memory"] == ["OutOfMemoryError", "Rank 1: 7 GiB"]

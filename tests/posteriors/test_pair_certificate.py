@@ -12,6 +12,12 @@ from support.softmax import CLASSES, FEATURES, TRAIN, Problem, softmax_problem
 from torch import Tensor
 
 from lightning_sloppy.bounds import kl_inverse
+from lightning_sloppy.bounds import Evidence, certify, kl_inverse
+from lightning_sloppy.bounds.drawing import draw_and_judge
+from lightning_sloppy.bounds.gaussian import kl_parts, log_density_ratio
+from lightning_sloppy.bounds.mixture import PRIOR_GRID, mixture_log_ratio
+from lightning_sloppy.bounds.posterior import PosteriorFamily, posterior_family
+from lightning_sloppy.bounds.posterior_search import TAU_GRID, Choice, _Pilot, member, select_posterior
 from lightning_sloppy.bounds.relative_entropy import log_xi
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.errors import ConfigurationError
@@ -321,3 +327,50 @@ def test_the_basis_is_orthonormal_however_the_vectors_were(size: float) -> None:
     # The same space.
     outside = vectors - family.vectors @ (family.vectors.T @ vectors)
     assert float(outside.abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("risk_samples", [10_000, 800])
+def test_complexity_and_error_are_those_of_both_draws(
+    problem: Problem, arguments: dict[str, object], risk_samples: int
+) -> None:
+    risk, calls = recorded(problem.risk)
+    found = certify(
+        evidence_of({**arguments, "risk": risk}, risk_samples=risk_samples),
+        delta=0.05,
+        evaluation=1,
+        generator=torch.Generator().manual_seed(0),
+    )
+    (first, seen), (second, also_seen) = calls[-2:]
+    posterior = member(family_of(problem), found.choice, TRAIN)
+    ratios = [
+        mixture_log_ratio(log_density_ratio(posterior, torch.zeros_like(problem.weights), PRIOR_GRID, drawn))
+        for drawn in (first, second)
+    ]
+    errors = [problem.risk(first, seen) / len(seen), problem.risk(second, also_seen) / len(also_seen)]
+    assert abs(ratios[0] - ratios[1]) > 0.01
+    assert errors[0] != errors[1]
+    assert found.certificate.log_ratio == pytest.approx(sum(ratios) / 2, rel=1e-9)
+    assert found.certificate.empirical_risk == pytest.approx(sum(errors) / 2, rel=1e-12)
+    budget = found.certificate.log_ratio + log_xi(TRAIN) - math.log(found.certificate.delta_pac)
+    upper = found.certificate.risk_upper if risk_samples < TRAIN else sum(errors) / 2
+    assert found.certificate.value == pytest.approx(kl_inverse(upper, max(budget, 0.0) / TRAIN), abs=1e-12)
+
+
+def test_the_pilot_pays_for_the_choice_of_the_prior(problem: Problem) -> None:
+    """It estimates the bound that will be paid: with the ln 100 nats of the mixture beside the KL."""
+    pilot = _Pilot(
+        family=family_of(problem),
+        n=TRAIN,
+        log_penalty=7.0,
+        risk=problem.risk,
+        noises=(torch.randn(FEATURES * CLASSES, generator=torch.Generator().manual_seed(1)),),
+        indices=torch.arange(400),
+        dtype=torch.float32,
+        budget=50,
+    )
+    for choice in (Choice(60), Choice(45, tau_index=5, scale_index=5)):
+        posterior = member(family_of(problem), choice, TRAIN)
+        kl = sum(kl_parts(posterior, torch.zeros_like(problem.weights), choice.epsilon))
+        risk = pilot._risk(choice)
+        assert pilot.bound(choice) == pytest.approx(kl_inverse(risk, (kl + math.log(100) + 7.0) / TRAIN), rel=1e-5)
+        pilot.values.clear()

@@ -36,6 +36,12 @@ def cases(rank: int) -> dict[str, Callable[[], Any]]:
             raise error
         return sum_over_ranks(value).item()
 
+    def fail_at_the_end() -> Any:
+        value = sum_over_ranks(torch.tensor(float(rank + 1)))
+        if rank == 1:
+            raise ValueError("no disk")  # behind the last reduction nobody would notice by it
+        return value.item()
+
     def out_of_step() -> Any:
         return sum_over_ranks(torch.ones(2 + rank)).tolist()
 
@@ -50,6 +56,7 @@ def cases(rank: int) -> dict[str, Callable[[], Any]]:
         "least": lambda: least_over_ranks(float(10 - rank)),
         "gather": lambda: (keep_step(), gathered_over_ranks({"rank": rank}))[1],
         "one fails": lambda: fail(ValueError("no file")),
+        "one fails behind the last reduction": fail_at_the_end,
         "both fail": lambda: fail(ValueError(f"no file on {rank}"), alone=False),
         "one without memory": lambda: fail(torch.OutOfMemoryError("7 GiB")),
         "one without memory, one without a file": mixed,

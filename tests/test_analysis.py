@@ -258,3 +258,45 @@ def test_input_spectrum_is_reexported() -> None:
 def test_a_loss_that_is_none_is_refused(spectrum, loss):
     with pytest.raises(ConfigurationError, match=f"The loss must be a function of .outputs, targets., but {loss!r}"):
         spectrum(torch.nn.Linear(2, 2), [(torch.ones(3, 2), torch.zeros(3).long())], loss)
+
+
+@pytest.mark.parametrize("kind", ["empirical", "exact"])
+@pytest.mark.parametrize("sizes", [(5, 6), (11,)])
+def test_fisher_eigenvectors_are_of_unit_length_and_those_of_the_dense_matrix(kind: str, sizes: tuple) -> None:
+    this = case("mlp", sizes)
+    found = fisher_spectrum(this.module, this.batches, this.loss, kind=kind, k=4, eigenvectors=True)
+    parameters = [p for p in this.module.parameters() if p.requires_grad]
+    if kind == "empirical":
+        rows = [
+            torch.cat([g.flatten() for g in torch.autograd.grad(this.loss(this.module(x[None]), y[None]), parameters)])
+            for inputs, targets in this.batches
+            for x, y in zip(inputs, targets, strict=True)
+        ]
+        matrix = torch.stack(rows).T @ torch.stack(rows) / this.count
+    else:
+        matrix = dense_gauss_newton(this)
+    vectors = found.eigenvectors.double()
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(4).double(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(matrix @ vectors, vectors * found.eigenvalues[:4], rtol=1e-8, atol=1e-12)
+
+
+def test_floors_are_above_the_rounding_and_not_far_above_it() -> None:
+    """From both sides: zeros of a matrix of known rank lie below, and what is a millionth of the largest above."""
+    torch.manual_seed(0)
+    module = nn.Linear(40, 3)
+    inputs = torch.randn(60, 40) * 10 ** torch.linspace(0, -2.5, 40)
+    inputs = torch.cat([inputs, inputs])  # 120 rows of rank 60
+    targets = torch.randint(3, (60,)).repeat(2)
+    found = fisher_spectrum(module, [(inputs, targets)], nn.CrossEntropyLoss())
+    eps = torch.finfo(torch.float32).eps
+    largest = float(found.eigenvalues[0])
+    assert eps * largest < found.floor <= 16 * eps * largest
+    assert int((found.eigenvalues > found.floor).sum()) <= 60
+    assert float(found.eigenvalues[60:].abs().max()) < found.floor
+    exact = fisher_spectrum(module, [(inputs, targets)], nn.CrossEntropyLoss(), precision="float64")
+    assert exact.floor < 1e-6 * found.floor
+    resolved = exact.eigenvalues[exact.eigenvalues > 3 * found.floor]
+    assert int((found.eigenvalues > found.floor).sum()) >= len(resolved) > 10
+    wide = nn.Linear(100, 3)  # more than 256 parameters: by products
+    pairs = hessian_spectrum(wide, [(torch.randn(50, 100), torch.randint(3, (50,)))], nn.CrossEntropyLoss(), k=2)
+    assert eps * pairs.largest < pairs.floor <= 16 * eps * pairs.largest

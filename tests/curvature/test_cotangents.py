@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from lightning_sloppy.curvature.cotangents import Fisher, Kind, checked_fisher, checked_kind, cotangents
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.objective import Objective
+from lightning_sloppy.evaluation.weights import known_loss, term_weights
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -18,6 +20,11 @@ LOSSES: dict[str, tuple[Loss, tuple[int, ...], Tensor]] = {
     "cross-entropy module": (nn.CrossEntropyLoss(), (3,), torch.tensor([1])),
     "cross-entropy of a sequence": (F.cross_entropy, (3, 2), torch.tensor([[1, 0]])),
     "binary": (F.binary_cross_entropy_with_logits, (2,), torch.tensor([[1.0, 0.0]]).double()),
+    "binary with heavy ones": (
+        nn.BCEWithLogitsLoss(pos_weight=torch.tensor([4.0, 0.5]).double()),
+        (2,),
+        torch.tensor([[1.0, 0.0]]).double(),
+    ),
     "binary module": (nn.BCEWithLogitsLoss(), (1,), torch.tensor([[1.0]]).double()),
     "squared error": (F.mse_loss, (3,), torch.tensor([[0.2, 1.0, -1.0]]).double()),
     "squared error of numbers": (nn.MSELoss(), (), torch.tensor([0.3]).double()),
@@ -126,3 +133,19 @@ def test_log_probabilities_have_no_exact_kind() -> None:
     outputs = torch.randn(6, 3).double().log_softmax(1)
     with pytest.raises(ConfigurationError, match="return scores and use cross_entropy"):
         cotangents(objective, Fisher("exact"), outputs, outputs, (outputs, torch.zeros(6, dtype=torch.long)))
+
+
+def test_the_weight_of_positive_targets_counts_for_the_ones_alone() -> None:
+    """Weights times plain terms add up to what torch makes of ``pos_weight``, for any mixture of zeros and ones."""
+    rng = torch.Generator().manual_seed(0)
+    outputs = torch.randn(6, 3, dtype=torch.float64, generator=rng)
+    targets = torch.randint(2, (6, 3), generator=rng).double()
+    heavy = torch.tensor([4.0, 0.5, 1.0], dtype=torch.float64)
+    plain = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+    for loss in (
+        nn.BCEWithLogitsLoss(pos_weight=heavy),
+        nn.BCEWithLogitsLoss(pos_weight=heavy, weight=torch.tensor([2.0, 1.0, 3.0], dtype=torch.float64)),
+        partial(F.binary_cross_entropy_with_logits, pos_weight=heavy),
+    ):
+        weights = term_weights(known_loss(loss), outputs, targets)
+        torch.testing.assert_close((weights * plain).sum() / 6, loss(outputs, targets))

@@ -23,7 +23,7 @@ from lightning_sloppy.curvature.hessian import HessianOperator
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import UnsupportedError
 from lightning_sloppy.evaluation.objective import Objective
-from lightning_sloppy.linalg.vectors import generator
+from lightning_sloppy.linalg.vectors import generator, unit_gaussian
 from lightning_sloppy.records import Spectrum, Status
 
 SMOOTH = ("linear regression", "softmax regression", "mlp", "mlp mse", "mlp bce", "tied", "gru", "lstm", "tokens")
@@ -303,3 +303,16 @@ def test_recomputed_fisher_products_weigh_their_samples_once(kind: str) -> None:
     first, before = operator.matvec(vector), weighed
     assert torch.equal(operator.matvec(vector), first)
     assert weighed == before
+
+
+@pytest.mark.parametrize("build", [CentralDifferences, GaussNewtonDifferences])
+def test_measuring_the_rounding_leaves_the_step_as_it_was(build: type) -> None:
+    this = case("mlp")
+    operator = build(Objective(this.module, this.loss), ParameterLayout.of(this.module), this.batches)
+    vector = unit_gaussian(operator.dim, generator(3)).to(operator.dtype)
+    before, count = operator.matvec(vector), operator.products
+    assumed = operator.rounding
+    operator.measure_rounding(generator(4))
+    assert operator.products - count == 4
+    assert operator.rounding >= assumed
+    assert torch.equal(operator.matvec(vector), before)

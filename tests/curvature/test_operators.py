@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +15,7 @@ from lightning_sloppy.curvature.double_backward import double_backward
 from lightning_sloppy.curvature.gauss_newton import GaussNewtonOperator
 from lightning_sloppy.curvature.hessian import HessianOperator
 from lightning_sloppy.curvature.kept_graph import Method
+from lightning_sloppy.curvature.memory import counted_graph
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.curvature.spectra import Solve, hessian_of
 from lightning_sloppy.errors import UnsupportedError
@@ -149,3 +153,23 @@ def test_gauss_newton_takes_the_outputs_that_the_loss_uses_and_needs_them_apart(
     )
     with pytest.raises(UnsupportedError, match="pass loss_fn="):
         GaussNewtonOperator(Objective(module, None), ParameterLayout.of(module), batches)
+
+
+@pytest.mark.parametrize("build", [HessianOperator, GaussNewtonOperator])
+def test_the_graphs_of_all_batches_are_held_against_the_budget(build: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one fits and all do not, none is kept, and no batch is divided."""
+    this, seen = case("mlp", (6, 6, 6)), []
+
+    @contextmanager
+    def counted() -> Iterator[list[int]]:
+        with counted_graph() as found:
+            yield found
+        seen.append(found[0])
+
+    monkeypatch.setattr("lightning_sloppy.curvature.kept_graph.counted_graph", counted)
+    assert operator(build, this, "kept_graph").method == "kept_graph"
+    assert seen[0] > 0
+    free = 4 * seen[0]  # a quarter of it is the budget
+    for room, method in ((1.5, "recomputed"), (2.9, "recomputed"), (3.6, "kept_graph")):
+        monkeypatch.setattr("lightning_sloppy.curvature.kept_graph.free_bytes", lambda device, room=room: room * free)
+        assert operator(build, this).method == method

@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.inputs.moments import InputMoments
+from lightning_sloppy.inputs.moments import InputMoments, Moments
 from lightning_sloppy.inputs.spectrum import InputKind, input_spectrum, moments_spectrum
 from lightning_sloppy.records import Estimate, Status
 
@@ -184,3 +184,12 @@ def test_an_unknown_kind_is_refused_before_anything_is_read() -> None:
     assert len(list(inputs)) == 1
     with pytest.raises(ConfigurationError, match="choose one of"):
         moments_spectrum(InputMoments(), "gram")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("n", "d", "side"), [(90_000, 3, 300.0), (400, 30, 30.0), (900, 30, 30.0), (1600, 30, 40.0)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_floor_is_two_roundings_of_the_longer_sum(n: int, d: int, side: float, kind: InputKind) -> None:
+    """Of d by the solver or of n by the sums, whichever is more: max(d, sqrt(n))."""
+    moments = Moments(n, torch.zeros(d).double(), n * torch.diag(torch.linspace(1, 3, d).double()))
+    found = moments_spectrum(moments, kind)
+    assert found.floor == pytest.approx(2 * 2.0**-52 * side * float(found.eigenvalues[0]), rel=1e-12)

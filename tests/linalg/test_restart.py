@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.spectra import with_eigenvalues
 from torch import Tensor
 
 from lightning_sloppy.linalg.basis import SPARE, Basis, BasisMemoryError
+from lightning_sloppy.linalg.eigenpairs import Eigenpairs, rayleigh_ritz
 from lightning_sloppy.linalg.eigensolver import top_eigenpairs
 from lightning_sloppy.linalg.lanczos import Lanczos
 from lightning_sloppy.linalg.operator import DenseOperator
@@ -182,3 +185,52 @@ def test_a_basis_by_columns_does_what_one_tensor_does(storage: str, monkeypatch:
     basis.rotate(rotation)
     allowed = 4e-3 if storage == "half" else 1e-14
     torch.testing.assert_close(basis.rows(3), rotation.T @ stored, rtol=0, atol=allowed)
+
+
+def test_pairs_of_half_precision_are_not_converged_where_the_search_was_not() -> None:
+    """Good pairs of a space that was left too early need not be the wanted ones."""
+    matrix = sloppy()
+    values, vectors = torch.linalg.eigh(matrix)
+    found = Eigenpairs(
+        values=values[-2:].flip(0),
+        vectors=vectors[:, -2:].flip(1),
+        residuals=torch.zeros(2).double(),
+        converged=torch.ones(2, dtype=torch.bool),
+        largest=(float(values[-1]), 0.0),
+        smallest=(float(values[0]), 0.0),
+        spectrum=None,
+        tolerance=1e-6,
+        status=Status.NOT_CONVERGED,
+        method="lanczos",
+    )
+    assert rayleigh_ritz(DenseOperator(matrix), found).status is Status.NOT_CONVERGED
+    assert rayleigh_ritz(DenseOperator(matrix), replace(found, status=Status.CONVERGED)).status is Status.CONVERGED
+    spent = top_eigenpairs(DenseOperator(matrix), 5, rng=generator(0), basis="half", max_products=8)
+    assert spent.status is Status.NOT_CONVERGED
+
+
+def test_a_restart_keeps_the_wanted_pairs_and_half_of_the_other_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, restart = [], Lanczos.restart
+
+    def seen(self: Lanczos, values: Tensor, rotation: Tensor) -> None:
+        kept.append((len(values), self.steps))
+        restart(self, values, rotation)
+
+    monkeypatch.setattr(Lanczos, "restart", seen)
+    k, rows = 5, 5 + SPARE
+    top_eigenpairs(DenseOperator(sloppy()), k, rng=generator(0), basis_memory=rows * 500 * 8, verify_multiplicity=False)
+    assert set(kept) == {(k + (rows - 1 - k) // 2, rows - 1)}, "one row is for the residual"
+
+
+def test_a_step_goes_once_past_its_two_predecessors_and_once_past_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory traffic is that of one pass over the basis, not of two."""
+    passes, project = [], Basis.project_out
+
+    def seen(self: Basis, vector: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+        passes.append(last - first)
+        return project(self, vector, first, last)
+
+    process = Lanczos(DenseOperator(sloppy()), unit_gaussian(500, generator(0)), rng=generator(1))
+    monkeypatch.setattr(Basis, "project_out", seen)
+    process.advance(20)
+    assert passes == [rows for step in range(20) for rows in (min(step + 1, 2), step + 1)]

@@ -15,10 +15,15 @@ from torch import Tensor
 from lightning_sloppy.linalg.operator import DenseOperator
 from lightning_sloppy.linalg.quadrature import joined, lanczos_density
 from lightning_sloppy.linalg.vectors import generator, rademacher
+from lightning_sloppy.measures.brackets import count_is_resolved
 from lightning_sloppy.measures.effective_dimension import effective_dimension, eigenvalue_count
 from lightning_sloppy.measures.functionals import (
+    averaged,
+    confidence_interval,
+    density_curve,
     frobenius_norm,
 )
+from lightning_sloppy.measures.relative_dimension import relative_dimension
 from lightning_sloppy.records import Estimate, Spectrum, Status
 
 Functional = Callable[[Spectrum], Estimate]
@@ -152,3 +157,33 @@ def test_what_is_not_known_is_not_invented() -> None:
     values = of_a_network(negative=True)
     pairs_only = replace(whole(values), eigenvalues=values[:3], truncated=True)
     assert frobenius_norm(pairs_only).status is Status.UNAVAILABLE
+
+
+@pytest.mark.parametrize(("half_width", "status"), [(0.09, Status.CONVERGED), (0.11, Status.UNRESOLVED)])
+def test_resolved_is_half_a_bracket_of_a_tenth(
+    half_width: float, status: Status, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Known to within a tenth either way, so a bracket of a fifth of the value."""
+    spectrum = seen_through(rotated(of_a_network(negative=False)), rademacher(DIM, 4, generator(0)), positive=True)
+
+    def bracket(*_: object) -> tuple[float, float]:
+        return 0.02 * (1 - half_width), 0.02 * (1 + half_width)
+
+    found = averaged(spectrum.density, bracket, lambda values: 0.0)
+    assert found.value == pytest.approx(0.02 * DIM)
+    assert found.truncation_error == pytest.approx(half_width * found.value)
+    assert found.status is status
+    monkeypatch.setattr("lightning_sloppy.measures.relative_dimension.soft_count_bracket", bracket)
+    dimension = relative_dimension(spectrum)
+    assert dimension.truncation_error == pytest.approx(half_width * dimension.value)
+    assert dimension.status is status
+    monkeypatch.setattr("lightning_sloppy.measures.brackets.step_count_bracket", bracket)
+    resolved = count_is_resolved(torch.ones(2), torch.ones(2), 1.0, dim=10_000)
+    assert resolved is (status is Status.CONVERGED)
+
+
+def test_a_count_of_few_is_known_to_half_an_eigenvalue(monkeypatch: pytest.MonkeyPatch) -> None:
+    for width, known in ((0.9, True), (1.1, False)):
+        mass = (2.0 / DIM, (2.0 + width) / DIM)
+        monkeypatch.setattr("lightning_sloppy.measures.brackets.step_count_bracket", lambda *_, mass=mass: mass)
+        assert count_is_resolved(torch.ones(2), torch.ones(2), 1.0, dim=DIM) is known

@@ -13,6 +13,7 @@ from lightning_sloppy.evaluation.batches import private
 from lightning_sloppy.evaluation.classifiers import Classifier, Predict, classifier_of
 from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.sample_rows import moved
+from lightning_sloppy.probing import validity
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.loss_choice import LossChoice
 from lightning_sloppy.probing.samples import SampleSource, probe_indices
@@ -84,6 +85,7 @@ def coupled(trainer: Trainer, context: FitContext, choice: LossChoice, source: S
     """Why the network is no function of one sample: what it says of some depends on those beside them in the batch.
 
     Batch statistics in eval mode and attention over the batch do that: 16 samples are judged in one batch and in two.
+    Where two reads of a sample differ nobody can tell, and that is a reason of its own.
 
     Args:
         trainer: The Trainer.
@@ -92,7 +94,7 @@ def coupled(trainer: Trainer, context: FitContext, choice: LossChoice, source: S
         source: The samples.
     """
     indices = probe_indices(len(source), TOGETHER, seed=6)
-    if len(indices) < 4:
+    if len(indices) < 4 or validity.reads_differ(trainer, context, source):
         return []
     # Beside its weights: behind a head of zeros nothing would show, and the drawn networks have no such head.
     table = moved(choice.objective.copied_parameters())

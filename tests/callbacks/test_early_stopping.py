@@ -382,3 +382,43 @@ def test_without_a_monitor_it_watches_the_best_that_is_measured(tmp_path, parts,
 def test_bad_arguments(options, said):
     with pytest.raises(ConfigurationError, match=said):
         EffectiveDimensionEarlyStopping(**options)
+
+
+class Blind(Scripted):
+    """Its values are not resolved, though they have no errors and do not move."""
+
+    def take(self, host, module, context, step):
+        found = super().take(host, module, context, step)
+        unresolved = replace(found.estimates["effective_dimension"], status=Status.UNRESOLVED)
+        return replace(found, estimates={**found.estimates, "effective_dimension": unresolved})
+
+
+def test_values_that_are_not_resolved_are_not_judged(tmp_path):
+    stopping = EffectiveDimensionEarlyStopping(hold_out=None)
+    runs = trainer(tmp_path, callbacks=[stopping, Blind(FLAT)], max_epochs=12)
+    with pytest.warns(UserWarning, match="cannot judge step 0") as caught:
+        runs.fit(Told([0.0], training=[1.0, 0.5, *[0.3] * 30]), loader())
+    assert len([each for each in caught if "cannot judge" in str(each.message)]) == 1
+    assert stopping.curves.dimension == []
+    assert stopping.stopping_reason is StoppingReason.NOT_STOPPED
+    assert runs.current_epoch == 12
+
+
+def test_one_rank_alone_stops_all(tmp_path, monkeypatch):
+    """On this rank the rule says no; another says yes after the third epoch."""
+    stopping = EffectiveDimensionEarlyStopping(hold_out=None)
+    runs = trainer(tmp_path, callbacks=[stopping, Scripted(FALLING)], max_epochs=12)
+    asked = []
+
+    def reduced(decision, all=True):
+        judging = stopping.condition is not None and not runs.should_stop and runs.current_epoch == 2
+        theirs = judging and runs.fit_loop.epoch_loop._is_training_done
+        asked.append(all)
+        return (decision and theirs) if all else (decision or theirs)
+
+    monkeypatch.setattr(runs.strategy, "reduce_boolean_decision", reduced)
+    runs.fit(Told([0.0], training=[0.98**epoch for epoch in range(30)]), loader())
+    assert stopping.stopping_reason is StoppingReason.PLATEAU
+    assert stopping.stopped_step == 3 * len(loader())
+    assert runs.current_epoch == 3
+    assert False in asked

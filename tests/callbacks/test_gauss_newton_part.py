@@ -10,10 +10,11 @@ from support.tiny import Classifier, Regressor, blobs, loader, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_sloppy import HessianSpectrum, fisher_spectrum
+from lightning_sloppy import HessianSpectrum, Schedule, fisher_spectrum
 from lightning_sloppy.callbacks import gauss_newton_part
 from lightning_sloppy.curvature.jacobian import jacobian_objective, kernel_of, weighted
 from lightning_sloppy.curvature.parameters import ParameterLayout
+from lightning_sloppy.measures.brackets import soft_count_bracket, step_count_bracket
 from lightning_sloppy.probing.samples import probe_indices
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
@@ -167,3 +168,47 @@ def test_sequences_of_several_lengths(tmp_path) -> None:
     )
     trainer(tmp_path, callbacks=[callback], max_epochs=1).fit(Positions(), DataLoader(samples, batch_size=None))
     assert callback.latest.estimates["effective_dimension"].value > 1
+
+
+@pytest.mark.parametrize("probes", [2, 6])
+def test_the_quadrature_goes_on_until_the_brackets_are_narrow(tmp_path, probes: int) -> None:
+    """Each dimension is known to a hundredth either way before it stops, far below what makes it unresolved."""
+    callback = HessianSpectrum(k=2, probes=probes, epsilon=20.0, schedule=Schedule(every_n_epochs=99), strict=True)
+    host = trainer(tmp_path, callbacks=[callback], max_epochs=1)
+    host.fit(network(), loader(blobs(300)))
+    found = callback.latest.estimates
+    for name in (
+        "effective_dimension",
+        "effective_dimension_coarse",
+        "effective_dimension_at_prior",
+        "effective_dimension_at_prior_fine",
+        "effective_dimension_at_prior_coarse",
+    ):
+        assert 0 < found[name].truncation_error <= 0.0101 * found[name].value, name
+        assert found[name].standard_error > 0
+    count = found["eigenvalue_count"]
+    assert count.truncation_error <= max(0.1 * count.value, 0.5)
+
+
+def test_it_stops_no_later_than_that_asks_for(tmp_path) -> None:
+    """Depths are looked at every tenth step: one look earlier some bracket was wider than a fiftieth."""
+    callback = HessianSpectrum(k=2, probes=2, epsilon=20.0, schedule=Schedule(every_n_epochs=99), strict=True)
+    trainer(tmp_path, callbacks=[callback], max_epochs=1).fit(network(), loader(blobs(300)))
+    z = 20.0 / (2 * 299)
+    for event in callback.measurements:
+        density = event.companions["gauss_newton"].density
+        for diagonal, off in zip(density.diagonals, density.offdiagonals, strict=True):
+            assert len(diagonal) % 10 == 0
+            trace = 403 * float(diagonal[0])
+
+            def wide(depth: int, diagonal=diagonal, off=off, trace=trace) -> bool:
+                brackets = [
+                    soft_count_bracket(diagonal[:depth], off[:depth], scale)
+                    for scale in (1e-3 * trace, 1e-2 * trace, z / 10, z, 10 * z)
+                ]
+                count = step_count_bracket(diagonal[:depth], off[:depth], z)
+                unsure = (count[1] - count[0]) / 2 > max(0.1 * (count[0] + count[1]) / 2, 0.5 / 403)
+                return unsure or any(high - low > 0.02 * (high + low) / 2 for low, high in brackets)
+
+            assert not wide(len(diagonal)) or len(diagonal) == callback.steps
+            assert len(diagonal) == 10 or wide(len(diagonal) - 10)

@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from support.tiny import Classifier, Regressor, blobs, loader, trainer
+from lightning.pytorch import Callback
+from tiny import SAFELY, Classifier, Regressor, blobs, loader, trainer
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_sloppy import FisherSpectrum, HessianSpectrum, Schedule, SloppyMonitor, Status
 from lightning_sloppy.callbacks import periodic
+from lightning_sloppy.callbacks.measuring import MeasurementSubscriber
+from lightning_sloppy.probing.samples import probe_indices
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
 
@@ -273,3 +277,109 @@ def test_the_device_is_waited_for_on_cuda(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     trainer_internals.wait_for_device(trainer(tmp_path))
     assert waited == [torch.device("cuda", 0)]
+
+
+def test_the_overhead_is_the_seconds_of_measuring_for_each_second_of_training_without_it(tmp_path, monkeypatch):
+    """By a clock of its own: a second a step, half a second a measurement, and three and a half for a subscriber."""
+    clock, seen = Clock(monkeypatch, cost=0.5), []
+    fisher = clock.fisher(schedule=Schedule(every_n_steps=2, max_overhead=None))
+
+    class Watching(Callback):
+        def on_train_batch_end(self, host, module, outputs, batch, batch_idx):
+            seen.append(host.callback_metrics.get("sloppy_cost/overhead"))
+
+    host = trainer(tmp_path, callbacks=[fisher, Watching()], max_epochs=2)
+    host.fit(clock.model(), loader(blobs(64)))
+    assert x_values(fisher) == [0, 1, 3, 5, 7]
+    assert seen[0] is None, "before there was any training there is nothing to compare with"
+    # Behind step 2 two measurements, behind step 4 three, and so on.
+    assert [float(value) for value in seen[1::2]] == pytest.approx([1.0 / 2, 1.5 / 4, 2.0 / 6, 2.5 / 8])
+    state = fisher.state_dict()
+    assert (state["measuring_seconds"], state["training_seconds"]) == pytest.approx((2.5, 8.0))
+    assert fisher.expected_seconds == pytest.approx(0.5)
+
+
+def test_the_clock_of_a_resumed_run_goes_on(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch, cost=0.5)
+    schedule = Schedule(every_n_steps=2, max_overhead=None)
+    host = trainer(tmp_path, callbacks=[first := clock.fisher(schedule=schedule)], max_epochs=1)
+    host.fit(clock.model(), loader(blobs(64)))
+    host.save_checkpoint(tmp_path / "run.ckpt")
+    kept = first.state_dict()
+    assert (kept["measuring_seconds"], kept["training_seconds"]) == pytest.approx((1.5, 4.0))
+    clock.now += 1000.0  # between the two nothing ran
+    parts = [clock.fisher(schedule=schedule), clock.fisher(schedule=schedule, name="second")]
+    parts[0].load_state_dict(kept)
+    parts[1].load_state_dict(kept)
+    host = trainer(tmp_path, callbacks=[clock.fisher(schedule=schedule)], max_epochs=2)
+    host.fit(clock.model(), loader(blobs(64)), ckpt_path=tmp_path / "run.ckpt", **SAFELY)
+    # At the start of the second part, behind steps 6 and 8: the same clock, told once.
+    assert float(host.callback_metrics["sloppy_cost/overhead"]) == pytest.approx((1.5 + 1.5) / 8.0)
+
+
+def test_what_waits_for_its_loss_costs_its_own_seconds_and_those_of_its_subscribers(tmp_path, monkeypatch):
+    """The first measurement is held back until the first step has confirmed the loss: it is one cost, not two."""
+    clock = Clock(monkeypatch, cost=0.5)
+
+    class Dear(MeasurementSubscriber):
+        def listens_to(self, callback, host):
+            return True
+
+        def on_measurement(self, host, module, measurement):
+            clock.now += 3.0
+
+    fisher, costs = clock.fisher(schedule=Schedule(every_n_steps=2, max_overhead=None)), []
+
+    class Watching(Callback):
+        def on_train_batch_end(self, host, module, outputs, batch, batch_idx):
+            costs.append(fisher.expected_seconds)
+
+    trainer(tmp_path, callbacks=[fisher, Dear(), Watching()], max_epochs=1).fit(clock.model(), loader(blobs(64)))
+    assert costs == pytest.approx([3.5] * 4)
+
+
+def test_a_round_leaves_room_for_the_other_instruments(tmp_path, monkeypatch):
+    """Each still measures at the end: what that will cost is not spent before."""
+    clock = Clock(monkeypatch, cost=1.0)
+    often = clock.fisher(schedule=Schedule(every_n_steps=1, max_overhead=0.1, grace_seconds=2.0))
+    rarely = clock.fisher(schedule=Schedule(every_n_steps=1000, max_overhead=0.1, grace_seconds=2.0), name="rarely")
+    host = trainer(tmp_path, callbacks=[often, rarely], max_epochs=20)
+    host.fit(clock.model(), loader())
+    measured = len(often.measurements) + len(rarely.measurements)
+    assert len(rarely.measurements) == 2
+    assert len(often.measurements) > 2
+    assert measured * 1.0 - 2.0 <= 0.1 * 60 + 1e-9
+
+
+@pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined.*")
+def test_a_stream_keeps_as_many_samples_as_the_largest_instrument_wants(tmp_path):
+    small = FisherSpectrum(num_samples=16, strict=True)
+    large = FisherSpectrum(kind="sampled", num_samples=40, strict=True)
+    plain = trainer(tmp_path, callbacks=[small, large], max_epochs=1)
+    plain.fit(Classifier(), DataLoader(Passing(), 16))
+    assert [event.num_samples for event in small.measurements] == [16, 16]
+    assert [event.num_samples for event in large.measurements] == [48, 48], "whole batches"
+
+
+class Passing(IterableDataset):
+    def __iter__(self):
+        return iter(blobs(96))
+
+    def __len__(self):
+        return 96
+
+
+def test_two_instruments_of_different_seeds_have_a_probe_each(tmp_path):
+    """Of 300 samples each takes 40 of its own choice, and an instrument of a third seed changes neither."""
+    seen = {}
+
+    class Noting(FisherSpectrum):
+        def measure(self, host, module, probe):
+            seen.setdefault(self.name, probe.batches[0][0].clone())
+            return super().measure(host, module, probe)
+
+    data = blobs(300)
+    parts = [Noting(num_samples=40, seed=seed, name=f"fisher_{seed}", strict=True) for seed in (0, 7)]
+    trainer(tmp_path, callbacks=parts, max_epochs=1).fit(Classifier(), loader(data))
+    for seed in (0, 7):
+        assert torch.equal(seen[f"fisher_{seed}"], data.tensors[0][probe_indices(300, 40, seed)])

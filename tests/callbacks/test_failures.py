@@ -219,3 +219,30 @@ def test_sigterm_while_a_posterior_is_learnt_ends_the_run(tmp_path):
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
     assert "ended SIGTERMException True None" in done.stdout, done.stderr[-2000:]
+
+
+def test_one_cause_in_two_instruments_is_one_warning(tmp_path):
+    def nothing(outputs, targets):
+        return outputs.sum() * torch.nan
+
+    parts = [make(num_samples=16, loss_fn=nothing) for make in (FisherSpectrum, HessianSpectrum)]
+    with pytest.warns(UserWarning, match="measurement failed") as caught:
+        trainer(tmp_path, callbacks=parts, max_epochs=2).fit(Classifier(), loader())
+    assert len([each for each in caught if "measurement failed" in str(each.message)]) == 1
+    assert [event.status for part in parts for event in part.measurements] == [Status.FAILED] * 6
+
+
+def test_the_latest_is_the_latest_that_did_not_fail(tmp_path):
+    class Failing(FisherSpectrum):
+        def measure(self, host, module, probe):
+            if probe.step > 3:
+                raise ValueError("no file")
+            return super().measure(host, module, probe)
+
+    part = Failing(num_samples=16)
+    with pytest.warns(UserWarning, match="no file"):
+        trainer(tmp_path, callbacks=[part], max_epochs=3).fit(Classifier(), loader())
+    assert [event.status is Status.FAILED for event in part.measurements] == [False, False, True, True]
+    assert part.latest is part.measurements[1]
+    monitor = SloppyMonitor(jacobian=None, input=None, hessian=None, bound=None, fisher=part)
+    assert monitor.latest == {"fisher": part.measurements[1]}

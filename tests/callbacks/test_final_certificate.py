@@ -439,3 +439,35 @@ def test_a_run_is_certified_from_its_file_alone(tmp_path):
     torch.save([1], tmp_path / "list.ckpt")
     with pytest.raises(ConfigurationError, match="is no checkpoint of Lightning"):
         host_of_certificates().certify(Classifier(), Data(blobs(200)), ckpt_path=str(tmp_path / "list.ckpt"))
+
+
+def test_every_number_beside_a_certificate(tmp_path):
+    torch.manual_seed(0)
+    live = PACBayesBound(strict=True)
+    final = fit(tmp_path, before=[FisherSpectrum(num_samples=64), live], epochs=2)
+    pair, single = final.certificates
+    counts = blobs(600).tensors[1].bincount()
+    assert pair.guess_error == pytest.approx(1 - float(counts.max()) / 600)
+    assert 0 < pair.guess_error != pytest.approx(0.5)
+    assert pair.live_value == live.value == live.measurements[-1].certificate.value
+    assert pair.value != single.value
+    assert live.evaluations == pair.evaluation == single.evaluation == len(live.measurements) + 1
+    event = final.measurements[-1]
+    right = {
+        "pair": pair.value,
+        "single": single.value,
+        "gibbs_error": pair.empirical_risk,
+        "log_ratio": pair.log_ratio,
+        "kl_displacement": pair.kl_displacement,
+        "kl_covariance": pair.kl_covariance,
+    }
+    assert {name: estimate.value for name, estimate in event.estimates.items()} == right
+    assert len(set(right.values())) == len(right)
+    assert {quantity.name for quantity in final.quantities} == set(right)
+    start = final._run_state.prior_mean.double()
+    networks = [
+        torch.cat([p.detach().flatten() for p in Classifier.load_from_checkpoint(path, **SAFELY).net.parameters()])
+        for path in (tmp_path / "certificate" / name for name in pair.networks)
+    ]
+    mean = (networks[0].double() + networks[1].double()) / 2
+    assert pair.kl_displacement == pytest.approx(pair.epsilon / 2 * float((mean - start).square().sum()), rel=1e-3)

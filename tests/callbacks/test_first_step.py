@@ -23,6 +23,7 @@ from lightning_sloppy import (
     SloppyMonitor,
     Status,
     fisher_spectrum,
+    is_measuring,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*", "ignore:No PAC-Bayes bound.*")
@@ -425,3 +426,41 @@ def test_a_step_that_draws_actions_is_measured_at_one_draw_of_them(tmp_path):
 
     right = torch.linalg.eigvalsh(dense_hessian_of(module, one_draw)).flip(0)
     torch.testing.assert_close(hessian.latest.spectrum.eigenvalues, right, rtol=1e-6, atol=1e-8)
+
+
+def test_what_is_measured_anew_has_the_buffers_from_before_the_step(tmp_path):
+    """The step adds a penalty, so that the guess is wrong; it also moves the statistics of BatchNorm."""
+
+    class Penalised(Classifier):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) + 0.5
+
+    torch.manual_seed(0)
+    model, data = Penalised(batch_norm=True, lr=0.0), blobs(48)
+    with torch.no_grad():
+        right = float(nn.functional.cross_entropy(model.eval()(data.tensors[0]), data.tensors[1])) + 0.5
+    model.train()
+    part = HessianSpectrum(k=2, strict=True)
+    with pytest.warns(UserWarning, match="the Hessian is that of training_step"):
+        trainer(tmp_path, callbacks=[part], max_epochs=1).fit(model, loader(data, shuffle=False))
+    first, last = (event.estimates["loss"].value for event in part.measurements)
+    assert first == pytest.approx(right, rel=1e-5)
+    assert abs(last - first) > 1e-2 * first, "the statistics have moved by then"
+
+
+def test_log_dict_of_ones_own_is_silent_while_measuring(tmp_path):
+    called = []
+
+    class Own(Classifier):
+        """Writes down what it is told, by a way of its own."""
+
+        def log_dict(self, *given, **options):
+            called.append(is_measuring())
+
+        def forward(self, inputs):
+            self.log_dict({"size": inputs.abs().mean()})
+            return super().forward(inputs)
+
+    part = FisherSpectrum(num_samples=16, strict=True)
+    trainer(tmp_path, callbacks=[part], max_epochs=1).fit(Own(), loader())
+    assert called == [False] * 3, "once in each step of the training"

@@ -10,7 +10,7 @@ from support.tiny import Classifier, Regressor, blobs, loader, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_sloppy import HessianSpectrum, Schedule, fisher_spectrum
+from lightning_sloppy import HessianSpectrum, Schedule, Status, fisher_spectrum
 from lightning_sloppy.callbacks import gauss_newton_part
 from lightning_sloppy.curvature.jacobian import jacobian_objective, kernel_of, weighted
 from lightning_sloppy.curvature.parameters import ParameterLayout
@@ -212,3 +212,15 @@ def test_it_stops_no_later_than_that_asks_for(tmp_path) -> None:
 
             assert not wide(len(diagonal)) or len(diagonal) == callback.steps
             assert len(diagonal) == 10 or wide(len(diagonal) - 10)
+
+
+def test_what_is_not_resolved_is_said_and_not_logged(tmp_path) -> None:
+    callback = HessianSpectrum(k=2, probes=2, steps=2, epsilon=0.01, strict=True)
+    host = trainer(tmp_path, callbacks=[callback], max_epochs=1)
+    host.fit(network(), loader(blobs(300)))
+    event = callback.latest
+    unresolved = [name for name, estimate in event.estimates.items() if estimate.status is Status.UNRESOLVED]
+    assert {"effective_dimension", "effective_dimension_at_prior"} <= set(unresolved)
+    for name in unresolved:
+        assert f"{name}: {Status.UNRESOLVED.value}" in event.notes
+        assert f"sloppy_hessian/{name}" not in host.callback_metrics

@@ -21,8 +21,12 @@ from lightning_sloppy import (
     JacobianSpectrum,
     Measurement,
     Schedule,
+    fisher_spectrum,
+    input_spectrum,
 )
 from lightning_sloppy.callbacks.curvature_instrument import CurvatureInstrument
+from lightning_sloppy.callbacks.jacobian_spectrum import _without_structure
+from lightning_sloppy.curvature.jacobian import weighted
 from lightning_sloppy.probing.samples import probe_indices
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
@@ -380,3 +384,56 @@ def test_every_instrument_of_curvature_has_one_scale() -> None:
     """So the two tests above see all that stands at the scale of the prior."""
     assert {made.__name__ for made in CurvatureInstrument.__subclasses__()} == {"HessianSpectrum", "FisherSpectrum"}
     assert issubclass(CurvatureInstrument, Instrument)
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_sampled_targets_and_probe_are_those_of_the_seed(tmp_path: Any, seed: int) -> None:
+    part = FisherSpectrum(kind="sampled", num_samples=PROBE, seed=seed, schedule=NEVER, strict=True)
+    model = Wide(lr=0.0)
+    fitted(tmp_path, part, model)
+    inputs, targets = (tensor[probe_indices(TRAIN, PROBE, seed)] for tensor in blobs(TRAIN).tensors)
+    right = fisher_spectrum(model, [(inputs, targets)], nn.CrossEntropyLoss(), kind="sampled", seed=seed)
+    other = fisher_spectrum(model, [(inputs, targets)], nn.CrossEntropyLoss(), kind="sampled", seed=seed + 1)
+    for event in part.measurements:
+        torch.testing.assert_close(event.spectrum.eigenvalues, right.eigenvalues, rtol=1e-4, atol=1e-7)
+    assert abs(float(other.eigenvalues[0] / right.eigenvalues[0]) - 1) > 1e-3
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_inputs_are_read_as_many_as_asked_for_by_the_seed(tmp_path: Any, seed: int) -> None:
+    part = InputSpectrum(max_samples=30, seed=seed, null=False, strict=True)
+    fitted(tmp_path, part)
+    right = input_spectrum(blobs(TRAIN).tensors[0][probe_indices(TRAIN, 30, seed)])
+    torch.testing.assert_close(part.latest.spectrum.eigenvalues, right.eigenvalues)
+    assert part.latest.num_samples == 30
+
+
+def test_each_of_few_samples_has_its_part_of_the_trace(tmp_path: Any) -> None:
+    """Of eight a sample holds an eighth: no reason for a warning, which would end this test."""
+    part = JacobianSpectrum(num_samples=8, schedule=NEVER, strict=True)
+    fitted(tmp_path, part)
+    assert part.latest.estimates["largest_sample_fraction"].value > 0.1
+    assert not part.latest.notes
+
+
+@pytest.mark.parametrize("make", [JacobianSpectrum, FisherSpectrum, HessianSpectrum])
+def test_in_train_mode_every_measurement_has_one_random_stream(tmp_path: Any, make: Any) -> None:
+    """Dropout acts, and alike each time: weights that stand still have one value."""
+    values = {}
+    for mode in ("train", "eval"):
+        part = make(num_samples=32, mode=mode, strict=True)
+        trainer(tmp_path, callbacks=[part], max_epochs=2).fit(Classifier(lr=0.0, dropout=0.5), loader(blobs(64)))
+        found = [event.estimates["effective_dimension"].value for event in part.measurements]
+        assert found == [found[0]] * 3
+        assert {event.mode for event in part.measurements} == {mode}
+        values[mode] = found[0]
+    assert values["train"] != pytest.approx(values["eval"], rel=1e-3)
+
+
+def test_a_null_has_the_mean_square_of_the_inputs_and_not_their_variance() -> None:
+    inputs = torch.randn(2000, 10, generator=torch.Generator().manual_seed(0)) + 3
+    (found,) = _without_structure(weighted([(inputs, inputs)]), seed=1)
+    assert found[0].shape == inputs.shape
+    assert float(found[0].square().mean()) == pytest.approx(float(inputs.square().mean()), rel=0.03)
+    assert abs(float(found[0].mean())) < 0.2
+    assert torch.equal(found[1], torch.ones(2000))

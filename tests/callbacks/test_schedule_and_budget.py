@@ -15,9 +15,18 @@ from tiny import SAFELY, Classifier, Regressor, blobs, loader, trainer
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_sloppy import FisherSpectrum, HessianSpectrum, Schedule, SloppyMonitor, Status
+from lightning_sloppy import (
+    EffectiveDimensionEarlyStopping,
+    FisherSpectrum,
+    HessianSpectrum,
+    Schedule,
+    SloppyMonitor,
+    Status,
+    is_measuring,
+)
 from lightning_sloppy.callbacks import periodic
 from lightning_sloppy.callbacks.measuring import MeasurementSubscriber
+from lightning_sloppy.linalg.operator import DenseOperator, SymmetricOperator
 from lightning_sloppy.probing.samples import probe_indices
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
@@ -308,13 +317,103 @@ def test_the_clock_of_a_resumed_run_goes_on(tmp_path, monkeypatch):
     kept = first.state_dict()
     assert (kept["measuring_seconds"], kept["training_seconds"]) == pytest.approx((1.5, 4.0))
     clock.now += 1000.0  # between the two nothing ran
-    parts = [clock.fisher(schedule=schedule), clock.fisher(schedule=schedule, name="second")]
-    parts[0].load_state_dict(kept)
-    parts[1].load_state_dict(kept)
     host = trainer(tmp_path, callbacks=[clock.fisher(schedule=schedule)], max_epochs=2)
     host.fit(clock.model(), loader(blobs(64)), ckpt_path=tmp_path / "run.ckpt", **SAFELY)
-    # At the start of the second part, behind steps 6 and 8: the same clock, told once.
+    # At the start of the second part, behind steps 6 and 8.
     assert float(host.callback_metrics["sloppy_cost/overhead"]) == pytest.approx((1.5 + 1.5) / 8.0)
+
+
+def test_one_clock_that_two_callbacks_have_kept_counts_once(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch, cost=0.5)
+    schedule = Schedule(every_n_steps=2, max_overhead=None)
+
+    def both():
+        return [clock.fisher(schedule=schedule, name=name) for name in ("one", "two")]
+
+    host = trainer(tmp_path, callbacks=both(), max_epochs=1)
+    host.fit(clock.model(), loader(blobs(64)))
+    host.save_checkpoint(tmp_path / "run.ckpt")
+    host = trainer(tmp_path, callbacks=both(), max_epochs=2)
+    host.fit(clock.model(), loader(blobs(64)), ckpt_path=tmp_path / "run.ckpt", **SAFELY)
+    assert float(host.callback_metrics["sloppy_cost/overhead"]) == pytest.approx((3.0 + 3.0) / 8.0)
+
+
+def test_all_that_runs_the_module_beside_the_training_counts_as_measuring(tmp_path, monkeypatch):
+    """A quarter of a second each forward inside: probes, the loss that is guessed, and its check before the step."""
+    clock = Clock(monkeypatch, cost=0.5)
+
+    class Slow(Classifier):
+        def training_step(self, batch, batch_idx):
+            clock.now += 1.0
+            return super().training_step(batch, batch_idx)
+
+        def forward(self, inputs):
+            clock.now += 0.25 * is_measuring()
+            return super().forward(inputs)
+
+    fisher = clock.fisher(schedule=Schedule(every_n_steps=2, max_overhead=None))
+    trainer(tmp_path, callbacks=[fisher], max_epochs=1).fit(Slow(), loader(blobs(64)))
+    state = fisher.state_dict()
+    assert state["training_seconds"] == pytest.approx(4.0)
+    assert state["measuring_seconds"] == pytest.approx(clock.now - 4.0)
+    assert state["measuring_seconds"] > 3 * 0.5
+
+
+def test_what_early_stopping_watches_is_said_to_be_costly_by_all_that_it_took(tmp_path, monkeypatch, caplog):
+    """Three measurements of a second each are above two and a half seconds, and none of them by itself is."""
+    clock = Clock(monkeypatch, cost=1.0)
+    fisher = clock.fisher(schedule=Schedule(every_n_steps=2, max_overhead=0.0, grace_seconds=2.5))
+    stopping = EffectiveDimensionEarlyStopping("sloppy_fisher/effective_dimension", patience=50)
+    with caplog.at_level(logging.INFO):
+        trainer(tmp_path, callbacks=[fisher, stopping], max_epochs=2).fit(clock.model(), loader(blobs(64)))
+    assert x_values(fisher) == [0, 1, 3, 5, 7]
+    said = [record.getMessage() for record in caplog.records if "which early stopping watches" in record.getMessage()]
+    assert len(said) == 1
+    assert "took 3.0 s beside 4.0 s of training" in said[0]
+
+
+def test_the_exact_kind_is_known_to_cost_ten_times_as_much(tmp_path, monkeypatch):
+    """Half a second a gradient: 8 of them are within half the grace, 80 are not."""
+    monkeypatch.setattr(FisherSpectrum, "seconds_of_a_gradient", lambda *_: 0.5)
+    sizes = {}
+    for kind in ("empirical", "sampled", "exact"):
+        part = FisherSpectrum(kind=kind, num_samples=512, schedule=Schedule(every_n_epochs=99), strict=True)
+        trainer(tmp_path, callbacks=[part], max_epochs=1).fit(Classifier(), loader(blobs(512), batch_size=256))
+        sizes[kind] = part.latest.num_samples
+    assert sizes == {"empirical": 512, "sampled": 512, "exact": 256}
+
+
+def test_products_are_counted_one_by_one(tmp_path, monkeypatch):
+    made, counted = [], SymmetricOperator._counted
+
+    def seen(self, apply, vectors, count):
+        if not isinstance(self, DenseOperator):  # a matrix that is held costs no pass through the network
+            made.append(count)
+        return counted(self, apply, vectors, count)
+
+    monkeypatch.setattr(SymmetricOperator, "_counted", seen)
+    counts, measure = [], HessianSpectrum.measure
+
+    def measured(self, *given):
+        before = sum(made)
+        found = measure(self, *given)
+        counts.append(sum(made) - before)
+        return found
+
+    monkeypatch.setattr(HessianSpectrum, "measure", measured)
+    for probes, make in ((None, Classifier), (3, Classifier), (None, Wide), (3, Wide)):
+        part = HessianSpectrum(k=2, probes=probes, num_samples=40, strict=True)
+        host = trainer(tmp_path, callbacks=[part], max_epochs=1)
+        counts.clear()
+        host.fit(make(), loader(blobs(64)))
+        assert [event.cost.products for event in part.measurements] == counts
+        assert float(host.callback_metrics["sloppy_cost/products_hessian"]) == counts[-1] > 0
+
+
+class Wide(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 3))
 
 
 def test_what_waits_for_its_loss_costs_its_own_seconds_and_those_of_its_subscribers(tmp_path, monkeypatch):

@@ -12,9 +12,12 @@ from support.cases import Case, case, dense_gauss_newton, dense_hessian, gradien
 from torch import Tensor, nn
 
 from lightning_sloppy.analysis import Quadrature, fisher_spectrum, gauss_newton_of, hessian_spectrum, input_spectrum
+from lightning_sloppy.curvature.assembly import trace_of
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.preserve import preserved
+from lightning_sloppy.linalg.operator import DenseOperator
+from lightning_sloppy.linalg.quadrature import lanczos_density
 from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.measures.effective_dimension import effective_dimension, eigenvalue_count
 from lightning_sloppy.records import Spectrum, Status
@@ -300,3 +303,41 @@ def test_floors_are_above_the_rounding_and_not_far_above_it() -> None:
     wide = nn.Linear(100, 3)  # more than 256 parameters: by products
     pairs = hessian_spectrum(wide, [(torch.randn(50, 100), torch.randint(3, (50,)))], nn.CrossEntropyLoss(), k=2)
     assert eps * pairs.largest < pairs.floor <= 16 * eps * pairs.largest
+
+
+def test_the_smallest_eigenvalue_of_a_fisher_matrix_is_zero_where_samples_are_fewer_than_parameters() -> None:
+    for sizes in ((3, 4), (60, 61)):
+        this = case("linear regression", sizes)
+        rows = gradients(this)
+        right = torch.linalg.eigvalsh(rows.T @ rows / this.count)
+        found = measured(fisher_spectrum, this)
+        fewer = this.count < this.dim
+        assert found.smallest == pytest.approx(0.0 if fewer else float(right[0]), rel=1e-8, abs=1e-15)
+        assert (float(found.eigenvalues[-1]) > 1e-6) or not fewer
+    few = case("mlp", (3, 2))
+    assert measured(fisher_spectrum, few).smallest == 0.0
+    assert float(measured(fisher_spectrum, few).eigenvalues[-1]) > 0
+
+
+@pytest.mark.parametrize("count", [2, 5, 16])
+def test_the_trace_of_probe_vectors_and_its_error_by_hand(count: int) -> None:
+    matrix = torch.randn(30, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    matrix = matrix @ matrix.T
+    vectors = rademacher(30, count, generator(1)).double()
+    density = lanczos_density(DenseOperator(matrix), vectors, steps=1, rng=generator(0), positive_semidefinite=True)
+    found = trace_of(None, density)
+    products = torch.einsum("ci,ij,cj->c", vectors, matrix, vectors)
+    assert found.value == pytest.approx(float(products.mean()), rel=1e-10)
+    assert found.standard_error == pytest.approx(float(products.std(correction=1)) / count**0.5, rel=1e-10)
+
+
+def test_probe_vectors_are_doubled_until_the_trace_is_known_and_none_is_used_twice() -> None:
+    this = wide()
+    counts = {}
+    for rel_error in (1.0, 1e-6):
+        found = measured(hessian_spectrum, this, k=2, probes="auto", steps=4, rel_error=rel_error)
+        density = found.density
+        counts[rel_error] = len(density.diagonals)
+        first = {round(float(diagonal[0]), 12) for diagonal in density.diagonals}
+        assert len(first) == len(density.diagonals)
+    assert counts == {1.0: 4, 1e-6: 64}

@@ -589,3 +589,13 @@ def test_two_instruments_of_one_title_have_a_page_each(tmp_path):
     page = events(logger.log_dir).Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     titles = [category.title for category in layout_pb2.Layout.FromString(page).category]
     assert titles == ["Sloppy: Norms (norms)", "Sloppy: Norms (mine)", "Sloppy: cost"]
+
+
+@pytest.mark.parametrize(("error", "status"), [(0.0, Status.EXACT), (0.25, Status.CONVERGED)])
+def test_values_without_a_spectrum_are_exact_where_they_have_no_error(tmp_path, error, status):
+    part = Norms(strict=True)
+    part.returned = {"length": 2.0, "gradient": Estimate(1.0, error)}
+    host = trainer(tmp_path, callbacks=[part], max_epochs=1)
+    host.fit(Classifier(), loader())
+    assert {event.status for event in part.measurements} == {status}
+    assert float(host.callback_metrics["sloppy_norms/length"]) == 2.0

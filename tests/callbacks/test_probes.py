@@ -20,6 +20,7 @@ from lightning_sloppy import (
     Status,
     fisher_spectrum,
 )
+from lightning_sloppy.probing.streamed_batches import StreamedBatches
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*", "ignore:.*has `__len__` defined.*")
 
@@ -183,3 +184,15 @@ def test_the_monitor_watches_a_stream_and_training_is_the_same(tmp_path):
     assert before.begun == after.begun
     for mine, theirs in zip(watched.state_dict().values(), plain.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_of_a_stream_no_more_batches_are_kept_than_are_wanted():
+    kept = StreamedBatches()
+    for number in range(5):
+        kept.see((torch.full((8, 6), float(number)), torch.zeros(8)), number, 16)
+    assert kept.num_samples == 16
+    assert [float(inputs[0, 0]) for inputs, _ in kept.first(16)] == [0.0, 1.0]
+    assert [len(inputs) for inputs, _ in kept.first(9)] == [8, 8]
+    assert float(kept.latest()[0][0][0, 0]) == 4.0
+    kept.see((torch.zeros(8, 6), torch.zeros(8)), 4, 16)
+    assert float(kept.latest()[0][0][0, 0]) == 4.0, "seen already"

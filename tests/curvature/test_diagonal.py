@@ -67,3 +67,17 @@ def test_parameters_without_a_moment_count_as_flat_and_other_optimisers_are_refu
     assert (adam_second_moment(optimizer, module, 1)[-3:] == 0).all()
     with pytest.raises(ConfigurationError, match="SGD holds no second moments"):
         adam_second_moment(torch.optim.SGD(module.parameters(), lr=0.1), module, 1)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_the_second_moment_of_a_gradient_that_stays_is_its_square_after_any_number_of_steps(steps: int) -> None:
+    """The correction is that of the number of steps, whatever ``beta_2``."""
+    torch.manual_seed(0)
+    module, inputs = nn.Linear(3, 2), torch.randn(8, 3)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, betas=(0.9, 0.6))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        module(inputs).mean().backward()  # linear in the weights
+        optimizer.step()
+    gradients = torch.cat([p.grad.reshape(-1) for p in module.parameters()])
+    torch.testing.assert_close(adam_second_moment(optimizer, module, 8), 8 * gradients.square())

@@ -316,3 +316,14 @@ def test_measuring_the_rounding_leaves_the_step_as_it_was(build: type) -> None:
     assert operator.products - count == 4
     assert operator.rounding >= assumed
     assert torch.equal(operator.matvec(vector), before)
+
+
+def test_the_error_of_a_difference_is_part_of_every_residual() -> None:
+    this = case("mlp")
+    module, batches = this.module.float(), [(inputs.float(), targets) for inputs, targets in this.batches]
+    found = hessian_spectrum(module, batches, this.loss, k=3, method="central_differences")
+    size = float(found.residuals[0])
+    assert size > 0
+    torch.testing.assert_close(found.residuals, torch.full_like(found.residuals, size))
+    assert found.largest_residual == found.smallest_residual == pytest.approx(size, rel=1e-9)
+    assert size >= 1e-7 * float(found.eigenvalues.abs().max())

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from support.cases import NAMES, Case, case, dense_gauss_newton, dense_hessian
 from torch import nn
 
+from lightning_sloppy.curvature.assembly import basis_memory
 from lightning_sloppy.curvature.double_backward import double_backward
 from lightning_sloppy.curvature.gauss_newton import GaussNewtonOperator
 from lightning_sloppy.curvature.hessian import HessianOperator
@@ -173,3 +174,22 @@ def test_the_graphs_of_all_batches_are_held_against_the_budget(build: type, monk
     for room, method in ((1.5, "recomputed"), (2.9, "recomputed"), (3.6, "kept_graph")):
         monkeypatch.setattr("lightning_sloppy.curvature.kept_graph.free_bytes", lambda device, room=room: room * free)
         assert operator(build, this).method == method
+
+
+def test_a_tensor_that_a_graph_keeps_twice_is_counted_once() -> None:
+    leaf = torch.randn(1000, requires_grad=True)
+    with counted_graph() as found:
+        kept = leaf.exp()  # keeps what it gives
+        (kept * kept).sum()  # keeps the same twice
+    assert found == [4000]
+    with counted_graph() as found:
+        (leaf.exp() * leaf.exp()).sum()
+    assert found == [8000]
+
+
+def test_the_lanczos_basis_takes_a_quarter_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    this = case("mlp")
+    monkeypatch.setattr("lightning_sloppy.curvature.assembly.free_bytes", lambda device: 4_000)
+    objective = Objective(this.module, this.loss)
+    assert basis_memory(objective, None) == 1_000
+    assert basis_memory(objective, 123) == 123

@@ -146,3 +146,13 @@ def test_a_sum_is_seen_in_the_first_batch_that_has_two_samples(sizes: tuple[int,
     found = hessian_spectrum(module, batches, lambda o, t: (o - t).square().sum(), k=4, reduction="mean")
     rows = torch.cat([x, torch.ones(8, 1).double()], dim=1)
     torch.testing.assert_close(found.eigenvalues, torch.linalg.eigvalsh(2 * rows.T @ rows / 8).flip(0))
+
+
+def test_half_of_an_odd_number_of_samples_is_the_smaller_half() -> None:
+    module, loss_fn = network(), nn.CrossEntropyLoss(reduction="sum")
+    inputs, targets = INPUTS[:7], torch.tensor([0, 1, 2, 0, 1, 2, 2])
+    outputs = module(inputs)
+    rows = torch.stack([gradient(module, loss_fn(outputs[i : i + 1], targets[i : i + 1])) for i in range(7)])
+    found = fisher_spectrum(module, [(inputs, targets)], loss_fn)
+    assert_same(found.eigenvalues, torch.linalg.eigvalsh(rows @ rows.T).flip(0))
+    assert_same(found.half_eigenvalues, torch.linalg.eigvalsh(rows[:3] @ rows[:3].T).flip(0))

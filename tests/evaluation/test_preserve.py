@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import CatMetric, MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall
 
-from lightning_sloppy.evaluation.preserve import preserved, random_streams
+from lightning_sloppy.evaluation.preserve import parameters_restored, preserved, random_streams
 
 
 @contextmanager
@@ -191,3 +191,30 @@ def test_flags_of_precision_stay_where_the_surroundings_are_asked_for() -> None:
                 assert not torch.is_autocast_enabled("cpu")
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("change", ["none", "other", "in place", "data", "frozen"])
+def test_parameters_and_their_gradients_are_the_same_objects_with_the_same_numbers(change: str) -> None:
+    module = nn.Linear(3, 2)
+    module(torch.ones(4, 3)).sum().backward()
+    held = [(p, p.detach().clone(), p.data.data_ptr(), p.grad, p.grad.clone()) for p in module.parameters()]
+    with pytest.raises(ValueError, match="inside"), parameters_restored(module):
+        for p in module.parameters():
+            if change == "none":
+                p.grad = None
+            elif change == "other":
+                p.grad = torch.zeros_like(p)
+            elif change == "in place":
+                p.grad.add_(1)
+                p.data.mul_(2)
+            elif change == "data":
+                p.data = torch.zeros_like(p)
+            else:
+                p.requires_grad_(False)
+        raise ValueError("inside")
+    for p, numbers, place, gradient, gradient_numbers in held:
+        assert torch.equal(p, numbers)
+        assert p.data.data_ptr() == place
+        assert p.grad is gradient
+        assert torch.equal(gradient, gradient_numbers)
+        assert p.requires_grad

@@ -10,7 +10,7 @@ from support.tiny import Classifier, Regressor, blobs, loader, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_sloppy import HessianSpectrum, Schedule, Status, fisher_spectrum
+from lightning_sloppy import HessianSpectrum, JacobianSpectrum, Schedule, Status, fisher_spectrum
 from lightning_sloppy.callbacks import gauss_newton_part
 from lightning_sloppy.curvature.jacobian import jacobian_objective, kernel_of, weighted
 from lightning_sloppy.curvature.parameters import ParameterLayout
@@ -190,28 +190,48 @@ def test_the_quadrature_goes_on_until_the_brackets_are_narrow(tmp_path, probes: 
     assert count.truncation_error <= max(0.1 * count.value, 0.5)
 
 
-def test_it_stops_no_later_than_that_asks_for(tmp_path) -> None:
-    """Depths are looked at every tenth step: one look earlier some bracket was wider than a fiftieth."""
-    callback = HessianSpectrum(k=2, probes=2, epsilon=20.0, schedule=Schedule(every_n_epochs=99), strict=True)
-    trainer(tmp_path, callbacks=[callback], max_epochs=1).fit(network(), loader(blobs(300)))
-    z = 20.0 / (2 * 299)
-    for event in callback.measurements:
-        density = event.companions["gauss_newton"].density
-        for diagonal, off in zip(density.diagonals, density.offdiagonals, strict=True):
-            assert len(diagonal) % 10 == 0
-            trace = 403 * float(diagonal[0])
+class Deep(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 3))
 
-            def wide(depth: int, diagonal=diagonal, off=off, trace=trace) -> bool:
-                brackets = [
-                    soft_count_bracket(diagonal[:depth], off[:depth], scale)
-                    for scale in (1e-3 * trace, 1e-2 * trace, z / 10, z, 10 * z)
-                ]
-                count = step_count_bracket(diagonal[:depth], off[:depth], z)
-                unsure = (count[1] - count[0]) / 2 > max(0.1 * (count[0] + count[1]) / 2, 0.5 / 403)
+
+@pytest.mark.parametrize("kind", ["gauss-newton", "jacobian"])
+def test_each_probe_vector_goes_on_until_its_own_brackets_are_narrow_and_no_further(
+    tmp_path, monkeypatch, kind
+) -> None:
+    """Every tenth step is looked at: a fiftieth of the value is reached at the last one, and was not before."""
+    rng = np.random.default_rng(0)
+    axes = np.linalg.qr(rng.standard_normal((30, 30)))[0]
+    inputs = torch.tensor(rng.standard_normal((300, 30)) * np.logspace(0, -3, 30) @ axes.T, dtype=torch.float32)
+    data = DataLoader(TensorDataset(inputs, torch.arange(300) % 3), 100)
+    never, z = Schedule(every_n_epochs=99), 20.0 / (2 * 299)
+    torch.manual_seed(0)
+    model = Deep()
+    if kind == "jacobian":
+        monkeypatch.setattr("lightning_sloppy.callbacks.jacobian_spectrum.MOST_ROWS", 20)
+        part = JacobianSpectrum(schedule=never, strict=True)
+    else:
+        part = HessianSpectrum(k=2, probes=3, epsilon=20.0, schedule=never, strict=True)
+    trainer(tmp_path, callbacks=[part], max_epochs=1).fit(model, data)
+    dim, depths = sum(p.numel() for p in model.parameters()), []
+    for event in part.measurements:
+        density = event.companions.get("gauss_newton", event.spectrum).density
+        for diagonal, off in zip(density.diagonals, density.offdiagonals, strict=True):
+
+            def wide(depth: int, diagonal=diagonal, off=off) -> bool:
+                trace = dim * float(diagonal[0])
+                scales = [1e-3 * trace, 1e-2 * trace] + ([] if kind == "jacobian" else [z / 10, z, 10 * z])
+                brackets = [soft_count_bracket(diagonal[:depth], off[:depth], scale) for scale in scales]
+                low, high = step_count_bracket(diagonal[:depth], off[:depth], z)
+                unsure = kind != "jacobian" and (high - low) / 2 > max(0.1 * (low + high) / 2, 0.5 / dim)
                 return unsure or any(high - low > 0.02 * (high + low) / 2 for low, high in brackets)
 
-            assert not wide(len(diagonal)) or len(diagonal) == callback.steps
+            depths.append(len(diagonal))
+            assert len(diagonal) % 10 == 0
+            assert not wide(len(diagonal))
             assert len(diagonal) == 10 or wide(len(diagonal) - 10)
+    assert max(depths) > 10
 
 
 def test_what_is_not_resolved_is_said_and_not_logged(tmp_path) -> None:

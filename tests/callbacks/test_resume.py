@@ -159,3 +159,29 @@ def test_a_run_that_is_killed_goes_on_with_equal_values(tmp_path, kill_at):
             assert {n: e for n, e in m.estimates.items() if n != "overlap"} == {
                 n: e for n, e in expected[m.step].items() if n != "overlap"
             }, (group, m.step)
+
+
+def test_a_resumed_hessian_has_the_probe_vectors_of_its_seed(tmp_path):
+    """Weights that stand still have one trace, whether it was measured from the start or behind a resume."""
+
+    class Wide(Classifier):
+        def __init__(self):
+            super().__init__(lr=0.0)
+            self.net = torch.nn.Sequential(torch.nn.Linear(6, 40), torch.nn.Tanh(), torch.nn.Linear(40, 3))
+
+    traces = {}
+    for seed in (0, 3):
+        torch.manual_seed(0)
+        part = HessianSpectrum(k=2, num_samples=32, seed=seed, strict=True)
+        host = trainer(tmp_path, callbacks=[part], max_epochs=2)
+        host.fit(Wide(), loader(blobs(32)))
+        host.save_checkpoint(tmp_path / "run.ckpt")
+        again = HessianSpectrum(k=2, num_samples=32, seed=seed, strict=True)
+        trainer(tmp_path, callbacks=[again], max_epochs=3).fit(
+            Wide(), loader(blobs(32)), ckpt_path=tmp_path / "run.ckpt", **SAFELY
+        )
+        found = [event.estimates["trace"] for event in (*part.measurements, *again.measurements)]
+        assert found[0].standard_error > 0
+        assert [each.value for each in found] == pytest.approx([found[0].value] * len(found), rel=1e-5)
+        traces[seed] = found[0].value
+    assert traces[0] != pytest.approx(traces[3], rel=1e-3)

@@ -180,8 +180,9 @@ def test_a_tensor_that_a_graph_keeps_twice_is_counted_once() -> None:
     leaf = torch.randn(1000, requires_grad=True)
     with counted_graph() as found:
         kept = leaf.exp()  # keeps what it gives
-        (kept * kept).sum()  # keeps the same twice
-    assert found == [4000]
+        rows, columns = kept.view(10, 100), kept.view(100, 10)  # the same numbers in other shapes
+        (rows.sin().sum() + columns.cos().sum() + (kept * kept).sum()).sqrt()
+    assert 4000 <= found[0] < 4100
     with counted_graph() as found:
         (leaf.exp() * leaf.exp()).sum()
     assert found == [8000]

@@ -211,8 +211,13 @@ def test_validation_every_second_epoch(tmp_path):
 
 
 def test_a_dry_run_never_stops(tmp_path):
-    stopping, _ = fitted(tmp_path, FLAT, Told(OLD), options={"patience": 1}, fast_dev_run=3)
+    """Also where the rule says that it should: the entropy rank has tripled by the end of the only epoch."""
+    options, ranks = {"patience": 1, "hold_out": None}, [10.0, 30.0]
+    stopping, _ = fitted(tmp_path, FLAT, Told(OLD), options=options, ranks=ranks, fast_dev_run=3)
+    assert stopping.condition is Condition.GROWTH
     assert stopping.stopping_reason is StoppingReason.NOT_STOPPED
+    stopping, _ = fitted(tmp_path, FLAT, Told(OLD), options=options, ranks=ranks, epochs=3)
+    assert stopping.stopping_reason is StoppingReason.GROWTH
 
 
 def test_the_least_number_of_epochs_is_honoured(tmp_path):

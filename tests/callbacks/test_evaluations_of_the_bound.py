@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny import Classifier, blobs, loader, trainer
 
-from lightning_sloppy import FisherSpectrum, PACBayesBound, Schedule
+from lightning_sloppy import FisherSpectrum, HessianSpectrum, PACBayesBound, Schedule
 from lightning_sloppy.bounds.posterior_search import Choice
+from lightning_sloppy.callbacks import pac_bayes_bound
 from lightning_sloppy.probing.error_counts import ErrorCounter
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
@@ -88,7 +89,7 @@ def test_a_choice_that_is_taken_as_it_is_is_that_of_the_evaluation_before_in_eve
 
     class Given(PACBayesBound):
         def on_measurement(self, *arguments):
-            if self.evaluations in (2, 6):
+            if self.run_state.evaluation in (2, 6):
                 self._choice = given
             super().on_measurement(*arguments)
 
@@ -105,8 +106,8 @@ def test_a_choice_that_is_taken_as_it_is_is_that_of_the_evaluation_before_in_eve
     again = PACBayesBound()
     again.load_state_dict(state)
     assert again._choice == given
-    assert (again.evaluations, again.value) == (7, bound.value)
-    assert torch.equal(again._prior_mean, bound._prior_mean)
+    assert (again.run_state.evaluation, again.run_state.value) == (7, bound.run_state.value)
+    assert torch.equal(again.run_state.prior_mean, bound.run_state.prior_mean)
 
 
 def test_the_parts_of_every_bound_by_hand(tmp_path, monkeypatch):
@@ -173,5 +174,33 @@ def test_a_failed_precondition_spends_no_delta(tmp_path):
     with pytest.warns(UserWarning, match="No PAC-Bayes bound from step 2 on: Buffers or frozen parameters changed"):
         fit(tmp_path, bound, epochs=5, model=Counting())
     assert [event.certificate.valid for event in bound.measurements] == [True] * 2 + [False] * 3
-    assert bound.evaluations == 2
+    assert bound.run_state.evaluation == 2
     assert "delta_spent" not in bound.measurements[-1].estimates
+
+
+@pytest.mark.parametrize("kind", [FisherSpectrum, HessianSpectrum])
+def test_a_bound_rests_on_the_measurement_that_it_follows(tmp_path, monkeypatch, kind):
+    """On its eigenpairs and its trace, around the weights there, beside the weights at the start."""
+    evidence, measured, certify = [], [], pac_bayes_bound.certify
+
+    def noting(given, **options):
+        evidence.append((given, model.flat()))
+        return certify(given, **options)
+
+    class Listening(PACBayesBound):
+        def on_measurement(self, host, module, measurement):
+            measured.append(measurement.spectrum)
+            super().on_measurement(host, module, measurement)
+
+    monkeypatch.setattr(pac_bayes_bound, "certify", noting)
+    model = Steps(lr=0.2)
+    callbacks = [kind(num_samples=40, strict=True), Listening(risk_samples=77, strict=True)]
+    trainer(tmp_path, callbacks=callbacks, max_epochs=3).fit(model, loader(blobs(120), batch_size=60))
+    assert len(evidence) == len(measured) == 4
+    for (given, weights), spectrum in zip(evidence, measured, strict=True):
+        assert given.trace == spectrum.trace.value > 0
+        assert torch.equal(given.eigenvectors, spectrum.eigenvectors)
+        assert torch.equal(given.eigenvalues, spectrum.eigenvalues[: given.eigenvectors.shape[1]])
+        assert torch.equal(given.prior_mean, model.kept[0])
+        assert torch.equal(given.weights, weights)
+        assert (given.n, given.risk_samples) == (120, 77)

@@ -23,6 +23,7 @@ from lightning_sloppy import (
 )
 from lightning_sloppy.callbacks.certifying_trainer import CertifyingTrainer
 from lightning_sloppy.posteriors.pair_certificate import weights_hash
+from lightning_sloppy.probing import certified_networks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*"),
@@ -449,9 +450,9 @@ def test_every_number_beside_a_certificate(tmp_path):
     counts = blobs(600).tensors[1].bincount()
     assert pair.guess_error == pytest.approx(1 - float(counts.max()) / 600)
     assert 0 < pair.guess_error != pytest.approx(0.5)
-    assert pair.live_value == live.value == live.measurements[-1].certificate.value
+    assert pair.live_value == live.run_state.value == live.measurements[-1].certificate.value
     assert pair.value != single.value
-    assert live.evaluations == pair.evaluation == single.evaluation == len(live.measurements) + 1
+    assert live.run_state.evaluation == pair.evaluation == single.evaluation == len(live.measurements) + 1
     event = final.measurements[-1]
     right = {
         "pair": pair.value,
@@ -471,3 +472,60 @@ def test_every_number_beside_a_certificate(tmp_path):
     ]
     mean = (networks[0].double() + networks[1].double()) / 2
     assert pair.kl_displacement == pytest.approx(pair.epsilon / 2 * float((mean - start).square().sum()), rel=1e-3)
+
+
+def test_the_posterior_is_learnt_for_the_probability_that_is_certified(tmp_path, monkeypatch):
+    seen, learn = [], certified_networks.learn_posterior
+
+    def noting(*given, **options):
+        seen.append((options["delta"], options["n"], len(options["examples"])))
+        return learn(*given, **options)
+
+    monkeypatch.setattr(certified_networks, "learn_posterior", noting)
+    pair, single = fit(tmp_path, data=blobs(200), epochs=1).certificates
+    right = 0.6 * 0.05 * 6 / math.pi**2 / 2
+    assert pair.delta_pac == single.delta_pac == pytest.approx(right)
+    assert seen
+    assert all(each == (pytest.approx(right), 200, 200) for each in seen)
+
+
+@pytest.mark.parametrize("held", [2**20, 0])
+def test_what_is_learnt_from_is_the_mean_loss_over_all_batches(tmp_path, monkeypatch, held):
+    """Loss, mistakes and slope of some samples by hand, where they are read in several batches too."""
+    monkeypatch.setattr("lightning_sloppy.probing.error_counts.CACHE_BYTES", held)
+    model, live = Classifier(), PACBayesBound(strict=True)
+    trainer(tmp_path, callbacks=[FisherSpectrum(num_samples=16), live], max_epochs=1).fit(model, loader(blobs(70)))
+    inputs, targets = (tensor[:50] for tensor in blobs(70).tensors)
+    model.eval()
+    outputs = model(inputs)
+    value = torch.nn.functional.cross_entropy(outputs, targets)
+    right = torch.cat([g.flatten() for g in torch.autograd.grad(value, list(model.net.parameters()))])
+    weights = torch.cat([p.detach().flatten() for p in model.net.parameters()])
+    loss, wrong, slope = live._training.surrogate(weights, torch.arange(50))
+    assert loss == pytest.approx(float(value.detach()), rel=1e-5)
+    assert wrong == int((outputs.argmax(1) != targets).sum())
+    torch.testing.assert_close(slope, right, rtol=1e-4, atol=1e-6)
+
+
+def test_a_file_is_certified_behind_all_that_any_of_its_callbacks_has_spent(tmp_path):
+    live, first = PACBayesBound(strict=True), FinalCertificate(learning=QUICK, strict=True)
+    host = trainer(tmp_path, callbacks=[FisherSpectrum(num_samples=16), live, first], max_epochs=1)
+    host.fit(Classifier(), loader(blobs(200)))
+    host.save_checkpoint(tmp_path / "last.ckpt", weights_only=False)
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    states = {key: state for key, state in content["callbacks"].items() if "evaluation" in state}
+    assert len(states) == 2
+    for spent in ((7, 4), (4, 7)):
+        for state, number in zip(states.values(), spent, strict=True):
+            state["evaluation"] = number
+        torch.save(content, tmp_path / "other.ckpt")
+        again = CertifyingTrainer(
+            accelerator="cpu",
+            default_root_dir=tmp_path,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            logger=False,
+            max_epochs=1,
+        ).certify(Classifier(), Data(blobs(200)), ckpt_path=str(tmp_path / "other.ckpt"), learning=QUICK)
+        assert again.certificates[0].evaluation == 8

@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from support.certified import TwoClasses, flags
 from support.tiny import SAFELY, loader, trainer
+from scipy.stats import fisher_exact
+from tiny import SAFELY, loader, trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -22,6 +24,7 @@ from lightning_sloppy import (
     PriorSplit,
 )
 from lightning_sloppy.callbacks.certifying_trainer import CertifyingTrainer
+from lightning_sloppy.probing.start_check import _judged
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*"),
@@ -328,3 +331,60 @@ def test_unseen_samples_are_judged_by_one_forward(tmp_path):
     host.fit(Counting(), loader(samples("rule", count=100), batch_size=50), held_out)
     assert "on 37 validation samples" in final.certificates[0].explain()
     assert seen.count(37) == 1
+
+
+class Side:
+    """Samples on which weights make so many mistakes."""
+
+    def __init__(self, mistakes, samples):
+        self.found, self.samples = mistakes, samples
+
+    def mistakes(self, table):
+        return self.found
+
+    def says_one_thing(self, table):
+        return False
+
+
+@pytest.mark.parametrize(
+    ("mistakes", "suspicious"), [(200, False), (170, False), (154, False), (150, True), (60, True)]
+)
+def test_fewer_mistakes_than_unseen_samples_are_suspicious_below_a_thousandth(mistakes, suspicious):
+    """Beside 200 mistakes of 500 unseen samples, by Fisher's exact test of the table as scipy has it."""
+    table = [[mistakes, 500 - mistakes], [200, 300]]
+    right = float(fisher_exact(table, alternative="less").pvalue)
+    found = _judged(Side(mistakes, 500), Side(200, 500), 200, {}, None)
+    assert found.level == pytest.approx(right, rel=1e-9)
+    assert found.seen is suspicious is (right < 1e-3)
+    assert (found.error, found.unseen_error) == (mistakes / 500, 0.4)
+
+
+class Fresh:
+    """Initialisations that make prepared numbers of mistakes."""
+
+    drawn, kept = ("weight",), ()
+
+    def __init__(self, *mistakes):
+        self.prepared = mistakes
+
+    def draw(self, number):
+        return {"mistakes": self.prepared[min(number, len(self.prepared) - 1)]}
+
+
+class Told(Side):
+    """Makes the mistakes that the table says."""
+
+    def mistakes(self, table):
+        return table.get("mistakes", self.found)
+
+
+@pytest.mark.parametrize(
+    ("fresh", "tried", "below"),
+    [((10,), 1, False), ((9,), 1, False), ((30, 20, 10), 3, False), ((30, 20, 11), 200, True), ((11,), 200, True)],
+)
+def test_one_initialisation_that_is_no_worse_is_enough(fresh, tried, below):
+    """The start makes ten mistakes of a hundred; an equal number is no more."""
+    found = _judged(Told(10, 100), None, 0, {}, Fresh(*fresh))
+    assert (found.tried, found.below, found.drawn) == (tried, below, True)
+    assert found.level == 1.0
+    assert not found.seen

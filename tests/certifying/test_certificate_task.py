@@ -54,3 +54,16 @@ def test_what_promises_the_lower_bound_is_kept(monkeypatch):
         assert seconds == [8.0, 2.0]
         assert told == [0.8, 1.0]
     assert dataclasses.replace(best, steps=7).estimates[-1] == 0.3
+
+
+def test_every_part_of_every_evaluation_of_every_seed_has_a_random_stream_of_its_own():
+    """What chooses, what learns, and what another evaluation or seed draws never meet."""
+    numbers = {}
+    for seed in range(3):
+        for evaluation in range(1, 5):
+            one = dataclasses.replace(task(), seed=seed, evaluation=evaluation)
+            for part in range(3):
+                numbers[seed, evaluation, part] = float(torch.rand((), generator=one.stream(part)))
+                again = float(torch.rand((), generator=one.stream(part)))
+                assert again == numbers[seed, evaluation, part]
+    assert len(set(numbers.values())) == 36

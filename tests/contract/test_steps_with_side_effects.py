@@ -21,6 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import lightning_sloppy
 from lightning_sloppy import HessianSpectrum, SloppyMonitor, Status
+from lightning_sloppy.probing.muted import muted_optimizer, muted_scheduler
 
 BATCHES = 9
 """Three epochs of three batches."""
@@ -467,3 +468,27 @@ def test_the_largest_eigenvalue_of_a_step_with_a_counter_is_that_of_plain_autogr
     top = float(torch.linalg.eigvalsh(whole)[-1])
     assert first.spectrum.largest == pytest.approx(top / 2, rel=1e-3)
     assert last.spectrum.largest == pytest.approx(top / 10, rel=1e-3)
+
+
+def test_a_muted_optimiser_does_nothing_that_an_optimiser_does():
+    weight = torch.nn.Parameter(torch.ones(3))
+    own = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    weight.grad = torch.full((3,), 2.0)
+    before = own.state_dict()
+    muted = muted_optimizer(own)
+    muted.step()
+    muted.zero_grad()
+    muted.load_state_dict({"state": {}, "param_groups": []})
+    muted.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))]})
+    muted.param_groups[0]["lr"] = 7.0
+    assert torch.equal(weight, torch.ones(3))
+    assert torch.equal(weight.grad, torch.full((3,), 2.0))
+    assert own.state_dict() == before
+    assert muted.param_groups[0]["lr"] == 7.0, "what was written can be read"
+    schedule = torch.optim.lr_scheduler.StepLR(own, 1)
+    now = schedule.state_dict()
+    still = muted_scheduler(schedule)
+    still.step()
+    still.load_state_dict({"last_epoch": 5})
+    assert schedule.state_dict() == now
+    assert still.get_last_lr() == [0.1]

@@ -10,6 +10,9 @@ from torch import nn
 from lightning_sloppy.curvature.central_differences import CentralDifferences, GaussNewtonDifferences
 from lightning_sloppy.curvature.gauss_newton import GaussNewtonOperator
 from lightning_sloppy.curvature.hessian import HessianOperator, mean_gradient
+from lightning_sloppy.curvature.gradient import mean_gradient
+from lightning_sloppy.curvature.hessian import HessianOperator
+from lightning_sloppy.curvature.micro_batches import divisible
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.curvature.partition import layers_of_rank, samples_of_rank
 from lightning_sloppy.evaluation.batches import sample_count
@@ -93,3 +96,12 @@ def test_a_rank_without_samples_adds_nothing():
     for build in (HessianOperator, GaussNewtonOperator, CentralDifferences, GaussNewtonDifferences):
         assert build(objective, layout, []).matvec(vector).abs().max() == 0
     assert mean_gradient(objective, layout, []).abs().max() == 0
+
+
+def test_in_train_mode_no_batch_is_cut_whatever_its_loss_says():
+    """Random streams and statistics belong to the batch; that this module has none of them nobody can know."""
+    objective, batches = problem(5, 4)
+    leaves = ParameterLayout.of(objective.module).leaves(objective.module, objective.dtype)
+    assert divisible(objective, leaves, batches, 2)
+    objective.module.train()
+    assert not divisible(objective, leaves, batches, 2)

@@ -198,7 +198,7 @@ def test_parameters_and_their_gradients_are_the_same_objects_with_the_same_numbe
     module = nn.Linear(3, 2)
     module(torch.ones(4, 3)).sum().backward()
     held = [(p, p.detach().clone(), p.data.data_ptr(), p.grad, p.grad.clone()) for p in module.parameters()]
-    with pytest.raises(ValueError, match="inside"), parameters_restored(module):
+    with suppress(ValueError), parameters_restored(module):
         for p in module.parameters():
             if change == "none":
                 p.grad = None
@@ -211,7 +211,7 @@ def test_parameters_and_their_gradients_are_the_same_objects_with_the_same_numbe
                 p.data = torch.zeros_like(p)
             else:
                 p.requires_grad_(False)
-        raise ValueError("inside")
+        raise ValueError
     for p, numbers, place, gradient, gradient_numbers in held:
         assert torch.equal(p, numbers)
         assert p.data.data_ptr() == place

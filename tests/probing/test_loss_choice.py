@@ -266,3 +266,36 @@ def test_a_step_that_spreads_rows_over_columns_is_measured_as_it_is(tmp_path):
     with pytest.warns(UserWarning, match="mean squared error gives .* but training_step"):
         trainer(tmp_path, callbacks=[hessian], max_epochs=1).fit(Spread(), data)
     assert "the Hessian is that of training_step" in " ".join(hessian.latest.notes)
+
+
+class Several(Classifier):
+    """Holds losses under chosen names; it trains on cross-entropy."""
+
+    def __init__(self, **losses):
+        super().__init__()
+        del self.loss_fn
+        for name, loss in losses.items():
+            setattr(self, name, loss)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
+SMOOTH, PLAIN = nn.CrossEntropyLoss(label_smoothing=0.2), nn.CrossEntropyLoss()
+
+
+@pytest.mark.parametrize(
+    ("losses", "source", "loss"),
+    [
+        ({"loss_fn": PLAIN, "criterion": SMOOTH}, "the module's loss_fn", PLAIN),
+        ({"criterion": SMOOTH, "other": PLAIN}, "the module's criterion", SMOOTH),
+        ({"other": SMOOTH}, "the module's CrossEntropyLoss", SMOOTH),
+        ({"one": SMOOTH, "two": PLAIN}, "cross-entropy", nn.functional.cross_entropy),
+        ({}, "cross-entropy", nn.functional.cross_entropy),
+    ],
+)
+def test_the_loss_is_looked_for_in_one_order(losses, source, loss):
+    """``loss_fn``, ``criterion``, the only loss of torch, what is usual; of several losses none is the only one."""
+    choice = choose_loss(Several(**losses), batch(), None)
+    assert choice.source == source
+    assert choice.objective.loss_fn is loss

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch import Callback
+from tiny import Regressor, trainer
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.probing.schedule import LEAST_SAMPLES, Candidate, MeasurementSize, Schedule, decide_round
+from lightning_sloppy.probing.trainer_internals import fraction_done
 
 
 def steps(schedule: Schedule, batches: int, epoch_length: int = 10) -> list[int]:
@@ -118,3 +123,18 @@ def test_the_dearest_measures_less_where_a_whole_run_would_have_few_rounds() -> 
     assert unknown == (False, [MeasurementSize(100), MeasurementSize(100)], [4.0, 8.0])
     least = decide_round([due(99.0, samples=20)], others=0.0, measuring=0.0, training=100.0, progress=0.1)
     assert least == (False, [MeasurementSize(20)], [99.0])
+
+
+@pytest.mark.parametrize(("epochs", "steps", "planned"), [(2, -1, 8), (50, 6, 6), (2, 100, 8)])
+def test_what_is_done_is_a_fraction_of_the_end_that_comes_first(
+    tmp_path, epochs: int, steps: int, planned: int
+) -> None:
+    seen = []
+
+    class Watching(Callback):
+        def on_train_batch_end(self, host, module, outputs, batch, batch_idx):
+            seen.append(fraction_done(host))
+
+    host = trainer(tmp_path, callbacks=[Watching()], max_epochs=epochs, max_steps=steps)
+    host.fit(Regressor(), DataLoader(TensorDataset(torch.randn(16, 6), torch.randn(16, 2)), 4))
+    assert seen == pytest.approx([step / planned for step in range(1, planned + 1)])

@@ -341,3 +341,17 @@ def test_probe_vectors_are_doubled_until_the_trace_is_known_and_none_is_used_twi
         first = {round(float(diagonal[0]), 12) for diagonal in density.diagonals}
         assert len(first) == len(density.diagonals)
     assert counts == {1.0: 4, 1e-6: 64}
+
+
+def test_the_error_that_is_wanted_is_relative_to_the_trace() -> None:
+    """A loss in other units has as many probe vectors."""
+    this, counts = wide(), []
+    for unit in (1e-3, 1.0, 1e3):
+
+        def loss(outputs: Tensor, targets: Tensor, unit: float = unit) -> Tensor:
+            return unit * F.cross_entropy(outputs, targets)
+
+        found = hessian_spectrum(this.module, this.batches, loss, k=2, probes="auto", steps=4, rel_error=0.15)
+        counts.append(len(found.density.diagonals))
+        assert found.trace.standard_error <= 0.15 * abs(found.trace.value) or counts[-1] == 64
+    assert counts == [counts[1]] * 3

@@ -529,3 +529,13 @@ def test_a_file_is_certified_behind_all_that_any_of_its_callbacks_has_spent(tmp_
             max_epochs=1,
         ).certify(Classifier(), Data(blobs(200)), ckpt_path=str(tmp_path / "other.ckpt"), learning=QUICK)
         assert again.certificates[0].evaluation == 8
+
+
+def test_certificates_of_an_earlier_fit_are_forgotten_when_the_next_one_begins(tmp_path):
+    final = fit(tmp_path, data=blobs(100), epochs=1)
+    assert final.certificates is not None
+    assert final.learnt is not None
+    dry = trainer(tmp_path, callbacks=[final], fast_dev_run=2)
+    dry.fit(Classifier(), loader(blobs(100)))
+    assert final.certificates is None
+    assert final.learnt is None

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.certificate import Reason
+from lightning_sloppy.certifying import validity
 from lightning_sloppy.evaluation.batches import private
 from lightning_sloppy.evaluation.classifiers import Classifier, Predict, classifier_of
 from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.sample_rows import moved
-from lightning_sloppy.probing import validity
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.loss_choice import LossChoice
 from lightning_sloppy.probing.samples import SampleSource, probe_indices

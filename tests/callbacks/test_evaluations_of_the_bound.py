@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from tiny import Classifier, blobs, loader, trainer
+from support.tiny import Classifier, blobs, loader, trainer
 
 from lightning_sloppy import FisherSpectrum, HessianSpectrum, PACBayesBound, Schedule
-from lightning_sloppy.bounds.posterior_search import Choice
 from lightning_sloppy.callbacks import pac_bayes_bound
-from lightning_sloppy.probing.error_counts import ErrorCounter
+from lightning_sloppy.certifying.error_counts import ErrorCounter
+from lightning_sloppy.posteriors.posterior_search import Choice
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
 

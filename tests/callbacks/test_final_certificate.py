@@ -22,8 +22,8 @@ from lightning_sloppy import (
     PriorSplit,
 )
 from lightning_sloppy.callbacks.certifying_trainer import CertifyingTrainer
+from lightning_sloppy.certifying import certified_networks
 from lightning_sloppy.posteriors.pair_certificate import weights_hash
-from lightning_sloppy.probing import certified_networks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*"),
@@ -492,7 +492,7 @@ def test_the_posterior_is_learnt_for_the_probability_that_is_certified(tmp_path,
 @pytest.mark.parametrize("held", [2**20, 0])
 def test_what_is_learnt_from_is_the_mean_loss_over_all_batches(tmp_path, monkeypatch, held):
     """Loss, mistakes and slope of some samples by hand, where they are read in several batches too."""
-    monkeypatch.setattr("lightning_sloppy.probing.error_counts.CACHE_BYTES", held)
+    monkeypatch.setattr("lightning_sloppy.certifying.error_counts.CACHE_BYTES", held)
     model, live = Classifier(), PACBayesBound(strict=True)
     trainer(tmp_path, callbacks=[FisherSpectrum(num_samples=16), live], max_epochs=1).fit(model, loader(blobs(70)))
     inputs, targets = (tensor[:50] for tensor in blobs(70).tensors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import Classifier, blobs, loader, trainer
+from support.tiny import Classifier, blobs, loader, trainer
 
 from lightning_sloppy import (
     EffectiveDimensionEarlyStopping,

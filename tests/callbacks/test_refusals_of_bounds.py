@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import SAFELY, Classifier, Regressor, blobs, loader, trainer
+from support.tiny import SAFELY, Classifier, Regressor, blobs, loader, trainer
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import lightning_sloppy

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.tiny import Classifier, Regressor, blobs, loader, trainer
 from lightning.pytorch import Callback
-from tiny import SAFELY, Classifier, Regressor, blobs, loader, trainer
+from support.tiny import SAFELY, Classifier, Regressor, blobs, loader, trainer
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 

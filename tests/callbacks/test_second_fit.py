@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from tiny import SAFELY, Classifier, blobs, loader, trainer
+from support.tiny import SAFELY, Classifier, blobs, loader, trainer
 from torch import nn
 
 from lightning_sloppy import (

@@ -8,10 +8,9 @@ import math
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from scipy.stats import fisher_exact
 from support.certified import TwoClasses, flags
 from support.tiny import SAFELY, loader, trainer
-from scipy.stats import fisher_exact
-from tiny import SAFELY, loader, trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -24,7 +23,7 @@ from lightning_sloppy import (
     PriorSplit,
 )
 from lightning_sloppy.callbacks.certifying_trainer import CertifyingTrainer
-from lightning_sloppy.probing.start_check import _judged
+from lightning_sloppy.certifying.start_check import _judged
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*"),

@@ -10,8 +10,6 @@ from torch import nn
 from lightning_sloppy.curvature.central_differences import CentralDifferences, GaussNewtonDifferences
 from lightning_sloppy.curvature.gauss_newton import GaussNewtonOperator
 from lightning_sloppy.curvature.hessian import HessianOperator, mean_gradient
-from lightning_sloppy.curvature.gradient import mean_gradient
-from lightning_sloppy.curvature.hessian import HessianOperator
 from lightning_sloppy.curvature.micro_batches import divisible
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.curvature.partition import layers_of_rank, samples_of_rank

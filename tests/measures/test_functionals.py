@@ -19,8 +19,6 @@ from lightning_sloppy.measures.brackets import count_is_resolved
 from lightning_sloppy.measures.effective_dimension import effective_dimension, eigenvalue_count
 from lightning_sloppy.measures.functionals import (
     averaged,
-    confidence_interval,
-    density_curve,
     frobenius_norm,
 )
 from lightning_sloppy.measures.relative_dimension import relative_dimension

@@ -12,20 +12,14 @@ from support.softmax import CLASSES, FEATURES, TRAIN, Problem, softmax_problem
 from torch import Tensor
 
 from lightning_sloppy.bounds import kl_inverse
-from lightning_sloppy.bounds import Evidence, certify, kl_inverse
-from lightning_sloppy.bounds.drawing import draw_and_judge
-from lightning_sloppy.bounds.gaussian import kl_parts, log_density_ratio
-from lightning_sloppy.bounds.mixture import PRIOR_GRID, mixture_log_ratio
-from lightning_sloppy.bounds.posterior import PosteriorFamily, posterior_family
-from lightning_sloppy.bounds.posterior_search import TAU_GRID, Choice, _Pilot, member, select_posterior
 from lightning_sloppy.bounds.relative_entropy import log_xi
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.posteriors import Evidence, certify
 from lightning_sloppy.posteriors.drawing import draw_and_judge
-from lightning_sloppy.posteriors.gaussian import PRIOR_GRID, kl_parts
+from lightning_sloppy.posteriors.gaussian import PRIOR_GRID, kl_parts, log_density_ratio, mixture_log_ratio
 from lightning_sloppy.posteriors.posterior import PosteriorFamily, posterior_family
-from lightning_sloppy.posteriors.posterior_search import TAU_GRID, Choice, member, select_posterior
+from lightning_sloppy.posteriors.posterior_search import TAU_GRID, Choice, _Pilot, member, select_posterior
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import Callback
-from tiny import Regressor, trainer
+from support.tiny import Regressor, trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sloppy.errors import ConfigurationError

@@ -414,7 +414,7 @@ class Acts(Counted):
 def test_a_step_that_draws_actions_is_measured_at_one_draw_of_them(tmp_path):
     hessian = HessianSpectrum(k=1_000, num_samples=64, strict=True)
     module = Acts()
-    fitted(tmp_path, module, hessian, data=DataLoader(blobs(24), 8))
+    fitted(tmp_path, module, hessian, data=DataLoader(blobs(24), 24))  # one batch, as large as the probe
     for event in hessian.measurements:
         assert event.status is Status.ONE_DRAW
         assert any("Values are those of one draw" in note for note in event.notes)

@@ -2,50 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
-import math
-import struct
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from lightning_sloppy.demo.data import InMemoryDataModule
 from lightning_sloppy.errors import ConfigurationError
-
-UNSIGNED_BYTE = 0x08
-
-
-def read_idx(path: Path) -> Tensor:
-    """One IDX file of unsigned bytes as a uint8 tensor; unpacked when its name ends in ``.gz``.
-
-    The format: two zero bytes, one byte for the type, one for the number of dimensions, the dimensions as
-    big-endian 32-bit integers, then the values in C order.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ConfigurationError: If the file is no complete IDX file of unsigned bytes.
-    """
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise ConfigurationError(f"{path} cannot be read ({error}): fetch the file again.") from error
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] != UNSIGNED_BYTE:
-        raise ConfigurationError(
-            f"{path} should be an IDX file of unsigned bytes, but begins with {content[:4].hex(' ') or 'nothing'}"
-            " instead of 00 00 08: fetch the file again, and let its name end in .gz only if it is packed."
-        )
-    start = 4 + 4 * content[3]
-    shape = struct.unpack(f">{content[3]}I", content[4:start]) if len(content) >= start else (0,)
-    if len(content) < start or len(content) - start != math.prod(shape):
-        raise ConfigurationError(
-            f"{path} announces {math.prod(shape)} values in the shape {shape} and holds {len(content) - start}:"
-            " it is incomplete, fetch it again."
-        )
-    return torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8).reshape(shape)
+from lightning_sloppy.inputs.idx_files import read_idx
 
 
 def find_idx(folder: Path, name: str) -> Path | None:

@@ -8,8 +8,8 @@ import torch
 
 from lightning_sloppy.demo import IDXDataModule
 from lightning_sloppy.demo.data import split_indices
-from lightning_sloppy.demo.idx import read_idx
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.inputs.idx_files import read_idx
 
 GENERATOR = np.random.default_rng(0)
 TRAIN = (GENERATOR.integers(0, 256, (24, 5, 4), dtype=np.uint8), np.arange(24, dtype=np.uint8) % 10)

@@ -1,0 +1,289 @@
+"""A table as numbers: its columns judged and encoded, their moments taken, in memory or in two passes over a file."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.inputs.column_kinds import CellReader, ColumnKind, is_none, look, one_hot
+from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments, shift_and_scale
+from lightning_sloppy.inputs.rows import MAX_FEATURES
+from lightning_sloppy.inputs.table_source import Chunk, TableSource
+
+IN_MEMORY = 50_000_000
+"""Cells up to which all rows stay in memory (400 MB); a larger table is read twice and a part of its rows kept."""
+
+SAMPLED = 5_000_000
+"""Cells of that part: whole runs of rows, evenly spread."""
+
+RUN = 256
+"""Rows in a run that stay neighbours."""
+
+PART_BYTES = 256 * 1024**2
+"""Memory for the moments of the parts of a table that is read in passes."""
+
+MOST_PARTS = 128
+
+FEWEST_OBSERVED = 30
+LEAST_OBSERVED = 0.05
+"""Rows, and part of all rows, in which a column has to be observed."""
+
+
+@dataclass
+class EncodedTable:
+    """Numbers, and what became of every column.
+
+    Attributes:
+        origin: What was read.
+        rows: n.
+        columns: Names of all columns of the table but the targets.
+        names: Of the columns used, encoded ones included.
+        parents: Of each of them the column of the table that it comes from.
+        values: Standardised by ``shift`` and ``scale``, NaN where missing: all rows, or a part of them, (n', d).
+        sampled: Whether ``values`` holds only a part of the rows.
+        shift, scale: Of each column used, (d,): mean and deviation over all rows.
+        parts: Moments of parts of the rows in their order, which together are all of them.
+        kinds: What is known of each column of the table.
+        constant: Names of columns with one value.
+        set_aside: Reason for each column that is not used and not constant.
+        encoded: New names for each text column.
+        targets: Cells of each target as they were read.
+    """
+
+    origin: str
+    rows: int
+    columns: tuple[str, ...]
+    names: tuple[str, ...]
+    parents: tuple[str, ...]
+    values: Floats
+    sampled: bool
+    shift: Floats
+    scale: Floats
+    parts: list[PairwiseMoments]
+    kinds: dict[str, ColumnKind]
+    constant: tuple[str, ...]
+    set_aside: dict[str, str]
+    encoded: dict[str, tuple[str, ...]]
+    targets: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    @property
+    def moments(self) -> PairwiseMoments:
+        """Of all rows."""
+        total = self.parts[0]
+        for part in self.parts[1:]:
+            total = total + part
+        return total
+
+
+def encoded_table(
+    source: TableSource, targets: Sequence[str], codes: Sequence[str], advance: Callable[[int], None]
+) -> EncodedTable:
+    """Judge and encode every column.
+
+    Args:
+        source: The table.
+        targets: Columns to keep apart.
+        codes: Words and numbers that mean a missing value.
+        advance: Told how many rows were read.
+
+    Raises:
+        ConfigurationError: An unknown target, no rows or one, infinite numbers, numbers mixed with text, or no column
+            that can be used.
+    """
+    for target in targets:
+        if target not in source.names:
+            near = difflib.get_close_matches(target, source.names, 3) or list(source.names[:5])
+            raise ConfigurationError(
+                f"The target {target!r} is no column of {source.origin}; it has, for instance, {', '.join(near)}."
+            )
+    reader = CellReader(codes)
+    kinds = [ColumnKind(name) for name in source.names]
+    kept: list[Chunk] | None = []
+    cells = 0
+    found: dict[str, list[npt.NDArray[Any]]] = {target: [] for target in targets}
+    for chunk in source.chunks():
+        columns = list(_columns(chunk, reader))
+        for kind, (numbers, texts) in zip(kinds, columns, strict=True):
+            look(kind, numbers, texts)
+            if kind.name in found:
+                found[kind.name].append(_cells(numbers, texts))
+        rows = len(columns[0][0]) if columns else 0
+        cells += rows * len(kinds)
+        advance(rows)
+        if kept is not None:
+            kept.append(chunk)
+            if cells > IN_MEMORY:
+                kept = None
+    rows = kinds[0].rows if kinds else 0
+    if rows < 2:
+        raise ConfigurationError(
+            f"{source.origin} holds {rows or 'no'} row{'' if rows == 1 else 's'}; correlations need two and more."
+        )
+    plan = _plan(source, kinds, set(targets), rows)
+    again = source.chunks if kept is None else (lambda held=kept: iter(held))
+    return _encoded(source, plan, kinds, rows, again, reader, kept is None, found, advance)
+
+
+@dataclass
+class _Plan:
+    columns: tuple[str, ...]
+    use: list[int]
+    constant: tuple[str, ...]
+    set_aside: dict[str, str]
+
+
+def _plan(source: TableSource, kinds: Sequence[ColumnKind], targets: set[str], rows: int) -> _Plan:
+    """Which columns are used."""
+    use, constant, aside = [], [], {}
+    fewest = max(FEWEST_OBSERVED, LEAST_OBSERVED * rows)
+    for index, kind in enumerate(kinds):
+        if kind.name in targets:
+            continue
+        verdict = kind.verdict()
+        observed = kind.rows - kind.missing
+        if verdict == "no value at all":
+            aside[kind.name] = verdict
+        elif verdict == "the same text everywhere" or (verdict == "number" and kind.changed is None):
+            constant.append(kind.name)
+        elif verdict not in ("number", "categories"):
+            aside[kind.name] = verdict
+        elif kind.missing and observed < fewest:
+            aside[kind.name] = f"hardly observed: {observed:,} of {rows:,} rows"
+        else:
+            use.append(index)
+    columns = tuple(kind.name for kind in kinds if kind.name not in targets)
+    if not use:
+        reasons = [f"{len(constant):,} constant"] if constant else []
+        counts = Counter(reason.split(":")[0] for reason in aside.values())
+        reasons += [f"{count:,} {reason}" for reason, count in counts.items()]
+        raise ConfigurationError(
+            f"No column of {source.origin} can be used: of {len(columns):,}, "
+            f"{', '.join(reasons) or 'all are targets'}; "
+            "correlations need columns of numbers, or of few categories, that vary."
+        )
+    return _Plan(columns, use, tuple(constant), aside)
+
+
+def _encoded(
+    source: TableSource,
+    plan: _Plan,
+    kinds: list[ColumnKind],
+    rows: int,
+    chunks: Callable[[], Iterator[Chunk]],
+    reader: CellReader,
+    sampled: bool,
+    found: dict[str, list[npt.NDArray[Any]]],
+    advance: Callable[[int], None],
+) -> EncodedTable:
+    encoded: dict[str, tuple[str, ...]] = {}
+    names, parents = [], []
+    for index in plan.use:
+        kind = kinds[index]
+        if kind.verdict() == "number":
+            names.append(kind.name)
+            parents.append(kind.name)
+        else:
+            nothing = np.full(0, np.nan), np.full(0, None, dtype=object)
+            encoded[kind.name] = tuple(name for name, _ in one_hot(kind, *nothing))
+            names += encoded[kind.name]
+            parents += [kind.name] * len(encoded[kind.name])
+    d = len(names)
+    if d > MAX_FEATURES:
+        raise ConfigurationError(
+            f"{source.origin} has {d:,} columns with its categories encoded, but at most {MAX_FEATURES:,} are handled "
+            f"(their matrix would take {8 * d**2 / 1024**3:.1f} GiB); leave out columns of many categories."
+        )
+
+    def blocks() -> Iterator[Floats]:
+        for chunk in chunks():
+            yield _block(chunk, plan.use, kinds, reader, d)
+
+    if sampled:
+        shift, scale = _streamed_shift(blocks)
+        parts, values = _streamed(blocks, shift, scale, rows, advance)
+    else:
+        values = np.concatenate(list(blocks()))
+        shift, scale = shift_and_scale(values)
+        values -= shift
+        values /= scale
+        parts = [PairwiseMoments.of(values)]
+    targets = {name: np.concatenate(cells) for name, cells in found.items()}
+    return EncodedTable(
+        source.origin, rows, plan.columns, tuple(names), tuple(parents), values, sampled, shift, scale, parts,
+        {kind.name: kind for kind in kinds}, plan.constant, plan.set_aside, encoded, targets,
+    )  # fmt: skip
+
+
+def _block(chunk: Chunk, use: Sequence[int], kinds: Sequence[ColumnKind], reader: CellReader, d: int) -> Floats:
+    """Numbers of the used columns, (n, d)."""
+    if isinstance(chunk, np.ndarray) and all(kinds[index].verdict() == "number" for index in use):
+        return np.asarray(reader.without_codes(chunk[:, list(use)].astype(np.float64)))
+    columns = [chunk[:, index] if isinstance(chunk, np.ndarray) else chunk[index] for index in use]
+    block = np.empty((len(columns[0]), d))
+    place = 0
+    for index, cells in zip(use, columns, strict=True):
+        numbers, texts = reader.read(cells)
+        if kinds[index].verdict() == "number":
+            block[:, place] = numbers
+            place += 1
+        else:
+            for _, values in one_hot(kinds[index], numbers, texts):
+                block[:, place] = values
+                place += 1
+    return block
+
+
+def _streamed_shift(blocks: Callable[[], Iterator[Floats]]) -> tuple[Floats, Floats]:
+    """Mean and deviation of the first block: they need only be near those of the table."""
+    return shift_and_scale(next(blocks()))
+
+
+def _streamed(
+    blocks: Callable[[], Iterator[Floats]], shift: Floats, scale: Floats, rows: int, advance: Callable[[int], None]
+) -> tuple[list[PairwiseMoments], Floats]:
+    """Moments of parts, neighbours added where they become too many, and an even sample of runs of rows."""
+    d = len(shift)
+    most = int(min(MOST_PARTS, max(16, PART_BYTES // (4 * 8 * d * d))))
+    size = -(-rows // most)
+    every = max(1, -(-rows * d // SAMPLED))
+    parts: list[PairwiseMoments] = []
+    kept: list[Floats] = []
+    start, filled = 0, 0
+    for block in blocks():
+        block = (block - shift) / scale
+        runs = (np.arange(start, start + len(block)) // RUN) % every == 0
+        kept.append(block[runs])
+        start += len(block)
+        at = 0
+        while at < len(block):
+            take = min(size - filled, len(block) - at)
+            moments = PairwiseMoments.of(block[at : at + take])
+            if filled:
+                parts[-1] = parts[-1] + moments
+            else:
+                parts.append(moments)
+            filled = (filled + take) % size
+            at += take
+        advance(len(block))
+    return parts, np.concatenate(kept)
+
+
+def _columns(chunk: Chunk, reader: CellReader) -> Iterator[tuple[Floats, npt.NDArray[Any] | None]]:
+    width = chunk.shape[1] if isinstance(chunk, np.ndarray) else len(chunk)
+    for index in range(width):
+        yield reader.read(chunk[:, index] if isinstance(chunk, np.ndarray) else chunk[index])
+
+
+def _cells(numbers: Floats, texts: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+    """Cells of a target: numbers, or objects where there are texts."""
+    if texts is None:
+        return numbers
+    cells = numbers.astype(object)
+    return np.where(is_none(texts), cells, texts)

@@ -1,0 +1,186 @@
+"""How a text file writes a table: encoding, delimiter, decimal mark, and whether its first line names the columns."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import lzma
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from lightning_sloppy.errors import ConfigurationError
+
+SNIFFED = 64
+"""Lines looked at."""
+
+DELIMITERS = (",", ";", "\t", "|")
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity)", re.IGNORECASE)
+_COMMA_NUMBER = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a file writes a table.
+
+    Attributes:
+        delimiter: One character, or the pattern of white space.
+        decimal: "." or ",".
+        names: Of the columns.
+        header: Lines before the first row: 1 when the first names the columns, else 0.
+        row_numbers: Whether the first column has no name and counts the rows, as pandas writes it.
+    """
+
+    delimiter: str
+    decimal: str
+    names: tuple[str, ...]
+    header: int
+    row_numbers: bool
+
+
+def sniffed(path: Path, missing: Collection[str]) -> Dialect:
+    """Look at the first lines.
+
+    Args:
+        path: The file, packed with gzip, bzip2, xz or zip (one member) or not.
+        missing: Words that stand for a missing value.
+
+    Raises:
+        ConfigurationError: Unreadable, empty, not UTF-8, or a column named twice.
+    """
+    lines = _first_lines(path)
+    if not lines:
+        raise ConfigurationError(f"{path} is empty; give a file with at least two rows.")
+    delimiter = _delimiter(lines, path)
+    cells = [_split(line, delimiter) for line in lines]
+    first, rest = cells[0], cells[1:]
+    decimal = "," if delimiter != "," and _decimal_commas(rest or cells) else "."
+    header = _is_header(first, rest, missing, decimal)
+    widths = {len(row) for row in (rest or cells)}
+    width = min(widths)
+    names = [cell.strip() for cell in first] if header else [str(index) for index in range(width)]
+    if header and widths == {len(names) + 1}:
+        names = ["", *names]  # the column of row names has no heading (as R writes it)
+    row_numbers = header and names[0] == "" and [row[0].strip() for row in rest] == [str(i) for i in range(len(rest))]
+    names = [name or f"unnamed {index}" for index, name in enumerate(names)]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ConfigurationError(f"{path} names the column {twice[0]!r} twice; give every column a name of its own.")
+    return Dialect(delimiter, decimal, tuple(names), int(header), row_numbers)
+
+
+def opened(path: Path) -> IO[bytes]:
+    """The file unpacked.
+
+    Raises:
+        ConfigurationError: It does not exist, or is no archive of the kind its name says, or holds several files.
+    """
+    try:
+        if path.suffix == ".zip":
+            archive = zipfile.ZipFile(path)
+            members = [name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name]
+            if len(members) != 1:
+                raise ConfigurationError(
+                    f"{path} holds {len(members)} files ({', '.join(members[:3])}); unpack it and give one of them."
+                )
+            return archive.open(members[0])
+        packed = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix)
+        return packed(path, "rb") if packed else path.open("rb")  # type: ignore[operator]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ConfigurationError(f"{path} cannot be read ({_said(error)}).") from error
+
+
+def is_number(cell: str, decimal: str = ".") -> bool:
+    """Whether a cell is a number.
+
+    >>> is_number("-1.5e3"), is_number("1,5", ","), is_number("A1")
+    (True, True, False)
+    """
+    text = cell.strip()
+    return bool(_NUMBER.fullmatch(text)) or (decimal == "," and bool(_COMMA_NUMBER.fullmatch(text)))
+
+
+def _first_lines(path: Path) -> list[str]:
+    try:
+        with opened(path) as file:
+            raw = [line for line in (file.readline(1 << 24) for _ in range(SNIFFED)) if line]
+    except (OSError, EOFError, zipfile.BadZipFile, lzma.LZMAError, zipfile.LargeZipFile) as error:
+        raise ConfigurationError(f"{path} cannot be read ({_said(error)}).") from error
+    joined = b"".join(raw)
+    if joined[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in joined:
+        raise ConfigurationError(f"{path} is not text in UTF-8; convert it, for instance with iconv -t UTF-8.")
+    try:
+        text = joined.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(not_utf8(path, error)) from error
+    return [line for line in io.StringIO(text, newline=None).read().split("\n") if line.strip()]
+
+
+def not_utf8(path: Path, error: UnicodeDecodeError) -> str:
+    """One sentence on bytes that are no UTF-8."""
+    found = error.object[error.start : error.start + 1].hex()
+    return f"{path} is not text in UTF-8 (byte 0x{found}); convert it, for instance with iconv -f LATIN1 -t UTF-8."
+
+
+def _delimiter(lines: list[str], path: Path) -> str:
+    plain = path.name.lower()
+    if ".tsv" in plain or ".tab" in plain:
+        return "\t"
+    scores = {}
+    for delimiter in DELIMITERS:
+        counts = Counter(len(_split(line, delimiter)) for line in lines)
+        width, often = counts.most_common(1)[0]
+        scores[delimiter] = (often / len(lines) if width > 1 else 0.0, width)
+    best = max(scores, key=lambda key: (round(scores[key][0], 1), key == ",", scores[key][1]))
+    # "1,5;2,5": both fit, and the semicolon is meant. One comma more or less would tell that commas are decimal marks.
+    if best == "," and scores[";"][0] >= 0.9 and _decimal_commas([_split(line, ";") for line in lines[1:]]):
+        best = ";"
+    if scores[best][0] >= 0.9:
+        return best
+    widths = Counter(len(_split(line, r"\s+")) for line in lines)
+    width, often = widths.most_common(1)[0]
+    if width > 1 and often >= 0.9 * len(lines) and ".csv" not in plain:
+        return r"\s+"
+    return best if scores[best][0] > 0.5 else ","
+
+
+def _split(line: str, delimiter: str) -> list[str]:
+    if delimiter == r"\s+":  # quotes hold texts with spaces together
+        words = csv.reader([" ".join(line.split())], delimiter=" ", skipinitialspace=True)
+        return next(words, [])
+    return next(csv.reader([line], delimiter=delimiter), [])
+
+
+def _decimal_commas(rows: list[list[str]]) -> bool:
+    cells = [cell.strip() for row in rows for cell in row]
+    return any(_COMMA_NUMBER.fullmatch(cell) for cell in cells) and not any("." in c and is_number(c) for c in cells)
+
+
+def _is_header(first: list[str], rest: list[list[str]], missing: Collection[str], decimal: str) -> bool:
+    known = [cell.strip() for cell in first]
+    numbers = [is_number(cell, decimal) for cell in known]
+    counted = known[1:] if known and known[0] == "" else known
+    if len(counted) > 1 and counted in (
+        [str(i) for i in range(len(counted))],
+        [str(i + 1) for i in range(len(counted))],
+    ):
+        return True
+    words = [i for i, cell in enumerate(known) if not numbers[i] and cell not in missing]
+    if not words:
+        return False
+    if not any(numbers):
+        return True
+    # Numbers and words: a name stands above numbers or dates, a text in the first row stands above texts.
+    below = {i: [row[i].strip() for row in rest if len(row) > i and row[i].strip() not in missing] for i in words}
+    return any(values and all(is_number(value, decimal) for value in values) for values in below.values())
+
+
+def _said(error: BaseException) -> str:
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)

@@ -21,6 +21,8 @@ from .errors import MissingExtraError as MissingExtraError
 from .errors import SloppyError as SloppyError
 from .errors import UnsupportedError as UnsupportedError
 from .evaluation.preserve import is_measuring as is_measuring
+from .inspection.data_report import DataReport as DataReport
+from .inspection.inspecting import inspect as inspect
 from .measures.effective_dimension import curvature_scale as curvature_scale
 from .measures.effective_dimension import effective_dimension as effective_dimension
 from .measures.relative_dimension import relative_dimension as relative_dimension

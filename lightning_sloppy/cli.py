@@ -1,4 +1,4 @@
-"""The command line: ``lightning-sloppy fit --config ...``, Lightning's own with our names known, and ``certify``."""
+"""The command line: Lightning's own ``fit --config ...`` with our names known, ``certify``, and ``inspect``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 DESCRIPTION = """Fit a Lightning module while its spectra, effective dimensions and a PAC-Bayes bound are measured:
-any LightningModule and LightningDataModule, by class path; the classes of this package also by their bare name."""
+any LightningModule and LightningDataModule, by class path; the classes of this package also by their bare name.
+"lightning-sloppy inspect PATH" looks at a table before any model."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -34,17 +35,22 @@ def main(args: Sequence[str] | None = None) -> None:
         raise MissingExtraError(
             "The command line needs jsonargparse, which is not installed: pip install 'lightning-sloppy[cli]'."
         )
+    words = list(sys.argv[1:] if args is None else args)
+    # As `python -m` does: modules in the working folder can be named in a configuration.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    if words[:1] == ["inspect"]:
+        if any(word.startswith("--data") for word in words):
+            _know_names()
+        from lightning_sloppy.inspect_command import run_inspect
+
+        sys.exit(run_inspect(words[1:]))
+
     from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
     from lightning_sloppy.callbacks.certifying_trainer import CertifyingTrainer
 
-    # As `python -m` does: modules in the working folder can be named in a configuration.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    # A class is found by its bare name only once its module is imported, and the public names are loaded lazily.
-    importlib.import_module("lightning_sloppy.demo")
-    for name in dir(lightning_sloppy):
-        getattr(lightning_sloppy, name)
+    _know_names()
 
     class CLI(LightningCLI):
         """With the verbs of this package."""
@@ -90,6 +96,13 @@ def main(args: Sequence[str] | None = None) -> None:
             if ours is None:
                 raise
             sys.exit(f"error: {ours}")
+
+
+def _know_names() -> None:
+    """A class is found by its bare name only once its module is imported, and the public names are loaded lazily."""
+    importlib.import_module("lightning_sloppy.demo")
+    for name in dir(lightning_sloppy):
+        getattr(lightning_sloppy, name)
 
 
 def _our_cause(error: BaseException | None) -> SloppyError | None:

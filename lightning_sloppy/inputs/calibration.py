@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg, signal
 
-from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments
+from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments, fewest_common
 
 ITERATIONS = 14
 """Half of them find the spectrum, the second half are averaged: a simulation is noisy."""
@@ -104,7 +104,7 @@ def _sampled(
         values = values @ factor.T
         if missing is not None:
             values[missing] = np.nan
-        matrix = PairwiseMoments.of(values).correlation(2)[0]
+        matrix = PairwiseMoments.of(values).correlation(fewest_common(rows))[0]
     return np.asarray(linalg.eigvalsh(matrix, check_finite=False)[::-1])
 
 

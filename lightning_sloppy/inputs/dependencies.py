@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from lightning_sloppy.inputs.column_groups import natural
 from lightning_sloppy.inputs.pairwise import Floats
 
 EXACT = 1e-6
@@ -79,8 +80,8 @@ def exact_dependencies(values: Floats, names: Sequence[str]) -> Dependencies:
     """Rank-revealing QR with column pivoting of the standardised columns, over rows that are complete.
 
     The pivots are a basis, and each column behind them is a combination of it; which of several dependent columns is
-    named as the combination is a matter of the pivoting. Where values are missing, the columns with few of them
-    are taken, in the rows where all of those are observed.
+    named as the combination is a convention, the last by its name. Where values are missing, the columns with few of
+    them are taken, in the rows where all of those are observed.
 
     Args:
         values: (n, d), NaN where missing.
@@ -106,23 +107,30 @@ def exact_dependencies(values: Floats, names: Sequence[str]) -> Dependencies:
     triangle, order = linalg.qr(looked / np.sqrt(len(looked)), mode="r", pivoting=True, check_finite=False)
     rank = int((np.abs(np.diag(triangle)[: len(columns)]) > EXACT).sum())
     weights = linalg.solve_triangular(triangle[:rank, :rank], triangle[:rank, rank:])
-    found = []
+    found: list[Dependency] = []
     for which, column in enumerate(order[rank:]):
         fitted = _fitted(standard, looked, column, order[:rank], weights[:, which])
         if fitted is None:
             continue
         basis, own = fitted
-        units = own * deviation[column] / deviation[basis]
-        constant = mean[column] - mean[basis] @ units
+        # Which of them is named as the combination must not depend on rounding: the last by its name, if it is free.
+        members = [column, *basis]
+        factors = np.array([-1.0, *own])
+        free = [at for at in range(len(members)) if names[columns[members[at]]] not in {one.column for one in found}]
+        at = max(free or [0], key=lambda at: natural(names[columns[members[at]]]))
+        column, basis = members[at], np.delete(members, at)
+        units = np.delete(-factors / factors[at], at) * deviation[column] / deviation[basis]
+        constant = float(mean[column] - mean[basis] @ units)
         # The constant is a difference of means: what rounding leaves of it is none.
         if abs(constant) <= 1e-7 * (abs(mean[column]) + np.abs(mean[basis] * units).sum()):
             constant = 0.0
+        terms = sorted(zip(basis, units, strict=True), key=lambda term: natural(names[columns[term[0]]]))
         found.append(
             Dependency(
                 names[columns[column]],
-                tuple(names[columns[index]] for index in basis),
-                tuple(float(weight) for weight in units),
-                float(constant),
+                tuple(names[columns[index]] for index, _ in terms),
+                tuple(float(weight) for _, weight in terms),
+                constant,
             )
         )
     return Dependencies(tuple(found), len(columns), len(standard))

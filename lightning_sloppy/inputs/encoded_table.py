@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.column_kinds import CellReader, ColumnKind, is_none, look, one_hot
-from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments, shift_and_scale
+from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments, fewest_common, shift_and_scale
 from lightning_sloppy.inputs.rows import MAX_FEATURES
 from lightning_sloppy.inputs.table_source import Chunk, TableSource
 
@@ -31,9 +31,8 @@ PART_BYTES = 256 * 1024**2
 
 MOST_PARTS = 128
 
-FEWEST_OBSERVED = 30
 LEAST_OBSERVED = 0.05
-"""Rows, and part of all rows, in which a column has to be observed."""
+"""Part of the rows in which a column has to be observed, and never in fewer than two columns need in common."""
 
 
 @dataclass
@@ -142,7 +141,7 @@ class _Plan:
 def _plan(source: TableSource, kinds: Sequence[ColumnKind], targets: set[str], rows: int) -> _Plan:
     """Which columns are used."""
     use, constant, aside = [], [], {}
-    fewest = max(FEWEST_OBSERVED, LEAST_OBSERVED * rows)
+    fewest = max(fewest_common(rows), LEAST_OBSERVED * rows)
     for index, kind in enumerate(kinds):
         if kind.name in targets:
             continue

@@ -30,6 +30,7 @@ def sloppiness_verdict(
     null_in_words: str,
     *,
     by: Literal["participation ratio", "effective dimension"] = "participation ratio",
+    dimensions: tuple[float, float] | None = None,
 ) -> SloppinessVerdict:
     """Judge a spectrum beside that of a null.
 
@@ -45,6 +46,8 @@ def sloppiness_verdict(
         null_in_words: What the null is, for instance "the same columns, each shuffled".
         by: The dimension. "participation ratio" for inputs: with few features the effective dimension counts nearly
             all. "effective dimension" for networks, where the direction of the mean rules the participation ratio.
+        dimensions: Of spectrum and null, where the caller knows them better: a floor that hides small eigenvalues from
+            the shape takes them from a participation ratio, too.
 
     >>> import torch
     >>> from lightning_sloppy.records import Status
@@ -56,7 +59,7 @@ def sloppiness_verdict(
     """
     seen, without = sloppiness(spectrum), sloppiness(null)
     of = participation_ratio if by == "participation ratio" else relative_dimension
-    dimension, null_dimension = of(spectrum).value, of(null).value
+    dimension, null_dimension = dimensions or (of(spectrum).value, of(null).value)
     spread, null_spread = _spread(seen), _spread(without)
     few = dimension / null_dimension if null_dimension else math.nan
     beyond = spread - null_spread

@@ -16,10 +16,11 @@ FLOORS = [
     {"__main__"},
     {"cli"},
     {"__init__"},
+    {"inspect_command"},
     {"callbacks", "demo"},
     {"certifying"},
     {"probing", "reporting"},
-    {"analysis"},
+    {"analysis", "inspection"},
     {"posteriors"},
     {"bounds", "measures", "curvature", "inputs"},
     {"evaluation", "linalg"},
@@ -28,7 +29,7 @@ FLOORS = [
     {"errors", "version"},
 ]
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
-ROOMS_WITH_LIGHTNING = {"cli", "callbacks", "certifying", "probing", "reporting", "demo"}
+ROOMS_WITH_LIGHTNING = {"cli", "inspect_command", "callbacks", "certifying", "probing", "reporting", "demo"}
 LIGHTNING = {"lightning", "pytorch_lightning"}
 PRIVATE_NAMES_ALLOWED = PACKAGE / "probing" / "trainer_internals.py"
 LIGHTNING_OBJECTS = {"trainer", "pl_module", "strategy", "fit_loop", "lightning_module"}
@@ -125,6 +126,7 @@ def test_files_stay_readable(path):
         "from lightning_sloppy import hessian_spectrum, fisher_spectrum, input_spectrum",
         "from lightning_sloppy import Spectrum, Status, ConfigurationError",
         "import lightning_sloppy.bounds, lightning_sloppy.posteriors, lightning_sloppy.measures",
+        "from lightning_sloppy import inspect, DataReport",
     ],
 )
 def test_works_without_importing_lightning(statement):

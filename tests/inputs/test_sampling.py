@@ -99,7 +99,7 @@ def test_calibration_takes_the_bias_of_sampling_back(part: float) -> None:
     rows = rng.standard_normal((n, d)) @ np.linalg.cholesky(matrix).T
     missing = rng.random(rows.shape) < part
     rows[missing] = np.nan
-    observed = PairwiseMoments.of(rows).correlation(2)[0]
+    observed = PairwiseMoments.of(rows).correlation()[0]
     told = []
     found = calibrated_eigenvalues(observed, n, missing if part else None, 0.0, 0, lambda: told.append(1))
     sample = np.maximum(np.linalg.eigvalsh(observed)[::-1], 0)

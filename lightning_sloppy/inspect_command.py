@@ -1,0 +1,167 @@
+"""``lightning-sloppy inspect PATH``: look at the data before any model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_sloppy.errors import ConfigurationError, SloppyError
+from lightning_sloppy.inputs.column_groups import THRESHOLD
+
+BAD_INPUT = 2
+"""Exit code for a table that cannot be read or used, as for arguments that cannot be parsed."""
+
+
+def run_inspect(arguments: Sequence[str]) -> int:
+    """Read, inspect, print the page.
+
+    Args:
+        arguments: Behind ``inspect``.
+
+    Returns:
+        Exit code: 0, or 2 with one sentence on the error stream.
+    """
+    arguments, of_data = _split(arguments)
+    options = _parser().parse_args(arguments)
+    if options.path is None and options.target and Path(options.target[-1]).is_file():
+        options.path = options.target.pop()  # the path behind the targets
+    try:
+        return _inspected(options, of_data)
+    except SloppyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except MemoryError:
+        print(
+            f"error: The memory does not suffice for {options.path or 'these data'}; select columns first.",
+            file=sys.stderr,
+        )
+        return BAD_INPUT
+
+
+def _inspected(options: argparse.Namespace, of_data: list[str]) -> int:
+    if (options.path is None) == (not of_data):
+        raise ConfigurationError(
+            "Give the PATH of a table, or a LightningDataModule with --data CLASS_PATH"
+            + (", not both." if of_data else "; lightning-sloppy inspect --help shows more.")
+        )
+    if options.json is not None:
+        _writable(Path(options.json))
+    data = _of_datamodule(of_data) if of_data else options.path
+
+    from rich.console import Console
+
+    from lightning_sloppy.inspection.inspecting import inspect
+    from lightning_sloppy.reporting.data_page import print_page, shown_progress
+
+    with shown_progress(Console(stderr=True)) as progress:
+        report = inspect(
+            data,
+            target=options.target or (),
+            missing=options.missing_method,
+            missing_codes=options.missing or (),
+            threshold=options.threshold,
+            intervals=not options.no_intervals,
+            seed=options.seed,
+            progress=progress,
+        )
+    if options.json is not None:
+        arrays = report.save(options.json)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    print_page(report, console)
+    if options.json is not None:
+        console.print(f"\nWritten: {options.json} and {arrays}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lightning-sloppy inspect",
+        description="Look at a table before any model: columns that say the same, independent directions, missing "
+        "values, noise, and how sure all of it is. Prints one page.",
+        epilog="--data CLASS_PATH [--data.ARGUMENT VALUE ...] takes the training samples of a LightningDataModule "
+        "instead of a PATH. Exit code 2: a table that cannot be read or used.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "path", nargs="?", metavar="PATH", help="text (.csv, .tsv, .txt, ...), .parquet, .npy, .npz or IDX file"
+    )
+    parser.add_argument(
+        "--target",
+        nargs="+",
+        action="extend",
+        metavar="COLUMN",
+        help="columns to keep apart and to report by themselves",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the report, and the arrays beside it as .npz")
+    parser.add_argument(
+        "--missing",
+        action="append",
+        metavar="CODE",
+        help="a word or number that means a missing value, beside empty, NaN, NA and ?; may be repeated",
+    )
+    parser.add_argument(
+        "--missing-method",
+        choices=["pairwise", "em", "error"],
+        default="pairwise",
+        help="correlations over common rows (pairwise), the Gaussian model (em), or refuse",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=THRESHOLD,
+        metavar="R",
+        help=f"absolute correlation above which columns carry the same information ({THRESHOLD:g})",
+    )
+    parser.add_argument(
+        "--no-intervals", action="store_true", help="leave out the intervals, which take most of the time"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all draws (0)")
+    return parser
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Ours, and those of the data module: ``--data`` and ``--data.name``, each with what follows up to an option."""
+    ours: list[str] = []
+    of_data: list[str] = []
+    into = ours
+    for word in arguments:
+        if word.startswith("--"):
+            into = of_data if word.split("=")[0].split(".")[0] == "--data" else ours
+        into.append(word)
+    return ours, of_data
+
+
+def _of_datamodule(arguments: list[str]) -> Any:
+    """The training data set of a data module.
+
+    Raises:
+        ConfigurationError: It has none.
+        SystemExit: Arguments that cannot be parsed.
+    """
+    from jsonargparse import ArgumentParser
+    from lightning.pytorch import LightningDataModule
+
+    parser = ArgumentParser(prog="lightning-sloppy inspect", exit_on_error=True)
+    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
+    # The method was renamed in jsonargparse 4.49.
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    module: LightningDataModule = instantiate(parser.parse_args(arguments)).data
+    module.prepare_data()
+    module.setup("fit")
+    loader = module.train_dataloader()
+    dataset = getattr(loader, "dataset", None)
+    if dataset is None:
+        raise ConfigurationError(
+            f"{type(module).__name__} gives a {type(loader).__name__} for training, but one DataLoader is needed; "
+            f"give the "
+            "data as a file instead."
+        )
+    return dataset if hasattr(dataset, "__len__") else loader
+
+
+def _writable(path: Path) -> None:
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise ConfigurationError(f"The report cannot be written to {path}; name a file in a folder that exists.")

@@ -1,0 +1,321 @@
+"""What a report says, as a user would ask; each answer with the numbers behind it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from lightning_sloppy.inspection.data_report import Answer, DataReport, Interval, TargetReport
+
+SETTLED = 0.05
+"""Half width of the participation ratio's interval, and its bias, up to which more rows would change little."""
+
+SMALL = 0.05
+"""Relative difference between two treatments up to which they say the same."""
+
+
+def answers_of(report: DataReport) -> list[Answer]:
+    """All questions that the report can answer, and what it cannot say."""
+    found = [_directions(report), _drop(report), _dead(report), _missing(report), _more_rows(report), _rows(report)]
+    found += [_sloppy(report), *map(_target, report.targets), _unsaid(report)]
+    return found
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a list to copy.
+
+    >>> listed(["a", "b c"])
+    '["a", "b c"]'
+    """
+    return "[" + ", ".join('"' + name.replace('"', '\\"') + '"' for name in names) + "]"
+
+
+def number(value: float) -> str:
+    """Four digits, without an exponent where that is short.
+
+    >>> number(76.9609), number(2e-9), number(12345.6), number(float("nan"))
+    ('76.96', '2e-09', '12,346', 'not known')
+    """
+    if math.isnan(value):
+        return "not known"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
+def interval(found: Interval) -> str:
+    """Value and ends.
+
+    >>> interval(Interval(4.0, 3.5, 5.0)), interval(Interval(4.0))
+    ('4 [3.5, 5]', '4')
+    """
+    if found.low is None or found.high is None:
+        return number(found.value)
+    return f"{number(found.value)} [{number(found.low)}, {number(found.high)}]"
+
+
+def columns(count: int) -> str:
+    """A number of columns.
+
+    >>> columns(1), columns(1200)
+    ('1 column', '1,200 columns')
+    """
+    return f"{count:,} column{'' if count == 1 else 's'}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _directions(report: DataReport) -> Answer:
+    whole, fewer = report.spectrum, report.deduplicated
+    ratio = whole.participation_ratio
+    answer = f"About {ratio.value:.0f}, where {columns(whole.columns)} vary"
+    if report.drop:
+        answer += (
+            f"; about {fewer.participation_ratio.value:.0f} of the {fewer.columns:,} columns that are left when those "
+            "which repeat others are dropped"
+        )
+    evidence = (
+        f"Participation ratio {interval(ratio)}; entropy rank {interval(whole.entropy_rank)}; {whole.above_noise_edge} "
+        f"eigenvalues above the noise edge of {number(whole.noise_edge)}"
+    )
+    if whole.above_noise_edge_interval is not None:
+        low, high = whole.above_noise_edge_interval
+        evidence += f" (between {low} and {high} by the errors of sampling)"
+    if ratio.low is not None and ratio.high is not None and not ratio.low <= ratio.value <= ratio.high:
+        evidence += (
+            ". The interval does not hold the value: sampling makes it "
+            f"{'low' if ratio.value < ratio.low else 'high'}, and the interval is corrected for that"
+        )
+    return Answer("How many independent directions are there?", f"{answer}.", f"{evidence}.")
+
+
+def _drop(report: DataReport) -> Answer:
+    question = "Which columns can be dropped because others say the same?"
+    pairs = f"|r| > {report.threshold:g}"
+    encoded = [set(names) for names in report.encoded.values()]
+    dependent = [
+        found
+        for found in report.dependencies.found
+        if len(found.names) > 1 and not any({found.column, *found.names} <= names for names in encoded)
+    ]
+    also = ""
+    if dependent:
+        also = (
+            f" {columns(len(dependent)).capitalize()} more {'is an' if len(dependent) == 1 else 'are'} exact "
+            f"{'combination' if len(dependent) == 1 else 'combinations'} of several others: "
+            + "; ".join(found.in_words for found in dependent[:5])
+            + ("; ..." if len(dependent) > 5 else "")
+            + "."
+        )
+    if not report.drop:
+        return Answer(question, f"None.{also}", f"No two columns have {pairs} over 30 and more common rows.")
+    strongest = [abs(r) for group in report.groups for _, _, r in group.drop]
+    return Answer(
+        question,
+        f"{columns(len(report.drop)).capitalize()}: {listed(report.drop)}.{also}",
+        f"{len(report.groups)} group{'s' if len(report.groups) > 1 else ''} of {columns(_members(report))} with "
+        f"{pairs}; "
+        f"each listed column has one that stays with |r| of {min(strongest):.3f} and more. Dropping them takes the "
+        f"number "
+        f"of directions from {number(report.spectrum.participation_ratio.value)} to "
+        f"{number(report.deduplicated.participation_ratio.value)} and the decades from "
+        f"{number(report.spectrum.decades.value)} to {number(report.deduplicated.decades.value)}.",
+    )
+
+
+def _members(report: DataReport) -> int:
+    return sum(len(group.names) for group in report.groups)
+
+
+def _dead(report: DataReport) -> Answer:
+    question = "Which sensors are dead?"
+    parts, evidence = [], []
+    if report.constant:
+        parts.append(f"{columns(len(report.constant)).capitalize()} never change: {listed(report.constant)}.")
+        evidence.append(f"one value in all {report.rows:,} rows where they are observed")
+    empty = [name for name, reason in report.set_aside.items() if reason.startswith(("no value", "hardly"))]
+    if empty:
+        parts.append(f"{columns(len(empty)).capitalize()} hold hardly any value: {listed(empty)}.")
+        evidence.append("less than 5 % of the rows, or fewer than 30, observed")
+    if not parts:
+        parts.append("None: every column varies.")
+        evidence.append("no column with a single value, none without values")
+    if report.nearly_constant:
+        parts.append(
+            f"{columns(len(report.nearly_constant)).capitalize()} nearly never change: "
+            f"{listed([*report.nearly_constant])}."
+        )
+        evidence.append("one value in 99 % of the observed rows and more")
+    if report.late:
+        some = ", ".join(f"{name} (row {row:,})" for name, row in [*report.late.items()][:12])
+        parts.append(
+            f"{columns(len(report.late)).capitalize()} look dead in the first half of the rows or longer and vary "
+            f"later: "
+            f"{some}{', ...' if len(report.late) > 12 else ''}."
+        )
+        evidence.append("the row of the first change, counted from 0")
+    said = "; ".join(evidence)
+    return Answer(question, " ".join(parts), f"{_capital(said)}.")
+
+
+def _missing(report: DataReport) -> Answer:
+    question = "What do missing values do?"
+    seen = report.missing
+    if seen.method == "none":
+        return Answer(question, "There are none in the columns used.", f"All {report.rows:,} rows are complete.")
+    ratio = report.spectrum.participation_ratio.value
+    how = {
+        "pairwise": "each correlation is over the rows that both columns have",
+        "em": "the Gaussian model fills them (expectation and maximisation)",
+    }[seen.method]
+    filled = seen.filled_with_means if seen.filled_with_means is not None else ratio
+    differs = abs(filled - ratio) / ratio
+    effect = "little to the number of directions" if differs <= SMALL else "something to the number of directions"
+    answer = (
+        f"{seen.rate:.2%} of the cells are missing; {how}. They do {effect}: {number(ratio)}, and {number(filled)} "
+        f"with "
+        "column means filled in."
+    )
+    if seen.negative_eigenvalues:
+        floor = number(max(report.spectrum.floor, 0.0))
+        answer += (
+            f" They hide small eigenvalues: "
+            f"{'nothing below ' + floor + ' is known, so ' if seen.method == 'pairwise' else ''}"
+            f"decades and condition index "
+            f"{'are counted above that only' if seen.method == 'pairwise' else 'rest on the model'}."
+        )
+    evidence = (
+        f"The pairwise matrix has {seen.negative_eigenvalues} negative eigenvalues down to "
+        f"{number(seen.smallest_eigenvalue)}"
+    )
+    if seen.method == "pairwise":
+        evidence += f", and the repair moves a correlation by up to {seen.repair:.2f}"
+    else:
+        evidence += f"; the model took {seen.iterations} iterations{'' if seen.converged else ' and is not settled'}"
+    evidence += (
+        f". {seen.undefined_pairs:,} pairs have fewer than 30 rows in common or do not vary there (the fewest: "
+        f"{seen.smallest_overlap}) and are taken as uncorrelated. All this assumes that values are missing at random."
+    )
+    return Answer(question, answer, evidence)
+
+
+def _more_rows(report: DataReport) -> Answer:
+    question = "Would more rows help?"
+    ratio = report.spectrum.participation_ratio
+    if ratio.low is None or ratio.high is None or report.half is None:
+        return Answer(question, "That cannot be said here.", f"{_capital(report.resampled)}.")
+    middle = math.sqrt(ratio.low * ratio.high)
+    width = (ratio.high - ratio.low) / (2 * middle)
+    gap = abs(middle - ratio.value) / middle
+    lost = (report.half - ratio.value) / ratio.value
+    evidence = (
+        f"{report.rows:,} rows ({report.effective_rows:,.0f} effective) for {columns(report.spectrum.columns)}; the "
+        f"95 % "
+        f"interval is {width:.1%} wide either way; half of the rows give {number(report.half)} directions ({lost:+.1%})"
+    )
+    if width <= SETTLED and gap <= SETTLED:
+        answer = "Hardly: the number of directions is settled."
+    else:
+        times = max((width / SETTLED) ** 2, gap / SETTLED)
+        answer = (
+            f"Yes: the number of directions is known to {width:.0%}"
+            + (
+                f", and so few rows still make it {'low' if ratio.value < middle else 'high'} by {gap:.0%}"
+                if gap > SETTLED
+                else ""
+            )
+            + f". About {times:.1f} times as many rows would make that 5 %."
+        )
+    return Answer(question, answer, f"{evidence}. Widths shrink like one over the square root of the number of rows.")
+
+
+def _rows(report: DataReport) -> Answer:
+    question = "Do single rows or outliers rule the result?"
+    ratio = report.spectrum.participation_ratio.value
+    beside = (
+        f"Participation ratio {number(ratio)}; of values cut off at 5 deviations {number(report.clipped)}; of ranks "
+        f"{number(report.ranks)}"
+    )
+    if report.dominating_rows:
+        rows = ", ".join(map(str, report.dominating_rows))
+        answer = (
+            f"Yes, row{'s' if len(report.dominating_rows) > 1 else ''} {rows} (counted from 0): look at "
+            f"{'them' if len(report.dominating_rows) > 1 else 'it'}, and trust ranks more than the plain number."
+        )
+        return Answer(question, answer, f"Without such a row the number of directions moves by 5 % and more. {beside}.")
+    far = max(abs(report.clipped - ratio), abs(report.ranks - ratio)) / ratio
+    if far > 2 * SMALL:
+        return Answer(
+            question,
+            "No single row does, but many outlying values together matter: without their weight the number of "
+            "directions "
+            f"is {number(report.clipped)} to {number(report.ranks)}."
+            if report.clipped <= report.ranks
+            else "No single row does, but the tails together matter: with ranks the number of directions is "
+            f"{number(report.ranks)}.",
+            f"{beside}.",
+        )
+    return Answer(question, "No.", f"{beside}. No row moves it by 5 %.")
+
+
+def _sloppy(report: DataReport) -> Answer:
+    question = "Is the spectrum sloppy (a sharp drop, then small eigenvalues spread evenly over decades)?"
+    words = {"yes": "yes", "no": "no", "undetermined": "it cannot be said"}
+    said = [f"the {kind.replace('_', ' ')} {words[verdict.answer]}" for kind, verdict in report.verdicts.items()]
+    reasons = [f"{_capital(kind.replace('_', ' '))}: {verdict.reason}." for kind, verdict in report.verdicts.items()]
+    answer = ", ".join(said)
+    extra = " The second moment depends on the units of the columns." if "second_moment" in report.verdicts else ""
+    return Answer(question, f"{_capital(answer)}.", f"{' '.join(reasons)}{extra}")
+
+
+def _probability(value: float) -> str:
+    return "< 1e-12" if value < 1e-12 else f"= {value:.2g}"
+
+
+def _target(target: TargetReport) -> Answer:
+    question = f"What does the target {target.name} look like by itself?"
+    gaps = f" {target.missing:,} cells are missing." if target.missing else ""
+    thirds = ", ".join(f"{part:.4g}" for part in target.thirds)
+    changes = (
+        ""
+        if math.isnan(target.change)
+        else f" (p {_probability(target.change)} for no change, if rows were independent)"
+    )
+    if target.kind == "numbers":
+        return Answer(
+            question,
+            f"Always naming the mean has a root mean squared error of {number(target.deviation)}.{gaps}",
+            f"Means of the thirds of the rows: {thirds}{changes}.",
+        )
+    if len(target.rates) < 2:
+        only = next(iter(target.rates), "nothing")
+        return Answer(question, f"It is always {only}: there is nothing to learn.{gaps}", "One class only.")
+    rates = ", ".join(f"{name} {rate:.2%}" for name, rate in [*target.rates.items()][:10])
+    largest = next(iter(target.rates))
+    return Answer(
+        question,
+        f"Always naming {largest} is wrong in {target.majority_error:.2%} of the rows: a model has to beat that.{gaps}",
+        f"Rates: {rates}. Rate of {target.followed} in the thirds of the rows: {thirds}{changes}.",
+    )
+
+
+def _unsaid(report: DataReport) -> Answer:
+    said = [
+        "Correlations see straight lines only, and say nothing of which columns matter for a target: fewer "
+        "directions are "
+        "no reason for a narrower layer."
+    ]
+    if report.spectrum.participation_ratio.low is None:
+        said.append(f"How sure the numbers are ({report.resampled}).")
+    if report.missing.method != "none":
+        said.append("Whether values are missing at random, which all of this assumes.")
+    if report.missing.negative_eigenvalues and report.missing.method == "pairwise":
+        said.append(f"Eigenvalues below {number(report.spectrum.floor)}, and with them the smallest directions.")
+    if report.set_aside:
+        some = "; ".join(f"{name} ({reason})" for name, reason in [*report.set_aside.items()][:8])
+        more = f"; and {len(report.set_aside) - 8:,} more" if len(report.set_aside) > 8 else ""
+        said.append(f"What is in the columns set aside: {some}{more}.")
+    if report.dependencies.rows == 0:
+        said.append("Whether columns are exact combinations of several others: too few complete rows.")
+    said.append("Decades, slope and knee have no interval of confidence: their brackets are the spread over resamples.")
+    return Answer("What cannot be said?", " ".join(said), "What was measured, and how; see docs/inspect.md.")

@@ -1,0 +1,387 @@
+"""Look at a table: read it, find what its columns share, count directions with intervals, and say so in words."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.inputs.calibration import ITERATIONS, MOST_COLUMNS, calibrated_eigenvalues
+from lightning_sloppy.inputs.column_groups import THRESHOLD, ColumnGroup, column_groups, hierarchical_order, natural
+from lightning_sloppy.inputs.dependencies import Dependencies, exact_dependencies
+from lightning_sloppy.inputs.encoded_table import EncodedTable, encoded_table
+from lightning_sloppy.inputs.gaussian_em import MOST_ITERATIONS, gaussian_em
+from lightning_sloppy.inputs.half_samples import Halves, half_eigenvalues, halves_of, halves_of_parts
+from lightning_sloppy.inputs.moments import Moments
+from lightning_sloppy.inputs.nearest_matrix import Repaired, repaired
+from lightning_sloppy.inputs.noise_edge import effective_rows, median_lag_one
+from lightning_sloppy.inputs.nulls import NULLS, isotropic_spectrum
+from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments, fewest_common, smallest_overlap
+from lightning_sloppy.inputs.row_influence import clipped_correlation, dominating_rows, rank_correlation
+from lightning_sloppy.inputs.spectrum import moments_spectrum
+from lightning_sloppy.inputs.table_source import table_source
+from lightning_sloppy.inspection.answers import answers_of
+from lightning_sloppy.inspection.data_report import DataReport, MissingReport
+from lightning_sloppy.inspection.spectrum_numbers import (
+    Resamples,
+    as_spectrum,
+    participation_ratio,
+    spectrum_report,
+)
+from lightning_sloppy.inspection.target_reports import target_reports
+from lightning_sloppy.measures.verdict import sloppiness_verdict
+from lightning_sloppy.records import SloppinessVerdict
+
+Missing = Literal["pairwise", "em", "error"]
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how many steps are behind, and how many there are (0 where nobody knows)."""
+
+MOSTLY_MISSING = 0.5
+NEARLY_CONSTANT = 0.99
+
+LATE = 0.5
+"""Part of the rows over which a column has to be constant to be named as one that varies later."""
+
+SAVED_BYTES = 64 * 1024**2
+"""Memory for the moments of parts of the rows that are saved for comparing later data."""
+
+
+def inspect(
+    data: Any,
+    *,
+    target: str | Sequence[str] = (),
+    missing: Missing = "pairwise",
+    missing_codes: Sequence[str | float] = (),
+    threshold: float = THRESHOLD,
+    intervals: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> DataReport:
+    """What a table is like before any model: its columns, the directions in them, and how sure that is.
+
+    Args:
+        data: Path of a ``.csv``, ``.tsv`` or other text file, ``.parquet``, ``.npy``, ``.npz`` or IDX file; a pandas or
+            polars frame, a tensor or array of shape (n, ...), a mapping of names to columns, a data set or a loader.
+            Columns of text are one-hot encoded up to 20 categories or set aside, like dates and identifiers.
+        target: Columns to keep apart and to report by themselves.
+        missing: "pairwise": each correlation over the rows that both columns have, and the nearest positive
+            semidefinite matrix to them. "em": the Gaussian model by expectation and maximisation. "error": refuse.
+            Both take values as missing at random.
+        missing_codes: Words or numbers that mean a missing value, beside empty cells, NaN, NA and "?".
+        threshold: Absolute correlation above which two columns carry the same information.
+        intervals: Whether to compute them, which takes most of the time.
+        seed: Of all draws.
+        progress: Told how far the work is.
+
+    Returns:
+        The report; ``report.answers`` in words, ``report.to_json()`` with stable keys.
+
+    Raises:
+        ConfigurationError: A table that cannot be read or used, in one sentence.
+        MissingExtraError: Files of text need pandas, parquet files pyarrow: ``pip install 'lightning-sloppy[data]'``.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> rows = rng.standard_normal((200, 3))
+        >>> table = {"a": rows[:, 0], "b": rows[:, 1], "c": rows[:, 2], "copy of a": rows[:, 0]}
+        >>> report = inspect(table, intervals=False)
+        >>> report.groups[0].names, report.drop
+        (('a', 'copy of a'), ('copy of a',))
+    """
+    if missing not in get_args(Missing):
+        raise ConfigurationError(f"missing={missing!r} is no way; choose one of {', '.join(get_args(Missing))}.")
+    if not 0 < threshold < 1:
+        raise ConfigurationError(f"threshold={threshold} is no absolute correlation; pass a number between 0 and 1.")
+    targets = [target] if isinstance(target, str) else list(target)
+    codes = [f"{code:g}" if isinstance(code, (int, float)) else str(code) for code in missing_codes]
+    tell = progress or _untold
+    counted = 0
+
+    def read(rows: int) -> None:
+        nonlocal counted
+        counted += rows
+        tell("reading rows", counted, 0)
+
+    table = encoded_table(table_source(data, codes), targets, codes, read)
+    return _Inspection(table, missing, threshold, intervals, seed, tell).report()
+
+
+@dataclass
+class _Inspection:
+    """One table under inspection."""
+
+    table: EncodedTable
+    missing: Missing
+    threshold: float
+    intervals: bool
+    seed: int
+    tell: Progress
+
+    def report(self) -> DataReport:
+        """All of it."""
+        table, values = self.table, self.table.values
+        moments = table.moments
+        counts, mean, variance = moments.of_columns()
+        pairwise, undefined = moments.correlation(fewest_common(table.rows))
+        seen, correlation = self._missing(moments, pairwise, undefined)
+        matrix = repaired(correlation, rows=table.rows)
+        if seen.method == "pairwise":
+            seen = replace(
+                seen,
+                negative_eigenvalues=matrix.negative_eigenvalues,
+                smallest_eigenvalue=matrix.smallest_eigenvalue,
+                repair=matrix.largest_change,
+            )
+        ratio = participation_ratio(matrix.eigenvalues)
+        autocorrelation = median_lag_one(values)
+        independent = effective_rows(table.rows, autocorrelation)
+        groups = column_groups(pairwise, table.names, counts, self.threshold)
+        kept = _kept(table.names, groups)
+        whole, fewer, drawn = self._resamples(correlation, kept, autocorrelation)
+        without = (
+            matrix if len(kept) == len(table.names) else repaired(correlation[np.ix_(kept, kept)], rows=table.rows)
+        )
+        self.tell("rows that dominate", 0, 0)
+        heavy = tuple(dominating_rows(values, PairwiseMoments.of(values) if table.sampled else moments))
+        self.tell("ranks", 0, 0)
+        report = DataReport(
+            origin=table.origin,
+            rows=table.rows,
+            columns=len(table.columns),
+            names=table.names,
+            missing=seen,
+            constant=table.constant,
+            late=self._late(),
+            nearly_constant=_nearly_constant(table.names, values),
+            mostly_missing={
+                kind.name: kind.missing / kind.rows
+                for kind in map(table.kinds.__getitem__, table.columns)
+                if kind.missing > MOSTLY_MISSING * kind.rows
+            },
+            set_aside=table.set_aside,
+            encoded=table.encoded,
+            duplicates=_duplicates(table, pairwise),
+            groups=tuple(groups),
+            threshold=self.threshold,
+            order=tuple(table.names[index] for index in hierarchical_order(pairwise)),
+            dependencies=_dependencies(table),
+            spectrum=spectrum_report(matrix, table.rows, independent, whole),
+            deduplicated=spectrum_report(without, table.rows, independent, fewer),
+            dominating_rows=heavy,
+            ranks=_ratio_of(rank_correlation(values)),
+            clipped=_ratio_of(clipped_correlation(values)),
+            autocorrelation=autocorrelation,
+            effective_rows=independent,
+            resampled=self._resampled(drawn),
+            half=None
+            if whole is None
+            else float(np.mean([participation_ratio(np.maximum(half, 0.0)) for half in whole.halves])),
+            sampled_rows=len(values),
+            verdicts=self._verdicts(matrix, ratio, table.shift + table.scale * mean, table.scale * np.sqrt(variance)),
+            targets=target_reports(table.targets),
+            means=table.shift,
+            deviations=table.scale,
+            correlation=matrix.correlation,
+            parts=tuple(self._parts()),
+        )
+        return replace(report, answers=tuple(answers_of(report)))
+
+    def _missing(
+        self, moments: PairwiseMoments, pairwise: Floats, undefined: npt.NDArray[np.bool_]
+    ) -> tuple[MissingReport, Floats]:
+        """What was done about missing values, and the correlation that came of it."""
+        table = self.table
+        rate = 0.0 if moments.count is None else 1.0 - float(moments.count.diagonal().mean()) / table.rows
+        if moments.count is None:
+            return MissingReport("none", rate, smallest_overlap=table.rows), pairwise
+        if self.missing == "error":
+            gaps = [
+                name for name, count in zip(table.names, moments.count.diagonal(), strict=True) if count < table.rows
+            ]
+            raise ConfigurationError(
+                f"{table.origin} misses {rate:.2%} of its cells, in {len(gaps):,} columns (the first: "
+                f"{', '.join(gaps[:5])}), and missing='error' was asked for; fill them, or pass 'pairwise' or 'em'."
+            )
+        diagonal = np.sqrt(moments.products.diagonal())
+        filled = (
+            moments.products / np.where(diagonal > 0, diagonal, 1.0)[:, None] / np.where(diagonal > 0, diagonal, 1.0)
+        )
+        np.fill_diagonal(filled, 1.0)
+        found = MissingReport(
+            "pairwise",
+            rate,
+            undefined_pairs=int(undefined.sum()) // 2,
+            smallest_overlap=smallest_overlap(moments),
+            filled_with_means=_ratio_of(filled),
+        )
+        if self.missing == "pairwise":
+            return found, pairwise
+        steps = iter(range(1, MOST_ITERATIONS + 1))
+        fit = gaussian_em(
+            table.values, advance=lambda: self.tell("Gaussian model", next(steps, MOST_ITERATIONS), MOST_ITERATIONS)
+        )
+        before = repaired(pairwise, rows=table.rows)
+        return replace(
+            found,
+            method="em",
+            negative_eigenvalues=before.negative_eigenvalues,
+            smallest_eigenvalue=before.smallest_eigenvalue,
+            iterations=fit.iterations,
+            converged=fit.converged,
+        ), fit.correlation
+
+    def _resamples(
+        self, correlation: Floats, kept: npt.NDArray[np.intp], autocorrelation: float
+    ) -> tuple[Resamples | None, Resamples | None, Halves | None]:
+        """Of all columns and of those that stay."""
+        table, d = self.table, len(self.table.names)
+        if not self.intervals or d > MOST_COLUMNS:
+            return None, None, None
+        drawn = (
+            halves_of_parts(table.parts, self.seed, block=table.rows // max(len(table.parts), 1))
+            if table.sampled
+            else halves_of(table.values, autocorrelation, self.seed, fewest_common(table.rows))
+        )
+        if drawn is None:
+            return None, None, None
+        repeats = 100 if d <= 128 else 60 if d <= 320 else 40
+        every = np.arange(d)
+        choices = [every] if len(kept) == d else [every, kept]
+        done = 0
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            self.tell("intervals", done, repeats + len(choices) * ITERATIONS)
+
+        halves = half_eigenvalues(drawn, repeats, choices, advance)
+        gaps = np.isnan(table.values)
+        found = []
+        for columns, half in zip(choices, halves, strict=True):
+            own = gaps[:, columns]
+            # The Gaussian model uses all that is observed: its errors are those of complete rows, fewer of them.
+            rows, holes = table.rows, own if own.any() else None
+            if self.missing == "em" and holes is not None:
+                rows, holes = max(2, round(rows * (1 - float(own.mean())))), None
+            population = calibrated_eigenvalues(
+                correlation[np.ix_(columns, columns)], rows, holes, autocorrelation, self.seed, advance
+            )
+            # Pairs of values of a first-order process are worth n (1 - r^2) / (1 + r^2) independent ones.
+            observed, squared = 1.0 - float(own.mean()), autocorrelation**2
+            pairs = table.rows * observed**2 * (1 - squared) / (1 + squared)
+            found.append(Resamples(half, drawn, population, pairs))
+        return found[0], found[-1], drawn
+
+    def _resampled(self, drawn: Halves | None) -> str:
+        if drawn is not None:
+            return "rows" if drawn.block == 1 else f"blocks of {drawn.block} rows"
+        if not self.intervals:
+            return "no intervals: none were asked for"
+        if len(self.table.names) > MOST_COLUMNS:
+            return f"no intervals: more than {MOST_COLUMNS:,} columns"
+        return "no intervals: too few rows"
+
+    def _late(self) -> dict[str, int]:
+        kinds = [self.table.kinds[name] for name in dict.fromkeys(self.table.parents)]
+        return {
+            kind.name: kind.changed
+            for kind in kinds
+            if kind.verdict() == "number" and kind.changed is not None and kind.changed >= LATE * kind.rows
+        }
+
+    def _verdicts(
+        self, matrix: Repaired, ratio: float, mean: Floats, deviation: Floats
+    ) -> dict[str, SloppinessVerdict]:
+        """Correlation beside shuffled columns, second moment beside isotropic samples."""
+        table, found = self.table, {}
+        self.tell("comparison with shuffled columns", 0, 0)
+        mixed = PairwiseMoments.of(_shuffled(table.names, table.values, self.seed))
+        null = repaired(mixed.correlation(fewest_common(len(table.values)))[0], rows=len(table.values))
+        found["correlation"] = sloppiness_verdict(
+            as_spectrum(matrix.eigenvalues, table.rows, matrix.floor),
+            as_spectrum(null.eigenvalues, table.rows, null.floor),
+            NULLS["correlation"],
+            dimensions=(ratio, participation_ratio(null.eigenvalues)),
+        )
+        scatter = matrix.correlation * deviation[:, None] * deviation * table.rows
+        with suppress(ConfigurationError):  # squares may overflow
+            second = moments_spectrum(
+                Moments(table.rows, torch.from_numpy(mean), torch.from_numpy(scatter)), "second_moment"
+            )
+            isotropic = isotropic_spectrum(second, self.seed)
+            found["second_moment"] = sloppiness_verdict(second, isotropic, NULLS["second_moment"])
+        return found
+
+    def _parts(self) -> list[PairwiseMoments]:
+        """Moments of parts of the rows in their order, few enough to be saved."""
+        table, d = self.table, len(self.table.names)
+        matrices = 4 if table.moments.count is not None else 1
+        most = int(max(2, min(64, SAVED_BYTES // (8 * matrices * d * d), table.rows // 2)))
+        if not table.sampled:
+            return [PairwiseMoments.of(part) for part in np.array_split(table.values, most)]
+        joined = []
+        for part in np.array_split(np.arange(len(table.parts)), min(most, len(table.parts))):
+            total = table.parts[part[0]]
+            for index in part[1:]:
+                total = total + table.parts[index]
+            joined.append(total)
+        return joined
+
+
+def _untold(*_: object) -> None:
+    """Nobody wants to know how far the work is."""
+
+
+def _kept(names: Sequence[str], groups: Sequence[ColumnGroup]) -> npt.NDArray[np.intp]:
+    dropped = {name for group in groups for name, _, _ in group.drop}
+    return np.array([index for index, name in enumerate(names) if name not in dropped])
+
+
+def _ratio_of(correlation: Floats) -> float:
+    return participation_ratio(repaired(correlation).eigenvalues)
+
+
+def _nearly_constant(names: Sequence[str], values: Floats) -> dict[str, float]:
+    """A value that fills more than half of a column is its median."""
+    middle = np.nanmedian(values, axis=0)
+    # Of an even number of values the median may lie between two: then none fills half.
+    share = (values == middle).sum(0) / np.maximum((~np.isnan(values)).sum(0), 1)
+    return {name: float(part) for name, part in zip(names, share, strict=True) if part >= NEARLY_CONSTANT}
+
+
+def _duplicates(table: EncodedTable, correlation: Floats) -> tuple[tuple[str, ...], ...]:
+    """Columns of the same values in the same rows."""
+    known: dict[tuple[bytes, float, float], list[int]] = {}
+    for index in range(table.values.shape[1]):
+        column = np.ascontiguousarray(table.values[:, index]) + 0.0  # no negative zeros
+        key = column.tobytes(), float(table.shift[index]), float(table.scale[index])
+        known.setdefault(key, []).append(index)
+    same = [where for where in known.values() if len(where) > 1]
+    return tuple(
+        tuple(table.names[index] for index in where) for where in same if correlation[where[0], where[1]] > 1 - 1e-9
+    )
+
+
+def _dependencies(table: EncodedTable) -> Dependencies:
+    """In the units of the table, columns sorted by name: which one is named must not depend on their order."""
+    order = sorted(range(len(table.names)), key=lambda index: natural(table.names[index]))
+    units = table.values[:, order] * table.scale[order] + table.shift[order]
+    return exact_dependencies(units, [table.names[index] for index in order])
+
+
+def _shuffled(names: Sequence[str], values: Floats, seed: int) -> Floats:
+    """Each column with its observed values in another order, its own by its name; what is missing stays missing."""
+    mixed = values.copy()
+    for index, name in enumerate(names):
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        seen = ~np.isnan(values[:, index])
+        mixed[seen, index] = rng.permutation(values[seen, index])
+    return mixed

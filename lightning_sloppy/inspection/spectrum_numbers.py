@@ -1,0 +1,189 @@
+"""Numbers of a correlation spectrum with their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lightning_sloppy.inputs.half_samples import Halves
+from lightning_sloppy.inputs.nearest_matrix import Repaired
+from lightning_sloppy.inputs.noise_edge import noise_edge
+from lightning_sloppy.inputs.pairwise import Floats
+from lightning_sloppy.inspection.data_report import Interval, SpectrumReport
+from lightning_sloppy.measures.sloppiness import sloppiness
+from lightning_sloppy.records import Spectrum, Status
+
+RIDGE_STRENGTH = 1.0
+"""Where the ridge degrees of freedom are given: at the mean eigenvalue; directions below it count less than half."""
+
+DOUBT = 0.25
+"""Part of the correction for bias, in the logarithm, by which an interval is widened: the correction is an estimate."""
+
+DOUBT_OF_ONE = 0.5
+"""The same for a single eigenvalue, of which neighbours take turns in being the largest."""
+
+
+BARELY = 1.1
+"""The largest of independent columns was seen to exceed the noise edge by up to this factor."""
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """What intervals are made of.
+
+    Attributes:
+        halves: Signed eigenvalues of halves of the rows, (repeats, d).
+        drawn: How they were drawn.
+        population: Eigenvalues with the bias of sampling taken back, (d,).
+        pairs: Rows that count as independent for the correlation of two columns.
+    """
+
+    halves: Floats
+    drawn: Halves
+    population: Floats
+    pairs: float
+
+
+def participation_ratio(values: Floats) -> float:
+    """``(sum lambda)^2 / sum lambda^2`` of eigenvalues that are not negative."""
+    return float(values.sum() ** 2 / np.square(values).sum())
+
+
+def entropy_rank(values: Floats) -> float:
+    """``exp(-sum p log p)`` with ``p = lambda / sum lambda``."""
+    p = values[values > 0] / values.sum()
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def ridge_degrees_of_freedom(values: Floats, strength: float = RIDGE_STRENGTH) -> float:
+    """``sum lambda / (lambda + strength)``."""
+    return float((values / (values + strength)).sum())
+
+
+def as_spectrum(values: Floats, rows: int, floor: float, matrix: str = "correlation") -> Spectrum:
+    """Eigenvalues of a whole positive semidefinite matrix as the package's record."""
+    kept = torch.from_numpy(np.ascontiguousarray(values))
+    return Spectrum(
+        eigenvalues=kept,
+        dim=len(values),
+        num_samples=rows,
+        matrix=matrix,
+        floor=floor,
+        status=Status.EXACT,
+        residuals=torch.zeros_like(kept),
+        largest=float(values[0]),
+        smallest=float(values[-1]),
+    )
+
+
+def spectrum_report(matrix: Repaired, rows: int, independent: float, resamples: Resamples | None) -> SpectrumReport:
+    """All numbers of one matrix.
+
+    Intervals of dimensions and eigenvalues are ``exp(log c -+ (t s + doubt |log c - log o|))``: c of the eigenvalues
+    with the bias of sampling taken back, o as observed, s the deviation of the logarithm over halves, t of Student's
+    distribution. Those of decades, slope and knee are the 2.5 % and 97.5 % points over halves, moved onto the value.
+
+    Args:
+        matrix: The repaired correlation.
+        rows: n.
+        independent: Effective rows.
+        resamples: Of the same columns, or None.
+    """
+    values = matrix.eigenvalues
+    d = len(values)
+    edge = noise_edge(independent, d)
+    shape = sloppiness(as_spectrum(values, rows, matrix.floor))
+    pairs = () if resamples is None else _eigenvalue_intervals(values, matrix.rounding, resamples)
+
+    def dimension(of: Callable[[Floats], float]) -> Interval:
+        return _dimension(of, values, resamples)
+
+    low, high = ([], []) if resamples is None else _sampling_ends(values, resamples)
+    return SpectrumReport(
+        columns=d,
+        eigenvalues=tuple(map(float, values)),
+        intervals=pairs,
+        participation_ratio=dimension(participation_ratio),
+        entropy_rank=dimension(entropy_rank),
+        ridge_degrees_of_freedom=dimension(ridge_degrees_of_freedom),
+        ridge_strength=RIDGE_STRENGTH,
+        **_shape_intervals(shape.decades, shape.slope, float(shape.knee or 0), rows, matrix, resamples),
+        floor=matrix.floor,
+        noise_edge=edge,
+        above_noise_edge=int((values > edge).sum()),
+        above_noise_edge_interval=(
+            None if resamples is None else (int((np.array(low) > edge).sum()), int((np.array(high) > edge).sum()))
+        ),
+        above_edge_of_all_rows=int((values > noise_edge(rows, d)).sum()),
+        condition_index=_condition_index(matrix),
+    )
+
+
+def _condition_index(matrix: Repaired) -> float:
+    if matrix.negative_eigenvalues:
+        return math.nan
+    smallest = float(matrix.eigenvalues[-1])
+    return math.sqrt(float(matrix.eigenvalues[0]) / smallest) if smallest > matrix.rounding else math.inf
+
+
+def _dimension(of: Callable[[Floats], float], values: Floats, resamples: Resamples | None) -> Interval:
+    value = of(values)
+    if resamples is None or len(values) < 2:
+        return Interval(value)
+    logs = np.log([of(np.maximum(half, 0.0)) for half in resamples.halves])
+    width = resamples.drawn.quantile * resamples.drawn.scale * float(logs.std(ddof=1))
+    centre = math.log(of(resamples.population))
+    width += DOUBT * abs(centre - math.log(value))
+    return Interval(value, math.exp(centre - width), min(math.exp(centre + width), float(len(values))))
+
+
+def _eigenvalue_intervals(values: Floats, rounding: float, resamples: Resamples) -> tuple[tuple[float, float], ...]:
+    tiny = max(rounding, 1e-300)
+    observed = np.log(np.maximum(values, tiny))
+    centre = np.log(np.maximum(resamples.population, tiny))
+    width = resamples.drawn.quantile * _deviations(tiny, resamples) + DOUBT_OF_ONE * np.abs(centre - observed)
+    low, high = np.exp(centre - width), np.exp(np.minimum(centre + width, 700.0))
+    # Eigenvalues of a correlation matrix sum to d, and the largest is at least their mean.
+    high = np.minimum(high, float(len(values)))
+    low = np.where(values <= tiny, 0.0, low)
+    # The largest is at least the mean, and where it may be noise it may be no larger.
+    low[0] = 1.0 if values[0] <= BARELY * noise_edge(resamples.pairs, len(values)) else max(low[0], 1.0)
+    return tuple((float(a), float(max(a, b))) for a, b in zip(low, high, strict=True))
+
+
+def _sampling_ends(values: Floats, resamples: Resamples) -> tuple[Floats, Floats]:
+    """The observed eigenvalues an error of sampling up and down, uncorrected: the noise edge is observed, too."""
+    spread = np.exp(resamples.drawn.quantile * _deviations(1e-12, resamples))
+    return values / spread, values * spread
+
+
+def _deviations(tiny: float, resamples: Resamples) -> Floats:
+    logs = np.log(np.maximum(resamples.halves, tiny))
+    return np.asarray(resamples.drawn.scale * logs.std(axis=0, ddof=1))
+
+
+def _shape_intervals(
+    decades: float, slope: float, knee: float, rows: int, matrix: Repaired, resamples: Resamples | None
+) -> dict[str, Interval]:
+    if resamples is None:
+        return {"decades": Interval(decades), "slope": Interval(slope), "knee": Interval(knee)}
+    found = []
+    for half in resamples.halves:
+        floor = max(matrix.rounding, -float(half[-1]))
+        shape = sloppiness(as_spectrum(np.maximum(half, 0.0), rows // 2, floor))
+        found.append((shape.decades, shape.slope, float(shape.knee or 0)))
+    spread = np.array(found)
+    result = {}
+    for index, (name, value) in enumerate((("decades", decades), ("slope", slope), ("knee", knee))):
+        known = spread[:, index][np.isfinite(spread[:, index])]
+        if not len(known) or not math.isfinite(value):
+            result[name] = Interval(value)
+            continue
+        ends = np.quantile(known, [0.025, 0.975]) - np.median(known)
+        low, high = value + min(float(ends[0]), 0.0), value + max(float(ends[1]), 0.0)
+        result[name] = Interval(value, max(low, 0.0) if name != "slope" else low, high)
+    return result

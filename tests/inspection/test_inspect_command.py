@@ -1,0 +1,113 @@
+"""``lightning-sloppy inspect``: one page, exit codes, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lightning_sloppy.cli import main
+
+
+@pytest.fixture
+def table(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.standard_normal((150, 3)), columns=["heat [K]", "flow", "[red]load"])
+    frame["heat copy"] = frame["heat [K]"]
+    frame["dead"] = 3
+    frame["code"] = -999.0
+    frame.loc[40:, "code"] = rng.standard_normal(110)
+    frame["failed"] = (rng.random(150) < 0.2).astype(int)
+    path = tmp_path / "table.csv"
+    frame.to_csv(path, index=False)
+    return path
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main(["inspect", *map(str, arguments)])
+    captured = capsys.readouterr()
+    code = caught.value.code
+    return (0 if code is None else code), captured.out, captured.err
+
+
+def test_prints_one_page_and_writes_json_and_arrays(capsys, table, tmp_path) -> None:
+    code, page, errors = run(
+        capsys, table, "--target", "failed", "--missing", "-999", "--json", tmp_path / "r.json", "--threshold", "0.9"
+    )
+    assert code == 0, errors
+    assert errors == ""
+    flat = " ".join(page.split())
+    assert "150 rows, 6 columns; 5 used, 1 constant, 0 set aside; target: failed" in flat
+    assert "Constant (1): dead" in flat
+    assert "heat [K]" in page  # what looks like markup is printed as it is
+    assert "[red]load" in page or "load" not in page
+    assert re.search(r"participation ratio +│ +[\d.]+ \[[\d.]+, [\d.]+\]", page)
+    assert '1 column: ["heat copy"]' in flat
+    for question in (
+        "How many independent directions are there?",
+        "Which columns can be dropped because others say the same?",
+        "Which sensors are dead?",
+        "What do missing values do?",
+        "Would more rows help?",
+        "What cannot be said?",
+    ):
+        assert question in page
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["groups"] == [["heat [K]", "heat copy"]]
+    assert found["missing_rate"] == pytest.approx(40 / (150 * 5))
+    assert (tmp_path / "r.npz").is_file()
+
+
+def test_the_path_may_follow_the_targets(capsys, table) -> None:
+    code, page, _ = run(capsys, "--no-intervals", "--target", "failed", table)
+    assert code == 0
+    assert "target: failed" in page
+
+
+def test_samples_of_a_data_module(capsys) -> None:
+    code, page, errors = run(capsys, "--data", "DigitsDataModule", "--data.batch_size", "32", "--no-intervals")
+    assert code == 0, errors
+    assert "64 columns" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.csv"], "There is no file nowhere.csv"),
+        ([], "Give the PATH of a table"),
+        (["{table}", "--data", "DigitsDataModule"], "not both"),
+        (["{table}", "--target", "fialed"], "for instance, failed"),
+        (["{table}", "--missing-method", "error", "--missing", "-999"], "missing='error' was asked for"),
+        (["{table}", "--threshold", "3"], "threshold=3.0 is no absolute correlation"),
+        (["{table}", "--json", "{folder}/nowhere/r.json"], "cannot be written"),
+        (["{folder}/dead.csv"], "No column of"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(capsys, table, arguments, message) -> None:
+    folder = table.parent
+    (folder / "dead.csv").write_text("a,b\n" + "1,2\n" * 40)
+    before = sorted(folder.rglob("*"))
+    given = [word.format(table=table, folder=folder) for word in arguments]
+    out = [] if "--json" in given else ["--json", folder / "r.json"]
+    code, page, errors = run(capsys, *given, *out)
+    assert code == 2
+    assert page == ""
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert errors.startswith("error: ")
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_unknown_options_have_exit_code_2(capsys, table) -> None:
+    assert run(capsys, table, "--nonsense")[0] == 2
+
+
+def test_help_shows_the_options(capsys) -> None:
+    code, page, _ = run(capsys, "--help")
+    assert code == 0
+    for option in ("PATH", "--target", "--json", "--missing", "--threshold", "--data CLASS_PATH"):
+        assert option in page

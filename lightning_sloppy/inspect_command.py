@@ -63,6 +63,7 @@ def _inspected(options: argparse.Namespace, of_data: list[str]) -> int:
             missing=options.missing_method,
             missing_codes=options.missing or (),
             threshold=options.threshold,
+            shrinkage=options.shrinkage,
             intervals=not options.no_intervals,
             seed=options.seed,
             progress=progress,
@@ -114,6 +115,11 @@ def _parser() -> argparse.ArgumentParser:
         default=THRESHOLD,
         metavar="R",
         help=f"absolute correlation above which columns carry the same information ({THRESHOLD:g})",
+    )
+    parser.add_argument(
+        "--shrinkage",
+        choices=["ledoit_wolf", "oas"],
+        help="also the participation ratio of the correlation shrunk towards the identity",
     )
     parser.add_argument(
         "--no-intervals", action="store_true", help="leave out the intervals, which take most of the time"

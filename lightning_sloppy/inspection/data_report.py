@@ -171,7 +171,8 @@ class DataReport:
         deduplicated: After leaving out what the groups list to drop.
         dominating_rows: Rows that rule the matrix, counted from 0.
         ranks, clipped: Participation ratio of ranks, and of values cut off at five deviations.
-        autocorrelation: Median lag-1 autocorrelation of the columns.
+        shrunk: Participation ratio of the shrunk correlation, and how far it was shrunk (0 to 1); None unless asked
+        for. autocorrelation: Median lag-1 autocorrelation of the columns.
         effective_rows: Rows that count as independent.
         resampled: "rows" or "blocks of k rows", or why there are no intervals.
         half: Participation ratio that half of the rows give on average.
@@ -203,6 +204,7 @@ class DataReport:
     dominating_rows: tuple[int, ...]
     ranks: float
     clipped: float
+    shrunk: tuple[float, float] | None
     autocorrelation: float
     effective_rows: float
     resampled: str
@@ -340,6 +342,8 @@ class DataReport:
             "participation_ratio_of_ranks": self.ranks,
             "participation_ratio_clipped": self.clipped,
             "participation_ratio_of_half_the_rows": self.half,
+            "participation_ratio_shrunk": None if self.shrunk is None else self.shrunk[0],
+            "shrinkage": None if self.shrunk is None else self.shrunk[1],
             "autocorrelation": self.autocorrelation,
             "resampled": self.resampled,
             "verdicts": {kind: asdict(verdict) for kind, verdict in self.verdicts.items()},

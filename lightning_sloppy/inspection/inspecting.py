@@ -21,7 +21,7 @@ from lightning_sloppy.inputs.gaussian_em import MOST_ITERATIONS, gaussian_em
 from lightning_sloppy.inputs.half_samples import Halves, half_eigenvalues, halves_of, halves_of_parts
 from lightning_sloppy.inputs.moments import Moments
 from lightning_sloppy.inputs.nearest_matrix import Repaired, repaired
-from lightning_sloppy.inputs.noise_edge import effective_rows, median_lag_one
+from lightning_sloppy.inputs.noise_edge import Shrinkage, effective_rows, median_lag_one, shrunk_correlation
 from lightning_sloppy.inputs.nulls import NULLS, isotropic_spectrum
 from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments, fewest_common, smallest_overlap
 from lightning_sloppy.inputs.row_influence import clipped_correlation, dominating_rows, rank_correlation
@@ -61,6 +61,7 @@ def inspect(
     missing: Missing = "pairwise",
     missing_codes: Sequence[str | float] = (),
     threshold: float = THRESHOLD,
+    shrinkage: Shrinkage | None = None,
     intervals: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
@@ -77,6 +78,8 @@ def inspect(
             Both take values as missing at random.
         missing_codes: Words or numbers that mean a missing value, beside empty cells, NaN, NA and "?".
         threshold: Absolute correlation above which two columns carry the same information.
+        shrinkage: "ledoit_wolf" or "oas": also the participation ratio of the correlation that is pulled towards the
+            identity by scikit-learn's choice, with column means in place of missing values.
         intervals: Whether to compute them, which takes most of the time.
         seed: Of all draws.
         progress: Told how far the work is.
@@ -100,6 +103,8 @@ def inspect(
         raise ConfigurationError(f"missing={missing!r} is no way; choose one of {', '.join(get_args(Missing))}.")
     if not 0 < threshold < 1:
         raise ConfigurationError(f"threshold={threshold} is no absolute correlation; pass a number between 0 and 1.")
+    if shrinkage is not None and shrinkage not in get_args(Shrinkage):
+        raise ConfigurationError(f"shrinkage={shrinkage!r} is unknown; choose one of {', '.join(get_args(Shrinkage))}.")
     targets = [target] if isinstance(target, str) else list(target)
     codes = [f"{code:g}" if isinstance(code, (int, float)) else str(code) for code in missing_codes]
     tell = progress or _untold
@@ -111,7 +116,7 @@ def inspect(
         tell("reading rows", counted, 0)
 
     table = encoded_table(table_source(data, codes), targets, codes, read)
-    return _Inspection(table, missing, threshold, intervals, seed, tell).report()
+    return _Inspection(table, missing, threshold, shrinkage, intervals, seed, tell).report()
 
 
 @dataclass
@@ -121,6 +126,7 @@ class _Inspection:
     table: EncodedTable
     missing: Missing
     threshold: float
+    shrinkage: Shrinkage | None
     intervals: bool
     seed: int
     tell: Progress
@@ -178,6 +184,7 @@ class _Inspection:
             dominating_rows=heavy,
             ranks=_ratio_of(rank_correlation(values)),
             clipped=_ratio_of(clipped_correlation(values)),
+            shrunk=self._shrunk(),
             autocorrelation=autocorrelation,
             effective_rows=independent,
             resampled=self._resampled(drawn),
@@ -279,6 +286,12 @@ class _Inspection:
             pairs = table.rows * observed**2 * (1 - squared) / (1 + squared)
             found.append(Resamples(half, drawn, population, pairs))
         return found[0], found[-1], drawn
+
+    def _shrunk(self) -> tuple[float, float] | None:
+        if self.shrinkage is None:
+            return None
+        matrix, amount = shrunk_correlation(np.nan_to_num(self.table.values), self.shrinkage)
+        return _ratio_of(matrix), amount
 
     def _resampled(self, drawn: Halves | None) -> str:
         if drawn is not None:

@@ -136,6 +136,10 @@ def _numbers(report: DataReport) -> RenderableType:
     row("decades (spread)", lambda s: interval(s.decades))
     row("slope in decades per index (spread)", lambda s: interval(s.slope))
     row("knee after (spread)", lambda s: interval(s.knee))
+    if report.shrunk is not None:
+        ratio, amount = report.shrunk
+        said = f"participation ratio shrunk by {number(amount)}"
+        table.add_row(said, number(ratio), *[""] * both)
     row("condition index", lambda s: "infinite" if math.isinf(s.condition_index) else number(s.condition_index))
     said = (
         f"Brackets: 95 % intervals of the population, from halves of the {report.resampled}"

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.covariance import oas
 
 from lightning_sloppy import ConfigurationError, DataReport, inspect
 from lightning_sloppy.inspection.spectrum_numbers import entropy_rank, participation_ratio, ridge_degrees_of_freedom
@@ -280,6 +281,15 @@ def test_integers_bytes_and_tensors_are_numbers() -> None:
         assert inspect(values.to(kind), intervals=False).spectrum.eigenvalues == pytest.approx(expected)
 
 
+def test_shrinkage_is_on_request() -> None:
+    rows = np.random.default_rng(0).standard_normal((60, 20))
+    found = inspect(rows, intervals=False, shrinkage="oas")
+    matrix, amount = oas((rows - rows.mean(0)) / rows.std(0))
+    assert found.shrunk == pytest.approx((participation_ratio(np.linalg.eigvalsh(matrix)), amount), rel=1e-3)
+    assert found.shrunk[0] > found.spectrum.participation_ratio.value
+    assert inspect(rows, intervals=False).shrunk is None
+
+
 def test_few_rows_give_no_intervals_and_say_so() -> None:
     found = inspect(np.random.default_rng(0).standard_normal((6, 3)))
     assert found.resampled == "no intervals: too few rows"
@@ -293,7 +303,7 @@ def test_a_single_column_is_a_table() -> None:
     assert found.groups == ()
 
 
-@pytest.mark.parametrize("options", [{"missing": "mean"}, {"threshold": 1.5}])
+@pytest.mark.parametrize("options", [{"missing": "mean"}, {"threshold": 1.5}, {"shrinkage": "much"}])
 def test_options_are_checked(options) -> None:
     with pytest.raises(ConfigurationError):
         inspect(np.zeros((3, 3)), **options)

@@ -28,8 +28,8 @@ MOST_CELLS = 3_000_000
 MOST_COLUMNS = 2_048
 
 LEAST = 0.05
-"""Where eigenvalues start that the sample cannot show, beside a mean of one: negative ones of a pairwise matrix, and
-zeros for want of rows. Zeros of complete rows are exact combinations of columns and stay."""
+"""Where eigenvalues start that the sample cannot show, beside a mean of one: zeros for want of rows, and at most for
+negative ones of a pairwise matrix. Zeros of complete rows are exact combinations of columns and stay."""
 
 
 def calibrated_eigenvalues(
@@ -57,14 +57,15 @@ def calibrated_eigenvalues(
     # A sign that does not depend on the order of the columns: the simulated rows then do not either.
     vectors = vectors * np.where((vectors**3).sum(0) < 0, -1.0, 1.0)
     repeats = max(1, min(4, SIMULATED // d))
-    population = np.maximum(observed, LEAST if missing is not None or rows <= d else 1e-12)
+    least = LEAST if rows <= d else min(LEAST, max(-float(observed[-1]), 1e-12))
+    population = np.maximum(observed, least)
     population *= d / population.sum()
     total = np.zeros(d)
     for iteration in range(ITERATIONS):
         late = iteration >= ITERATIONS // 2
         factor = _factor(population, vectors)
         seen = np.mean([_sampled(factor, rows, missing, autocorrelation, rng) for _ in range(repeats)], axis=0)
-        step = np.clip((observed - seen) / np.maximum(population, 2 * LEAST), -1.0, 1.0)
+        step = np.clip((observed - seen) / np.maximum(population, 2 * least), -1.0, 1.0)
         population = np.sort(population * np.exp((0.4 if late else 0.7) * step))[::-1]
         population *= d / population.sum()
         if late:

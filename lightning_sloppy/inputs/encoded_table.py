@@ -31,6 +31,9 @@ PART_BYTES = 256 * 1024**2
 
 MOST_PARTS = 128
 
+HEAVIEST = 20
+"""Rows kept of a sampled table because they lie far from the mean."""
+
 LEAST_OBSERVED = 0.05
 """Part of the rows in which a column has to be observed, and never in fewer than two columns need in common."""
 
@@ -47,6 +50,7 @@ class EncodedTable:
         parents: Of each of them the column of the table that it comes from.
         values: Standardised by ``shift`` and ``scale``, NaN where missing: all rows, or a part of them, (n', d).
         sampled: Whether ``values`` holds only a part of the rows.
+        heavy: Of a sampled table, the rows furthest from the mean: their numbers and, standardised, their values.
         shift, scale: Of each column used, (d,): mean and deviation over all rows.
         parts: Moments of parts of the rows in their order, which together are all of them.
         kinds: What is known of each column of the table.
@@ -63,6 +67,7 @@ class EncodedTable:
     parents: tuple[str, ...]
     values: Floats
     sampled: bool
+    heavy: tuple[npt.NDArray[np.intp], Floats]
     shift: Floats
     scale: Floats
     parts: list[PairwiseMoments]
@@ -206,16 +211,16 @@ def _encoded(
 
     if sampled:
         shift, scale = _streamed_shift(blocks)
-        parts, values = _streamed(blocks, shift, scale, rows, advance)
+        parts, values, heavy = _streamed(blocks, shift, scale, rows, advance)
     else:
         values = np.concatenate(list(blocks()))
         shift, scale = shift_and_scale(values)
         values -= shift
         values /= scale
-        parts = [PairwiseMoments.of(values)]
+        parts, heavy = [PairwiseMoments.of(values)], (np.arange(0), values[:0])
     targets = {name: np.concatenate(cells) for name, cells in found.items()}
     return EncodedTable(
-        source.origin, rows, plan.columns, tuple(names), tuple(parents), values, sampled, shift, scale, parts,
+        source.origin, rows, plan.columns, tuple(names), tuple(parents), values, sampled, heavy, shift, scale, parts,
         {kind.name: kind for kind in kinds}, plan.constant, plan.set_aside, encoded, targets,
     )  # fmt: skip
 
@@ -246,19 +251,24 @@ def _streamed_shift(blocks: Callable[[], Iterator[Floats]]) -> tuple[Floats, Flo
 
 def _streamed(
     blocks: Callable[[], Iterator[Floats]], shift: Floats, scale: Floats, rows: int, advance: Callable[[int], None]
-) -> tuple[list[PairwiseMoments], Floats]:
-    """Moments of parts, neighbours added where they become too many, and an even sample of runs of rows."""
+) -> tuple[list[PairwiseMoments], Floats, tuple[npt.NDArray[np.intp], Floats]]:
+    """Moments of parts of equal length, an even sample of runs of rows, and the heaviest rows with their numbers."""
     d = len(shift)
     most = int(min(MOST_PARTS, max(16, PART_BYTES // (4 * 8 * d * d))))
     size = -(-rows // most)
     every = max(1, -(-rows * d // SAMPLED))
     parts: list[PairwiseMoments] = []
     kept: list[Floats] = []
+    heavy = np.arange(0), np.empty((0, d))
     start, filled = 0, 0
     for block in blocks():
         block = (block - shift) / scale
         runs = (np.arange(start, start + len(block)) // RUN) % every == 0
         kept.append(block[runs])
+        known = np.concatenate([heavy[0], np.arange(start, start + len(block))])
+        both = np.concatenate([heavy[1], block])
+        most_of_all = np.argsort(-np.nansum(both * both, axis=1), kind="stable")[:HEAVIEST]
+        heavy = known[most_of_all], both[most_of_all]
         start += len(block)
         at = 0
         while at < len(block):
@@ -271,7 +281,7 @@ def _streamed(
             filled = (filled + take) % size
             at += take
         advance(len(block))
-    return parts, np.concatenate(kept)
+    return parts, np.concatenate(kept), heavy
 
 
 def _columns(chunk: Chunk, reader: CellReader) -> Iterator[tuple[Floats, npt.NDArray[Any] | None]]:

@@ -23,15 +23,16 @@ MOVES = 0.05
 
 
 def row_shares(values: Floats, moments: PairwiseMoments) -> Floats:
-    """The part of all squared standardised values that each row holds, (n,), summing to one.
+    """The part of all squared standardised values that each row holds, (n',); those of all rows sum to one.
 
     Args:
-        values: (n, d), NaN where missing.
-        moments: Of them.
+        values: Rows that are looked at, (n', d), NaN where missing.
+        moments: Of all rows.
     """
-    _, mean, variance = moments.of_columns()
-    own = np.nansum(np.square(values - mean) / np.where(variance > 0, variance, np.inf), axis=1)
-    return np.asarray(own / max(float(own.sum()), np.finfo(np.float64).tiny))
+    count, mean, variance = moments.of_columns()
+    varying = variance > 0
+    own = np.nansum(np.square(values - mean) / np.where(varying, variance, np.inf), axis=1)
+    return np.asarray(own / max(float(count[varying].sum()), 1.0))
 
 
 def dominating_rows(values: Floats, moments: PairwiseMoments) -> list[int]:
@@ -41,23 +42,23 @@ def dominating_rows(values: Floats, moments: PairwiseMoments) -> list[int]:
     20 times the average. All up to the last that moved the participation ratio are named.
 
     Args:
-        values: Standardised, (n, d).
-        moments: Of them.
+        values: Rows that are looked at, standardised, (n', d).
+        moments: Of all rows.
 
     Returns:
         Positions of the rows, counted from 0, the heaviest first.
     """
-    left = np.arange(len(values))
+    left, complete = np.arange(len(values)), len(values) == moments.rows
     named: list[int] = []
     ratio, last = _participation_ratio(moments), 0
     while len(named) < MOST_LOOKED_AT and len(left) > 2:
         shares = row_shares(values[left], moments)
         heaviest = int(shares.argmax())
-        if shares[heaviest] <= min(TIMES_AVERAGE / len(left), 0.5):
+        if shares[heaviest] <= min(TIMES_AVERAGE / moments.rows, 0.5):
             break
         named.append(int(left[heaviest]))
         left = np.delete(left, heaviest)
-        if shares[heaviest] > MOST_SUBTRACTED:
+        if complete and shares[heaviest] > MOST_SUBTRACTED:
             rest = values[left]
             shift, scale = shift_and_scale(rest)
             moments, values = PairwiseMoments.of((rest - shift) / scale), (values - shift) / scale

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,8 +13,7 @@ import torch
 
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.calibration import ITERATIONS, MOST_COLUMNS, calibrated_eigenvalues
-from lightning_sloppy.inputs.column_groups import THRESHOLD, ColumnGroup, column_groups, hierarchical_order, natural
-from lightning_sloppy.inputs.dependencies import Dependencies, exact_dependencies
+from lightning_sloppy.inputs.column_groups import THRESHOLD, column_groups, hierarchical_order
 from lightning_sloppy.inputs.encoded_table import EncodedTable, encoded_table
 from lightning_sloppy.inputs.gaussian_em import MOST_ITERATIONS, gaussian_em
 from lightning_sloppy.inputs.half_samples import Halves, half_eigenvalues, halves_of, halves_of_parts
@@ -28,6 +26,7 @@ from lightning_sloppy.inputs.row_influence import clipped_correlation, dominatin
 from lightning_sloppy.inputs.spectrum import moments_spectrum
 from lightning_sloppy.inputs.table_source import table_source
 from lightning_sloppy.inspection.answers import answers_of
+from lightning_sloppy.inspection.column_facts import columns_kept, dependencies, duplicates, nearly_constant, shuffled
 from lightning_sloppy.inspection.data_report import DataReport, MissingReport
 from lightning_sloppy.inspection.spectrum_numbers import (
     Resamples,
@@ -45,7 +44,6 @@ Progress = Callable[[str, int, int], None]
 """Told what is being done, how many steps are behind, and how many there are (0 where nobody knows)."""
 
 MOSTLY_MISSING = 0.5
-NEARLY_CONSTANT = 0.99
 
 LATE = 0.5
 """Part of the rows over which a column has to be constant to be named as one that varies later."""
@@ -150,13 +148,16 @@ class _Inspection:
         autocorrelation = median_lag_one(values)
         independent = effective_rows(table.rows, autocorrelation)
         groups = column_groups(pairwise, table.names, counts, self.threshold)
-        kept = _kept(table.names, groups)
+        kept = columns_kept(table.names, groups)
         whole, fewer, drawn = self._resamples(correlation, kept, autocorrelation)
         without = (
             matrix if len(kept) == len(table.names) else repaired(correlation[np.ix_(kept, kept)], rows=table.rows)
         )
         self.tell("rows that dominate", 0, 0)
-        heavy = tuple(dominating_rows(values, PairwiseMoments.of(values) if table.sampled else moments))
+        far = table.heavy[1] if table.sampled else values
+        heavy = tuple(dominating_rows(far, moments))
+        if table.sampled:
+            heavy = tuple(int(table.heavy[0][row]) for row in heavy)
         self.tell("ranks", 0, 0)
         report = DataReport(
             origin=table.origin,
@@ -166,7 +167,7 @@ class _Inspection:
             missing=seen,
             constant=table.constant,
             late=self._late(),
-            nearly_constant=_nearly_constant(table.names, values),
+            nearly_constant=nearly_constant(table.names, values),
             mostly_missing={
                 kind.name: kind.missing / kind.rows
                 for kind in map(table.kinds.__getitem__, table.columns)
@@ -174,11 +175,11 @@ class _Inspection:
             },
             set_aside=table.set_aside,
             encoded=table.encoded,
-            duplicates=_duplicates(table, pairwise),
+            duplicates=duplicates(table, pairwise),
             groups=tuple(groups),
             threshold=self.threshold,
             order=tuple(table.names[index] for index in hierarchical_order(pairwise)),
-            dependencies=_dependencies(table),
+            dependencies=dependencies(table),
             spectrum=spectrum_report(matrix, table.rows, independent, whole),
             deduplicated=spectrum_report(without, table.rows, independent, fewer),
             dominating_rows=heavy,
@@ -316,7 +317,7 @@ class _Inspection:
         """Correlation beside shuffled columns, second moment beside isotropic samples."""
         table, found = self.table, {}
         self.tell("comparison with shuffled columns", 0, 0)
-        mixed = PairwiseMoments.of(_shuffled(table.names, table.values, self.seed))
+        mixed = PairwiseMoments.of(shuffled(table.names, table.values, self.seed))
         null = repaired(mixed.correlation(fewest_common(len(table.values)))[0], rows=len(table.values))
         found["correlation"] = sloppiness_verdict(
             as_spectrum(matrix.eigenvalues, table.rows, matrix.floor),
@@ -353,48 +354,5 @@ def _untold(*_: object) -> None:
     """Nobody wants to know how far the work is."""
 
 
-def _kept(names: Sequence[str], groups: Sequence[ColumnGroup]) -> npt.NDArray[np.intp]:
-    dropped = {name for group in groups for name, _, _ in group.drop}
-    return np.array([index for index, name in enumerate(names) if name not in dropped])
-
-
 def _ratio_of(correlation: Floats) -> float:
     return participation_ratio(repaired(correlation).eigenvalues)
-
-
-def _nearly_constant(names: Sequence[str], values: Floats) -> dict[str, float]:
-    """A value that fills more than half of a column is its median."""
-    middle = np.nanmedian(values, axis=0)
-    # Of an even number of values the median may lie between two: then none fills half.
-    share = (values == middle).sum(0) / np.maximum((~np.isnan(values)).sum(0), 1)
-    return {name: float(part) for name, part in zip(names, share, strict=True) if part >= NEARLY_CONSTANT}
-
-
-def _duplicates(table: EncodedTable, correlation: Floats) -> tuple[tuple[str, ...], ...]:
-    """Columns of the same values in the same rows."""
-    known: dict[tuple[bytes, float, float], list[int]] = {}
-    for index in range(table.values.shape[1]):
-        column = np.ascontiguousarray(table.values[:, index]) + 0.0  # no negative zeros
-        key = column.tobytes(), float(table.shift[index]), float(table.scale[index])
-        known.setdefault(key, []).append(index)
-    same = [where for where in known.values() if len(where) > 1]
-    return tuple(
-        tuple(table.names[index] for index in where) for where in same if correlation[where[0], where[1]] > 1 - 1e-9
-    )
-
-
-def _dependencies(table: EncodedTable) -> Dependencies:
-    """In the units of the table, columns sorted by name: which one is named must not depend on their order."""
-    order = sorted(range(len(table.names)), key=lambda index: natural(table.names[index]))
-    units = table.values[:, order] * table.scale[order] + table.shift[order]
-    return exact_dependencies(units, [table.names[index] for index in order])
-
-
-def _shuffled(names: Sequence[str], values: Floats, seed: int) -> Floats:
-    """Each column with its observed values in another order, its own by its name; what is missing stays missing."""
-    mixed = values.copy()
-    for index, name in enumerate(names):
-        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        seen = ~np.isnan(values[:, index])
-        mixed[seen, index] = rng.permutation(values[seen, index])
-    return mixed

@@ -16,6 +16,7 @@ from lightning_sloppy.errors import ConfigurationError, MissingExtraError
 from lightning_sloppy.inputs import encoded_table as encoding
 from lightning_sloppy.inputs import table_source as sources
 from lightning_sloppy.inputs.encoded_table import EncodedTable, encoded_table
+from lightning_sloppy.inputs.row_influence import dominating_rows
 from lightning_sloppy.inputs.table_source import table_source
 
 RNG = np.random.default_rng(0)
@@ -223,6 +224,7 @@ def test_a_table_too_large_for_the_memory_is_read_twice(tmp_path, monkeypatch, g
     frame["kind"] = ["x", "y", "z"] * 1_000
     if gaps:
         frame.iloc[::7, 1] = np.nan
+    frame.iloc[1_234, :4] *= 100
     frame.to_parquet(tmp_path / "t.parquet")
     whole = read(tmp_path / "t.parquet")
     monkeypatch.setattr(encoding, "IN_MEMORY", 5_000)
@@ -236,6 +238,9 @@ def test_a_table_too_large_for_the_memory_is_read_twice(tmp_path, monkeypatch, g
     assert sum(part.rows for part in large.parts) == large.moments.rows == 3_000
     assert 16 <= len(large.parts) <= 128
     assert len(large.values) < 500
+    assert large.heavy[0][0] == 1_234
+    assert dominating_rows(large.heavy[1], large.moments)[:1] == [0]
+    assert dominating_rows(whole.values, whole.moments)[:1] == [1_234]
     np.testing.assert_allclose(large.moments.correlation()[0], whole.moments.correlation()[0], rtol=0, atol=1e-12)
     _, mean, variance = large.moments.of_columns()
     np.testing.assert_allclose(large.shift + large.scale * mean, whole.shift, rtol=1e-12)

@@ -110,12 +110,14 @@ class CellReader:
         """Numbers (NaN for missing values and texts), and texts (None for all else) where there are any.
 
         Args:
-            cells: (n,), numbers, objects, texts, booleans or dates.
+            cells: (n,), numbers, objects, texts, booleans, dates, or durations, which become seconds.
         """
         if cells.dtype.kind in "biuf":
             numbers = cells.astype(np.float64)
             return self.without_codes(numbers), None
-        if cells.dtype.kind in "Mm":
+        if cells.dtype.kind == "m":
+            return np.where(np.isnat(cells), np.nan, cells / np.timedelta64(1, "s")), None
+        if cells.dtype.kind == "M":
             text = np.array([None if np.isnat(cell) else str(cell) for cell in cells], dtype=object)
             return np.full(len(cells), np.nan), text
         numbers = np.full(len(cells), np.nan)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy import linalg
 
 from lightning_sloppy.inputs.column_groups import natural
-from lightning_sloppy.inputs.pairwise import Floats
+from lightning_sloppy.inputs.pairwise import Floats, shift_and_scale
 
 EXACT = 1e-6
 """Deviation of what is left of a column, beside its own, up to which it counts as an exact combination: sums that were
@@ -96,11 +96,11 @@ def exact_dependencies(values: Floats, names: Sequence[str]) -> Dependencies:
     if not len(columns):
         return Dependencies((), 0, 0)
     part = values[np.ix_(rows, columns)]
-    varying = part.std(0) > 0
+    varying = np.ptp(part, axis=0) > 0
     columns, part = columns[varying], part[:, varying]
     if len(columns) < 2 or len(part) < len(columns) + SPARE_ROWS:
         return Dependencies((), len(columns), 0)
-    mean, deviation = part.mean(0), part.std(0)
+    mean, deviation = shift_and_scale(part)
     standard = (part - mean) / deviation
     step = max(1, len(standard) // max(MOST_ROWS, 4 * len(columns)))
     looked = standard[::step]

@@ -164,12 +164,16 @@ def shift_and_scale(values: Floats) -> tuple[Floats, Floats]:
     """
     seen = ~np.isnan(values)
     count = np.maximum(seen.sum(0), 1)
-    mean = np.where(seen, values, 0.0).sum(0) / count
-    centred = np.where(seen, values - mean, 0.0)
+    # Beside the largest magnitude no square overflows or vanishes.
+    size = np.where(seen, np.abs(values), 0.0).max(axis=0, initial=0.0)
+    size[size == 0] = 1.0
+    mean = np.where(seen, values / size, 0.0).sum(0) / count
+    centred = np.where(seen, values / size - mean, 0.0)
     # A second pass takes out what rounding left in the mean.
     mean = mean + centred.sum(0) / count
-    deviation = np.sqrt(np.square(np.where(seen, values - mean, 0.0)).sum(0) / count)
-    return mean, np.where(deviation > 0, deviation, 1.0)
+    centred = np.where(seen, values / size - mean, 0.0)
+    deviation = np.sqrt(np.square(centred).sum(0) / count)
+    return mean * size, np.where(deviation > 0, deviation, 1.0) * size
 
 
 def smallest_overlap(moments: PairwiseMoments) -> int:

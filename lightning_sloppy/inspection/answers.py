@@ -10,6 +10,8 @@ from lightning_sloppy.inspection.data_report import Answer, DataReport, Interval
 SETTLED = 0.05
 """Half width of the participation ratio's interval, and its bias, up to which more rows would change little."""
 
+TOO_FEW = "no intervals: fewer independent rows than columns"
+
 SMALL = 0.05
 """Relative difference between two treatments up to which they say the same."""
 
@@ -176,14 +178,14 @@ def _missing(report: DataReport) -> Answer:
         f"with "
         "column means filled in."
     )
-    if seen.negative_eigenvalues:
-        floor = number(max(report.spectrum.floor, 0.0))
+    if seen.negative_eigenvalues and seen.method == "pairwise":
         answer += (
-            f" They hide small eigenvalues: "
-            f"{'nothing below ' + floor + ' is known, so ' if seen.method == 'pairwise' else ''}"
-            f"decades and condition index "
-            f"{'are counted above that only' if seen.method == 'pairwise' else 'rest on the model'}."
+            f" They hide small eigenvalues: none below {number(report.spectrum.floor)} is known, so decades are "
+            f"counted above "
+            "that only, and the condition index is not known."
         )
+    elif seen.negative_eigenvalues:
+        answer += " They hide small eigenvalues: decades and condition index rest on the model."
     evidence = (
         f"The pairwise matrix has {seen.negative_eigenvalues} negative eigenvalues down to "
         f"{number(seen.smallest_eigenvalue)}"
@@ -202,6 +204,15 @@ def _missing(report: DataReport) -> Answer:
 def _more_rows(report: DataReport) -> Answer:
     question = "Would more rows help?"
     ratio = report.spectrum.participation_ratio
+    if report.resampled == TOO_FEW:
+        return Answer(
+            question,
+            "Yes: there are fewer independent rows than columns, so that the rows limit the number of directions, and "
+            "how far cannot be said.",
+            f"{report.rows:,} rows ({report.effective_rows:,.0f} effective, {report.missing.rate:.1%} of the cells "
+            f"missing) "
+            f"for {columns(report.spectrum.columns)}.",
+        )
     if ratio.low is None or ratio.high is None or report.half is None:
         return Answer(question, "That cannot be said here.", f"{_capital(report.resampled)}.")
     middle = math.sqrt(ratio.low * ratio.high)
@@ -218,7 +229,7 @@ def _more_rows(report: DataReport) -> Answer:
     else:
         times = max((width / SETTLED) ** 2, gap / SETTLED)
         answer = (
-            f"Yes: the number of directions is known to {width:.0%}"
+            f"Yes: the number of directions is known to within {width:.0%}"
             + (
                 f", and so few rows still make it {'low' if ratio.value < middle else 'high'} by {gap:.0%}"
                 if gap > SETTLED
@@ -242,7 +253,8 @@ def _rows(report: DataReport) -> Answer:
             f"Yes, row{'s' if len(report.dominating_rows) > 1 else ''} {rows} (counted from 0): look at "
             f"{'them' if len(report.dominating_rows) > 1 else 'it'}, and trust ranks more than the plain number."
         )
-        return Answer(question, answer, f"Without such a row the number of directions moves by 5 % and more. {beside}.")
+        taken = "it away moves" if len(report.dominating_rows) == 1 else "them away, one after the other, moves"
+        return Answer(question, answer, f"Taking {taken} the number of directions by 5 % and more. {beside}.")
     far = max(abs(report.clipped - ratio), abs(report.ranks - ratio)) / ratio
     if far > 2 * SMALL:
         return Answer(
@@ -260,9 +272,11 @@ def _rows(report: DataReport) -> Answer:
 
 def _sloppy(report: DataReport) -> Answer:
     question = "Is the spectrum sloppy (a sharp drop, then small eigenvalues spread evenly over decades)?"
-    words = {"yes": "yes", "no": "no", "undetermined": "it cannot be said"}
-    said = [f"the {kind.replace('_', ' ')} {words[verdict.answer]}" for kind, verdict in report.verdicts.items()]
-    reasons = [f"{_capital(kind.replace('_', ' '))}: {verdict.reason}." for kind, verdict in report.verdicts.items()]
+    words = {"yes": "is sloppy", "no": "is not sloppy", "undetermined": "may or may not be, which cannot be said"}
+    said = [f"the {kind.replace('_', '-')} matrix {words[v.answer]}" for kind, v in report.verdicts.items()]
+    reasons = [
+        f"{_capital(kind.replace('_', '-'))} matrix: {verdict.reason}." for kind, verdict in report.verdicts.items()
+    ]
     answer = ", ".join(said)
     extra = " The second moment depends on the units of the columns." if "second_moment" in report.verdicts else ""
     return Answer(question, f"{_capital(answer)}.", f"{' '.join(reasons)}{extra}")

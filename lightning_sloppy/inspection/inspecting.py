@@ -25,7 +25,7 @@ from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments, fewest_com
 from lightning_sloppy.inputs.row_influence import clipped_correlation, dominating_rows, rank_correlation
 from lightning_sloppy.inputs.spectrum import moments_spectrum
 from lightning_sloppy.inputs.table_source import table_source
-from lightning_sloppy.inspection.answers import answers_of
+from lightning_sloppy.inspection.answers import TOO_FEW, answers_of
 from lightning_sloppy.inspection.column_facts import columns_kept, dependencies, duplicates, nearly_constant, shuffled
 from lightning_sloppy.inspection.data_report import DataReport, MissingReport
 from lightning_sloppy.inspection.spectrum_numbers import (
@@ -188,7 +188,7 @@ class _Inspection:
             shrunk=self._shrunk(),
             autocorrelation=autocorrelation,
             effective_rows=independent,
-            resampled=self._resampled(drawn),
+            resampled=self._resampled(drawn, autocorrelation),
             half=None
             if whole is None
             else float(np.mean([participation_ratio(np.maximum(half, 0.0)) for half in whole.halves])),
@@ -251,7 +251,7 @@ class _Inspection:
     ) -> tuple[Resamples | None, Resamples | None, Halves | None]:
         """Of all columns and of those that stay."""
         table, d = self.table, len(self.table.names)
-        if not self.intervals or d > MOST_COLUMNS:
+        if not self.intervals or d > MOST_COLUMNS or self._pairs(np.arange(d), autocorrelation) < d:
             return None, None, None
         drawn = (
             halves_of_parts(table.parts, self.seed, block=table.rows // max(len(table.parts), 1))
@@ -271,10 +271,9 @@ class _Inspection:
             self.tell("intervals", done, repeats + len(choices) * ITERATIONS)
 
         halves = half_eigenvalues(drawn, repeats, choices, advance)
-        gaps = np.isnan(table.values)
         found = []
         for columns, half in zip(choices, halves, strict=True):
-            own = gaps[:, columns]
+            own = np.isnan(table.values[:, columns])
             # The Gaussian model uses all that is observed: its errors are those of complete rows, fewer of them.
             rows, holes = table.rows, own if own.any() else None
             if self.missing == "em" and holes is not None:
@@ -282,11 +281,13 @@ class _Inspection:
             population = calibrated_eigenvalues(
                 correlation[np.ix_(columns, columns)], rows, holes, autocorrelation, self.seed, advance
             )
-            # Pairs of values of a first-order process are worth n (1 - r^2) / (1 + r^2) independent ones.
-            observed, squared = 1.0 - float(own.mean()), autocorrelation**2
-            pairs = table.rows * observed**2 * (1 - squared) / (1 + squared)
-            found.append(Resamples(half, drawn, population, pairs))
+            found.append(Resamples(half, drawn, population, self._pairs(columns, autocorrelation)))
         return found[0], found[-1], drawn
+
+    def _pairs(self, columns: npt.NDArray[np.intp], autocorrelation: float) -> float:
+        """Rows that count as independent for a correlation: both observed, and the rest of a first-order process."""
+        observed, squared = 1.0 - float(np.isnan(self.table.values[:, columns]).mean()), autocorrelation**2
+        return self.table.rows * observed**2 * (1 - squared) / (1 + squared)
 
     def _shrunk(self) -> tuple[float, float] | None:
         if self.shrinkage is None:
@@ -294,14 +295,15 @@ class _Inspection:
         matrix, amount = shrunk_correlation(np.nan_to_num(self.table.values), self.shrinkage)
         return _ratio_of(matrix), amount
 
-    def _resampled(self, drawn: Halves | None) -> str:
+    def _resampled(self, drawn: Halves | None, autocorrelation: float) -> str:
+        d = len(self.table.names)
         if drawn is not None:
             return "rows" if drawn.block == 1 else f"blocks of {drawn.block} rows"
         if not self.intervals:
             return "no intervals: none were asked for"
-        if len(self.table.names) > MOST_COLUMNS:
+        if d > MOST_COLUMNS:
             return f"no intervals: more than {MOST_COLUMNS:,} columns"
-        return "no intervals: too few rows"
+        return TOO_FEW if self._pairs(np.arange(d), autocorrelation) < d else "no intervals: too few rows"
 
     def _late(self) -> dict[str, int]:
         kinds = [self.table.kinds[name] for name in dict.fromkeys(self.table.parents)]
@@ -325,7 +327,8 @@ class _Inspection:
             NULLS["correlation"],
             dimensions=(ratio, participation_ratio(null.eigenvalues)),
         )
-        scatter = matrix.correlation * deviation[:, None] * deviation * table.rows
+        with np.errstate(over="ignore"):
+            scatter = matrix.correlation * deviation[:, None] * deviation * table.rows
         with suppress(ConfigurationError):  # squares may overflow
             second = moments_spectrum(
                 Moments(table.rows, torch.from_numpy(mean), torch.from_numpy(scatter)), "second_moment"

@@ -20,7 +20,7 @@ from lightning_sloppy.records import Spectrum, Status
 RIDGE_STRENGTH = 1.0
 """Where the ridge degrees of freedom are given: at the mean eigenvalue; directions below it count less than half."""
 
-DOUBT = 0.25
+DOUBT = 0.4
 """Part of the correction for bias, in the logarithm, by which an interval is widened: the correction is an estimate."""
 
 DOUBT_OF_ONE = 0.5

@@ -178,7 +178,9 @@ def test_text_columns_are_encoded_or_set_aside_by_name() -> None:
     frame["dead"] = "on"
     frame["stuck"] = 7
     frame["empty"] = np.nan
+    frame["lasted"] = pd.to_timedelta(np.arange(120) % 50, unit="s")
     table = read(frame)
+    assert numbers(table)[:, -1] == pytest.approx(np.arange(120) % 50)
     assert table.encoded == {"grade": ("grade=H", "grade=L", "grade=M"), "shift": ("shift=night",)}
     assert table.constant == ("dead", "stuck")
     assert table.set_aside == {

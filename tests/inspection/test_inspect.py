@@ -297,6 +297,21 @@ def test_few_rows_give_no_intervals_and_say_so() -> None:
     assert json.loads(found.to_json())["participation_ratio"]["low"] is None
 
 
+def test_fewer_rows_than_columns_give_no_intervals_and_a_clear_answer() -> None:
+    found = inspect(np.random.default_rng(0).standard_normal((40, 100)))
+    assert found.resampled == "no intervals: fewer independent rows than columns"
+    (more,) = [answer for answer in found.answers if answer.question == "Would more rows help?"]
+    assert more.answer.startswith("Yes: there are fewer independent rows than columns")
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_huge_and_tiny_numbers_have_the_same_correlation(scale) -> None:
+    rows = np.random.default_rng(0).standard_normal((200, 4)) @ np.random.default_rng(1).standard_normal((4, 4))
+    found, expected = inspect(scale * rows, intervals=False), inspect(rows, intervals=False)
+    assert found.spectrum.eigenvalues == pytest.approx(expected.spectrum.eigenvalues, abs=1e-10)
+    assert found.deviations == pytest.approx(scale * expected.deviations)
+
+
 def test_a_single_column_is_a_table() -> None:
     found = inspect(np.random.default_rng(0).standard_normal(200))
     assert found.spectrum.participation_ratio.value == 1

@@ -10,7 +10,7 @@ from lightning_sloppy.inspection.data_report import Answer, DataReport, Interval
 SETTLED = 0.05
 """Half width of the participation ratio's interval, and its bias, up to which more rows would change little."""
 
-TOO_FEW = "no intervals: fewer independent rows than columns"
+TOO_FEW = "no intervals: too few independent rows for so many columns"
 
 SMALL = 0.05
 """Relative difference between two treatments up to which they say the same."""
@@ -207,7 +207,8 @@ def _more_rows(report: DataReport) -> Answer:
     if report.resampled == TOO_FEW:
         return Answer(
             question,
-            "Yes: there are fewer independent rows than columns, so that the rows limit the number of directions, and "
+            "Yes: there are too few independent rows for so many columns, so that the rows limit the number of "
+            "directions, and "
             "how far cannot be said.",
             f"{report.rows:,} rows ({report.effective_rows:,.0f} effective, {report.missing.rate:.1%} of the cells "
             f"missing) "

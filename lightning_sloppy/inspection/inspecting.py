@@ -45,6 +45,9 @@ Progress = Callable[[str, int, int], None]
 
 MOSTLY_MISSING = 0.5
 
+FEWEST_PAIRS = 0.75
+"""Independent rows for each column below which no interval is given: what the sample cannot show is not to be had."""
+
 LATE = 0.5
 """Part of the rows over which a column has to be constant to be named as one that varies later."""
 
@@ -251,7 +254,7 @@ class _Inspection:
     ) -> tuple[Resamples | None, Resamples | None, Halves | None]:
         """Of all columns and of those that stay."""
         table, d = self.table, len(self.table.names)
-        if not self.intervals or d > MOST_COLUMNS or self._pairs(np.arange(d), autocorrelation) < d:
+        if not self.intervals or d > MOST_COLUMNS or self._pairs(np.arange(d), autocorrelation) < FEWEST_PAIRS * d:
             return None, None, None
         drawn = (
             halves_of_parts(table.parts, self.seed, block=table.rows // max(len(table.parts), 1))
@@ -303,7 +306,9 @@ class _Inspection:
             return "no intervals: none were asked for"
         if d > MOST_COLUMNS:
             return f"no intervals: more than {MOST_COLUMNS:,} columns"
-        return TOO_FEW if self._pairs(np.arange(d), autocorrelation) < d else "no intervals: too few rows"
+        return (
+            TOO_FEW if self._pairs(np.arange(d), autocorrelation) < FEWEST_PAIRS * d else "no intervals: too few rows"
+        )
 
     def _late(self) -> dict[str, int]:
         kinds = [self.table.kinds[name] for name in dict.fromkeys(self.table.parents)]

@@ -299,9 +299,9 @@ def test_few_rows_give_no_intervals_and_say_so() -> None:
 
 def test_fewer_rows_than_columns_give_no_intervals_and_a_clear_answer() -> None:
     found = inspect(np.random.default_rng(0).standard_normal((40, 100)))
-    assert found.resampled == "no intervals: fewer independent rows than columns"
+    assert found.resampled == "no intervals: too few independent rows for so many columns"
     (more,) = [answer for answer in found.answers if answer.question == "Would more rows help?"]
-    assert more.answer.startswith("Yes: there are fewer independent rows than columns")
+    assert more.answer.startswith("Yes: there are too few independent rows")
 
 
 @pytest.mark.parametrize("scale", [1e200, 1e-200])

@@ -62,6 +62,15 @@ def test_of_a_chain_only_neighbours_are_dropped() -> None:
     assert {name for name, _, _ in group.drop} == {"a", "c"}  # d is linked through c alone, and stays
 
 
+def test_what_is_left_of_a_long_chain_is_searched_again() -> None:
+    r = np.eye(6)
+    for near in range(5):
+        r[near, near + 1] = r[near + 1, near] = 0.96 + 0.001 * near
+    (group,) = column_groups(r, list("abcdef"), np.full(6, 9.0))
+    stays = set("abcdef") - {name for name, _, _ in group.drop}
+    assert stays == {"b", "e"}  # e has the strongest two links and takes d and f; of what is left b takes a and c
+
+
 def test_among_equals_the_one_that_is_observed_most_often_stays() -> None:
     r = np.array([[1.0, -0.99], [-0.99, 1.0]])
     assert column_groups(r, ["a", "b"], np.array([5.0, 9.0]))[0].representative == "b"
@@ -104,6 +113,14 @@ def test_float32_sums_count_and_noisy_ones_do_not() -> None:
     noisy = rows[:, 0] + rows[:, 2] + 1e-4 * RNG.standard_normal(500)
     found = exact_dependencies(np.column_stack([rows, rounded, noisy]), list("abcde"))
     assert [{one.column, *one.names} for one in found.found] == [{"a", "b", "d"}]
+
+
+def test_nearly_dependent_columns_do_not_get_into_the_equations_of_others() -> None:
+    rows = RNG.standard_normal((500, 3))
+    rounded = (rows[:, 0] + rows[:, 1]).astype(np.float32)
+    near = rows[:, 0] + rows[:, 2] + 2e-5 * RNG.standard_normal(500)
+    found = exact_dependencies(np.column_stack([near, rows[:, 0], rounded, rows[:, 2], rows[:, 1]]), list("nacdb"))
+    assert [{one.column, *one.names} for one in found.found] == [{"a", "b", "c"}]
 
 
 def test_missing_values_leave_the_columns_that_are_observed() -> None:

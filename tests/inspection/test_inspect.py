@@ -218,7 +218,8 @@ def test_verdicts_know_sloppy_data_from_noise() -> None:
     found = inspect(sloppy, intervals=False).verdicts
     assert found["second_moment"].answer == "yes"
     assert found["correlation"].answer == "no"
-    assert inspect(sloppy @ basis.T, intervals=False).verdicts["second_moment"].answer == "yes"
+    mixed = inspect(sloppy @ basis.T, intervals=False).verdicts
+    assert mixed["second_moment"].answer == mixed["correlation"].answer == "yes"
     noise = inspect(rng.standard_normal((n, d)), intervals=False).verdicts
     assert noise["second_moment"].answer == noise["correlation"].answer == "no"
     shuffled = rng.permuted(sloppy @ basis.T, axis=0)

@@ -27,8 +27,8 @@ DOUBT_OF_ONE = 0.5
 """The same for a single eigenvalue, of which neighbours take turns in being the largest."""
 
 
-BARELY = 1.1
-"""The largest of independent columns was seen to exceed the noise edge by up to this factor."""
+BARELY = 1.25
+"""The largest of independent columns, autocorrelated ones included, was seen to exceed the noise edge by up to this."""
 
 
 @dataclass(frozen=True)

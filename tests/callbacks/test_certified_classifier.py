@@ -153,6 +153,7 @@ class Hidden(Statistics):
         nn.init.zeros_(self.net[-1].bias)
 
 
+@pytest.mark.filterwarnings("ignore:The loss of a batch.*is not the mean over its samples")
 @pytest.mark.parametrize("kind", [Statistics, Hidden, Attending])
 def test_a_network_of_whole_batches_is_no_classifier_of_samples(tmp_path, kind):
     live = PACBayesBound(strict=True)

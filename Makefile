@@ -20,11 +20,12 @@ export OMP_NUM_THREADS
 INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --no-compile --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-oldest clean
+.PHONY: help demo check test test-oldest clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    fit the handwritten digits with every measurement (about a minute, most of it the install)"
+	@echo "make check   run the quick checks: ruff, mypy, and the tests that are neither slow nor distributed (two minutes)"
 	@echo "make test    run every check: ruff, mypy, pytest with doctests, README, configs and the built wheel"
 	@echo "make clean   remove $(VENV) and the caches; runs/ is kept"
 	@echo "make test-oldest   run the tests with the oldest versions that are allowed, in .venv-oldest (gigabytes)"
@@ -32,6 +33,13 @@ help:
 
 demo: $(VENV)/installed-demo
 	$(BIN)/lightning-sloppy fit --config configs/digits.yaml
+
+# For daily work. `tests/` alone: doctests, slow tests and several processes are for `make test`.
+check: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile -m "not slow and not distributed and not cuda" tests
 
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -43,6 +43,7 @@ def by_magnitude(values: Tensor, k: int) -> Tensor:
 # -- the Hessian ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 4, 1000])
 @pytest.mark.parametrize("name", ["mlp", "cnn", "lstm", "attention"])
 def test_small_hessians_are_exact(name: str, k: int) -> None:
@@ -71,6 +72,7 @@ def test_functionals_of_small_hessians_are_exact_whatever_k(probes: int) -> None
         assert function(cut).total_error == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["auto", "kept_graph", "recomputed"])
 def test_large_hessian_against_the_dense_one(method: str) -> None:
     this = wide()
@@ -94,6 +96,7 @@ def test_large_hessian_against_the_dense_one(method: str) -> None:
     assert spectrum.trace is None
 
 
+@pytest.mark.slow
 def test_probe_vectors_add_trace_and_whole_spectrum_with_honest_errors() -> None:
     this = wide()
     values = torch.linalg.eigvalsh(dense_hessian(this))

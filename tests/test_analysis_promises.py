@@ -75,6 +75,7 @@ def assert_same(before: Any, after: Any) -> None:
         assert before == after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [False, True])
 @pytest.mark.parametrize(
     ("function", "options"),

@@ -63,6 +63,7 @@ def test_help_of_a_class_explains_and_types_its_arguments(capsys, option, name, 
         assert words in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -100,6 +101,7 @@ def test_event_files_and_configuration_land_in_the_working_folder(tmp_path):
     assert (run / "config.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_a_second_run_into_the_same_folder_does_not_collide(tmp_path):
     logger = ["--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=runs", "--trainer.logger.version=again"]
     main([*STEP, *logger])

@@ -62,6 +62,7 @@ def test_the_order_of_the_bounds(risk: float, complexity: float, n: int, delta: 
     assert found[lambda_bound] == pytest.approx(found[quadratic_bound], rel=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.tuples(rates, rates), st.tuples(complexities, complexities), st.tuples(samples, samples), deltas)
 def test_more_risk_more_complexity_or_fewer_samples_are_never_better(risks, nats, counts, delta: float) -> None:

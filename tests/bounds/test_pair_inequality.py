@@ -61,6 +61,7 @@ def test_monotone(rate: float, more: float, ratio: float, nats: float, n: int, f
     assert all(other.value >= value - 1e-14 for other in worse)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.0, 1.0, 5.0, 20.0])
 def test_the_disintegrated_inequality_by_exact_enumeration(beta: float) -> None:
     # Three hypotheses on four points, all 4^6 samples of six: the expectation is xi(6) whatever the posterior.

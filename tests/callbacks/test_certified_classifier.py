@@ -45,6 +45,7 @@ class Embedding(Classifier):
         return self.criterion.scores(outputs).argmax(1)
 
 
+@pytest.mark.slow
 def test_scores_of_an_embedding_are_not_certified(tmp_path):
     with pytest.warns(UserWarning, match="does not say that the outputs are that; pass predict="):
         final = fit(tmp_path, model=Embedding())
@@ -56,6 +57,7 @@ def test_scores_of_an_embedding_are_not_certified(tmp_path):
     assert live.measurements[-1].certificate.flags == ("loss_not_bounded",)
 
 
+@pytest.mark.slow
 def test_the_users_rule_is_certified(tmp_path):
     torch.manual_seed(0)
     model = Embedding()
@@ -88,6 +90,7 @@ class OneLogit(Classifier):
         return F.binary_cross_entropy_with_logits(self(batch[0]).squeeze(1), batch[1].float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "dtype"), [("attribute", torch.float32), ("step", torch.float32), ("step", torch.long)]
 )
@@ -114,6 +117,7 @@ def test_one_logit_is_a_classifier(tmp_path, how, dtype):
     assert pair.value < 0.45
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:On one batch")
 def test_a_rule_serves_where_only_the_step_is_known(tmp_path):
     class Penalised(Classifier):
@@ -153,6 +157,7 @@ class Hidden(Statistics):
         nn.init.zeros_(self.net[-1].bias)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The loss of a batch.*is not the mean over its samples")
 @pytest.mark.parametrize("kind", [Statistics, Hidden, Attending])
 def test_a_network_of_whole_batches_is_no_classifier_of_samples(tmp_path, kind):
@@ -175,6 +180,7 @@ class Adapted(Classifier):
         return self.net[1:](first(inputs.to(first.weight.dtype)).float())
 
 
+@pytest.mark.slow
 def test_frozen_weights_may_be_in_half_precision(tmp_path):
     torch.manual_seed(0)
     folder, live = tmp_path / "mine", PACBayesBound(strict=True)

@@ -46,6 +46,7 @@ def refused(bound):
     return bound.measurements[-1].notes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_name", [True, False])
 def test_the_best_checkpoint_is_refused_and_so_is_what_goes_on_from_there(tmp_path, by_name):
     checkpoint = kept(tmp_path, save_last=True)
@@ -64,6 +65,7 @@ def test_the_best_checkpoint_is_refused_and_so_is_what_goes_on_from_there(tmp_pa
     assert "that was kept for its val_loss" in refused(bound)
 
 
+@pytest.mark.slow
 def test_the_last_checkpoint_and_those_kept_by_the_epoch_are_not(tmp_path):
     checkpoint = kept(tmp_path, save_last=True)
     first(tmp_path, checkpoint)
@@ -76,6 +78,7 @@ def test_the_last_checkpoint_and_those_kept_by_the_epoch_are_not(tmp_path):
     assert "hold_out" in bound.latest.estimates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("top", "there"), [(2, False), (-1, True)])
 def test_one_of_the_best_is_refused_unless_all_are_kept(tmp_path, top, there):
     checkpoint = kept(tmp_path, save_top_k=top)
@@ -91,6 +94,7 @@ def test_one_of_the_best_is_refused_unless_all_are_kept(tmp_path, top, there):
     assert ("hold_out" in bound.latest.estimates) == there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restored", [True, False])
 def test_weights_that_are_written_between_two_fits_are_noticed(tmp_path, restored):
     checkpoint = kept(tmp_path)
@@ -122,6 +126,7 @@ def test_a_callback_that_restores_weights_behind_the_last_measurement(tmp_path):
     assert "weights were written between two fits" in refused(bound)
 
 
+@pytest.mark.slow
 def test_weights_written_in_a_validation_are_remembered_in_the_checkpoint(tmp_path):
     class Restores(Callback):
         def on_validation_end(self, trainer, pl_module):

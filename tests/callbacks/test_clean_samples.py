@@ -92,6 +92,7 @@ def test_the_clean_samples_are_judged_and_the_conditions_say_so(tmp_path):
         assert "certified is the error on samples that are read so" in certificate.statement()
 
 
+@pytest.mark.slow
 def test_what_is_certified_is_that_of_a_training_that_was_never_augmented(tmp_path):
     """Noise too small to change a float: the training is that on plain samples, and so are all numbers."""
     plain = certified(tmp_path, blobs(300))
@@ -101,6 +102,7 @@ def test_what_is_certified_is_that_of_a_training_that_was_never_augmented(tmp_pa
         assert a.network_hashes == b.network_hashes
 
 
+@pytest.mark.slow
 def test_a_live_bound_takes_them_too(tmp_path):
     for m in live_bound(tmp_path, Noisy(), clean=blobs(300)).measurements:
         assert m.certificate.valid
@@ -111,6 +113,7 @@ def test_a_live_bound_takes_them_too(tmp_path):
     assert (plain.value, plain.network_hashes) == (same.value, same.network_hashes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "clean",
     [
@@ -143,6 +146,7 @@ def test_a_method_of_the_data_module_through_the_monitor(tmp_path):
         fit(tmp_path, data=NoisyData(), clean="cleaner")
 
 
+@pytest.mark.slow
 def test_the_weights_are_bitwise_what_they_are_without(tmp_path):
     weights = []
     for callbacks in ([], [HessianSpectrum(k=2, num_samples=64), PACBayesBound(clean=Noisy(size=0), strict=True)]):
@@ -175,6 +179,7 @@ def one_other(targets):
     return targets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("clean", "flag", "sentence"),
     [
@@ -218,6 +223,7 @@ def test_what_gives_no_samples_is_no_argument():
         FinalCertificate(clean=Stream())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False], ids=["the whole set", "the same subset"])
 def test_subsets_and_samplers_are_followed_by_index(tmp_path, whole):
     some = torch.randperm(300, generator=torch.Generator().manual_seed(3))[:200].tolist()
@@ -233,6 +239,7 @@ def test_subsets_and_samplers_are_followed_by_index(tmp_path, whole):
     assert live.latest.certificate.n == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copied", [True, False], ids=["copies of rows", "the same places"])
 def test_samples_that_training_has_twice_count_once(tmp_path, copied):
     twice = [*range(150), *range(50)]
@@ -246,6 +253,7 @@ def test_samples_that_training_has_twice_count_once(tmp_path, copied):
     assert half.certificates[0].n == 100
 
 
+@pytest.mark.slow
 def test_labels_that_nobody_can_read_are_the_users_statement(tmp_path):
     class Mixed(Noisy):
         """Labels that are drawn at every read."""
@@ -292,6 +300,7 @@ def test_labels_in_a_mapping_are_found(tmp_path):
         certified(tmp_path, Mappings(), clean=turned, **given)
 
 
+@pytest.mark.slow
 def test_hold_out_samples_are_looked_for_among_the_clean_ones(tmp_path):
     held_out = DataLoader(Subset(blobs(300), range(200, 300)), 50)
     live = live_bound(tmp_path, Subset(Noisy(300), range(250)), held_out=held_out, clean=blobs(300))
@@ -307,6 +316,7 @@ def test_hold_out_samples_are_looked_for_among_the_clean_ones(tmp_path):
     assert "50 validation samples are training samples" in live.measurements[-1].notes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", ["split", "curvature"])
 def test_priors_from_other_samples(tmp_path, prior):
     class Both(NoisyData):
@@ -341,6 +351,7 @@ def test_a_split_of_clean_copies_is_seen(tmp_path):
         certified(tmp_path, PriorSplit(NoisyData(), 0.5), prior="split", clean=blobs(150))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", ["initialization", "split"])
 def test_a_resume_and_the_certifying_of_a_checkpoint(tmp_path, prior):
     def data():

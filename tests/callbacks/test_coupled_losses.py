@@ -52,6 +52,7 @@ class Hidden(Found):
         del self.loss_fn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Found, Hidden])
 def test_the_hessian_is_of_batches_as_large_as_those_of_the_training(tmp_path, kind):
     """Their mean, by plain autograd in float64; on all samples at once the loss is another one."""

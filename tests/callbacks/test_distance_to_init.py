@@ -59,6 +59,7 @@ def fitted(tmp_path, build, callbacks, optimizer=momentum, **options):
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [momentum, adam])
 @pytest.mark.parametrize(
     "options",
@@ -96,6 +97,7 @@ def test_zero_changes_nothing(tmp_path):
         assert torch.equal(mine, theirs)
 
 
+@pytest.mark.slow
 def test_it_shortens_the_way_and_lowers_the_complexity(tmp_path):
     def displacement(callbacks):
         torch.manual_seed(0)
@@ -184,6 +186,7 @@ def test_two_of_them_hold_different_layers(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_its_beginning_and_that_of_the_measurements_are_one_tensor(tmp_path):
     callback, monitor = DistanceToInit(GAMMA), SloppyMonitor(strict=True)
     trainer(tmp_path, callbacks=[monitor, callback], max_epochs=1).fit(Classifier(), DataLoader(blobs(64), 16))

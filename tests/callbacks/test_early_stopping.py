@@ -289,6 +289,7 @@ def test_the_weights_of_the_start_have_the_time_of_the_start(tmp_path, unit, tim
     assert [point[0] for point in stopping.curves.dimension] == times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("watched", [True, False])
 def test_what_is_watched_is_measured_at_every_step_of_its_schedule_whatever_it_costs(tmp_path, caplog, watched):
     """A limit of nothing without grace: only the first and the last measurement of the others happen."""
@@ -309,6 +310,7 @@ def test_what_is_watched_is_measured_at_every_step_of_its_schedule_whatever_it_c
     assert len(costly) == watched
 
 
+@pytest.mark.slow
 def test_on_real_digits_with_noise_it_stops_before_the_end(tmp_path):
     torch.manual_seed(1)
     stopping = EffectiveDimensionEarlyStopping()

@@ -91,6 +91,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Dataset], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*reentrant.*")
 def test_each_is_measured_and_trains_as_without(tmp_path, name):
@@ -143,6 +144,7 @@ def compiled_method(net: nn.Module, backend: Callable[..., object]) -> None:
     net.forward = torch.compile(net.forward, backend=backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [compiled_in_place, compiled_method])
 @pytest.mark.filterwarnings("ignore:No PAC-Bayes bound.*")
 def test_measuring_compiles_nothing(tmp_path, compiled):

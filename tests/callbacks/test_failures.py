@@ -55,6 +55,7 @@ def test_a_sample_that_cannot_be_read(tmp_path):
     assert len([w for w in caught if "truncated" in str(w.message)]) == 1
 
 
+@pytest.mark.slow
 def test_weights_that_become_nan(tmp_path):
     class Exploding(Classifier):
         def on_train_epoch_start(self):
@@ -73,6 +74,7 @@ def test_weights_that_become_nan(tmp_path):
     assert host.current_epoch == 3
 
 
+@pytest.mark.slow
 def test_a_layer_without_a_double_backward_falls_back(tmp_path):
     class Own(Classifier):
         def __init__(self):
@@ -85,6 +87,7 @@ def test_a_layer_without_a_double_backward_falls_back(tmp_path):
     assert any("double backward" in note or "second derivative" in note for note in hessian.latest.notes)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_the_curve_and_nothing_else(tmp_path):
     from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -102,6 +105,7 @@ def test_a_full_disk_costs_the_curve_and_nothing_else(tmp_path):
     assert "sloppy_fisher/trace" in host.callback_metrics
 
 
+@pytest.mark.slow
 def test_two_fits_with_one_callback(tmp_path):
     watcher, model = monitor(strict=True), Classifier()
     trainer(tmp_path, callbacks=[watcher], max_epochs=1).fit(model, loader())
@@ -125,6 +129,7 @@ def test_validate_test_and_predict_measure_nothing(tmp_path):
     assert all(found == [] for found in watcher.measurements.values())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*lr_find.*", "ignore:.*logging interval.*")
 def test_a_tuner_run_before_the_fit(tmp_path):
     watcher = monitor()
@@ -136,6 +141,7 @@ def test_a_tuner_run_before_the_fit(tmp_path):
     assert not watcher.latest["bound"], "the tuner has trained these weights"
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_is_resumed_trains_and_measures_nothing_more(tmp_path):
     first = trainer(tmp_path, callbacks=[monitor()], max_epochs=1)
     first.fit(Classifier(), loader())
@@ -147,6 +153,7 @@ def test_a_finished_run_that_is_resumed_trains_and_measures_nothing_more(tmp_pat
     assert len(watcher.measurements["fisher"]) <= 1
 
 
+@pytest.mark.slow
 def test_callbacks_are_pickled_and_copied(tmp_path):
     watcher = monitor(strict=True)
     trainer(tmp_path, callbacks=[watcher], max_epochs=1).fit(Classifier(), loader())
@@ -156,6 +163,7 @@ def test_callbacks_are_pickled_and_copied(tmp_path):
         assert other.latest["hessian"].status.ok
 
 
+@pytest.mark.slow
 def test_sigterm_inside_a_measurement_ends_the_run_with_readable_files(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(
@@ -191,6 +199,7 @@ def test_sigterm_inside_a_measurement_ends_the_run_with_readable_files(tmp_path)
     assert os.path.exists(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_sigterm_while_a_posterior_is_learnt_ends_the_run(tmp_path):
     """Lightning looks for the signal between batches, and behind the last one there is none any more."""
     script = tmp_path / "run.py"

@@ -90,6 +90,7 @@ def test_beside_the_live_bound_it_is_the_next_evaluation(tmp_path):
         fit(tmp_path, before=[HessianSpectrum(), PACBayesBound(delta=0.1)], epochs=1, delta=0.05)
 
 
+@pytest.mark.slow
 def test_the_delta_of_the_live_bound_is_taken_unless_another_is_given(tmp_path):
     final = fit(tmp_path, before=[FisherSpectrum(num_samples=64), PACBayesBound(delta=0.1)], epochs=1)
     assert final.delta == final.certificates[0].delta == 0.1
@@ -98,6 +99,7 @@ def test_the_delta_of_the_live_bound_is_taken_unless_another_is_given(tmp_path):
     assert FinalCertificate().delta == 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
 def test_the_order_of_the_callbacks_does_not_matter(tmp_path, first):
     live, hessian = PACBayesBound(strict=True), HessianSpectrum(k=2, num_samples=64)
@@ -107,6 +109,7 @@ def test_the_order_of_the_callbacks_does_not_matter(tmp_path, first):
     assert final.certificates[0].evaluation == 3
 
 
+@pytest.mark.slow
 def test_a_split_prior_certifies_on_what_training_never_saw(tmp_path):
     torch.manual_seed(0)
     model = Classifier()
@@ -380,6 +383,7 @@ class OwnFunction(Classifier):
         return Doubling.apply(torch.relu(Doubling.apply(inputs, self.net[0].weight)), self.net[4].weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Classifier, Checkpointed, OwnFunction])
 def test_forwards_with_ways_of_their_own_are_learnt_too(tmp_path, kind):
     torch.manual_seed(0)
@@ -408,6 +412,7 @@ def test_a_loss_can_be_given(tmp_path):
     assert final.certificates[0].valid
 
 
+@pytest.mark.slow
 def test_a_run_is_certified_from_its_file_alone(tmp_path):
     first = FinalCertificate(learning=QUICK, strict=True)
     host = trainer(tmp_path, callbacks=[first], max_epochs=1)

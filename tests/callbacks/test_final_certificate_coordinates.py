@@ -60,6 +60,7 @@ def seen(monkeypatch) -> list:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("prior", ["initialization", "curvature", "split"])
 def test_every_prior_goes_with_every_spread(tmp_path, prior, spread):
@@ -78,6 +79,7 @@ def test_every_prior_goes_with_every_spread(tmp_path, prior, spread):
     assert errors[0] < single.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("prior", ["initialization", "split"])
 def test_leading_directions_are_learnt_beside_every_spread(tmp_path, prior, spread):
@@ -100,6 +102,7 @@ def test_directions_and_a_prior_of_several_scales_do_not_go_together():
         plan("weights", directions=-1)
 
 
+@pytest.mark.slow
 def test_what_was_judged_in_coordinates_is_what_was_saved(tmp_path):
     torch.manual_seed(0)
     final = fit(tmp_path, data=data(), prior="curvature", learning=plan("kronecker"), folder=str(tmp_path / "mine"))
@@ -111,6 +114,7 @@ def test_what_was_judged_in_coordinates_is_what_was_saved(tmp_path):
         assert float((network(inputs).argmax(1) != targets).double().mean()) == pytest.approx(rate)
 
 
+@pytest.mark.slow
 def test_a_turn_alone_changes_no_complexity(tmp_path):
     still = {"mean_rate": 0.0, "spread_rate": 0.0, "epochs": 1}
     found = []
@@ -162,6 +166,7 @@ def test_where_the_trainer_does_not_validate_the_samples_are_read_all_the_same(t
     assert final.certificates[0].n_prior == 150
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", ["initialization", "curvature"])
 def test_nothing_is_needed_beside_the_package(tmp_path, monkeypatch, seen, prior):
     for name in ("curvlinops", "backpack", "torchvision"):
@@ -230,6 +235,7 @@ def images(count: int, seed: int) -> TensorDataset:
     return TensorDataset(found, targets)
 
 
+@pytest.mark.slow
 def test_convolutions_are_turned_and_what_cannot_be_is_not(tmp_path, seen):
     torch.manual_seed(0)
     given = HeldOut(images(800, 0), images(200, 1))
@@ -249,6 +255,7 @@ def test_convolutions_are_turned_and_what_cannot_be_is_not(tmp_path, seen):
     }
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_certified_with_a_curvature_prior(tmp_path):
     torch.manual_seed(0)
     first = FinalCertificate(learning=plan("weights"), strict=True)
@@ -266,6 +273,7 @@ def test_a_checkpoint_is_certified_with_a_curvature_prior(tmp_path):
     assert final.certificates[0].prior_hash != first.certificates[0].prior_hash, "it has scales"
 
 
+@pytest.mark.slow
 def test_the_trained_model_stays_what_it_is(tmp_path):
     weights = []
     for callback in (True, False):
@@ -314,6 +322,7 @@ class Unturnable(Attending):
         return nn.functional.linear(self.first(inputs[:, None])[..., 0], self.last.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Attending, Unturnable])
 def test_layers_without_a_basis_keep_their_weights(tmp_path, kind):
     torch.manual_seed(0)
@@ -322,6 +331,7 @@ def test_layers_without_a_basis_keep_their_weights(tmp_path, kind):
     assert final.certificates[0].value <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", SPREADS)
 def test_networks_in_double_precision(tmp_path, spread):
     class Doubled(HeldOut):
@@ -357,6 +367,7 @@ class Streaming(torch.utils.data.IterableDataset):
         return iter(blobs(60, seed=7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["same data set", "random reads"])
 def test_held_out_samples_that_may_certify_are_noticed(tmp_path, kind):
     samples = blobs(200)

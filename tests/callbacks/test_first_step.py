@@ -96,6 +96,7 @@ class SpoilsTheBatch(Counted):
         return loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "options"),
     [
@@ -166,6 +167,7 @@ class Triples(Counted):
         return F.cross_entropy(self(*batch[:2]), batch[2])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The loss adds up its samples.*")
 @pytest.mark.parametrize("make", [Counted, Summed, Triples])
 @pytest.mark.parametrize("modes", [("eval", "train"), ("train", "eval"), ("train",)])
@@ -190,6 +192,7 @@ def test_one_step_confirms_the_guess_for_both_modes(tmp_path, make, modes):
         assert all(m.status.ok for m in fisher.measurements)
 
 
+@pytest.mark.slow
 def test_a_bound_in_eval_mode_trusts_what_a_step_has_confirmed_for_train_mode(tmp_path):
     """It asks for the loss when the spectrum is published, behind the comparison of the first step."""
 
@@ -209,6 +212,7 @@ class Smoothed(Counted):
         return F.cross_entropy(self(batch[0]), batch[1], label_smoothing=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The fisher measurement failed.*")
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 3}, {"precision": "bf16-mixed"}])
 def test_a_wrong_guess_is_found(tmp_path, options):
@@ -246,6 +250,7 @@ class Watching(Callback):
             self.first_validation = sorted(name for name in host.callback_metrics if name.startswith("sloppy_"))
 
 
+@pytest.mark.slow
 def test_the_first_measurement_is_there_before_any_end_of_a_batch(tmp_path):
     watching = Watching()
     watcher = SloppyMonitor(hessian=HessianSpectrum(k=2, num_samples=16), strict=True)
@@ -274,6 +279,7 @@ class Skips(Counted):
         return None if len(calls) < 3 else loss
 
 
+@pytest.mark.slow
 def test_steps_without_a_loss_are_waited_for(tmp_path):
     fisher = FisherSpectrum(num_samples=16, strict=True)
     with warnings.catch_warnings():
@@ -410,6 +416,7 @@ class Acts(Counted):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*the Hessian is that of training_step.*")
 def test_a_step_that_draws_actions_is_measured_at_one_draw_of_them(tmp_path):
     hessian = HessianSpectrum(k=1_000, num_samples=64, strict=True)

@@ -65,6 +65,7 @@ def dense(model: nn.Module, inputs: Tensor) -> np.ndarray:
     return np.linalg.eigvalsh(total.numpy())[::-1]
 
 
+@pytest.mark.slow
 def test_by_default_it_is_exact_on_a_small_probe(tmp_path) -> None:
     callback, model = HessianSpectrum(epsilon=20.0, strict=True), network()
     data = blobs(600)
@@ -93,6 +94,7 @@ def test_by_default_it_is_exact_on_a_small_probe(tmp_path) -> None:
     assert abs(trace.value - dense(model, inputs).sum()) < 4 * trace.standard_error
 
 
+@pytest.mark.slow
 def test_with_probes_it_is_that_of_all_probe_samples(tmp_path) -> None:
     callback, model = HessianSpectrum(probes=16, strict=True), network()
     data = blobs(600)
@@ -107,6 +109,7 @@ def test_with_probes_it_is_that_of_all_probe_samples(tmp_path) -> None:
     assert "effective_dimension_half_samples" not in found
 
 
+@pytest.mark.slow
 def test_of_few_parameters_it_is_exact_on_all_probe_samples(tmp_path) -> None:
     torch.manual_seed(0)
     callback, model = HessianSpectrum(strict=True), Classifier()
@@ -121,6 +124,7 @@ def test_of_few_parameters_it_is_exact_on_all_probe_samples(tmp_path) -> None:
     assert callback.latest.cost.products == 2 * 83
 
 
+@pytest.mark.slow
 def test_its_cost_is_part_of_the_measurement_and_fewer_products_than_a_quadrature(tmp_path) -> None:
     costs = {}
     for probes in (None, 4):

@@ -41,6 +41,7 @@ def error_of(path, half: torch.dtype) -> float:
     return float((network.eval()(inputs).argmax(1) != targets).double().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_a_frozen_half_is_certified_and_so_is_its_checkpoint(tmp_path, half):
     torch.manual_seed(0)
@@ -71,6 +72,7 @@ def test_a_frozen_half_is_certified_and_so_is_its_checkpoint(tmp_path, half):
         assert f"Frozen weights in {str(half).removeprefix('torch.')} are widened" in certificate.statement()
 
 
+@pytest.mark.slow
 def test_the_same_weights_trained_are_refused(tmp_path):
     live, final = PACBayesBound(strict=True), FinalCertificate(learning=QUICK, strict=True)
     host = trainer(tmp_path, callbacks=[HessianSpectrum(k=2, num_samples=64), live, final], max_epochs=1)

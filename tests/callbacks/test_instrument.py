@@ -123,6 +123,7 @@ def test_the_probe_is_the_training_loss_on_fixed_samples(tmp_path):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("returned", "said", "logged"),
     [
@@ -198,6 +199,7 @@ def test_a_publisher_that_fails_is_one_warning(tmp_path, monkeypatch):
     assert len(norms.measurements) == 3
 
 
+@pytest.mark.slow
 def test_values_that_are_not_finite_are_a_gap(tmp_path):
     norms = Norms(num_samples=16)
     norms.returned = {"length": math.nan}
@@ -250,6 +252,7 @@ def test_two_fisher_spectra_have_a_name_and_a_state_each(tmp_path):
     again.fit(Classifier(), loader(), ckpt_path=path, **SAFELY)  # a warning about other settings would be an error here
 
 
+@pytest.mark.slow
 def test_a_block_of_the_parameters_beside_the_whole(tmp_path):
     torch.manual_seed(0)
     whole, head = HessianSpectrum(k=3, strict=True), HessianSpectrum(k=3, parameters="net.4.*", strict=True)

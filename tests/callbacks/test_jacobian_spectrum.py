@@ -55,6 +55,7 @@ class Wide(Regressor):
         self.net = nn.Linear(6, outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("outputs", "count"), [(1, 256), (5, 256), (10, 128), (20, 64), (100, 64)])
 def test_the_probe_has_as_many_samples_as_the_outputs_allow(tmp_path, outputs, count):
     torch.manual_seed(0)
@@ -67,6 +68,7 @@ def test_the_probe_has_as_many_samples_as_the_outputs_allow(tmp_path, outputs, c
     assert given.latest.num_samples == 30
 
 
+@pytest.mark.slow
 def test_many_outputs_are_seen_through_probe_vectors(tmp_path, monkeypatch):
     monkeypatch.setattr(module_of_the_callback, "MOST_ROWS", 60)
     monkeypatch.setattr("lightning_sloppy.curvature.jacobian.ROW_LIMIT", 60)
@@ -142,6 +144,7 @@ class Positions(Regressor):
         self.net = nn.Sequential(nn.Linear(3, 10), nn.Tanh(), nn.Linear(10, 20))
 
 
+@pytest.mark.slow
 def test_sequences_of_unequal_length_go_by_the_longest(tmp_path):
     torch.manual_seed(0)
     callback = JacobianSpectrum(strict=True)

@@ -72,6 +72,7 @@ class WholeDict(Net):
         return self.net(batch["x"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AllKeywords, SomeKeywords, OneKeyword, WholeDict])
 def test_dicts_go_by_the_names_that_forward_knows(tmp_path: Any, kind: type[Net]) -> None:
     class Stepping(kind):  # type: ignore[valid-type,misc]
@@ -108,6 +109,7 @@ class LikeHuggingFace(Net):
         return self(**batch).loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss_fn",
     [
@@ -173,6 +175,7 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
         return iter(SEQUENCES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", [None, lambda batch: batch[0].shape[1]])
 @pytest.mark.parametrize("data", [SEQUENCES, Stream()])
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:Nobody knows.*")
@@ -213,6 +216,7 @@ class OnBags(Net):
         return F.cross_entropy(self(bag), bag.y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_fn", [None, lambda outputs, bag: F.cross_entropy(outputs, bag.y)])
 def test_batch_objects(tmp_path: Any, loss_fn: Any) -> None:
     module, found = OnBags(), parts(loss_fn=loss_fn)
@@ -255,6 +259,7 @@ def test_another_mode_is_named_as_the_reason(tmp_path: Any) -> None:
         watched(tmp_path, TwoFaced(), DataLoader(items(), batch_size=8), found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.filterwarnings("ignore:The loss adds up its samples.*")
 def test_a_loss_that_adds_up_is_measured_as_its_mean_and_named(tmp_path: Any, own: bool) -> None:
@@ -273,6 +278,7 @@ def test_a_loss_that_adds_up_is_measured_as_its_mean_and_named(tmp_path: Any, ow
     assert any("the sum are N times as large" in note for note in found[0].latest.notes)
 
 
+@pytest.mark.slow
 def test_train_mode_measures_what_is_trained(tmp_path: Any) -> None:
     """With what forward returns there, and the same random stream in every forward."""
     module = TwoFaced()
@@ -312,6 +318,7 @@ def test_train_mode_is_deterministic_under_dropout(tmp_path: Any) -> None:
     assert evaluated.latest.spectrum.largest == pytest.approx(right, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_chosen_outputs_have_rows_of_their_own(tmp_path: Any) -> None:
     """A function of the outputs may give them in another order, or with time first."""
 

@@ -158,6 +158,7 @@ def fitted(build: type[Trained], data: Callable[[], Dataset], tmp_path: Any, cal
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_is_measured_and_trains_as_without(tmp_path, kind):
     build, data, apart = KINDS[kind]
@@ -182,6 +183,7 @@ def test_each_is_measured_and_trains_as_without(tmp_path, kind):
     assert found.smallest == pytest.approx(float(expected[0]), rel=1e-3, abs=1e-3 * float(expected[-1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["two names", "complex", "slopes", "sparse"])
 def test_bounds_and_certificates(tmp_path, kind):
     build, data, _ = KINDS[kind]
@@ -205,6 +207,7 @@ def test_bounds_and_certificates(tmp_path, kind):
     assert pair.empirical_risk == pytest.approx(wrong / (2 * COUNT))
 
 
+@pytest.mark.slow
 def test_notes_say_what_matrices_of_the_outputs_leave_out(tmp_path):
     hessian, fisher = (
         HessianSpectrum(k=2, num_samples=COUNT, strict=True),
@@ -265,6 +268,7 @@ class Later(Callback):
             self.change(pl_module)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -44,6 +44,7 @@ def events(folder):
     return accumulator
 
 
+@pytest.mark.slow
 def test_the_whole_monitor_writes_every_group_at_lightnings_own_steps(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="run")
     watcher = monitor(strict=True)
@@ -71,6 +72,7 @@ def test_the_whole_monitor_writes_every_group_at_lightnings_own_steps(tmp_path):
         assert float(host.callback_metrics[tag]) == pytest.approx(value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("namespace", [lightning.pytorch, pytorch_lightning], ids=["lightning", "pytorch_lightning"])
 @pytest.mark.parametrize("single", [True, False], ids=["alone", "in a list"])
 def test_both_trainers_take_it(tmp_path, namespace, single):
@@ -117,6 +119,7 @@ def test_lightnings_own_callbacks_can_monitor_in_any_order(tmp_path, reverse):
     assert (tmp_path / "kept" / "best.ckpt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True])
 def test_subscribers_hear_once_whatever_the_order(tmp_path, reverse):
     bound = PACBayesBound(strict=True)
@@ -148,6 +151,7 @@ def test_accumulated_batches_keep_lightnings_axis(tmp_path):
     assert [m.step for m in fisher.measurements] == [0, *expected]
 
 
+@pytest.mark.slow
 def test_the_summary_is_said_once_and_names_everything(tmp_path, caplog):
     logger = TensorBoardLogger(tmp_path, name="run")
     with caplog.at_level(logging.INFO):
@@ -158,6 +162,7 @@ def test_the_summary_is_said_once_and_names_everything(tmp_path, caplog):
         assert word in summaries[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -182,6 +187,7 @@ def test_odd_runs_quietly_work(tmp_path, options):
         assert watcher.latest["hessian"] is not None
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_readable_files_and_a_summary(tmp_path, caplog):
     class Interrupting(Classifier):
         def training_step(self, batch, batch_idx):
@@ -197,6 +203,7 @@ def test_an_interrupted_run_leaves_readable_files_and_a_summary(tmp_path, caplog
     assert len(events(logger.log_dir).Scalars("sloppy_fisher/trace")) == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_scale_prior_and_counters(tmp_path):
     watcher = monitor(strict=True, early_stopping=None)
     first = trainer(tmp_path, callbacks=[watcher], max_epochs=2)
@@ -373,6 +380,7 @@ def test_regression_needs_no_configuration(tmp_path):
     assert watcher.latest["fisher"].estimates["effective_dimension"].value > 0
 
 
+@pytest.mark.slow
 def test_the_overhead_is_logged_once_a_round(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="run")
     trainer(tmp_path, callbacks=[monitor()], logger=logger, max_epochs=3).fit(Classifier(), loader())

@@ -26,6 +26,7 @@ def monitor(**options):
     return SloppyMonitor(hessian=HessianSpectrum(k=2, num_samples=24), fisher=FisherSpectrum(num_samples=24), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 @pytest.mark.filterwarnings("ignore:No PAC-Bayes bound.*")
 def test_every_precision_is_measured(tmp_path, precision):
@@ -93,6 +94,7 @@ class Unfreeze(BaseFinetuning):
             self.unfreeze_and_add_param_group(module.net[0], optimizer)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The provided params to be frozen.*")
 @pytest.mark.parametrize("width", [8, 60], ids=["dense", "lanczos"])
 @pytest.mark.filterwarnings("ignore:No PAC-Bayes bound.*")

@@ -26,6 +26,7 @@ def fit(tmp_path, model=None, data=None, held_out=None, *, bound=None, epochs=2,
     return bound
 
 
+@pytest.mark.slow
 def test_the_bound_is_what_its_parts_say_and_lies_above_the_truth(tmp_path):
     torch.manual_seed(0)
     model = Classifier()
@@ -49,6 +50,7 @@ def test_the_bound_is_what_its_parts_say_and_lies_above_the_truth(tmp_path):
     assert all(a < b < 0.05 for a, b in itertools.pairwise(spent))
 
 
+@pytest.mark.slow
 def test_without_a_hessian_it_follows_the_fisher_matrix(tmp_path):
     torch.manual_seed(0)
     fisher, bound = FisherSpectrum(num_samples=64, strict=True), PACBayesBound(strict=True)
@@ -77,12 +79,14 @@ def test_there_must_be_something_to_follow(tmp_path):
         host.fit(Classifier(), loader(blobs(200)))
 
 
+@pytest.mark.slow
 def test_at_the_start_nothing_was_moved(tmp_path):
     first = fit(tmp_path).measurements[0].certificate
     assert first.kl_displacement == 0.0
     assert first.value > 0.5
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_certificates_and_fresh_draws_each_time(tmp_path):
     runs = []
     for _ in range(2):
@@ -110,6 +114,7 @@ class Memorising(Classifier):
         return torch.optim.Adam(self.parameters(), 3e-3)
 
 
+@pytest.mark.slow
 def test_a_choice_of_the_posterior_is_remembered_whole(tmp_path):
     torch.manual_seed(0)
     data = DataLoader(rare_class(), 50, shuffle=True)
@@ -138,6 +143,7 @@ def why_there_is_none(bound):
     return " ".join(bound.measurements[-1].certificate.reasons)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:No PAC-Bayes bound.*")
 def test_batch_statistics_forbid_a_bound_but_not_its_parts(tmp_path):
     bound = fit(tmp_path, Classifier(batch_norm=True))
@@ -169,6 +175,7 @@ def test_regression_has_no_error_rate(tmp_path):
     assert "classification" in why_there_is_none(fit(tmp_path, Regressor(), data))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:No PAC-Bayes bound.*")
 def test_a_second_fit_needs_the_state(tmp_path):
     model = Classifier()
@@ -181,6 +188,7 @@ def test_a_second_fit_needs_the_state(tmp_path):
     assert all(m.certificate.valid for m in again.measurements)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:No PAC-Bayes bound.*")
 def test_a_resume_without_the_state_has_no_bound(tmp_path):
     model = Classifier()
@@ -193,6 +201,7 @@ def test_a_resume_without_the_state_has_no_bound(tmp_path):
     assert "trained before this fit" in why_there_is_none(bound)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:No PAC-Bayes bound.*")
 def test_a_buffer_that_moves_forbids_the_bound(tmp_path):
     class Counting(Classifier):
@@ -209,12 +218,14 @@ def test_a_buffer_that_moves_forbids_the_bound(tmp_path):
     assert any("total" in reason for reason in bound.measurements[-1].certificate.reasons)
 
 
+@pytest.mark.slow
 def test_the_hold_out_bound_stands_beside_it(tmp_path):
     bound = fit(tmp_path, held_out=loader(blobs(300, seed=8), shuffle=False))
     estimates = bound.measurements[-1].estimates
     assert estimates["hold_out_error"].value < estimates["hold_out"].value < 1
 
 
+@pytest.mark.slow
 def test_shared_samples_forbid_the_hold_out_bound(tmp_path):
     data = blobs(200)
     bound = fit(tmp_path, data=Subset(data, range(150)), held_out=loader(Subset(data, range(100, 200)), shuffle=False))
@@ -222,6 +233,7 @@ def test_shared_samples_forbid_the_hold_out_bound(tmp_path):
     assert "50 validation samples are training samples" in bound.measurements[-1].notes[0]
 
 
+@pytest.mark.slow
 def test_a_schedule_that_reads_validation_forbids_the_hold_out_bound(tmp_path):
     class Reacting(Classifier):
         def configure_optimizers(self):
@@ -234,6 +246,7 @@ def test_a_schedule_that_reads_validation_forbids_the_hold_out_bound(tmp_path):
     assert "reacts to a monitored value" in bound.measurements[-1].notes[0]
 
 
+@pytest.mark.slow
 def test_large_data_are_judged_on_a_paid_subsample(tmp_path):
     bound = fit(tmp_path, data=blobs(600), bound=PACBayesBound(risk_samples=100, strict=True))
     certificate = bound.measurements[-1].certificate
@@ -243,6 +256,7 @@ def test_large_data_are_judged_on_a_paid_subsample(tmp_path):
     assert certificate.delta_risk > 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:No PAC-Bayes bound.*")
 def test_hold_out_bounds_have_a_count_of_their_own(tmp_path):
     bound = fit(tmp_path, Classifier(batch_norm=True), held_out=loader(blobs(300, seed=8), shuffle=False))
@@ -254,11 +268,13 @@ def test_hold_out_bounds_have_a_count_of_their_own(tmp_path):
     assert spent == pytest.approx([0.01 * 6 / math.pi**2 * total for total in (1, 1.25, 1.25 + 1 / 9)])
 
 
+@pytest.mark.slow
 def test_equal_samples_in_different_data_sets_are_found(tmp_path):
     bound = fit(tmp_path, data=blobs(200), held_out=loader(blobs(200), shuffle=False))
     assert "200 validation samples are training samples" in bound.measurements[-1].notes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:No PAC-Bayes bound.*")
 def test_a_fit_that_was_not_watched_is_noticed_by_its_gradients(tmp_path):
     model = Classifier()
@@ -268,6 +284,7 @@ def test_a_fit_that_was_not_watched_is_noticed_by_its_gradients(tmp_path):
     assert "trained before on samples that are not known" in bound.measurements[-1].notes[0]
 
 
+@pytest.mark.slow
 def test_a_resume_on_another_split_loses_the_hold_out_bound(tmp_path):
     first = PACBayesBound(strict=True)
     held_out = loader(blobs(60, seed=8), shuffle=False)
@@ -282,6 +299,7 @@ def test_a_resume_on_another_split_loses_the_hold_out_bound(tmp_path):
         assert again.measurements[-1].certificate.valid
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training.*")
 def test_batch_norm_that_does_not_train_is_allowed(tmp_path):
     class Frozen(Classifier):
@@ -296,6 +314,7 @@ def test_batch_norm_that_does_not_train_is_allowed(tmp_path):
     assert all(m.certificate.valid for m in bound.measurements)
 
 
+@pytest.mark.slow
 def test_data_too_large_to_hold_give_the_same_certificates(tmp_path, monkeypatch):
     from lightning_sloppy.certifying import error_counts
 
@@ -326,6 +345,7 @@ class Stopping(Callback):
         trainer.should_stop = trainer.global_step >= self.step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [8, None])
 def test_the_step_at_which_training_is_stopped_has_no_hold_out_bound_of_its_own(tmp_path, stop):
     bound = PACBayesBound(strict=True)
@@ -358,6 +378,7 @@ class Restoring(Callback):
                 next(pl_module.parameters()).mul_(0.5)
 
 
+@pytest.mark.slow
 def test_weights_that_a_validation_writes_have_no_hold_out_bound(tmp_path):
     bound = PACBayesBound(strict=True)
     host = trainer(tmp_path, callbacks=[HessianSpectrum(k=3, num_samples=64), bound, Restoring()], max_epochs=3)

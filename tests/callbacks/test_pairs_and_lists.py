@@ -124,6 +124,7 @@ def as_lists(samples: Any) -> Any:
     return [list(part) for part in zip(*samples, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("collate", [as_tuples, as_lists])
 def test_lists_of_images_hold_a_sample_in_each_entry(tmp_path: Any, collate: Any) -> None:
     """Ten images in batches of four, four and two: the mean over all of them, by plain autograd in float64."""

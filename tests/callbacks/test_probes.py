@@ -41,6 +41,7 @@ class Counted(Stream):
         return len(self.data)
 
 
+@pytest.mark.slow
 def test_a_stream_is_measured_on_its_first_batches(tmp_path):
     stream = Counted()
     fisher, hessian = FisherSpectrum(num_samples=20, strict=True), HessianSpectrum(k=2, num_samples=16, strict=True)
@@ -169,6 +170,7 @@ def test_batches_that_are_dicts_need_nothing(tmp_path):
     assert hessian.latest.spectrum.largest > 0
 
 
+@pytest.mark.slow
 def test_the_monitor_watches_a_stream_and_training_is_the_same(tmp_path):
     def run(*callbacks):
         torch.manual_seed(0)

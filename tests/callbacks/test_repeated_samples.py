@@ -76,6 +76,7 @@ def test_without_a_word_the_bound_holds_either_way(tmp_path):
     assert "not for a mixture of the two" in pair.statement()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("duplicates", ["natural", "copies", None])
 def test_the_users_word_decides(tmp_path, duplicates):
     data = table()
@@ -90,6 +91,7 @@ def test_the_users_word_decides(tmp_path, duplicates):
         assert len([text for text in certificate.conditions if "duplicates=" in text]) == 1
 
 
+@pytest.mark.slow
 def test_a_live_bound_on_a_subsample_holds_either_way(tmp_path):
     live = PACBayesBound(strict=True, risk_samples=100)
     certified(tmp_path, table(), live=live)
@@ -102,6 +104,7 @@ def test_a_live_bound_on_a_subsample_holds_either_way(tmp_path):
         assert certificate.value == pytest.approx(kl_inverse(upper, max(nats, 0) / certificate.n))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "count"),
     [
@@ -135,6 +138,7 @@ def rows_of(side):
     return {tuple(row) for row in torch.cat([inputs, targets[:, None]], 1).tolist()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("duplicates", [None, "copies"])
 def test_a_split_of_a_table_keeps_equal_rows_together(tmp_path, duplicates):
     split = PriorSplit(Data(table()), seed=1, duplicates=duplicates)
@@ -150,6 +154,7 @@ def test_a_split_of_a_table_keeps_equal_rows_together(tmp_path, duplicates):
     assert "Equal samples lie on one side of the split" in pair.statement()
 
 
+@pytest.mark.slow
 def test_a_split_of_natural_rows_is_one_of_single_rows(tmp_path):
     split = PriorSplit(Data(table()), seed=1, duplicates="natural")
     pair = certified(tmp_path, split, prior="split", duplicates="natural").certificates[0]
@@ -168,6 +173,7 @@ def test_split_and_certificate_say_the_same_of_equal_rows(tmp_path, of_split, of
         certified(tmp_path, split, prior="split", duplicates=of_certificate)
 
 
+@pytest.mark.slow
 def test_hold_out_samples_of_a_table_need_the_users_word(tmp_path):
     data, held_out = table(), DataLoader(table(seed=2), 50)
     for duplicates, there in ((None, False), ("natural", True)):
@@ -179,6 +185,7 @@ def test_hold_out_samples_of_a_table_need_the_users_word(tmp_path):
     assert "50 validation samples are training samples" in live.measurements[-1].notes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("duplicates", "counted"), [(None, 20), ("copies", 20), ("natural", 1_000)])
 def test_equal_validation_samples_count_as_the_user_says(tmp_path, duplicates, counted):
     """20 samples, each 50 times: as copies, or without a word, the hold-out bound is that of 20."""
@@ -256,6 +263,7 @@ class LastStep(Classifier):
         return self.head(self.cells(steps)[1][0][-1])
 
 
+@pytest.mark.slow
 def test_packed_sequences_have_a_bound(tmp_path):
     """Reading rows of packed data as samples ended in an IndexError."""
     live = PACBayesBound(strict=True)

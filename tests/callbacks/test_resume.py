@@ -23,6 +23,7 @@ from lightning_sloppy.probing.schedule import MeasurementSize
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
 
 
+@pytest.mark.slow
 def test_clock_and_size_go_on_in_a_resumed_run(tmp_path, monkeypatch):
     monkeypatch.setattr(HessianSpectrum, "seconds_of_a_gradient", lambda *_: 0.5)
     hessian = HessianSpectrum(k=4, probes=4, num_samples=512, strict=True)
@@ -46,6 +47,7 @@ def test_clock_and_size_go_on_in_a_resumed_run(tmp_path, monkeypatch):
     assert again.state_dict()["training_seconds"] > state["training_seconds"]
 
 
+@pytest.mark.slow
 def test_a_run_cut_between_batches_and_resumed_has_equal_values_at_common_steps(tmp_path):
     def run(folder, epochs, **options):
         torch.manual_seed(0)
@@ -84,6 +86,7 @@ def monitored(folder, epochs, checkpoint=None):
     return host, watcher, stopping
 
 
+@pytest.mark.slow
 def test_curves_directions_and_the_early_stopping_go_on(tmp_path):
     _, whole, alone = monitored(tmp_path, 4)
     host, _, _ = monitored(tmp_path, 2)
@@ -104,6 +107,7 @@ def test_curves_directions_and_the_early_stopping_go_on(tmp_path):
     assert start.untyped_storage().data_ptr() == prior.untyped_storage().data_ptr()
 
 
+@pytest.mark.slow
 def test_every_part_says_what_differs_from_the_checkpoint(tmp_path):
     host, _, _ = monitored(tmp_path, 1)
     host.save_checkpoint(tmp_path / "run.ckpt")
@@ -142,6 +146,8 @@ def test_other_inputs_than_before_are_noticed(tmp_path):
         run(other, tmp_path / "run.ckpt")
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty.*")
 @pytest.mark.parametrize("kill_at", [6, 9])
 def test_a_run_that_is_killed_goes_on_with_equal_values(tmp_path, kill_at):

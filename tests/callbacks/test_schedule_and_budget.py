@@ -35,6 +35,7 @@ def x_values(callback) -> list[int]:
     return [m.step for m in callback.measurements]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -51,6 +52,7 @@ def test_schedules_count_effective_batches(tmp_path, options, expected):
     assert x_values(fisher) == expected
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one(tmp_path):
     fisher = FisherSpectrum(schedule=Schedule(every_n_steps=2), num_samples=16, strict=True)
     host = trainer(tmp_path, callbacks=[fisher], max_epochs=2, accumulate_grad_batches=3)
@@ -129,6 +131,7 @@ class Clock:
         return Dear(num_samples=16, strict=True, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overhead", [0.02, 0.05, 0.1])
 def test_the_overhead_stays_below_its_limit_and_near_it(tmp_path, monkeypatch, caplog, overhead):
     clock = Clock(monkeypatch, cost=0.5)
@@ -156,6 +159,7 @@ def test_without_a_limit_nothing_is_left_out_and_no_gradient_timed(tmp_path, mon
     assert x_values(fisher) == [0, 0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_where_there_would_be_few_measurements_each_does_less(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("lightning_sloppy.probing.schedule.LEAST_SAMPLES", 2)
     clock = Clock(monkeypatch, cost=8.0)
@@ -169,6 +173,7 @@ def test_where_there_would_be_few_measurements_each_does_less(tmp_path, monkeypa
     assert any("instead of 16 samples" in record.getMessage() for record in caplog.records)
 
 
+@pytest.mark.slow
 def test_a_first_measurement_beyond_the_grace_does_less(tmp_path, monkeypatch):
     monkeypatch.setattr(HessianSpectrum, "seconds_of_a_gradient", lambda *_: 0.5)
     hessian = HessianSpectrum(schedule=Schedule(grace_seconds=60.0), k=4, probes=8, num_samples=512, strict=True)
@@ -181,6 +186,7 @@ def test_a_first_measurement_beyond_the_grace_does_less(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_round_is_taken_or_left_out_as_a_whole(tmp_path, monkeypatch):
     decisions = []
     decide = periodic.decide_round
@@ -207,6 +213,7 @@ def test_a_round_is_taken_or_left_out_as_a_whole(tmp_path, monkeypatch):
     assert hessian[-1] == 11
 
 
+@pytest.mark.slow
 def test_out_of_memory_does_less_until_it_fits(tmp_path, monkeypatch, caplog):
     measure = HessianSpectrum.measure
 
@@ -235,6 +242,7 @@ def test_out_of_memory_at_the_least_is_a_gap_with_a_remedy(tmp_path, monkeypatch
     assert len([w for w in caught if "no memory left" in str(w.message)]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak of a process")
 def test_the_peak_of_the_memory_is_a_curve(tmp_path):
     hessian = HessianSpectrum(k=2, num_samples=16, strict=True)

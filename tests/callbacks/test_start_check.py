@@ -105,6 +105,7 @@ def certified(tmp_path, model, data, *, prior="initialization", held_out=None, b
     return final
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", ["coins", "sign"])
 @pytest.mark.parametrize("way", [copied, deep, opened])
 def test_trained_weights_are_no_initialisation(tmp_path, way, labels):
@@ -119,6 +120,7 @@ def test_trained_weights_are_no_initialisation(tmp_path, way, labels):
     assert not any(m.certificate.valid for m in live.measurements)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", ["coins", "sign"])
 def test_fresh_weights_are_one_and_their_error_stands_in_the_certificate(tmp_path, labels):
     torch.manual_seed(0)
@@ -136,6 +138,7 @@ def test_fresh_weights_are_one_and_their_error_stands_in_the_certificate(tmp_pat
         assert not any("not checked" in condition for condition in certificate.conditions)
 
 
+@pytest.mark.slow
 def test_weights_from_other_data_need_the_users_word(tmp_path):
     elsewhere, here = samples("sign", seed=1), samples("sign", seed=2)
     model = trained(tmp_path, Wide, elsewhere)
@@ -164,6 +167,7 @@ def test_weights_from_other_data_need_the_users_word(tmp_path):
     assert certified(tmp_path, model.train(), here, prior="pretrained").certificates[0].valid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", ["pretrained", "initialization"])
 def test_unseen_samples_refute_the_users_word(tmp_path, prior):
     data = samples("coins")
@@ -194,6 +198,7 @@ def test_fresh_weights_pass_beside_validation_samples_of_another_distribution(tm
     assert final.certificates[0].valid
 
 
+@pytest.mark.slow
 def test_a_module_that_its_class_can_make_again(tmp_path):
     data = samples("coins")
     make = lambda: Remembered(128)  # noqa: E731
@@ -226,6 +231,7 @@ class Partly(Wide):
         return super().forward(inputs + self.shift)
 
 
+@pytest.mark.slow
 def test_a_module_of_which_a_part_can_be_made_again(tmp_path):
     data = samples("coins")
     torch.manual_seed(0)
@@ -265,6 +271,7 @@ class Normed(Wide):
         self.net = nn.Sequential(nn.Linear(FEATURES, 128), nn.BatchNorm1d(128), nn.Tanh(), nn.Linear(128, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [Wide, Normed])
 def test_a_split_does_not_wash_weights_that_have_seen_both_parts(tmp_path, make):
     data = samples("coins")
@@ -282,6 +289,7 @@ def test_a_split_does_not_wash_weights_that_have_seen_both_parts(tmp_path, make)
     assert math.isfinite(final.certificates[0].start_error)
 
 
+@pytest.mark.slow
 def test_a_configuration_with_trained_weights_is_no_prior_of_a_file(tmp_path):
     data = samples("coins")
     model = trained(tmp_path, Wide, data)

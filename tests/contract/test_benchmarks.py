@@ -27,6 +27,7 @@ def said(name: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_label_noise_raises_the_headline_and_width_hardly_changes_it() -> None:
     rows = re.findall(r"width (\d+), noise ([\d.]+): Jacobian ([\d.]+)", said("dimension"))
     found = {(int(width), float(noise)): float(value) for width, noise, value in rows}
@@ -34,6 +35,7 @@ def test_label_noise_raises_the_headline_and_width_hardly_changes_it() -> None:
     assert 1 / 1.25 < found[200, 0.0] / found[50, 0.0] < 1.25
 
 
+@pytest.mark.slow
 def test_every_rule_has_a_row() -> None:
     rows = said("early_stopping").splitlines()[2:]
     assert len(rows) == 14
@@ -41,6 +43,7 @@ def test_every_rule_has_a_row() -> None:
     assert rows[0] == "| full run | 1.00 | 0.0000 | 0.000 | 0 of 1 |"
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_gpu_asks_every_question_without_one_too(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     done = run("gpu", "--device", "cpu", "--tiny", "--out", str(file))
@@ -63,6 +66,7 @@ def test_the_benchmark_of_the_gpu_asks_every_question_without_one_too(tmp_path: 
     assert "Waits are not counted without CUDA." in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_benchmark_of_the_gpu_says_that_it_needs_one() -> None:
     done = run("gpu")

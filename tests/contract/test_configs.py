@@ -50,6 +50,7 @@ def test_the_promised_configurations_are_there():
     assert promised <= {path.stem for path in CONFIGS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_the_printed_configuration_is_complete_and_prints_the_same_again(config, tmp_path, capsys):
     texts = []
@@ -62,6 +63,7 @@ def test_the_printed_configuration_is_complete_and_prints_the_same_again(config,
     assert isinstance(yaml.safe_load(texts[0])["seed_everything"], int)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [path for path in CONFIGS if not path.stem.startswith("mnist")], ids=lambda path: path.stem
 )
@@ -70,6 +72,7 @@ def test_fits_for_a_step(config, tmp_path):
     assert any(tag.startswith("sloppy_jacobian/") for tag in curves(tmp_path).Tags()["scalars"])
 
 
+@pytest.mark.slow
 def test_mnist_fits_for_a_step_on_the_default_folder(tmp_path):
     write_images(tmp_path / "data/MNIST/raw", packed=True)
     main(["fit", f"--config={named('mnist_fc')}", *ONE_STEP])
@@ -78,6 +81,7 @@ def test_mnist_fits_for_a_step_on_the_default_folder(tmp_path):
         assert any(tag.startswith(f"sloppy_{group}/") for tag in tags)
 
 
+@pytest.mark.slow
 def test_a_bound_is_watched_and_certified_at_the_end(tmp_path):
     write_images(tmp_path / "data/MNIST/raw", packed=True)
     quick = ["--model.widths=[784,20,2]", "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1"]
@@ -92,6 +96,7 @@ def test_a_bound_is_watched_and_certified_at_the_end(tmp_path):
     assert certificate.evaluation == 4
 
 
+@pytest.mark.slow
 def test_mnist_is_certified_and_its_checkpoint_again(tmp_path, capsys):
     write_images(tmp_path / "data/MNIST/raw", packed=True)
     quick = ["--model.widths=[784,20,10]", "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1"]
@@ -112,6 +117,7 @@ def test_mnist_is_certified_and_its_checkpoint_again(tmp_path, capsys):
     assert second.evaluation == first.evaluation == 1
 
 
+@pytest.mark.slow
 def test_mnist_fits_for_a_step_on_two_classes_of_another_folder(tmp_path):
     write_images(tmp_path / "elsewhere", packed=False)
     other = ["--data.folder=elsewhere", "--data.binary=true", "--model.widths=[784,20,2]"]
@@ -119,6 +125,7 @@ def test_mnist_fits_for_a_step_on_two_classes_of_another_folder(tmp_path):
     assert "sloppy_bound/pac_bayes" in curves(tmp_path).Tags()["scalars"]
 
 
+@pytest.mark.slow
 def test_early_stopping_fires_when_the_validation_loss_no_longer_improves(tmp_path):
     main(["fit", f"--config={named('early_stopping')}", "--trainer.enable_progress_bar=false"])
     events = curves(tmp_path)

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from support import launched, ranks, two_ranks
 
-pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*", "ignore:.*has `__len__` defined.*")
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*", "ignore:.*has `__len__` defined.*"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +28,8 @@ def comparable(tag: str) -> bool:
     return tag.startswith("sloppy_") and "cost" not in tag and "/null_" not in tag
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_two_processes_agree_with_one(found, tmp_path):
     alone = two_ranks.run("everything", tmp_path)
     tags = [tag for tag in alone if comparable(tag)]
@@ -35,6 +40,8 @@ def test_two_processes_agree_with_one(found, tmp_path):
         assert result["epochs"] == alone["epochs"] == 2
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_two_and_three_processes_certify_what_one_does(found, tmp_path):
     three = ranks.run(two_ranks.__file__, tmp_path, "certified", count=3)
     assert len(found + three) == 5
@@ -54,6 +61,7 @@ def test_two_processes_judge_the_same_clean_samples_or_refuse_them_together(foun
     assert first["other"]["flags"] == second["other"]["flags"] == ["other_samples"]
 
 
+@pytest.mark.distributed
 def test_two_processes_certify_in_the_same_coordinates(found, tmp_path):
     alone = two_ranks.run("turned", tmp_path)
     for kind in ("pair", "single"):
@@ -72,6 +80,8 @@ def test_held_out_samples_that_differ_between_processes_shape_no_prior(found):
         assert "The processes hold different training or validation samples" in rank["parted"]["reasons"][0]
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
 def test_processes_that_lightning_starts_agree_with_one(tmp_path, strategy):
     paths = [str(Path(launched.__file__).parents[1]), str(Path(launched.__file__).parents[2])]
@@ -96,6 +106,8 @@ def test_processes_that_lightning_starts_agree_with_one(tmp_path, strategy):
         )
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 @pytest.mark.parametrize("name", ["uneven", "stream", "current"])
 def test_the_probe_is_the_union_of_the_samples_of_all_ranks(found, tmp_path, name):
     alone = two_ranks.run(name, tmp_path)

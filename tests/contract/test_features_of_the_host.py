@@ -173,6 +173,7 @@ def assert_same(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
         assert same, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_everything_is_bitwise_the_same(tmp_path, name):
     options = {key: value for key, value in CASES[name][2].items() if key in ("loss_fn", "measure_on")}

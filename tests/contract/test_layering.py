@@ -119,6 +119,7 @@ def test_files_stay_readable(path):
     assert len(path.read_text().splitlines()) <= 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statement",
     [

@@ -8,6 +8,7 @@ import resource
 import warnings
 from collections.abc import Mapping
 
+import pytest
 import torch
 from support.tiny import Classifier, loader, trainer
 
@@ -37,6 +38,7 @@ def resident_bytes() -> int:
         return int(table.read().split()[1]) * resource.getpagesize()
 
 
+@pytest.mark.slow
 def test_a_hundred_measurements_leave_nothing(tmp_path):
     """The history keeps k + N numbers of each measurement, and nothing else grows."""
     seen: dict[int, tuple[int, int]] = {}

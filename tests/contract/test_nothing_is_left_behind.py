@@ -95,6 +95,7 @@ def run(tmp_path, make, dataset, watch):
     return model, watcher
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "dataset"),
     [

@@ -180,12 +180,14 @@ def prose(page: Path) -> str:
     return re.sub(r"^```text\n.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_documentation_holds_none(page):
     text = prose(page)
     assert not [phrase for phrase in PHRASES if holds(text, phrase)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phrase", [phrase for phrase in PHRASES if phrase not in IN_CODE])
 def test_docstrings_and_messages_hold_none(phrase):
     assert found_in_code(phrase) == []

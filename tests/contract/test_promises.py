@@ -84,6 +84,7 @@ def right(name: str, matrix: str) -> Tensor:
     return eigenvalues(getattr(promise(name), matrix)())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measurement", MEASUREMENTS)
 @pytest.mark.parametrize("name", TABLE)
 def test_a_number_without_reservation_is_right(name: str, measurement: str) -> None:
@@ -193,6 +194,7 @@ TRAINED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [False, True], ids=["guessed", "given"])
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.filterwarnings("ignore:The loss adds up its samples", "ignore:.*past the outputs", "ignore:Sample ")

@@ -31,6 +31,7 @@ def masked(text: str) -> str:
     return " ".join(re.sub(r"[\d,]*\d(\.\d+)?", "#", text).split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [README, GUIDE], ids=lambda page: page.stem)
 def test_python_fences_run_in_order_in_one_namespace_and_print_what_is_shown(page, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)

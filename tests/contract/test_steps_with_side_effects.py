@@ -297,6 +297,7 @@ def assert_same_weights(mine, theirs):
         assert torch.equal(value, other), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [0.0, 0.01], ids=["guess", "step"])
 @pytest.mark.parametrize("name", MODULES)
 def test_the_step_is_seen_as_often_as_without(tmp_path, name, penalty):
@@ -333,6 +334,7 @@ class Writes(Plain):
         return loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [0.0, 0.01], ids=["guess", "step"])
 def test_the_experiment_of_the_logger_gets_one_point_a_batch(tmp_path, penalty):
     logger = TensorBoardLogger(tmp_path, name="run")
@@ -417,6 +419,7 @@ class WritesAFile(Plain):
             file.write("a step")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "words"), [(Locked, "guard"), (ReadsUp, "ENDLESS"), (WritesAFile, "open")])
 def test_a_step_that_would_leave_a_trace_is_not_measured_unless_it_is_asked_for(tmp_path, make, words):
     hessian = HessianSpectrum(k=2, num_samples=24)

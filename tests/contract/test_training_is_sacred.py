@@ -40,6 +40,7 @@ def run(tmp_path, callbacks, *, workers=0, generator=False, **options):
     return model, host, streams
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -108,6 +109,7 @@ def test_strict_raises(tmp_path):
         run(tmp_path, [Failing(strict=True)])
 
 
+@pytest.mark.slow
 def test_modules_kept_in_eval_mode_stay_so(tmp_path):
     model = Classifier(batch_norm=True)
     flags = []

@@ -79,6 +79,7 @@ def test_the_noise_scale_needs_25_lines():
     assert len(code) <= 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", ["use", "monitor", "arguments"])
 def test_the_other_examples_run_as_they_stand(tmp_path, noise_scale, example, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -94,6 +95,7 @@ def test_the_other_examples_run_as_they_stand(tmp_path, noise_scale, example, mo
     assert float(host.callback_metrics[f"sloppy_{group}"]) >= 0
 
 
+@pytest.mark.slow
 def test_the_configuration_works_from_the_command_line_in_the_folder_of_the_file(tmp_path, monkeypatch):
     (tmp_path / "noise_scale.py").write_text(EXAMPLES["noise_scale.py"])
     monkeypatch.chdir(tmp_path)

@@ -68,6 +68,7 @@ def dense(kind: str, name: str) -> Tensor:
         return operator @ torch.eye(this.dim, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name"),
     [(kind, name) for kind in ("hessian", "gauss-newton") for name in CLASSES + OTHERS]

@@ -57,6 +57,7 @@ def test_mean_squared_error_has_its_own_conventions(sizes: tuple[int, int]) -> N
     torch.testing.assert_close(found, empirical, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("labels", "allowed"), [(4000, 0.05), (40, 0.3)])
 def test_sampled_labels_approach_the_exact_kind(labels: int, allowed: float) -> None:
     this = case("mlp")
@@ -127,6 +128,7 @@ def test_the_empirical_kind_by_products_has_the_rank_of_its_gradients() -> None:
     assert float(found.eigenvalues[5:].abs().max()) <= found.floor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["kept_graph", "recomputed"])
 def test_memory_is_flat_over_a_hundred_products(method: str) -> None:
     torch.manual_seed(0)
@@ -144,6 +146,8 @@ def test_memory_is_flat_over_a_hundred_products(method: str) -> None:
     assert grown < 8 * 1024**2
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_two_processes_measure_the_union_of_their_samples(tmp_path: Path) -> None:
     first, second = ranks.run(two_shards.__file__, tmp_path, "alike")
     assert first == second
@@ -152,6 +156,8 @@ def test_two_processes_measure_the_union_of_their_samples(tmp_path: Path) -> Non
         assert first[method] == pytest.approx(values, rel=1e-7), method
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_processes_with_unequal_memory_and_samples_keep_step(tmp_path: Path) -> None:
     """What differs between them is decided by the least; a refusal of one is a refusal of all."""
     first, second = ranks.run(two_shards.__file__, tmp_path, "unequal")

@@ -106,6 +106,7 @@ def eigenvalues(matrix: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(matrix).flip(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", CASES)
 def test_the_hessian_is_that_in_both_parts(name: str, method: str) -> None:
@@ -117,6 +118,7 @@ def test_the_hessian_is_that_in_both_parts(name: str, method: str) -> None:
     torch.testing.assert_close(found.eigenvalues, eigenvalues(expected), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gram", "products"])
 @pytest.mark.parametrize("kind", ["empirical", "exact"])
 @pytest.mark.parametrize("name", CASES)

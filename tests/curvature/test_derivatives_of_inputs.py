@@ -78,6 +78,7 @@ def eigenvalues(matrix: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(matrix).flip(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("build", [of_forces, of_physics])
 def test_the_hessian_of_a_loss_with_derivatives(build: Callable[..., Any], method: str) -> None:
@@ -88,6 +89,7 @@ def test_the_hessian_of_a_loss_with_derivatives(build: Callable[..., Any], metho
     assert float(found.detail["loss"]) == pytest.approx(float(loss(module(x.clone()), y).detach()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gram", "products"])
 @pytest.mark.parametrize("build", [of_forces, of_physics])
 def test_the_fisher_matrix_of_a_loss_with_derivatives(build: Callable[..., Any], method: str) -> None:

@@ -86,6 +86,7 @@ def test_counted_bytes_grow_with_the_batch() -> None:
     assert counts[1] - counts[0] == 2 * 10 * 30 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [HessianOperator, GaussNewtonOperator])
 def test_kept_graphs_are_freed_with_their_operator(build: type) -> None:
     """A node that saves its own output (tanh) keeps itself alive when a hook hands the output back."""

@@ -68,6 +68,7 @@ def test_empirical_gram_is_that_of_explicit_gradients(name: str) -> None:
         assert " ".join(gram.paths.values()) == PATHS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_exact_gram_has_the_eigenvalues_of_the_gauss_newton_matrix(name: str) -> None:
     this = case(name)
@@ -102,6 +103,7 @@ def test_mean_and_not_the_sum_over_uneven_batches() -> None:
     torch.testing.assert_close(gram_matrix(together), gram_matrix(joined), atol=1e-14, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "mlp mse", "mlp bce", "sequence"])
 def test_sampled_trace_is_the_exact_one_on_average(name: str) -> None:
     this = case(name)

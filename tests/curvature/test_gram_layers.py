@@ -21,6 +21,7 @@ from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.evaluation.objective import Objective
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("name", LAYERS)
 def test_matrix_is_that_of_explicit_gradients(name: str) -> None:
@@ -50,6 +51,7 @@ ORDERED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [None, 100])
 @pytest.mark.parametrize("order", ["pairs", "rows"])
 @pytest.mark.parametrize("name", ORDERED)
@@ -88,6 +90,7 @@ def watch_sizes(monkeypatch: pytest.MonkeyPatch, sizes: list[int], names: set[st
     monkeypatch.setattr(orders, "_inner", watched_inner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformer", "conv in groups", "gru"])
 def test_one_parameter_in_each_pass_and_few_entries_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters that layers cannot serve are cut, too: those of "transformer" by vmap, of "gru" by the loop."""

@@ -86,6 +86,7 @@ def dense(
     return torch.linalg.eigvalsh(total / len(inputs)).flip(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("name", MODULES)
 def test_it_is_the_dense_one(name: str, normalize: bool) -> None:
@@ -188,6 +189,7 @@ def test_only_what_has_a_row_for_each_sample_is_an_output() -> None:
         jacobian_spectrum(module, [inputs], outputs=lambda out: out.mean())
 
 
+@pytest.mark.slow
 def test_norms_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     module, inputs = made("mlp")
     objective = jacobian_objective(module, None)
@@ -206,6 +208,7 @@ def test_norms_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bool(((ratios.mean(0) - 1).abs() < 4.5 * error).all())
 
 
+@pytest.mark.slow
 def test_products_know_the_trace_also_where_outputs_are_nearly_dependent() -> None:
     torch.manual_seed(0)
     module, inputs = nn.Sequential(nn.Linear(6, 60), nn.Tanh(), nn.Linear(60, 2)).double(), torch.randn(300, 6).double()
@@ -262,6 +265,7 @@ def test_a_sample_without_a_derivative_counts_as_none() -> None:
     assert bool(torch.isfinite(found.eigenvalues).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalize", [True, False])
 def test_products_agree_with_the_kernel_within_their_error(normalize: bool) -> None:
     torch.manual_seed(0)

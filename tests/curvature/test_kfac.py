@@ -224,6 +224,7 @@ SERVED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", ["expand", "reduce"])
 @pytest.mark.parametrize("name", SERVED)
 def test_factors_are_those_of_the_formula_position_by_position(name: str, positions: str) -> None:

@@ -29,6 +29,7 @@ from lightning_sloppy.records import Spectrum, Status
 SMOOTH = ("linear regression", "softmax regression", "mlp", "mlp mse", "mlp bce", "tied", "gru", "lstm", "tokens")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMOOTH)
 def test_central_differences_of_smooth_modules(name: str) -> None:
     this = case(name)
@@ -105,6 +106,7 @@ def test_gauss_newton_products_without_a_double_backward() -> None:
         fisher_spectrum(module, batches, loss, "empirical", method="products")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["empirical", "sampled", "exact"])
 @pytest.mark.parametrize("name", ["mlp", "mlp mse", "mlp bce", "sequence", "cnn"])
 def test_fisher_by_products_is_fisher_by_gram(name: str, kind: str) -> None:
@@ -118,6 +120,7 @@ def test_fisher_by_products_is_fisher_by_gram(name: str, kind: str) -> None:
     assert found.rank_bound >= int((gram.eigenvalues > gram.floor).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [HessianOperator, GaussNewtonOperator, FisherOperator])
 def test_micro_batches_are_the_same_matrix(build: type, monkeypatch: pytest.MonkeyPatch) -> None:
     this = case("mlp", (8, 5))
@@ -236,6 +239,7 @@ class Checkpointed(nn.Module):
         return self.second(checkpoint(block, inputs.requires_grad_(), use_reentrant=self.reentrant))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("method", ["auto", "recomputed", "central_differences"])
 def test_checkpointing_with_and_without_reentry(reentrant: bool, method: str) -> None:

@@ -99,6 +99,7 @@ def assert_agrees(module: Any, plain: nn.Module, x: Tensor, y: Tensor) -> None:
         assert torch.equal(tensor, copies[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [Encoder, Outer, Repeated])
 def test_a_part_under_several_names_is_one_part(build: type[nn.Module]) -> None:
     module, x, y = made(build)
@@ -155,6 +156,7 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("build", [Encoder, Repeated])
 def test_what_is_around_a_module_changes_nothing(build: type[nn.Module], wrapper: str) -> None:
@@ -164,6 +166,7 @@ def test_what_is_around_a_module_changes_nothing(build: type[nn.Module], wrapper
     assert_agrees(wrapped, module, x, y)
 
 
+@pytest.mark.slow
 def test_a_penalty_on_the_weights_of_the_wrapper() -> None:
     module, x, y = made(Encoder)
     wrapped = by_fabric("64-true")(module)

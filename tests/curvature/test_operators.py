@@ -33,6 +33,7 @@ def operator(kind: type, case: Case, method: Method = "auto") -> SymmetricOperat
     return kind(Objective(case.module, case.loss), ParameterLayout.of(case.module), case.batches, method=method)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OPERATORS)
 @pytest.mark.parametrize("name", NAMES)
 def test_products_are_those_of_the_dense_matrix(name: str, kind: str) -> None:

@@ -104,6 +104,7 @@ def eigenvalues(matrix: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(matrix).flip(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_the_hessian_has_the_parameters_of_the_loss(criterion: type[nn.Module], method: str) -> None:
@@ -114,6 +115,7 @@ def test_the_hessian_has_the_parameters_of_the_loss(criterion: type[nn.Module], 
     torch.testing.assert_close(found.eigenvalues, eigenvalues(expected), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("held", ["module", "list", "submodule", "layer"])
 def test_a_penalty_on_weights_moves_every_eigenvalue(held: str, method: str) -> None:
@@ -146,6 +148,7 @@ def test_a_penalty_on_the_gradient_is_differentiated_three_times() -> None:
     torch.testing.assert_close(found.eigenvalues, eigenvalues(expected), rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gram", "products"])
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_the_empirical_fisher_matrix_has_the_parameters_of_the_loss(criterion: type[nn.Module], method: str) -> None:
@@ -338,6 +341,7 @@ class Masked(nn.Module):
         return F.cross_entropy(outputs * self.log.exp(), targets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(12,), (5, 7), (4, 4, 4)])
 @pytest.mark.parametrize("first", [0, 4, 9])
 @pytest.mark.parametrize("method", ["auto", "products"])

@@ -22,6 +22,7 @@ def block_of(matrix: Tensor, names: list[str], sizes: dict[str, int], layer: str
     return matrix[rows][:, rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"),
     [
@@ -71,6 +72,7 @@ def test_a_tied_parameter_is_found_by_both_of_its_names() -> None:
     assert ParameterLayout.of(module, "head.*").names == ParameterLayout.of(module, "embedding.*").names
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_names_of_a_compiled_module_are_those_of_the_module() -> None:
     module = torch.compile(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)))

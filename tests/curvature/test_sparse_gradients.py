@@ -46,6 +46,7 @@ def made(kind: str, *, sparse: bool) -> tuple[nn.Module, Tensor, Tensor]:
         return Words(kind, sparse=sparse).double(), words, targets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["auto", "recomputed", "central_differences"])
 @pytest.mark.parametrize("kind", ["layer", "bag", "function"])
 def test_sparse_gradients_are_those_of_the_dense_layer(kind: str, method: str) -> None:
@@ -86,6 +87,7 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated.*")
 def test_weights_that_are_computed_from_others(change: str) -> None:

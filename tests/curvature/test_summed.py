@@ -49,6 +49,7 @@ def assert_same(found: Tensor, right: Tensor) -> None:
     torch.testing.assert_close(found[:most], right[:most], rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss_fn", "targets"), LOSSES)
 @pytest.mark.parametrize("single", [False, True])
 def test_hessian_of_a_sum(loss_fn: Any, targets: Tensor, single: bool) -> None:
@@ -68,6 +69,7 @@ def test_hessian_of_a_sum(loss_fn: Any, targets: Tensor, single: bool) -> None:
     assert "Mean over the probe" in str(mean.detail["reduction"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss_fn", "targets"), LOSSES)
 def test_fisher_matrices_of_a_sum(loss_fn: Any, targets: Tensor) -> None:
     module, batches = network(), parted(targets)

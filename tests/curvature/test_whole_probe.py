@@ -90,6 +90,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_sequences_are_weighted_by_their_valid_tokens(name: str) -> None:
     loss_fn, ignored = LOSSES[name]
@@ -107,6 +108,7 @@ def test_sequences_are_weighted_by_their_valid_tokens(name: str) -> None:
     assert (torch.linalg.eigvalsh(by_samples).flip(0) - values).abs().max() > 1e-3 * values.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_batch_without_valid_targets_counts_for_nothing(name: str) -> None:
     loss_fn, ignored = LOSSES[name]
@@ -123,6 +125,7 @@ def test_a_batch_without_valid_targets_counts_for_nothing(name: str) -> None:
         torch.testing.assert_close(both[: len(alone)], alone, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_exact_fisher_of_a_linear_tagger_is_its_hessian(name: str) -> None:
     loss_fn, ignored = LOSSES[name]
@@ -220,6 +223,7 @@ class Whole(Keywords):
         return hidden, features
 
 
+@pytest.mark.slow
 def test_containers_of_all_kinds_give_the_same_matrices() -> None:
     rng = torch.Generator().manual_seed(1)
     x, y = torch.randn(7, 4, generator=rng).double(), torch.randint(0, 3, (7,), generator=rng)

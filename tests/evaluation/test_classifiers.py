@@ -137,6 +137,7 @@ def test_one_logit(name, column):
     assert classifier_of(BINARY[name], outputs, targets * 0.5) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_one_logit_in_another_shape_is_the_same_loss_to_every_matrix(reduction):
     torch.manual_seed(0)

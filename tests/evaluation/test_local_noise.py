@@ -25,6 +25,7 @@ def outputs(module: nn.Module, means, variances, inputs: Tensor, seed: int = 0) 
         return functional_call(module, means, (inputs,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "shape"),
     [
@@ -143,6 +144,7 @@ def turned(module: nn.Module, seed: int = 0) -> tuple[dict[str, Tensor], dict[st
     return table, laws | ({"bias": law("bias", (rows,), None)} if "bias" in table else {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "shape"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from support import in_step, ranks
 
 LOST = (
@@ -10,6 +11,8 @@ LOST = (
 )
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_sums_and_failures(tmp_path):
     first, second = ranks.run(in_step.__file__, tmp_path)
     assert first["sum"] == second["sum"] == ["value", "[3.0, 30.0]"]

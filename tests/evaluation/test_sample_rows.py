@@ -89,6 +89,7 @@ def test_time_first_and_a_target_for_each_sequence(steps: int) -> None:
     assert_same(single.eigenvalues, gram(module, F.cross_entropy(module(inputs[:, :8]), targets[:8], reduction="none")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flat", [False, True])
 def test_time_first_everywhere(flat: bool) -> None:
     """Every tensor has the steps in front, and the outputs may have steps and sequences as one dimension."""
@@ -230,6 +231,7 @@ class OnGraphs(nn.Module):
         return self.head(states.new_zeros(count, 3).index_add(0, graphs.batch, states))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nodes", [False, True])
 @pytest.mark.parametrize("pairs", [False, True])
 def test_batch_objects_with_graphs(nodes: bool, pairs: bool) -> None:

@@ -143,6 +143,7 @@ os._exit(0)  # threads of torch that still run at exit may abort the process
 """
 
 
+@pytest.mark.slow
 def test_two_real_ranks_one_of_them_without_samples(tmp_path: Path) -> None:
     root = str(Path(module.__file__).parents[2])
     ranks = [

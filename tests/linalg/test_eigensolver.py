@@ -49,6 +49,7 @@ def assert_honest(found: Eigenpairs, matrix: Tensor, dtype: torch.dtype) -> None
     assert bool((true <= found.residuals * (1 + 1e-6) + 100 * eps * scale).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("k", [1, 6])
 @pytest.mark.parametrize("name", MATRICES)
@@ -155,6 +156,7 @@ def test_same_seed_same_pairs() -> None:
     assert torch.equal(first.vectors, second.vectors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_residuals_of_loose_solves_are_upper_bounds(seed: int) -> None:
     """Also those found by the second search, whose own residual misses what lies along the first."""

@@ -138,6 +138,7 @@ def test_nan_in_a_product_is_an_error() -> None:
         )
 
 
+@pytest.mark.slow
 def test_trace_of_a_rotated_matrix_within_its_standard_error() -> None:
     """Hutchinson: unrotated, the variance of signs is zero. The first entry of T is v^T A v / p."""
     size, vectors = 80, 20

@@ -36,6 +36,7 @@ def true_residuals(matrix: Tensor, vectors: Tensor, values: Tensor) -> Tensor:
     return torch.linalg.vector_norm(matrix.double() @ vectors - vectors * values, dim=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("which", ["magnitude", "largest", "smallest", "both"])
 @pytest.mark.parametrize("spare", [SPARE, 25, 400])
@@ -95,6 +96,7 @@ def test_low_rank_under_restarts_ends_exactly() -> None:
     assert found.status is Status.CONVERGED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.0, -30.0])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_wishart_ends(sign: float, shift: float) -> None:
@@ -119,6 +121,7 @@ def test_repeated_eigenvalues_at_both_ends_are_all_found() -> None:
     torch.testing.assert_close(smallest.values, torch.tensor([-6.0, -6]).double(), rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_three_spikes_on_a_wishart_bulk_are_found_once_each() -> None:
     rng = torch.Generator().manual_seed(0)
     factor = torch.randn(2000, 4000, generator=rng)

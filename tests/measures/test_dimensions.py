@@ -53,6 +53,7 @@ def test_the_relations_hold_for_every_spectrum(values: list[float], zeros: int, 
     assert stable_rank(spectrum).value <= effective_rank(spectrum).value * (1 + 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [20, 60])
 def test_from_probe_vectors_the_truth_is_within_both_errors(steps: int) -> None:
     values = of_a_network(negative=False)

@@ -150,6 +150,7 @@ def test_step_bracket_holds_for_indefinite_matrices(depth: int) -> None:
     assert depth == 1 or sum(widths) / len(widths) < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 6, 15, 30])
 def test_bracket_of_the_positive_part_holds_for_indefinite_matrices(depth: int) -> None:
     rng = torch.Generator().manual_seed(2)
@@ -167,6 +168,7 @@ def test_bracket_of_the_positive_part_holds_for_indefinite_matrices(depth: int) 
             assert lower - 1e-3 <= exact <= upper + 1e-3
 
 
+@pytest.mark.slow
 def test_estimates_lie_within_their_errors_over_many_seeds() -> None:
     """A right standard error is exceeded threefold in few seeds, and a bracket never misses."""
     values = padded(90, *(10 ** -torch.linspace(0, 4, 45)).tolist())

@@ -59,6 +59,7 @@ def remember(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(name, again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deflated", [False, True])
 @pytest.mark.parametrize("positive", [True, False])
 def test_the_truth_lies_in_the_interval_as_often_as_it_says(
@@ -121,6 +122,7 @@ def test_known_pairs_take_the_variance_of_the_trace_with_them() -> None:
     assert frobenius_norm(beside).standard_error < 0.05 * frobenius_norm(plain).standard_error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [1e-2, 1e-4])
 def test_pairs_that_are_a_little_wrong_cost_what_the_truncation_error_says(noise: float) -> None:
     """All 400 unit vectors as probes: no error of chance is left, only that of the blocks taken apart."""

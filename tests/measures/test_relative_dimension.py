@@ -55,6 +55,7 @@ def test_no_directions_and_no_right_to_count_them() -> None:
     assert relative_dimension(indefinite).status is directions_holding(indefinite, 0.9).status is Status.UNAVAILABLE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("c", [1e-3, 1e-2])
 def test_the_standard_error_is_that_of_trace_and_sum_together(c: float, beside: bool) -> None:

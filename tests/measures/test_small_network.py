@@ -87,6 +87,7 @@ def soft(values: Tensor, z: float) -> Tensor:
     return values.clamp_min(0) / (values.clamp_min(0) + z)
 
 
+@pytest.mark.slow
 def test_plain_quadrature_of_the_hessian_is_wrong_while_its_standard_error_looks_fine() -> None:
     z = trained()[1]
     spectrum, values = seen("hessian", 40)
@@ -99,6 +100,7 @@ def test_plain_quadrature_of_the_hessian_is_wrong_while_its_standard_error_looks
     assert abs(float(plain.mean()) - exact) > 10 * error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [20, 40, 80, 160])
 @pytest.mark.parametrize("factor", [1.0, 10.0, 55.0])
 @pytest.mark.parametrize("name", ["hessian", "gauss-newton"])

@@ -36,6 +36,7 @@ def monitor(name: str, **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_everything_is_measured_and_nothing_changes(tmp_path, name):
     plain, _ = fitted(tmp_path, name)
@@ -65,6 +66,7 @@ def mean_loss(name: str, module, data, table):
     return total / weight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_the_largest_eigenvalue_is_that_of_plain_autograd(tmp_path, name):
     """Power iteration on products by double backward, with no line of this package."""
@@ -93,6 +95,7 @@ def test_the_largest_eigenvalue_is_that_of_plain_autograd(tmp_path, name):
 
 
 # An LSTM under bf16-mixed cannot even be trained on every CPU.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "precision"),
     [(name, precision) for name in ("resnet", "gpt", "segmentation") for precision in ("bf16-mixed", "64-true")]

@@ -118,6 +118,7 @@ def test_every_family_against_dense_gaussians(name: str, seed: int) -> None:
         assert found == pytest.approx(log_ratio, rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_mean_log_ratio_of_drawn_pairs_is_the_kl_of_every_family(name: str) -> None:
     posterior, origin = random_family(name, 4)

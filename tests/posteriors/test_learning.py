@@ -125,6 +125,7 @@ def test_the_precision_of_the_prior_ends_on_the_grid(problem: Problem) -> None:
     assert found.epsilon in PRIOR_GRID
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", ["weights", "layers"])
 def test_learning_lowers_the_certified_bound(problem: Problem, spread: str) -> None:
     before = certified(problem, isotropic(problem.weights, 0.5)).pair
@@ -183,6 +184,7 @@ def test_the_recorded_precision_is_the_best_of_the_grid(problem: Problem) -> Non
     assert found.kl_displacement + found.kl_covariance == pytest.approx(min(costs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_random_labels_are_never_certified_below_chance(seed: int) -> None:
     problem = softmax_problem(random_labels=True)

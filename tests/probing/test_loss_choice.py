@@ -207,6 +207,7 @@ def regression():
     return inputs, labels.float() + inputs[:, 1] / 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Squared, Absolute, Huber, OwnLoss])
 @pytest.mark.filterwarnings("error:.*loss is that of training_step.*")
 def test_a_column_of_outputs_is_compared_with_a_row_of_targets(tmp_path, kind):

@@ -346,6 +346,7 @@ def test_probe_vectors_are_doubled_until_the_trace_is_known_and_none_is_used_twi
     assert counts == {1.0: 4, 1e-6: 64}
 
 
+@pytest.mark.slow
 def test_the_error_that_is_wanted_is_relative_to_the_trace() -> None:
     """A loss in other units has as many probe vectors."""
     this, counts = wide(), []

@@ -3,7 +3,6 @@
 from lightning_sloppy.curvature.central_differences import CentralDifferences
 from lightning_sloppy.curvature.cotangents import Fisher
 from lightning_sloppy.curvature.diagonal import adam_second_moment, fisher_diagonal
-from lightning_sloppy.curvature.double_backward import double_backward
 from lightning_sloppy.curvature.gauss_newton import GaussNewtonOperator
 from lightning_sloppy.curvature.hessian import HessianOperator, mean_gradient
 from lightning_sloppy.curvature.kfac import kronecker_factors
@@ -16,7 +15,6 @@ __all__ = [
     "HessianOperator",
     "ParameterLayout",
     "adam_second_moment",
-    "double_backward",
     "fisher_diagonal",
     "kronecker_factors",
     "mean_gradient",

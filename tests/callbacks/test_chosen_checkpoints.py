@@ -116,6 +116,7 @@ class RestoresAtTheEnd(Callback):
             pl_module.net[0].weight.mul_(0.9)
 
 
+@pytest.mark.slow
 def test_a_callback_that_restores_weights_behind_the_last_measurement(tmp_path):
     bound = PACBayesBound(strict=True)
     parts = [HessianSpectrum(k=2, num_samples=64), bound, RestoresAtTheEnd()]

@@ -128,6 +128,7 @@ def test_what_may_be_given(tmp_path, clean):
     assert certified(tmp_path, Noisy(), clean=clean()).certificates[0].n == 300
 
 
+@pytest.mark.slow
 def test_a_method_of_the_data_module_through_the_monitor(tmp_path):
     final = FinalCertificate(learning=QUICK)
     monitor = SloppyMonitor(

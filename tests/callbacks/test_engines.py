@@ -114,6 +114,7 @@ def test_each_is_measured_and_trains_as_without(tmp_path, name):
     assert fisher.latest.spectrum.largest > 0
 
 
+@pytest.mark.slow
 def test_a_compiled_module_has_the_spectrum_of_its_own_self(tmp_path):
     torch.manual_seed(0)
     module = Net(plain())

@@ -54,6 +54,7 @@ def fit(tmp_path, bound, *, epochs, model=None, count=120):
     return model
 
 
+@pytest.mark.slow
 def test_a_whole_search_comes_at_every_power_of_two_and_every_second_takes_the_choice_as_it_is(tmp_path, monkeypatch):
     looking, bound = Looking(monkeypatch), PACBayesBound(strict=True)
     counts, pilots = [], []
@@ -83,6 +84,7 @@ def test_a_whole_search_comes_at_every_power_of_two_and_every_second_takes_the_c
         assert (looks[t] - 2) % 4 == 0
 
 
+@pytest.mark.slow
 def test_a_choice_that_is_taken_as_it_is_is_that_of_the_evaluation_before_in_every_field(tmp_path):
     """All fields away from their defaults, put there between two evaluations."""
     given = Choice(epsilon_index=37, tau_index=5, scale_index=1, shrink=True)
@@ -157,6 +159,7 @@ def test_the_parts_of_every_bound_by_hand(tmp_path, monkeypatch):
     assert last["posterior_dimension"].value != last["stiff_directions"].value
 
 
+@pytest.mark.slow
 def test_a_failed_precondition_spends_no_delta(tmp_path):
     class Counting(Steps):
         """A buffer depends on the data from the third step on."""
@@ -178,6 +181,7 @@ def test_a_failed_precondition_spends_no_delta(tmp_path):
     assert "delta_spent" not in bound.measurements[-1].estimates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [FisherSpectrum, HessianSpectrum])
 def test_a_bound_rests_on_the_measurement_that_it_follows(tmp_path, monkeypatch, kind):
     """On its eigenpairs and its trace, around the weights there, beside the weights at the start."""

@@ -230,6 +230,7 @@ def test_sigterm_while_a_posterior_is_learnt_ends_the_run(tmp_path):
     assert "ended SIGTERMException True None" in done.stdout, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_one_cause_in_two_instruments_is_one_warning(tmp_path):
     def nothing(outputs, targets):
         return outputs.sum() * torch.nan

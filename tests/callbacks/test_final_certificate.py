@@ -31,6 +31,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_networks_and_certificates_are_files_and_hold(tmp_path):
     torch.manual_seed(0)
     final = fit(tmp_path, folder=str(tmp_path / "mine"))
@@ -61,6 +62,7 @@ def test_what_was_judged_is_what_was_saved(tmp_path):
     assert final.certificates[1].empirical_risk == pytest.approx(rates[0])
 
 
+@pytest.mark.slow
 def test_the_trained_model_stays_what_it_is(tmp_path):
     weights = []
     for callback in (True, False):
@@ -82,6 +84,7 @@ def test_the_numbers_are_logged_and_said(tmp_path, capsys):
     assert measurement.certificate is final.certificates[0]
 
 
+@pytest.mark.slow
 def test_beside_the_live_bound_it_is_the_next_evaluation(tmp_path):
     live = PACBayesBound(strict=True)
     final = fit(tmp_path, before=[HessianSpectrum(k=2, num_samples=64), live], epochs=2)
@@ -130,6 +133,7 @@ def test_a_split_prior_needs_a_split(tmp_path):
         fit(tmp_path, prior="split")
 
 
+@pytest.mark.slow
 def test_batch_norm_is_covered_by_a_split_prior_alone(tmp_path):
     model = Classifier(batch_norm=True)
     assert fit(tmp_path, data=PriorSplit(Data(blobs(400))), model=model, prior="split").certificates[0].valid
@@ -140,6 +144,7 @@ def test_batch_norm_is_covered_by_a_split_prior_alone(tmp_path):
     assert final.certificates is None
 
 
+@pytest.mark.slow
 def test_copies_lie_on_one_side_of_the_split_and_count_once(tmp_path):
     inputs, targets = blobs(200).tensors
     twice = TensorDataset(torch.cat([inputs, inputs]), torch.cat([targets, targets]))
@@ -308,6 +313,7 @@ def test_what_learns_outside_the_weights_forbids_it_also_after_a_resume(tmp_path
         fit(tmp_path, data=blobs(200), model=model, epochs=2, ckpt_path=tmp_path / "last.ckpt")
 
 
+@pytest.mark.slow
 def test_delta_goes_on_where_either_callback_left_it(tmp_path):
     live, final = PACBayesBound(strict=True), FinalCertificate(learning=QUICK, strict=True)
     host = trainer(tmp_path, callbacks=[HessianSpectrum(k=2, num_samples=64), live, final], max_epochs=2)
@@ -319,6 +325,7 @@ def test_delta_goes_on_where_either_callback_left_it(tmp_path):
     assert final.certificates[0].evaluation == live.run_state.evaluation == 4
 
 
+@pytest.mark.slow
 def test_other_posteriors_are_judged_by_other_draws(tmp_path):
     hashes = set()
     for epochs in (1, 2):
@@ -345,6 +352,7 @@ def test_a_file_that_would_hold_other_weights_is_not_written(tmp_path):
     assert not list(folder.glob("*"))
 
 
+@pytest.mark.slow
 def test_files_of_an_earlier_run_do_not_stay_beside_a_refusal(tmp_path):
     folder = tmp_path / "mine"
     fit(tmp_path, folder=str(folder))
@@ -447,6 +455,7 @@ def test_a_run_is_certified_from_its_file_alone(tmp_path):
         host_of_certificates().certify(Classifier(), Data(blobs(200)), ckpt_path=str(tmp_path / "list.ckpt"))
 
 
+@pytest.mark.slow
 def test_every_number_beside_a_certificate(tmp_path):
     torch.manual_seed(0)
     live = PACBayesBound(strict=True)
@@ -512,6 +521,7 @@ def test_what_is_learnt_from_is_the_mean_loss_over_all_batches(tmp_path, monkeyp
     torch.testing.assert_close(slope, right, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_file_is_certified_behind_all_that_any_of_its_callbacks_has_spent(tmp_path):
     live, first = PACBayesBound(strict=True), FinalCertificate(learning=QUICK, strict=True)
     host = trainer(tmp_path, callbacks=[FisherSpectrum(num_samples=16), live, first], max_epochs=1)

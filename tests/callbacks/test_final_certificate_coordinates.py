@@ -128,6 +128,7 @@ def test_a_turn_alone_changes_no_complexity(tmp_path):
     assert turned.prior_hash == plain.prior_hash
 
 
+@pytest.mark.slow
 def test_the_scales_are_those_of_the_start_on_held_out_samples(tmp_path, seen):
     torch.manual_seed(0)
     model = Classifier()

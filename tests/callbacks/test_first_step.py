@@ -295,6 +295,7 @@ class Never(Counted):
         super().training_step(batch, batch_idx)
 
 
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 def test_a_training_that_never_has_a_loss_is_said(tmp_path):
     fisher = FisherSpectrum(num_samples=16)
     with pytest.warns(UserWarning, match="training_step returned no loss"):
@@ -372,6 +373,7 @@ def test_a_step_that_raises_leaves_no_hooks_in_the_module(tmp_path):
     assert not callback._held
 
 
+@pytest.mark.slow
 def test_measurements_before_the_first_loss_are_all_published(tmp_path):
     class Late(Classifier):
         def training_step(self, batch, batch_idx):
@@ -435,6 +437,7 @@ def test_a_step_that_draws_actions_is_measured_at_one_draw_of_them(tmp_path):
     torch.testing.assert_close(hessian.latest.spectrum.eigenvalues, right, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_what_is_measured_anew_has_the_buffers_from_before_the_step(tmp_path):
     """The step adds a penalty, so that the guess is wrong; it also moves the statistics of BatchNorm."""
 

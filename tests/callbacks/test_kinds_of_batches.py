@@ -301,6 +301,7 @@ def test_train_mode_measures_what_is_trained(tmp_path: Any) -> None:
     assert jacobian.latest.estimates["num_outputs"].value == 2 * CLASSES
 
 
+@pytest.mark.slow
 def test_train_mode_is_deterministic_under_dropout(tmp_path: Any) -> None:
     class Dropping(OneKeyword):
         def forward(self, x: Tensor) -> Tensor:

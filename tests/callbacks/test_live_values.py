@@ -416,6 +416,7 @@ def test_each_of_few_samples_has_its_part_of_the_trace(tmp_path: Any) -> None:
     assert not part.latest.notes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [JacobianSpectrum, FisherSpectrum, HessianSpectrum])
 def test_in_train_mode_every_measurement_has_one_random_stream(tmp_path: Any, make: Any) -> None:
     """Dropout acts, and alike each time: weights that stand still have one value."""

@@ -54,6 +54,7 @@ def instruments():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
 def test_a_subscriber_finds_published_what_it_is_told(tmp_path, first):
     listening, parts = Listening(), [*instruments(), InputSpectrum(strict=True)]
@@ -78,6 +79,7 @@ class Last(SloppyCallback):
         self.found.append({p.name: p.measurements[-1].step for p in peers(trainer) if isinstance(p, MeasuringCallback)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [0, 1, 3])
 @pytest.mark.parametrize("inside", [False, True])
 def test_what_comes_after_the_training_comes_after_every_last_measurement(tmp_path, place, inside):

@@ -64,6 +64,7 @@ class TwoOutputs(Classifier):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [Headless, TwoOutputs])
 def test_without_usable_outputs_the_step_is_measured(tmp_path, make):
     hessian = HessianSpectrum(k=2, num_samples=24, strict=True)

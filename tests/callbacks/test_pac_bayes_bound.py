@@ -65,6 +65,7 @@ def test_without_a_hessian_it_follows_the_fisher_matrix(tmp_path):
     assert 0 <= last.estimates["stiff_directions"].value <= 10
 
 
+@pytest.mark.slow
 def test_beside_a_hessian_the_fisher_matrix_makes_no_vectors(tmp_path):
     fisher, bound = FisherSpectrum(num_samples=64, strict=True), PACBayesBound(strict=True)
     host = trainer(tmp_path, callbacks=[HessianSpectrum(k=2, num_samples=64), fisher, bound], max_epochs=1)
@@ -163,6 +164,7 @@ class Augmented(Dataset):
         return self.inputs[index] + 0.01 * torch.randn(FEATURES), self.targets[index]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:No PAC-Bayes bound.*")
 def test_samples_that_are_read_at_random_forbid_a_bound(tmp_path):
     assert "Two reads" in why_there_is_none(fit(tmp_path, data=Augmented()))

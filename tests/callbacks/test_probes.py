@@ -58,6 +58,7 @@ def test_a_stream_is_measured_on_its_first_batches(tmp_path):
     assert fisher.latest.estimates["effective_dimension"].value > 0
 
 
+@pytest.mark.slow
 def test_a_stream_without_a_length_has_a_dimension_but_none_at_the_prior(tmp_path):
     hessian = HessianSpectrum(k=2, num_samples=16, strict=True)
     trainer(tmp_path, callbacks=[hessian], max_epochs=1).fit(Classifier(), DataLoader(Stream(), 16))
@@ -78,6 +79,7 @@ def test_a_stream_that_ends_too_soon_is_measured_at_the_end(tmp_path):
     assert [(m.step, m.num_samples) for m in fisher.measurements] == [(1, 32)]
 
 
+@pytest.mark.slow
 def test_a_stream_without_length_has_spectra_and_no_scale(tmp_path):
     fisher = FisherSpectrum(num_samples=16, strict=True)
     bound = PACBayesBound(strict=True)

@@ -105,6 +105,7 @@ def of_another_architecture(tmp_path):
     return fit(tmp_path, epochs=2, ckpt_path=tmp_path / "other.ckpt")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", RUNS)
 def test_a_run_that_must_be_refused_is_refused_for_this_reason_alone(tmp_path, flag):
     torch.manual_seed(0)
@@ -118,6 +119,7 @@ def test_every_flag_of_the_package_has_a_run_above():
     assert found - {"not_finite", "other_samples"} == set(RUNS)
 
 
+@pytest.mark.slow
 def test_the_same_without_the_reason_are_not_refused(tmp_path):
     assert flags(fit(tmp_path)[0]) == set()
     assert flags(fit(tmp_path, data=DataLoader(Augmented(0.0), 16))[0]) == set()

@@ -167,6 +167,7 @@ def test_a_run_that_is_killed_goes_on_with_equal_values(tmp_path, kill_at):
             }, (group, m.step)
 
 
+@pytest.mark.slow
 def test_a_resumed_hessian_has_the_probe_vectors_of_its_seed(tmp_path):
     """Weights that stand still have one trace, whether it was measured from the start or behind a resume."""
 

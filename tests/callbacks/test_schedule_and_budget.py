@@ -391,6 +391,7 @@ def test_the_exact_kind_is_known_to_cost_ten_times_as_much(tmp_path, monkeypatch
     assert sizes == {"empirical": 512, "sampled": 512, "exact": 256}
 
 
+@pytest.mark.slow
 def test_products_are_counted_one_by_one(tmp_path, monkeypatch):
     made, counted = [], SymmetricOperator._counted
 
@@ -445,6 +446,7 @@ def test_what_waits_for_its_loss_costs_its_own_seconds_and_those_of_its_subscrib
     assert costs == pytest.approx([3.5] * 4)
 
 
+@pytest.mark.slow
 def test_a_round_leaves_room_for_the_other_instruments(tmp_path, monkeypatch):
     """Each still measures at the end: what that will cost is not spent before."""
     clock, names = Clock(monkeypatch, cost=1.0), ("one", "two", "three")
@@ -457,6 +459,7 @@ def test_a_round_leaves_room_for_the_other_instruments(tmp_path, monkeypatch):
     assert often.measurements[-1].step == 59
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined.*")
 def test_a_stream_keeps_as_many_samples_as_the_largest_instrument_wants(tmp_path):
     """Also where one that measures on the current batch comes first, and wants few."""

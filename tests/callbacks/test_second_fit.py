@@ -31,6 +31,7 @@ def fit(tmp_path, *parts, model=None, data=None, epochs=1, **options):
     return host
 
 
+@pytest.mark.slow
 def test_a_second_fit_measures_as_much_as_was_asked_for(tmp_path, monkeypatch):
     part = HessianSpectrum(k=4, probes=8, num_samples=512, schedule=NEVER, strict=True)
     seconds = iter([0.5, 0.0])
@@ -58,6 +59,7 @@ def prior_precision(model) -> float:
     return len(weights) / float(weights.square().sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [FisherSpectrum, HessianSpectrum])
 def test_the_scale_is_that_of_the_weights_of_each_run_and_stays_in_it(tmp_path, make):
     part = make(num_samples=32, schedule=NEVER, strict=True)
@@ -145,6 +147,7 @@ def test_clocks_begin_at_nothing(tmp_path):
     assert part.expected_seconds == 0.0
 
 
+@pytest.mark.slow
 def test_the_early_stopping_forgets_its_curves(tmp_path):
     stopping = EffectiveDimensionEarlyStopping(patience=2, rel_tol=0.9, hold_out=None)
     for _ in range(2):

@@ -45,6 +45,7 @@ class Line(Regressor):
         self.net = nn.Sequential(nn.Linear(features, 12), nn.Tanh(), nn.Linear(12, 1))
 
 
+@pytest.mark.slow
 def test_every_group_has_the_shape_of_its_own_spectrum(tmp_path) -> None:
     parts = [JacobianSpectrum(strict=True), HessianSpectrum(k=2, strict=True), FisherSpectrum(strict=True)]
     host = trainer(tmp_path, callbacks=parts, max_epochs=1)
@@ -172,6 +173,7 @@ def test_double_precision_resolves_what_float32_calls_noise() -> None:
     assert classes.weight.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [FisherSpectrum, JacobianSpectrum])
 def test_double_precision_in_a_trainer(tmp_path, make) -> None:
     values = {}

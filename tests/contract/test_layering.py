@@ -77,6 +77,7 @@ def test_imports_go_down_only(path):
     assert not wrong, f"{room} may not use {sorted(wrong)}"
 
 
+@pytest.mark.slow
 def test_no_modules_import_each_other_in_a_circle():
     """Not inside a directory either, and not for type checkers alone: one of the two is then in the wrong place."""
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in MODULES}

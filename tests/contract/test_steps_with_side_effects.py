@@ -347,6 +347,7 @@ def test_the_experiment_of_the_logger_gets_one_point_a_batch(tmp_path, penalty):
     assert watcher.latest["hessian"] is not None
 
 
+@pytest.mark.slow
 def test_a_hook_is_told_that_a_measurement_runs(tmp_path):
     class Hooked(Plain):
         def __init__(self):
@@ -437,6 +438,7 @@ def test_a_step_that_would_leave_a_trace_is_not_measured_unless_it_is_asked_for(
     assert asked.latest.status.ok
 
 
+@pytest.mark.slow
 def test_the_step_that_was_asked_for_is_measured_without_a_guess(tmp_path):
     """It is the objective from the start: nothing is held back."""
     asked = HessianSpectrum(k=2, num_samples=24, loss_fn="training_step", strict=True)
@@ -447,6 +449,7 @@ def test_the_step_that_was_asked_for_is_measured_without_a_guess(tmp_path):
     assert "effective_dimension" not in asked.latest.estimates
 
 
+@pytest.mark.slow
 def test_the_largest_eigenvalue_of_a_step_with_a_counter_is_that_of_plain_autograd(tmp_path):
     class Fixed(Annealed):
         def configure_optimizers(self):

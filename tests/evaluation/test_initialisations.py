@@ -102,6 +102,7 @@ def test_weights_that_a_constructor_loads_are_drawn_by_their_layer():
     assert not torch.equal(first["token"], second["token"])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_tied_weights_stay_tied_and_wrapped_ones_are_found():
     tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))

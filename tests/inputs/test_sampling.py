@@ -62,6 +62,7 @@ def test_block_length_grows_with_autocorrelation() -> None:
     assert block_length(200, 0.9) == 10  # at least twenty blocks are left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("phi", "n"), [(0.0, 400), (0.6, 1_200), (0.0, 5_000)])
 def test_halves_spread_like_fresh_samples(phi: float, n: int) -> None:
     """The deviation of the largest eigenvalue over halves is that over samples."""

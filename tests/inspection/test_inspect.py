@@ -161,6 +161,7 @@ def known(d: int) -> np.ndarray:
     return matrix / np.sqrt(np.outer(matrix.diagonal(), matrix.diagonal()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [0.0, 0.3])
 def test_intervals_hold_the_truth(part: float) -> None:
     """Two settings; the grid is in benchmarks/interval_coverage.py."""

@@ -118,6 +118,7 @@ def test_estimates_are_unresolved_or_right(name: str, factor: float, depth: int)
             assert within < 0.25 * truth
 
 
+@pytest.mark.slow
 def test_forty_steps_settle_the_gauss_newton_part_and_not_the_hessian() -> None:
     z = trained()[1]
     assert effective_dimension(seen("hessian", 40)[0], z).status is Status.UNRESOLVED

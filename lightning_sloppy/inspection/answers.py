@@ -133,7 +133,8 @@ def _dead(report: DataReport) -> Answer:
     question = "Which sensors are dead?"
     parts, evidence = [], []
     if report.constant:
-        parts.append(f"{columns(len(report.constant)).capitalize()} never change: {listed(report.constant)}.")
+        change = "changes" if len(report.constant) == 1 else "change"
+        parts.append(f"{columns(len(report.constant)).capitalize()} never {change}: {listed(report.constant)}.")
         evidence.append(f"one value in all {report.rows:,} rows where they are observed")
     empty = [name for name, reason in report.set_aside.items() if reason.startswith(("no value", "hardly"))]
     if empty:
@@ -143,8 +144,9 @@ def _dead(report: DataReport) -> Answer:
         parts.append("None: every column varies.")
         evidence.append("no column with a single value, none without values")
     if report.nearly_constant:
+        change = "changes" if len(report.nearly_constant) == 1 else "change"
         parts.append(
-            f"{columns(len(report.nearly_constant)).capitalize()} nearly never change: "
+            f"{columns(len(report.nearly_constant)).capitalize()} almost never {change}: "
             f"{listed([*report.nearly_constant])}."
         )
         evidence.append("one value in 99 % of the observed rows and more")
@@ -181,13 +183,13 @@ def _missing(report: DataReport) -> Answer:
     if seen.negative_eigenvalues and seen.method == "pairwise":
         answer += (
             f" They hide small eigenvalues: none below {number(report.spectrum.floor)} is known, so decades are "
-            f"counted above "
-            "that only, and the condition index is not known."
+            "counted above that only, and the condition index is not known."
         )
     elif seen.negative_eigenvalues:
         answer += " They hide small eigenvalues: decades and condition index rest on the model."
+    eigenvalues = "eigenvalue" if seen.negative_eigenvalues == 1 else "eigenvalues"
     evidence = (
-        f"The pairwise matrix has {seen.negative_eigenvalues} negative eigenvalues down to "
+        f"The pairwise matrix has {seen.negative_eigenvalues} negative {eigenvalues} down to "
         f"{number(seen.smallest_eigenvalue)}"
     )
     if seen.method == "pairwise":

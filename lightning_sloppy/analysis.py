@@ -1,4 +1,4 @@
-"""Spectra without a Trainer: of the Hessian, of the Fisher information, of the outputs' Jacobian, and of the inputs."""
+"""Spectra without a Trainer: Hessian, Fisher information, Jacobian of the outputs, and inputs."""
 
 from __future__ import annotations
 
@@ -81,57 +81,57 @@ def hessian_spectrum(
     over_ranks: bool = False,
     seed: int = 0,
 ) -> Spectrum:
-    """The k wanted eigenpairs of ``H = grad^2 (1/W) sum_i w_i loss_i``, and more with ``probes``.
+    """Compute k eigenpairs of ``H = grad^2 (1/W) sum_i w_i loss_i``, and its trace and density if ``probes`` is set.
 
     Args:
-        module: Any module; ``forward`` takes the inputs of a batch. It is left as it was.
-        batches: Re-iterable of ``(inputs, targets)``; batches may differ in size. Inputs and targets may be nests of
-            tensors. A batch that is no pair (a dict, a dataclass, a batch object) goes whole to ``forward`` and to the
-            loss, a dict by the keywords that ``forward`` knows. Of a longer tuple ``forward`` takes as many parts as
-            it has parameters, and the rest are the targets.
-        loss_fn: ``loss_fn(outputs, targets)``, a mean over the samples of a batch or their sum. Every path from a
-            parameter of the module to it counts, also past the outputs: penalties on weights, parameters of the loss
-            that are in the module.
-        k: Wanted pairs; ``min(k, p)`` are returned.
+        module: Any module whose ``forward`` takes the inputs of a batch. It is not changed.
+        batches: Re-iterable of ``(inputs, targets)``. Batches may differ in size. Inputs and targets may be nested
+            containers of tensors. If a batch is not a pair (a dict, a dataclass, a batch object), ``forward`` and the
+            loss both receive all of it; from a dict, ``forward`` receives the keywords that it accepts. From a longer
+            tuple, ``forward`` receives as many elements as it has parameters, and the rest are the targets.
+        loss_fn: ``loss_fn(outputs, targets)``, a mean or a sum over the samples of a batch. The Hessian includes every
+            path from a parameter of the module to the loss, also those that bypass the outputs: penalties on weights,
+            and parameters of the loss that are in the module.
+        k: Number of eigenpairs; ``min(k, p)`` are returned.
         which: "magnitude", "largest", "smallest", or "both" ends (the larger half of k from the top).
-        probes: Rademacher probe vectors for trace and density, beside the converged pairs: 0, at least 2 (one has no
-            standard error), or "auto": four, and more until the trace is known to ``rel_error``, at most 64.
-        rel_error: Standard error of the trace relative to it that "auto" is after.
-        steps: Depth of the quadrature, one product for each probe vector and step. When it is too
-            little for a quantity, its estimate says UNRESOLVED.
-        parameters: Shell-style patterns of parameter names: the block of those parameters. None: all.
-        by_layer: Also the block of each layer's parameters, in ``layers``, on the same graphs.
+        probes: Number of Rademacher probe vectors for trace and density, orthogonal to the converged eigenvectors: 0,
+            at least 2 (one has no standard error), or "auto": 4, then more until ``rel_error`` is met, at most 64.
+        rel_error: Standard error of the trace, relative to the trace, at which "auto" stops adding probe vectors.
+        steps: Lanczos steps of the quadrature; each probe vector takes one product per step. If they are too few for a
+            quantity, the status of its estimate is UNRESOLVED.
+        parameters: Shell-style patterns of parameter names: the block of those parameters. None: all parameters.
+        by_layer: Whether to compute the block of each layer's parameters as well, in ``layers``, on the same graphs.
         mode: "eval", or "train" with the random stream fixed.
-        tol: Residual relative to the largest magnitude; None: 1e-3 in float32, 1e-8 in float64.
-        max_products: Bound on the products of the eigensolver, beyond the first k pairs; None: ``20 k + 200``.
-        verify_multiplicity: Search for further copies of repeated eigenvalues; None: up to p = 2,000.
-        eigenvectors: Keep them (p x k numbers).
-        method: "kept_graph" (fastest), "recomputed" (batch by batch), "central_differences" (two gradients a product,
-            without a double backward; good to 2e-4 of the largest value with smooth activations in float32, to 1e-2
-            across the kinks of ReLU), or "auto": by the free memory, and by what the module allows.
-        sample_weights: ``sample_weights(targets) -> (n,)``: what each sample weighs in the loss's mean. None knows the
-            losses of torch, with their ignored targets and class weights. Of others it finds out whether they are means
-            over samples, over labels of which some do not count, or by a mask or weights among the targets; where it is
-            none of these every sample weighs 1, and ``detail["weights"]`` says so.
-        batch_size: ``batch_size(batch) -> int``: how many samples a batch holds. None finds it from what inputs,
-            targets and outputs have in common, in whichever dimension it is.
-        reduction: "mean" or "sum" over the probe; None: as the loss itself reduces. Of a sum every eigenvalue is N
-            times that of the mean, which ``detail`` says.
-        basis_memory: Bytes for the Lanczos basis; it restarts beyond. None: a quarter of what is free.
-        basis: Where the basis is kept: "device", or "host" or "half" (bfloat16) when it does not fit.
-        over_ranks: The probe is the union of the batches of all ranks of a running ``torch.distributed`` group: one
-            reduction for each product, the same result on every rank; all must call with the same arguments.
-        seed: Of the starting and probe vectors.
+        tol: Residual relative to the largest magnitude. None: 1e-3 in float32, 1e-8 in float64.
+        max_products: Limit on the products of the eigensolver after the first k pairs. None: ``20 k + 200``.
+        verify_multiplicity: Whether to search for further copies of repeated eigenvalues. None: up to p = 2,000.
+        eigenvectors: Whether to keep them (p x k numbers).
+        method: "kept_graph" (fastest), "recomputed" (batch by batch), "central_differences" (two gradients per product,
+            no double backward; error in float32: 2e-4 of the largest value with smooth activations, 1e-2 across the
+            kinks of ReLU), or "auto": chosen by the free memory and by what the module supports.
+        sample_weights: ``sample_weights(targets) -> (n,)``: the weight of each sample in the mean of the loss. None:
+            known for the losses of torch, including ignored targets and class weights. For other losses it is detected
+            whether they are means over samples, over labels of which some are ignored, or by a mask or weights among
+            the targets. If it is none of these, every sample has weight 1, and ``detail["weights"]`` says so.
+        batch_size: ``batch_size(batch) -> int``: the number of samples in a batch. None: found from the size that
+            inputs, targets and outputs share, in any dimension.
+        reduction: "mean" or "sum" over the probe. None: the reduction of the loss itself. For a sum, every eigenvalue
+            is N times that of the mean, and ``detail`` says so.
+        basis_memory: Bytes for the Lanczos basis; above, the eigensolver restarts. None: a quarter of the free memory.
+        basis: Where the Lanczos basis is kept: "device", or "host" or "half" (bfloat16) if it does not fit there.
+        over_ranks: Whether the probe is the union of the batches of all ranks of a running ``torch.distributed`` group:
+            one reduction per product, the same result on every rank. All must call with the same arguments.
+        seed: Seed of the starting vector and the probe vectors.
 
     Returns:
-        The spectrum; ``status`` says whether all residuals were met, ``cost.method`` how the products were made,
-        ``detail`` which parameters the loss does not use and whether the module is not deterministic. For p <= 256 the
-        whole matrix is formed: everything is exact, trace and density included, without probe vectors.
+        The spectrum. ``status`` says whether all residuals are below the tolerance, ``cost.method`` how products were
+        computed, ``detail`` which parameters the loss does not use and whether the module is not deterministic. For
+        p <= 256 the whole matrix is formed: everything, trace and density included, is exact without probe vectors.
 
     Raises:
-        ConfigurationError: For arguments out of range, a generator, an empty probe, a pattern without a match, a
-            loss that is no scalar, or batches whose samples cannot be counted.
-        UnsupportedError: When a forced method needs a double backward that some layer has not; it is named.
+        ConfigurationError: If an argument is out of range, ``batches`` is a generator, the probe is empty, a pattern
+            matches no parameter, the loss is not a scalar, or the samples of a batch cannot be counted.
+        UnsupportedError: If ``method`` needs a double backward that a layer lacks; the message names the layer.
 
     >>> import torch
     >>> from torch import nn
@@ -146,7 +146,7 @@ def hessian_spectrum(
     check_choices(mode, which, method, basis)
     check_solver(steps, tol, max_products, basis_memory)
     if not rel_error > 0:
-        raise ConfigurationError(f"rel_error={rel_error} can never be reached; pass a positive number such as 0.05.")
+        raise ConfigurationError(f"rel_error={rel_error} cannot be reached; pass a positive number such as 0.05.")
     checked_batch_size(batch_size)
     checked_reduction(reduction)
     ranks = need_ranks() if over_ranks else ALONE
@@ -159,7 +159,7 @@ def hessian_spectrum(
             objective.reduction = "sum"  # a rank with a single sample cannot tell
         agreed_weights(objective)
         if len(held) == 1 and not over_ranks:
-            note = ""  # there are no batches to weigh
+            note = ""  # with one batch, the weights of the batches do not matter
         found = hessian_of(
             objective,
             held,
@@ -198,47 +198,47 @@ def fisher_spectrum(
     over_ranks: bool = False,
     seed: int = 0,
 ) -> Spectrum:
-    """All eigenvalues of the Fisher information on the batches, through the Gram matrix of per-sample gradients.
+    """Compute all eigenvalues of the Fisher matrix on the batches, from the Gram matrix of per-sample gradients.
 
-    * "empirical": ``(1/W) sum_i w_i g_i g_i^T`` with the gradients at the data's own targets.
-    * "sampled": the same at targets drawn from the model, ``labels`` for each sample.
-    * "exact": ``(1/W) sum_i w_i J_i^T [grad^2_f loss_i] J_i``, the Gauss-Newton matrix; N times the outputs rows.
+    * "empirical": ``(1/W) sum_i w_i g_i g_i^T`` with the gradients at the targets of the data.
+    * "sampled": the same at targets drawn from the model, ``labels`` per sample.
+    * "exact": ``(1/W) sum_i w_i J_i^T [grad^2_f loss_i] J_i``, the Gauss-Newton matrix; one row per sample and output.
 
     Args:
-        module: Any module; left as it was.
+        module: Any module. It is not changed.
         batches: Re-iterable of ``(inputs, targets)``, as for :func:`hessian_spectrum`.
-        loss_fn: ``loss_fn(outputs, targets)``, a mean over the samples of a batch or their sum. Its own parameters,
-            where they are in the module, belong to the empirical kind; what else goes past the outputs is left out and
-            named in ``detail["beside_outputs"]``.
-        kind: Which of the three.
-        labels: Targets drawn for each sample (sampled kind).
-        likelihood: The model behind a loss that equals none of torch's (sampled kind): "categorical", "bernoulli" with
-            logits, or "gaussian".
-        method: "gram" for all eigenvalues, "products" for the k largest pairs by Lanczos, with trace and density when
-            there are ``probes``; "auto" takes products beyond 8,192 rows.
-        k: Wanted pairs (products), and eigenvectors (both).
-        probes: Probe vectors of the products, 0 or at least 2.
-        steps: Depth of the quadrature.
-        parameters: Shell-style patterns of parameter names. None: all.
-        by_layer: Also the block of each layer's parameters, in ``layers``.
-        eigenvectors: Keep those of the k largest eigenvalues; one backward each, never a per-sample gradient.
+        loss_fn: ``loss_fn(outputs, targets)``, a mean or a sum over the samples of a batch. Its own parameters, if they
+            are in the module, belong to the empirical kind. All else that bypasses the outputs is left out and named
+            in ``detail["beside_outputs"]``.
+        kind: "empirical", "sampled" or "exact".
+        labels: Number of targets drawn per sample (sampled kind).
+        likelihood: The model of a loss that is none of torch's (sampled kind): "categorical", "bernoulli" with logits,
+            or "gaussian".
+        method: "gram" for all eigenvalues; "products" for the k largest pairs by Lanczos, with trace and density if
+            ``probes`` is set; "auto" uses products above 8,192 rows.
+        k: Number of eigenpairs (products), and of eigenvectors (both methods).
+        probes: Number of probe vectors (products): 0 or at least 2.
+        steps: Lanczos steps of the quadrature.
+        parameters: Shell-style patterns of parameter names. None: all parameters.
+        by_layer: Whether to compute the block of each layer's parameters as well, in ``layers``.
+        eigenvectors: Whether to keep those of the k largest eigenvalues: one backward each, no per-sample gradients.
         mode: "eval", or "train" with the random stream fixed.
-        precision: "float64" for eigenvalues below the rounding of float32: 13 decades instead of 6, at two to three
-            times the cost. None: the data type of the parameters, at least float32.
+        precision: "float64" resolves eigenvalues below the rounding of float32: 13 decades instead of 6, at two to
+            three times the cost. None: the data type of the parameters, at least float32.
         sample_weights: As for :func:`hessian_spectrum`.
         batch_size: As for :func:`hessian_spectrum`.
-        reduction: As for :func:`hessian_spectrum`. Of a sum it is ``sum_i g_i g_i^T`` with the gradients of the terms.
-        over_ranks: The probe is the union of the batches of all ranks. Every sample meets every other, so each rank
-            gets all batches, and makes the inner products of some of the layers.
-        seed: Of the sampled targets.
+        reduction: As for :func:`hessian_spectrum`. For a sum: ``sum_i g_i g_i^T`` with the gradients of the terms.
+        over_ranks: Whether the probe is the union of the batches of all ranks. Each rank receives all batches, because
+            every pair of samples is needed, and computes the inner products of some of the layers.
+        seed: Seed of the sampled targets.
 
     Returns:
-        ``min(N, p)`` eigenvalues (``min(N C, p)`` for "exact"), exact up to rounding, with those of the first half of
-        the samples beside them; by products ``min(k, p)`` with residuals.
+        ``min(N, p)`` eigenvalues (``min(N C, p)`` for "exact"), exact up to rounding, and those of the first half of
+        the samples in ``half_eigenvalues``. By products, ``min(k, p)`` eigenvalues with residuals.
 
     Raises:
-        ConfigurationError: For an unknown kind, too many rows for ``method="gram"``, a
-            generator or an empty probe.
+        ConfigurationError: If the kind is unknown, there are too many rows for ``method="gram"``, ``batches`` is a
+            generator, or the probe is empty.
 
     >>> import torch
     >>> from torch import nn
@@ -298,38 +298,39 @@ def jacobian_spectrum(
     over_ranks: bool = False,
     seed: int = 0,
 ) -> Spectrum:
-    """All eigenvalues of ``(1/N) sum_i J_i^T J_i / tr(J_i J_i^T)``, with J_i the Jacobian of sample i's outputs.
+    """Compute all eigenvalues of ``(1/N) sum_i J_i^T J_i / tr(J_i J_i^T)``; J_i: Jacobian of sample i's outputs.
 
-    The eigenvalues are those of the kernel ``K_ij / sqrt(tr K_ii tr K_jj)`` with ``K_ij = J_i J_j^T``, divided by N:
-    each sample counts the same, and the trace is 1. Targets play no part. With ``normalize=False`` it is the Fisher
-    matrix of outputs with unit variance, ``(1/N) sum_i J_i^T J_i``.
+    The eigenvalues are those of the kernel ``K_ij / sqrt(tr K_ii tr K_jj)`` with ``K_ij = J_i J_j^T``, divided by N.
+    Every sample has the same weight, and the trace is 1. Targets are not used. With ``normalize=False`` the matrix is
+    the Fisher matrix of outputs with unit variance, ``(1/N) sum_i J_i^T J_i``.
 
     Args:
-        module: Any module; left as it was.
-        batches: Re-iterable of ``(inputs, targets)`` or of inputs alone (tensors); targets are ignored.
-        outputs: Which outputs of a sample: a key of the mapping that ``forward`` returns, or a function of what it
-            returns; None: all floating-point tensors with a row for each sample. For classifiers give scores (logits).
-        normalize: Whether each sample counts the same. One row times 1,000 then changes little.
-        method: "gram" for all eigenvalues, "products" for trace and density from ``probes`` by Lanczos; "auto" takes
-            products beyond 8,192 rows (samples times outputs; positions of a sequence count).
-        probes: Probe vectors of the products, at least 2.
-        steps: Depth of the quadrature.
-        parameters: Shell-style patterns of parameter names. None: all.
+        module: Any module. It is not changed.
+        batches: Re-iterable of ``(inputs, targets)`` or of inputs alone (tensors). Targets are ignored.
+        outputs: A key of the mapping that ``forward`` returns, or a function of what it returns. None: all
+            floating-point tensors with one row per sample. For classifiers, choose the scores (logits).
+        normalize: Whether every sample has the same weight. A sample scaled by 1,000 then changes the result little.
+        method: "gram" for all eigenvalues; "products" for trace and density from ``probes`` by Lanczos; "auto" uses
+            products above 8,192 rows (samples times outputs; positions of a sequence count).
+        probes: Number of probe vectors (products), at least 2.
+        steps: Lanczos steps of the quadrature.
+        parameters: Shell-style patterns of parameter names. None: all parameters.
         mode: "eval", or "train" with the random stream fixed.
         precision: "float64" for eigenvalues below the rounding of float32: 13 decades instead of 6, at two to three
             times the cost. None: the data type of the parameters, at least float32.
         batch_size: As for :func:`hessian_spectrum`.
-        over_ranks: The probe is the union of the batches of all ranks.
-        seed: Of the probe vectors, and of the random signs that estimate ``tr K_ii`` of more than 128 outputs where
-            there are too many rows.
+        over_ranks: Whether the probe is the union of the batches of all ranks.
+        seed: Seed of the probe vectors, and of the random signs that estimate ``tr K_ii`` if there are too many rows
+            and more than 128 outputs.
 
     Returns:
-        ``min(N D, p)`` eigenvalues, exact up to rounding, with those of the first half of the samples beside them; by
-        products a density. ``detail`` names the sample with the largest Jacobian and its fraction of the trace.
+        ``min(N D, p)`` eigenvalues, exact up to rounding, and those of the first half of the samples in
+        ``half_eigenvalues``. By products, a density. ``detail`` names the sample with the largest Jacobian and its
+        fraction of the trace.
 
     Raises:
-        ConfigurationError: For outputs that are not there, a generator or an empty probe, or too many rows without
-            ``probes``.
+        ConfigurationError: If ``outputs`` are missing, ``batches`` is a generator, the probe is empty, or there are too
+            many rows and no ``probes``.
 
     >>> import torch
     >>> from torch import nn
@@ -368,10 +369,10 @@ def jacobian_spectrum(
 
 
 def _on(module: nn.Module, mode: Mode, ranks: Ranks, measured: Callable[[], tuple[Spectrum, str]]) -> Spectrum:
-    """A spectrum, with its note on the weights, from a module that is left as it was; of all ranks or of none."""
+    """Compute a spectrum with its note on the weights, and restore the module. Either all ranks succeed or none."""
 
     def guarded() -> Spectrum:
-        # Batches are read inside, for a DataLoader draws from the global random stream.
+        # Batches are read inside, because a DataLoader draws from the global random stream.
         with preserved(module, mode):
             found, note = measured()
         return replace(found, detail={**found.detail, "weights": note}) if note else found

@@ -1,4 +1,4 @@
-"""The other published dimensions of a positive semidefinite spectrum, each under its own name.
+"""Other published dimensions of a positive semidefinite spectrum.
 
 Relations: ``effective_rank <= participation_ratio <= entropy_rank <= rank`` (Renyi entropies of the fractions
 ``lambda / sum lambda`` of order infinity, 2, 1, 0), and ``df_2(z) <= df_1(z)``.
@@ -21,17 +21,17 @@ from lightning_sloppy.records import Estimate, Spectrum
 def degrees_of_freedom(spectrum: Spectrum, z: float, order: int = 1) -> Estimate:
     """Ridge degrees of freedom: ``df_1(z) = tr A (A + z)^-1`` or ``df_2(z) = tr A^2 (A + z)^-2``.
 
-    The first is the effective dimension; the second is that of the variance of a ridge estimate (Caponnetto and De Vito
-    2007; Hastie, Tibshirani and Friedman, section 3.4). From a density both are bracketed: the second by the counts
-    above every threshold, which is wide.
+    The first is the effective dimension. The second is that of the variance of a ridge estimate (Caponnetto and De Vito
+    2007; Hastie, Tibshirani and Friedman, section 3.4). From a density both are bracketed; the bracket of the second
+    comes from the counts above every threshold, and it is wide.
 
     Args:
-        spectrum: Of a positive semidefinite matrix.
+        spectrum: Spectrum of a positive semidefinite matrix.
         z: Ridge, positive.
         order: 1 or 2.
 
     Raises:
-        ConfigurationError: For another order, or z that is not positive.
+        ConfigurationError: If ``order`` is neither 1 nor 2, or z is not positive.
 
     >>> import torch
     >>> from lightning_sloppy.records import Status
@@ -61,7 +61,10 @@ def degrees_of_freedom(spectrum: Spectrum, z: float, order: int = 1) -> Estimate
 
 
 def stable_rank(spectrum: Spectrum) -> Estimate:
-    """``||A||_F^2 / ||A||_2^2``; UNAVAILABLE without all eigenvalues or a density, or when the largest is noise."""
+    """``||A||_F^2 / ||A||_2^2``.
+
+    UNAVAILABLE if neither all eigenvalues nor a density are known, or if the largest eigenvalue is below the floor.
+    """
     norm = frobenius_norm(spectrum)
     top = max(abs(spectrum.largest), abs(spectrum.smallest))
     if not norm.status.ok or not top > spectrum.floor:

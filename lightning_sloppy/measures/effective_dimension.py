@@ -1,8 +1,8 @@
-"""How many directions count at a curvature scale: functionals of the *whole* spectrum.
+"""Effective dimensions at a curvature scale, over the whole spectrum.
 
 ``N_eff(z) = sum_i lambda_i / (lambda_i + z)`` (MacKay 1992) and ``p(n, epsilon) = #{lambda_i >= z}`` with
-``z = epsilon / (2 (n - 1))`` (Yang, Mao and Chaudhari, ICML 2022): at z the data and a prior of precision epsilon
-weigh the same. Pairs cut at k never feed them: such a sum is k itself.
+``z = epsilon / (2 (n - 1))`` (Yang, Mao and Chaudhari, ICML 2022). At z the data and a prior of precision epsilon have
+equal weight. The k largest eigenvalues alone are not enough: the sum over them is often close to k.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from lightning_sloppy.records import Estimate, Spectrum, Status
 
 
 def curvature_scale(epsilon: float, n: int) -> float:
-    """``z = epsilon / (2 (n - 1))``: the eigenvalue at which n samples and the prior weigh the same.
+    """Return ``z = epsilon / (2 (n - 1))``, the eigenvalue at which n samples and the prior have equal weight.
 
     Args:
-        epsilon: Prior precision, positive.
-        n: Training samples, at least 2.
+        epsilon: Precision of the prior, positive.
+        n: Number of training samples, at least 2.
 
     Raises:
-        ConfigurationError: When either is out of range.
+        ConfigurationError: If either is out of range.
 
     >>> curvature_scale(4.0, 3)
     1.0
@@ -48,22 +48,24 @@ def curvature_scale(epsilon: float, n: int) -> float:
 
 
 def effective_dimension(spectrum: Spectrum, z: float) -> Estimate:
-    """``N_eff(z) = sum_i lambda_i / (lambda_i + z)`` over the eigenvalues above zero.
+    """Effective dimension ``N_eff(z) = sum_i lambda_i / (lambda_i + z)``, over the positive eigenvalues.
 
-    * All eigenvalues known: exact.
-    * A density of a positive semidefinite matrix: the Gauss rule lies above, the Gauss-Radau rule with a node at 0
-      below (Golub and Meurant 2010, theorem 6.4); the middle is the value, half the width its truncation error.
-    * A density of an indefinite matrix: the integrand has a kink at 0, where most eigenvalues sit, so that the Gauss
-      rule can be wrong by a factor, even at several depths alike. The brackets of the counts above every threshold
-      bound it (:func:`positive_soft_count_bracket`); they are wide, and it is often UNRESOLVED.
-    * Neither: UNAVAILABLE.
+    * If all eigenvalues are known, the value is exact.
+    * From a density of a positive semidefinite matrix, the Gauss rule is an upper bound and the Gauss-Radau rule with a
+      node at 0 a lower bound (Golub and Meurant 2010, theorem 6.4). The value is the middle of the bracket, and the
+      truncation error is half its width.
+    * From a density of an indefinite matrix, the integrand has a kink at 0, where most eigenvalues are. The Gauss rule
+      can be wrong by a factor there, and by the same factor at several numbers of steps. The bracket then comes from
+      the counts above every threshold (:func:`positive_soft_count_bracket`). It is wide, and the estimate is often
+      UNRESOLVED.
+    * With neither, the estimate is UNAVAILABLE.
 
     Args:
-        spectrum: Of the Hessian, the Gauss-Newton or a Fisher matrix.
+        spectrum: Spectrum of the Hessian, the Gauss-Newton matrix or a Fisher matrix.
         z: Curvature scale, positive.
 
     Raises:
-        ConfigurationError: When z is not positive.
+        ConfigurationError: If z is not positive.
     """
     if not z > 0:
         raise ConfigurationError(f"The curvature scale z must be positive, but is {z}; see curvature_scale().")
@@ -79,13 +81,14 @@ def effective_dimension(spectrum: Spectrum, z: float) -> Estimate:
 
 
 def eigenvalue_count(spectrum: Spectrum, z: float) -> Estimate:
-    """``p(n, epsilon) = #{lambda_i >= z}`` for positive z.
+    """Number of eigenvalues at or above z, ``p(n, epsilon) = #{lambda_i >= z}``, for positive z.
 
-    From a density: with a quadrature node placed at z, the nodes above it bound the count from below and the weight
-    at z is all that can be missing (Chebyshev, Markov and Stieltjes); this holds for indefinite matrices as well.
+    From a density, a quadrature node is placed at z. The weight of the nodes above it is a lower bound of the count,
+    and the weight at z is the most that can be missing (Chebyshev, Markov and Stieltjes). This holds for indefinite
+    matrices as well.
 
     Args:
-        spectrum: Of the Hessian, the Gauss-Newton or a Fisher matrix.
+        spectrum: Spectrum of the Hessian, the Gauss-Newton matrix or a Fisher matrix.
         z: Threshold, positive.
     """
     if not spectrum.truncated:
@@ -101,19 +104,22 @@ def eigenvalue_count(spectrum: Spectrum, z: float) -> Estimate:
 
 
 def converged_above(spectrum: Spectrum, z: float) -> Estimate:
-    """The number of known eigenvalues that are above z by more than their residual: a lower bound of the count."""
+    """Number of known eigenvalues that exceed z by more than their residual: a lower bound of the count."""
     above = (spectrum.eigenvalues - spectrum.residuals) > z
     return Estimate(float(above.sum()), lower_bound=True)
 
 
 def _clean(spectrum: Spectrum) -> Tensor:
-    """Eigenvalues with rounding noise set to zero."""
+    """The eigenvalues, with those below the rounding floor set to zero."""
     values = spectrum.eigenvalues
     return values.where(values.abs() > spectrum.floor, torch.zeros_like(values))
 
 
 def of_half_the_samples(spectrum: Spectrum) -> Spectrum | None:
-    """The same matrix from the first half of the samples, when its eigenvalues were kept: how much does N matter?"""
+    """Spectrum of the same matrix from the first half of the samples, if its eigenvalues were kept, else None.
+
+    The comparison of the two shows how much N matters.
+    """
     values = spectrum.half_eigenvalues
     if values is None:
         return None

@@ -1,4 +1,4 @@
-"""Functionals of a whole spectrum, exact from all eigenvalues or estimated from a density with both errors apart."""
+"""Functionals of a whole spectrum: exact from all eigenvalues, or estimated from a density with two separate errors."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ def averaged(
     slope: float = 0.0,
     absolute: float = 0.0,
 ) -> Estimate:
-    """A functional ``sum_i f(lambda_i)``: exact over the known eigenvalues, the middle of the brackets over the rest.
+    """Estimate a functional ``sum_i f(lambda_i)``: exact over the known eigenvalues, bracketed over the rest.
 
-    The known pairs and the rest share off-diagonal blocks of norm r_i, the residuals. To second order in them the
-    functional of the two blocks apart differs from that of the matrix by at most ``sum_i r_i^2 slope / gap_i`` with
-    the distance gap_i from the spectrum of the rest; it is part of the truncation error.
+    Over the rest, the value is the middle of the brackets. The known pairs and the rest are coupled by off-diagonal
+    blocks of norm r_i, the residuals. Neglecting them changes the functional, to second order, by at most
+    ``sum_i r_i^2 slope / gap_i``, where gap_i is the distance from the spectrum of the rest. This is part of the
+    truncation error.
 
     Args:
         density: The quadrature.
-        bracket: Lower and upper bound for one probe vector of unit norm.
-        exact: The functional of some eigenvalues.
+        bracket: Function that returns the lower and upper bound for one probe vector of unit norm.
+        exact: Function that returns the functional of given eigenvalues.
         slope: Largest ``|f'(a) - f'(b)|`` between two eigenvalues.
-        absolute: Truncation error that is fine whatever the value.
+        absolute: Truncation error that is accepted for any value.
     """
     bounds = torch.tensor([bracket(d, o) for d, o in pairs(density)], dtype=torch.float64)
     bounds = bounds * density.masses.unsqueeze(1)
@@ -46,10 +47,10 @@ def averaged(
 
 
 def frobenius_norm(spectrum: Spectrum) -> Estimate:
-    """``||A||_F = (sum_i lambda_i^2)^(1/2)``.
+    """Frobenius norm ``||A||_F = (sum_i lambda_i^2)^(1/2)``.
 
-    From a density ``||A v||^2`` is the first diagonal entry of T squared plus the first off-diagonal one squared, so
-    there is no truncation error; the blocks that known pairs share with the rest count by their residuals.
+    From a density, ``||A v||^2`` is the sum of the squares of the first diagonal and the first off-diagonal entry of T,
+    so there is no truncation error. The blocks that couple known pairs and the rest are counted by their residuals.
     """
     if not spectrum.truncated:
         return Estimate(float(spectrum.eigenvalues.square().sum()) ** 0.5)
@@ -59,13 +60,13 @@ def frobenius_norm(spectrum: Spectrum) -> Estimate:
     squares = torch.stack([d[0] ** 2 + o[0] ** 2 for d, o in pairs(density)]) * density.masses
     known = float(density.known.square().sum() + 2 * density.known_residuals.square().sum())
     value = (float(squares.mean()) + known) ** 0.5
-    # The delta method: the root of a mean.
+    # The delta method for the square root of a mean.
     error = standard_error(squares) / (2 * value) if value > 0 else 0.0
     return Estimate(value, error, status=Status.CONVERGED if math.isfinite(error) else Status.UNRESOLVED)
 
 
 def standard_error(samples: Tensor) -> float:
-    """Of the mean; infinite for one sample, which tells nothing about the others."""
+    """Standard error of the mean; infinite for a single sample."""
     return float(samples.std(unbiased=True)) / math.sqrt(len(samples)) if len(samples) > 1 else math.inf
 
 
@@ -75,7 +76,7 @@ def pairs(density: Density) -> list[tuple[Tensor, Tensor]]:
 
 
 def cut(diagonal: Tensor, offdiagonal: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """The leading part of T; an exhausted T is exact and stays whole."""
+    """The leading part of T. A T of an exhausted Lanczos process is exact and is returned whole."""
     if float(offdiagonal[-1]) == 0.0:
         return diagonal, offdiagonal
     size = max(1, round(len(diagonal) * fraction))
@@ -83,11 +84,11 @@ def cut(diagonal: Tensor, offdiagonal: Tensor, fraction: float) -> tuple[Tensor,
 
 
 def coupling(density: Density) -> float:
-    """``sum_i r_i^2 / gap_i`` over the known pairs: how far they and the rest are from being apart."""
+    """``sum_i r_i^2 / gap_i`` over the known pairs: how strongly they are coupled to the rest."""
     if len(density.known) == 0:
         return 0.0
     low, high = float(density.nodes.min()), float(density.nodes.max())
     gaps = torch.maximum(density.known - high, low - density.known)
     squares = density.known_residuals.square()
-    # Beside one another known and rest may overlap by the error of the known: then by the residual at most.
+    # The known values and the rest may overlap by the error of the known ones, which is at most the residual.
     return float((squares / torch.maximum(gaps, density.known_residuals).clamp_min(1e-300)).sum())

@@ -1,7 +1,8 @@
-"""Effective dimensions without a scale of their own: how many directions hold a part of the trace, each or together.
+"""Effective dimensions relative to the trace, which need no curvature scale.
 
-``relative_dimension(A, c) = sum_i lambda_i / (lambda_i + z)`` at ``z = c tr A``: a direction that holds the fraction c
-of the whole counts one half, one that holds much more counts one. Multiplying the matrix by a number changes nothing.
+``relative_dimension(A, c) = sum_i lambda_i / (lambda_i + z)`` at ``z = c tr A``. An eigenvalue equal to the fraction c
+of the trace counts 1/2, a much larger one counts nearly 1. Multiplying the matrix by a positive number does not change
+the value.
 """
 
 from __future__ import annotations
@@ -17,30 +18,30 @@ from lightning_sloppy.measures.functionals import UNAVAILABLE, coupling, pairs, 
 from lightning_sloppy.records import Density, Estimate, Spectrum, Status
 
 THOUSANDTH = 1e-3
-"""The usual fraction c: a direction that holds a thousandth of the trace counts one half."""
+"""The usual fraction c: an eigenvalue that is a thousandth of the trace counts 1/2."""
 
 _STEP = 0.05
-"""Relative step of the difference that gives the slope of the dimension in z: its curvature there is mild."""
+"""Relative step of the difference quotient for the slope of the dimension in z, whose curvature there is small."""
 
 
 def relative_dimension(spectrum: Spectrum, c: float = THOUSANDTH) -> Estimate:
-    """``sum_i lambda_i / (lambda_i + c tr A)`` of a positive semidefinite matrix: at most ``1 / c``.
+    """Effective dimension ``sum_i lambda_i / (lambda_i + c tr A)`` of a positive semidefinite matrix A.
 
-    A flat spectrum of rank r gives ``r / (1 + c r)``, so that values near the cap ``1 / c`` say that the cap is reached
-    and not how many directions there are.
+    It is at most ``1 / c``. A flat spectrum of rank r gives ``r / (1 + c r)``. So a value near ``1 / c`` says that this
+    limit is reached, not how many directions there are.
 
-    * All eigenvalues known: exact, up to rounding; noise below the floor counts as zero.
-    * A density with probe vectors: the brackets of :func:`effective_dimension` at z, with the trace estimated from the
-      same probe vectors, unless it is known. The standard error is that of both together, by the delta method: the
-      trace and the sum move together from probe vector to probe vector.
-    * Eigenvalues cut at k, or an indefinite matrix: UNAVAILABLE.
+    * If all eigenvalues are known, the value is exact up to rounding. Eigenvalues below the floor count as zero.
+    * From a density with probe vectors, the value is bracketed as in :func:`effective_dimension` at z. The trace is
+      estimated from the same probe vectors unless it is known. The standard error accounts for both by the delta
+      method, because the trace and the sum are correlated over the probe vectors.
+    * If only the k largest eigenvalues are known, or the matrix is indefinite, the estimate is UNAVAILABLE.
 
     Args:
-        spectrum: Of the Jacobian, the Fisher matrix, the Gauss-Newton part, or the inputs.
-        c: Fraction of the trace, in (0, 1). 1e-3: the cap is 1,000, and float32 spectra are resolved there.
+        spectrum: Spectrum of the Jacobian, the Fisher matrix, the Gauss-Newton part, or the inputs.
+        c: Fraction of the trace, in (0, 1). With 1e-3 the limit is 1,000, and float32 spectra are resolved there.
 
     Raises:
-        ConfigurationError: For c outside (0, 1).
+        ConfigurationError: If c is not in (0, 1).
 
     >>> import torch
     >>> from lightning_sloppy.records import Spectrum, Status
@@ -50,7 +51,7 @@ def relative_dimension(spectrum: Spectrum, c: float = THOUSANDTH) -> Estimate:
     47.619
     """
     if not 0 < c < 1:
-        raise ConfigurationError(f"c={c} is no fraction of the trace; pass a number between 0 and 1 such as 1e-3.")
+        raise ConfigurationError(f"c={c} is not a fraction of the trace; pass a number between 0 and 1 such as 1e-3.")
     if spectrum.smallest < -spectrum.floor:
         return UNAVAILABLE
     if not spectrum.truncated:
@@ -66,16 +67,16 @@ def relative_dimension(spectrum: Spectrum, c: float = THOUSANDTH) -> Estimate:
 
 
 def directions_holding(spectrum: Spectrum, fraction: float) -> Estimate:
-    """The fewest eigenvalues that hold this fraction of the trace together: n90 for 0.9.
+    """Smallest number of eigenvalues whose sum is at least this fraction of the trace: n90 for 0.9.
 
-    Only where all eigenvalues of a positive semidefinite matrix are known, else UNAVAILABLE.
+    UNAVAILABLE unless all eigenvalues of a positive semidefinite matrix are known.
 
     Args:
-        spectrum: Of the Jacobian, the Fisher matrix, or the inputs.
-        fraction: Of the trace, in (0, 1).
+        spectrum: Spectrum of the Jacobian, the Fisher matrix, or the inputs.
+        fraction: Fraction of the trace, in (0, 1).
 
     Raises:
-        ConfigurationError: For a fraction outside (0, 1).
+        ConfigurationError: If the fraction is not in (0, 1).
 
     >>> import torch
     >>> from lightning_sloppy.records import Spectrum, Status
@@ -85,29 +86,29 @@ def directions_holding(spectrum: Spectrum, fraction: float) -> Estimate:
     (2.0, 3.0)
     """
     if not 0 < fraction < 1:
-        raise ConfigurationError(f"fraction={fraction} of a trace was asked for; pass a number between 0 and 1.")
+        raise ConfigurationError(f"fraction={fraction} is not a fraction of the trace; pass a number between 0 and 1.")
     if spectrum.truncated or spectrum.smallest < -spectrum.floor:
         return UNAVAILABLE
     values = _resolved(spectrum).sort(descending=True).values
     total = float(values.sum())
     if total <= 0:
         return Estimate(0.0)
-    # A sum that falls short by a rounding error is as good as the fraction itself.
+    # A sum that is too small only by a rounding error counts as reaching the fraction.
     missing = values.cumsum(0) < fraction * total * (1 - 1e-12)
     return Estimate(float(missing.sum()) + 1.0)
 
 
 def relative_estimates(spectrum: Spectrum, prefix: str = "") -> dict[str, Estimate]:
-    """The dimension at c = 1e-3 with its band at 10 c and c / 10, n90, and both from half of the samples.
+    """The dimension at c = 1e-3, its band at 10 c and c / 10, n90, and both from half of the samples.
 
     Args:
-        spectrum: Positive semidefinite.
-        prefix: Before each name, for a matrix that is not the headline of its group.
+        spectrum: Spectrum of a positive semidefinite matrix.
+        prefix: Prefix of each name, for a matrix that is not the headline of its group.
 
     Returns:
-        ``effective_dimension``, ``effective_dimension_coarse`` (10 c), ``effective_dimension_fine`` (c / 10), ``n90``
-        where all eigenvalues are known; ``effective_dimension_half_samples`` and ``n90_half_samples`` where the
-        eigenvalues of half of the samples are.
+        ``effective_dimension``, ``effective_dimension_coarse`` (10 c) and ``effective_dimension_fine`` (c / 10). If all
+        eigenvalues are known, ``n90``. If those of half of the samples are known,
+        ``effective_dimension_half_samples`` and ``n90_half_samples``.
     """
     from lightning_sloppy.measures.effective_dimension import of_half_the_samples
 
@@ -126,7 +127,7 @@ def relative_estimates(spectrum: Spectrum, prefix: str = "") -> dict[str, Estima
 
 
 def _resolved(spectrum: Spectrum) -> Tensor:
-    """Eigenvalues with rounding noise set to zero."""
+    """The eigenvalues, with those below the rounding floor set to zero."""
     values = spectrum.eigenvalues
     return values.where(values > max(spectrum.floor, 0.0), torch.zeros_like(values))
 
@@ -148,7 +149,7 @@ def _from_density(density: Density, c: float, trace: float | None) -> Estimate:
     bounds = brackets(z)
     middle = bounds.mean(dim=1)
     slope = (value(z * (1 + _STEP)) - value(z * (1 - _STEP))) / (2 * _STEP * z)
-    # The delta method: what one probe vector more or less does to the sum, at its own z and through z.
+    # The delta method: how one probe vector changes the sum, directly and through z.
     error = standard_error(middle if trace is not None else middle + slope * c * traces)
     truncation = float((bounds[:, 1] - bounds[:, 0]).mean()) / 2 + coupling(density) / z
     found = float(middle.mean()) + float(soft(density.known, z).sum())

@@ -1,8 +1,8 @@
 """The shape of a spectrum: decades, knee, slope of the logarithm, and the dimensions that need no scale.
 
-A spectrum is called sloppy when, after a sharp first drop, its eigenvalues are spread evenly in the logarithm over many
+A spectrum is called sloppy if, after a steep first drop, its eigenvalues are spread evenly in the logarithm over many
 decades (Waterfall et al., PRL 97, 2006; Transtrum et al., J. Chem. Phys. 143, 2015; for the inputs of networks Yang,
-Mao and Chaudhari, ICML 2022). No source fixes a threshold or a fit, so the one used here is spelt out below.
+Mao and Chaudhari, ICML 2022). No source gives a threshold or a fit. :func:`sloppiness` describes the ones used here.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from torch import Tensor
 from lightning_sloppy.records import Estimate, Spectrum, Status
 
 BEND = 0.1
-"""Share of the decades spanned, and number of decades, by which a bend must leave the chord to count. The upper edge of
-a Marchenko-Pastur spectrum, which is no knee, was seen to leave it by 5 % (100 features and more) or by 0.02 decades
-(10 features); the knees of handwritten digits and photographs by 14 to 35 %."""
+"""A bend counts if its distance from the chord is at least this fraction of the decades spanned, and this many decades.
+The upper edge of a Marchenko-Pastur spectrum, which is not a knee, was 5 % away (100 features and more) or 0.02 decades
+(10 features). The knees of handwritten digits and photographs were 14 to 35 % away."""
 
 FIT_POINTS = 3
-"""Fewest eigenvalues for a slope: a line through two always fits."""
+"""Smallest number of eigenvalues for a slope. A line through two always fits."""
 
 FLAT = 1e-9
-"""Decades below which a spectrum is flat up to rounding and R^2 has nothing to explain."""
+"""A spectrum that spans fewer decades is flat up to rounding, and R^2 is not defined."""
 
 NEAR_FLOOR = 10.0
-"""A spectrum whose smallest resolved eigenvalue is within this factor of the floor, with others below, goes on there.
-Where columns are exact combinations of others, the last eigenvalue is decades above the floor."""
+"""If the smallest resolved eigenvalue is within this factor of the floor and others are below, the spectrum is taken
+to continue below the floor. If columns are exact combinations of others, it is decades above the floor."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,22 @@ class Sloppiness:
     """The shape of ``log10 lambda_i`` against the index i = 0, 1, ... of the resolved eigenvalues.
 
     Attributes:
-        floor: Eigenvalues at or below it are rounding noise and counted nowhere.
+        floor: Rounding floor. Eigenvalues at or below it are rounding errors and are ignored.
         resolved: Number r of eigenvalues above the floor.
-        decades: ``log10(lambda_0 / lambda_{r-1})``; NaN without a resolved eigenvalue.
-        at_least: ``decades`` is a lower bound: eigenvalues are missing, or the spectrum runs into the floor.
-        knee: Number of eigenvalues in the sharp first drop, which is the index of the first one behind it; None when
-            there is no such drop.
-        shoulder: Index of the last eigenvalue before a final fall; None when there is no such fall.
-        slope: Least-squares change of log10 per index from the knee to the shoulder; negative; NaN for fewer than 3.
+        decades: ``log10(lambda_0 / lambda_{r-1})``. NaN without a resolved eigenvalue.
+        at_least: Whether ``decades`` is a lower bound: eigenvalues are missing, or the spectrum reaches the floor.
+        knee: Number of eigenvalues in the steep first drop, which is the index of the first eigenvalue after it. None
+            if there is no such drop.
+        shoulder: Index of the last eigenvalue before a final drop. None if there is no such drop.
+        slope: Least-squares change of log10 per index from the knee to the shoulder, negative. NaN for fewer than 3
+            eigenvalues.
         slope_times_rank: ``slope * r``, the decades that the line would cross over all resolved eigenvalues. Unlike the
-            slope per index, it compares spectra of matrices of different sizes.
-        r_squared: Share of the variance that the line explains. Sorted values fit a line well whatever they are (a
-            flat spectrum seen through sampling noise reaches 0.99), so a low value speaks against an even spread more
-            than a high one speaks for it. NaN where there is no slope, or nothing to explain.
-        participation_ratio: ``(sum lambda)^2 / sum lambda^2``; NaN where eigenvalues are missing or negative.
-        truncated: Eigenvalues above the floor are missing.
+            slope per index, it can be compared between matrices of different sizes.
+        r_squared: Fraction of the variance that the line explains. Any sorted values fit a line well (a flat spectrum
+            with sampling noise reaches 0.99), so a low value is evidence against an even spread, but a high value is
+            weak evidence for it. NaN if there is no slope, or no variance.
+        participation_ratio: ``(sum lambda)^2 / sum lambda^2``. NaN if eigenvalues are missing or negative.
+        truncated: Whether eigenvalues above the floor are missing.
     """
 
     floor: float
@@ -67,23 +68,24 @@ class Sloppiness:
 
 
 def sloppiness(spectrum: Spectrum) -> Sloppiness:
-    """Decades, knee, log-slope and participation ratio of the positive eigenvalues above the floor.
+    """Compute decades, knee, log-slope and participation ratio of the positive eigenvalues above the floor.
 
-    The numbers are the same for inputs, Fisher matrix, Gauss-Newton part and Jacobian, so that they can be compared.
+    The definitions are the same for inputs, Fisher matrix, Gauss-Newton part and Jacobian, so the numbers can be
+    compared.
 
-    Real spectra fall fast at both ends: a few directions carry most of the variance, and the last ones belong to
-    features that are almost dependent. A line through everything behind the knee would be tilted by the few
-    values at the far end, and so would the chord under which the knee is sought. Hence three pieces:
+    Measured spectra decrease fast at both ends: a few directions have most of the variance, and the last eigenvalues
+    belong to features that are almost linearly dependent. A line through all eigenvalues after the knee would be tilted
+    by the few smallest values, and so would the chord from which the knee is measured. Therefore the spectrum is split:
 
     * shoulder: the point furthest above the chord from the knee to the last resolved eigenvalue;
     * knee: the point furthest below the chord from the first eigenvalue to the shoulder;
-    * both are repeated until they stay, starting without either; a bend counts only if it leaves its chord by a tenth
-      of the decades which the chord spans and by 0.1 decades;
-    * slope and R^2 by ordinary least squares over knee to shoulder, both included.
+    * both steps are repeated until neither changes, starting without either. A bend counts only if its distance from
+      its chord is at least a tenth of the decades that the chord spans, and at least 0.1 decades;
+    * slope and R^2: ordinary least squares from knee to shoulder, both included.
 
-    ``decades`` is over all resolved eigenvalues, the final fall included. What of the fit was left out can be read from
-    ``knee`` and ``shoulder``. Sampling alone spreads a flat spectrum over
-    ``2 log10((1 + sqrt(d/n)) / (1 - sqrt(d/n)))`` decades (Marchenko and Pastur 1967).
+    ``decades`` is over all resolved eigenvalues, including the final drop. ``knee`` and ``shoulder`` show what the fit
+    leaves out. Sampling alone spreads a flat spectrum over ``2 log10((1 + sqrt(d/n)) / (1 - sqrt(d/n)))`` decades
+    (Marchenko and Pastur 1967).
 
     >>> values = torch.tensor([100.0, 0.1, 0.01, 0.001], dtype=torch.float64)
     >>> shape = sloppiness(Spectrum(values, 4, 9, "covariance", 1e-14, Status.EXACT, torch.zeros(4), 100.0, 0.001))
@@ -110,15 +112,15 @@ def sloppiness(spectrum: Spectrum) -> Sloppiness:
 
 
 def _runs_into_the_floor(spectrum: Spectrum, resolved: Tensor) -> bool:
-    """Whether eigenvalues below the floor are likely, and not zeros of exactly dependent rows or columns."""
+    """Whether nonzero eigenvalues below the floor are likely, other than zeros of exactly dependent rows or columns."""
     possible = len(spectrum.eigenvalues) if spectrum.rank_bound is None else spectrum.rank_bound
     return 0 < len(resolved) < possible and float(resolved[-1]) < NEAR_FLOOR * spectrum.floor
 
 
 def participation_ratio(spectrum: Spectrum) -> Estimate:
-    """``(sum lambda)^2 / sum lambda^2``: 1 for a single direction, r for r equal ones.
+    """Participation ratio ``(sum lambda)^2 / sum lambda^2``: 1 for a single nonzero eigenvalue, r for r equal ones.
 
-    Needs all eigenvalues of a positive semidefinite matrix, else UNAVAILABLE.
+    UNAVAILABLE unless all eigenvalues of a positive semidefinite matrix are known.
 
     >>> values = torch.tensor([4.0, 1.0, 0.0], dtype=torch.float64)
     >>> spectrum = Spectrum(values, 3, 9, "covariance", 1e-15, Status.EXACT, torch.zeros(3), 4.0, 0.0)
@@ -132,19 +134,20 @@ def participation_ratio(spectrum: Spectrum) -> Estimate:
 
 
 def entropy_rank(spectrum: Spectrum) -> Estimate:
-    """``exp(-sum p log p)`` with ``p = lambda / sum lambda``.
+    """Entropy rank ``exp(-sum p log p)`` with ``p = lambda / sum lambda``.
 
-    The effective rank of Roy and Vetterli (EUSIPCO 2007) takes singular values; this is that of a covariance, whose
-    eigenvalues are their squares. Needs all eigenvalues of a positive semidefinite matrix, else UNAVAILABLE.
+    The effective rank of Roy and Vetterli (EUSIPCO 2007) is defined by singular values. Here eigenvalues are used,
+    which for a covariance are the squares of singular values. UNAVAILABLE unless all eigenvalues of a positive
+    semidefinite matrix are known.
     """
     fractions = _fractions(spectrum)
     return _unavailable() if fractions is None else Estimate(math.exp(float(torch.special.entr(fractions).sum())))
 
 
 def effective_rank(spectrum: Spectrum) -> Estimate:
-    """Trace over largest eigenvalue; an estimated trace hands on its errors.
+    """Effective rank: the trace divided by the largest eigenvalue, with the errors of an estimated trace.
 
-    UNAVAILABLE when the trace is unknown or the largest eigenvalue is not above the floor.
+    UNAVAILABLE if the trace is unknown or the largest eigenvalue is not above the floor.
     """
     trace, largest = _trace(spectrum), spectrum.largest
     if trace is None or not largest > spectrum.floor:
@@ -157,7 +160,7 @@ def shape_estimates(spectrum: Spectrum) -> dict[str, Estimate]:
     """The named quantities of a spectrum's shape.
 
     Returns:
-        ``decades`` (a lower bound where eigenvalues are missing or the spectrum runs into the floor), ``slope``,
+        ``decades`` (a lower bound if eigenvalues are missing or the spectrum reaches the floor), ``slope``,
         ``slope_times_rank``, ``slope_r_squared``, ``knee`` (0 for none) and ``participation_ratio``.
     """
     shape = sloppiness(spectrum)
@@ -176,7 +179,7 @@ def input_estimates(spectrum: Spectrum) -> dict[str, Estimate]:
 
     Returns:
         Those of :func:`shape_estimates`, ``floor``, ``resolved``, ``effective_rank``, ``entropy_rank``, ``trace``,
-        ``largest``, ``num_features`` (columns used), ``constant_columns`` (0 where nobody counted them) and
+        ``largest``, ``num_features`` (columns used), ``constant_columns`` (0 if they were not counted) and
         ``num_samples``.
     """
     return {
@@ -194,7 +197,7 @@ def input_estimates(spectrum: Spectrum) -> dict[str, Estimate]:
 
 
 def _bends(logs: Tensor) -> tuple[int | None, int | None]:
-    """Knee and shoulder, each sought beside a chord that ends at the other."""
+    """Knee and shoulder. Each is measured from a chord that ends at the other."""
     last = len(logs) - 1
     knee: int | None = None
     shoulder: int | None = None
@@ -209,9 +212,9 @@ def _bends(logs: Tensor) -> tuple[int | None, int | None]:
 
 
 def _bend(logs: Tensor) -> int | None:
-    """Index of the point furthest below the chord between the ends; None when it leaves the chord too little.
+    """Index of the point furthest below the chord between the ends; None if it is too close to the chord.
 
-    Distances from one chord are proportional to vertical ones, whatever the scales of the axes.
+    Vertical distances are used. Distances from one chord are proportional to them, for any scales of the axes.
     """
     if len(logs) < FIT_POINTS:
         return None
@@ -238,11 +241,11 @@ def _resolved(spectrum: Spectrum) -> Tensor:
 
 
 def _fractions(spectrum: Spectrum) -> Tensor | None:
-    """Eigenvalues above the floor over their sum; None when some are missing, or negative beyond rounding."""
+    """Eigenvalues above the floor, divided by their sum; None if some are missing, or negative beyond rounding."""
     values = _resolved(spectrum)
     if spectrum.truncated or not len(values) or spectrum.smallest < -spectrum.floor:
         return None
-    # Over the largest first: the sum of huge eigenvalues may overflow, the square of tiny ones vanish.
+    # Divided by the largest first, because the sum of huge eigenvalues may overflow and the square of tiny ones vanish.
     scaled = values / values[0]
     return scaled / scaled.sum()
 

@@ -1,6 +1,6 @@
-"""When to stop a training by its effective dimension: rules on plain curves, without a Trainer.
+"""Early stopping by the effective dimension: rules on plain curves, without a Trainer.
 
-Time is counted in epochs or in steps, never in measurements: how many of those there are depends on the machine.
+Time is counted in epochs or in steps, not in measurements, because the number of measurements depends on the machine.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from enum import Enum
 from lightning_sloppy.errors import ConfigurationError
 
 TRACE_FACTOR = 2.0
-"""A matrix whose trace changes by more than this within the window has not settled, whatever its dimension does."""
+"""A matrix whose trace changes by more than this factor within the window has not settled."""
 
 LOSS_TOL = 0.01
-"""The training loss has settled when it falls by less than this part of its first value within the window."""
+"""The training loss has settled when it falls by less than this fraction of its first value within the window."""
 
 LIMIT = 2
-"""Times ``patience`` after which a hold-out loss without improvement stops the training by itself."""
+"""After this many times ``patience``, a hold-out loss without improvement alone stops the training."""
 
 
 class Condition(Enum):
-    """What the curves say; the value is the reason in words."""
+    """The state of the curves. The value is the reason in words."""
 
     COLLECTING = "fewer epochs than patience have been measured"
     IMPROVING = "the hold-out loss still improves"
     CHANGING = "the effective dimension still changes"
-    UNDETERMINED = "the error of the effective dimension exceeds the tolerance, so flatness cannot be told from noise"
+    UNDETERMINED = "the error of the effective dimension exceeds the tolerance, so it cannot be judged as settled"
     TRAINING = "the effective dimension has settled, but the training loss still falls"
     HOLD_OUT = "the hold-out loss has not improved for the patience, and the effective dimension has settled"
     HOLD_OUT_LIMIT = "the hold-out loss has not improved for twice the patience"
@@ -42,15 +42,16 @@ class Condition(Enum):
 
 @dataclass(frozen=True)
 class Rule:
-    """Constants of the stop.
+    """Constants of the stopping rule.
 
     Attributes:
-        patience: Epochs (or steps) without improvement, and length of the window in which the dimension must settle.
-        rel_tol: Relative change of the dimension within the window that counts as none.
-        growth: Factor above its minimum from which the entropy rank has grown.
+        patience: Number of epochs (or steps) without improvement, and length of the window in which the dimension must
+            settle.
+        rel_tol: Relative change of the dimension within the window up to which it has settled.
+        growth: Factor above its minimum at which the entropy rank has grown.
 
     Raises:
-        ConfigurationError: For numbers out of range.
+        ConfigurationError: If a number is out of range.
     """
 
     patience: int
@@ -68,11 +69,11 @@ class Rule:
 
 @dataclass
 class Curves:
-    """What has been seen so far, as plain numbers.
+    """The curves so far, as plain numbers.
 
     Attributes:
-        dimension: Time, value, standard error, trace and entropy rank of each measurement. The entropy rank is what
-            grows with what is memorised; the dimension is capped.
+        dimension: Time, value, standard error, trace and entropy rank of each measurement. The entropy rank grows with
+            memorisation; the dimension is limited to 1,000.
         hold_out: Time and value of the hold-out loss.
         training: Time and mean of the training loss.
     """
@@ -82,7 +83,7 @@ class Curves:
     training: list[list[float]] = field(default_factory=list)
 
     def add_dimension(self, time: float, value: float, error: float, trace: float, entropy_rank: float) -> None:
-        """Append a measurement; a second one of the same weights, as after a resume, replaces the first."""
+        """Append a measurement. A second one at the same weights, as after a resume, replaces the first."""
         self.dimension = [point for point in self.dimension if point[0] < time]
         self.dimension.append([time, value, error, trace, entropy_rank])
 
@@ -94,24 +95,25 @@ class Curves:
 
     @property
     def growth(self) -> float:
-        """The entropy rank over its minimum; NaN where it is not known or the minimum is below 1."""
+        """The entropy rank divided by its minimum; NaN if it is not known or the minimum is below 1."""
         ranks = [point[4] for point in self.dimension]
         return ranks[-1] / min(ranks) if ranks and min(ranks) >= 1 else math.nan
 
 
 def judge(rule: Rule, curves: Curves, now: float) -> Condition:
-    """What the curves say at a time.
+    """Judge the curves at a time.
 
-    With a hold-out loss: stop when it has not improved for ``patience`` and the dimension has settled, or when it has
-    not improved for twice that. Without one: stop when the entropy rank of the same spectrum has grown by the factor
-    above its minimum, or when dimension and training loss have settled. The dimension has settled when
-    ``(max - min) / mean`` plus twice the relative standard error is within ``rel_tol`` over the window, unless it is
-    below 1 or the trace of its matrix changes by more than a factor of 2 there.
+    With a hold-out loss, the training stops when that loss has not improved for ``patience`` and the dimension has
+    settled, or when it has not improved for twice ``patience``. Without a hold-out loss, the training stops when the
+    entropy rank of the same spectrum has grown by the factor ``growth`` above its minimum, or when the dimension and
+    the training loss have settled. The dimension has settled when ``(max - min) / mean`` plus twice the relative
+    standard error is at most ``rel_tol`` over the window. It has not settled if it is below 1 or if the trace of its
+    matrix changes by more than a factor of 2 in the window.
 
     Args:
-        rule: Constants.
-        curves: So far.
-        now: Epochs or steps that are done.
+        rule: Constants of the rule.
+        curves: The curves so far.
+        now: Number of epochs or steps done.
 
     >>> dimension = [[t, 100.0, 0.0, 1.0, 50.0] for t in range(7)]
     >>> curves = Curves(dimension, hold_out=[[t, 1.0] for t in range(1, 7)])
@@ -135,7 +137,7 @@ def judge(rule: Rule, curves: Curves, now: float) -> Condition:
 
 
 def _flatness(rule: Rule, points: list[list[float]], now: float) -> Condition | None:
-    """None when the dimension has settled, else why it has not."""
+    """None if the dimension has settled, else the reason why it has not."""
     start = now - rule.patience
     window = [point for point in points if point[0] >= start]
     if len(window) < 2 or points[0][0] > start:

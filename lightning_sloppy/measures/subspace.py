@@ -1,4 +1,4 @@
-"""What lies inside the space of the top eigenvectors, beside what a random vector would have there."""
+"""Fractions of vectors in the top eigenspace, with those of a random vector for comparison."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from lightning_sloppy.records import Estimate
 
 
 def fraction_inside(vectors: Tensor, direction: Tensor) -> Estimate | None:
-    """``||U^T g||^2 / ||g||^2``: the part of a vector inside a space, in [0, 1]; None for a vector of zeros.
+    """Fraction of the squared norm of g in a space, ``||U^T g||^2 / ||g||^2``, in [0, 1]; None for a zero vector.
 
-    For the gradient and the top eigenspace: Gur-Ari, Roberts and Dyer (2018, arXiv 1812.04754). A random direction has
-    ``k / p`` on average (:func:`random_fraction`).
+    For the gradient and the top eigenspace see Gur-Ari, Roberts and Dyer (2018, arXiv 1812.04754). A random direction
+    has ``k / p`` on average (:func:`random_fraction`).
 
     Args:
-        vectors: (p, k), orthonormal columns.
-        direction: (p,).
+        vectors: U, shape (p, k), orthonormal columns.
+        direction: g, shape (p,).
     """
     size = float(torch.linalg.vector_norm(direction))
     if size == 0.0:
@@ -26,7 +26,7 @@ def fraction_inside(vectors: Tensor, direction: Tensor) -> Estimate | None:
 
 
 def random_fraction(dim: int, k: int) -> Estimate:
-    """Mean fraction of a random direction, ``k / p``, with the standard deviation of one as its standard error.
+    """Mean fraction of a random direction, ``k / p``, with the standard deviation of one draw as its standard error.
 
     The fraction is Beta-distributed with parameters k/2 and (p - k)/2, of variance ``2 k (p - k) / (p^2 (p + 2))``.
 
@@ -38,9 +38,9 @@ def random_fraction(dim: int, k: int) -> Estimate:
 
 
 def overlap(first: Tensor, second: Tensor) -> Estimate:
-    """``tr(P_1 P_2) / min(k_1, k_2)`` of two spaces: 1 when one holds the other, 0 when they are orthogonal.
+    """Overlap ``tr(P_1 P_2) / min(k_1, k_2)`` of two spaces: 1 if one contains the other, 0 if they are orthogonal.
 
-    Two random spaces of k dimensions have ``k / p`` on average.
+    Two random spaces of dimension k have an overlap of ``k / p`` on average.
 
     Args:
         first: (p, k_1), orthonormal columns.
@@ -51,9 +51,10 @@ def overlap(first: Tensor, second: Tensor) -> Estimate:
 
 
 def sharpness(learning_rate: float, largest: float) -> Estimate:
-    """Learning rate times the largest eigenvalue: at 2 plain gradient descent is at the edge of stability.
+    """Learning rate times the largest eigenvalue. For plain gradient descent, 2 is the edge of stability.
 
-    Cohen et al. (2021, arXiv 2103.00065); with heavy-ball momentum beta the edge is at ``2 (1 + beta)``. For methods
-    that scale each coordinate (Adam) the number has no such threshold: there the preconditioned Hessian counts.
+    See Cohen et al. (2021, arXiv 2103.00065). With heavy-ball momentum beta the edge is at ``2 (1 + beta)``. For
+    optimisers that scale each coordinate (Adam) there is no such threshold, because the stability depends on the
+    preconditioned Hessian.
     """
     return Estimate(learning_rate * largest)

@@ -1,8 +1,8 @@
-"""Is a spectrum sloppy? It is compared with the spectrum of a null: data of the same size without structure.
+"""Whether a spectrum is sloppy, by comparison with the spectrum of a null: data of the same size without structure.
 
-No source gives a threshold (Waterfall et al. 2006 speak of eigenvalues spread evenly over many decades; Yang, Mao and
-Chaudhari 2022 of a sharp drop before them), and a number of decades alone says nothing: 60 independent Gaussian
-features span 4.3 decades in 60 samples and 0.2 in 6,000. The rule here is a convention of this package.
+No source gives a threshold. Waterfall et al. 2006 describe eigenvalues spread evenly over many decades, Yang, Mao and
+Chaudhari 2022 a steep drop before them. A number of decades alone is not informative: 60 independent Gaussian features
+span 4.3 decades in 60 samples and 0.2 in 6,000. The rule used here is a convention of this package.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from lightning_sloppy.measures.sloppiness import Sloppiness, participation_ratio
 from lightning_sloppy.records import SloppinessVerdict, Spectrum
 
 FEWEST = 10
-"""Resolved eigenvalues below which a drop and an even spread cannot be told apart."""
+"""With fewer resolved eigenvalues, a drop and an even spread cannot be distinguished."""
 
 DROP, NO_DROP = 1 / 2, 2 / 3
-"""Dimension over that of the null: up to the first there is a drop, from the second on there is none."""
+"""Dimension divided by that of the null: at most the first is a drop, at least the second is no drop."""
 
 SPREAD, NO_SPREAD = 1.0, 0.5
-"""Decades of the fitted line beyond those of the null: from the first on there is a spread, up to the second none."""
+"""Decades of the fitted line minus those of the null: at least the first is a spread, at most the second is none."""
 
 
 def sloppiness_verdict(
@@ -32,22 +32,24 @@ def sloppiness_verdict(
     by: Literal["participation ratio", "effective dimension"] = "participation ratio",
     dimensions: tuple[float, float] | None = None,
 ) -> SloppinessVerdict:
-    """Judge a spectrum beside that of a null.
+    """Judge whether a spectrum is sloppy, by comparison with that of a null.
 
-    Sloppy is a spectrum with a *drop* (its dimension is at most half of the null's) and a *spread* (behind the knee the
-    fitted line crosses at least one decade more than that of the null, counted over all resolved eigenvalues). It is
-    not sloppy where either is clearly absent: a dimension of two thirds of the null's and more, or less than half a
-    decade beyond the null. Between these borders, and with fewer than ten resolved eigenvalues, the answer is
-    "undetermined". A few strong directions above flat noise have a drop and no spread.
+    A spectrum is sloppy if it has a *drop* (its dimension is at most half of the null's) and a *spread* (the line
+    fitted after the knee crosses at least one decade more than that of the null, counted over all resolved
+    eigenvalues). It is not sloppy if either is clearly absent: the dimension is at least two thirds of the null's, or
+    the line crosses at most half a decade more than that of the null. Between these thresholds, and with fewer than ten
+    resolved eigenvalues, the answer is "undetermined". A few large eigenvalues above flat noise are a drop without a
+    spread.
 
     Args:
-        spectrum: All eigenvalues known.
-        null: Of a matrix of the same size and number of samples.
+        spectrum: Spectrum with all eigenvalues known.
+        null: Spectrum of a matrix of the same size and number of samples.
         null_in_words: What the null is, for instance "the same columns, each shuffled".
-        by: The dimension. "participation ratio" for inputs: with few features the effective dimension counts nearly
-            all. "effective dimension" for networks, where the direction of the mean rules the participation ratio.
-        dimensions: Of spectrum and null, where the caller knows them better: a floor that hides small eigenvalues from
-            the shape takes them from a participation ratio, too.
+        by: The dimension to use. "participation ratio" for inputs, because with few features the effective dimension
+            counts nearly all of them. "effective dimension" for networks, where the direction of the mean dominates
+            the participation ratio.
+        dimensions: The dimensions of spectrum and null, if the caller knows better values: a floor that hides small
+            eigenvalues from the shape also changes a participation ratio.
 
     >>> import torch
     >>> from lightning_sloppy.records import Status
@@ -64,7 +66,7 @@ def sloppiness_verdict(
     few = dimension / null_dimension if null_dimension else math.nan
     beyond = spread - null_spread
     numbers = (
-        f"its {by} is {dimension:.3g} ({null_dimension:.3g} for {null_in_words}), and behind the first drop its "
+        f"its {by} is {dimension:.3g} ({null_dimension:.3g} for {null_in_words}), and after the first drop its "
         f"eigenvalues spread over {spread:.2g} decades ({null_spread:.2g})"
     )
     answer: Literal["yes", "no", "undetermined"]
@@ -75,7 +77,7 @@ def sloppiness_verdict(
     elif few >= NO_DROP or beyond <= NO_SPREAD:
         answer, reason = "no", numbers
     else:
-        answer, reason = "undetermined", f"{numbers}, near the borders of half the {by} and one decade more"
+        answer, reason = "undetermined", f"{numbers}, near the thresholds of half the {by} and one decade more"
     return SloppinessVerdict(
         answer=answer,
         reason=reason,
@@ -88,11 +90,11 @@ def sloppiness_verdict(
 
 
 def verdict_in_words(matrix: str, verdict: SloppinessVerdict) -> str:
-    """The verdict as a sentence.
+    """Return the verdict as a sentence.
 
     Args:
-        matrix: What was judged, for instance "The correlation matrix".
-        verdict: Of it.
+        matrix: The matrix in words, for instance "The correlation matrix".
+        verdict: Its verdict.
     """
     answer = {"yes": "is sloppy", "no": "is not sloppy", "undetermined": "may or may not be sloppy"}[verdict.answer]
     return f"{matrix} {answer}: {verdict.reason}."

@@ -1,4 +1,4 @@
-"""The Trainer's side of a measurement: which samples, which loss, when, and how to leave no trace."""
+"""The part of a measurement that concerns the Trainer: samples, loss, schedule, and restoring all state."""
 
 from lightning_sloppy.probing.context import FitContext, fit_context
 from lightning_sloppy.probing.guard import measuring

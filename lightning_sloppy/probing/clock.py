@@ -1,4 +1,4 @@
-"""How long a fit has trained, and how long it has measured."""
+"""Seconds of training and of measuring in a fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Clock:
         self._begin = time.perf_counter()
 
     def resume(self, measuring: float, training: float) -> None:
-        """Go on counting from these seconds of an earlier part of the run; the same ones told twice count once."""
+        """Continue from these seconds of an earlier part of the run. The same seconds given twice count once."""
         if (measuring, training) > self._earlier:
             self.measuring_seconds += measuring - self._earlier[0]
             self._earlier = (measuring, training)
@@ -30,12 +30,12 @@ class Clock:
 
     @property
     def training_seconds(self) -> float:
-        """Seconds of the run without measuring, those before a resume included."""
+        """Seconds of the run without measuring, including those before a resume."""
         earlier_measuring, earlier_training = self._earlier
         here = self.fit_seconds - (self.measuring_seconds - earlier_measuring)
         return max(here + earlier_training, 1e-9)
 
     @property
     def overhead(self) -> float:
-        """Seconds of measuring per second of training without it."""
+        """Seconds of measuring divided by seconds of training without measuring."""
         return self.measuring_seconds / self.training_seconds

@@ -1,4 +1,4 @@
-"""What the callbacks of one fit share: its samples, its loss, where it began, and its clock."""
+"""What the callbacks of one fit share: samples, loss, initial weights, and clock."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ _contexts: WeakKeyDictionary[Any, FitContext] = WeakKeyDictionary()
 
 
 class FitContext:
-    """Holds the parts; each of them answers for itself.
+    """The state that the callbacks of one fit share.
 
     Args:
-        trainer: The running Trainer; not kept.
+        trainer: The running Trainer. No reference is kept.
         module: The unwrapped module.
 
     Attributes:
-        ranks: This process among those that train together.
+        ranks: This process and the others of the fit.
         layout: Trainable parameters when the fit started.
         modes: Every submodule with its training flag when the fit started.
         origin: The weights before the first step.
         clock: Seconds of training and of measuring.
-        samples: The training samples, and the probes of them.
+        samples: The training samples and their probes.
         losses: The loss of the fit, and whether a step has confirmed it.
-        classifiers: What the outputs say of a sample, by loss and rule; None where nobody knows.
-        clean: The samples of certificates as they are read, by what was given for them.
+        classifiers: Rules from outputs to labels, by loss and ``predict``; None if the rule is not known.
+        clean: The samples of certificates as they are read, by the argument that they came from.
         decision: The latest step at which measurements were due, and whether they were taken.
-        stretched: Whether it was said that measurements come less often than asked for.
+        stretched: Whether the message was given that measurements are less frequent than scheduled.
         layout_written: Whether the custom-scalars layout was written.
 
     Raises:
-        ConfigurationError: For lazy layers, and without trainable parameters.
+        ConfigurationError: If the module has lazy layers or no trainable parameters.
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
@@ -57,7 +57,7 @@ class FitContext:
                 f"{type(module).__name__} has lazy layers whose shapes are not known yet; run one batch through it "
                 "before the fit, or leave the sanity validation on."
             )
-        # A sharded strategy leaves no process all parameters; what is measured then needs none of them.
+        # With a sharded strategy no process has all parameters. What is measured then needs no parameters.
         whole = trainer_internals.strategy_is_supported(trainer)
         self.layout = ParameterLayout.of(module) if whole else ParameterLayout((), ())
         self.modes = [(child, child.training) for child in module.modules()]
@@ -78,10 +78,10 @@ class FitContext:
 
 
 def fit_context(trainer: Trainer, module: LightningModule) -> FitContext:
-    """The context of the running fit, made by the first callback that asks.
+    """Return the context of the running fit. The first call creates it.
 
     Raises:
-        ConfigurationError: When the module has no trainable parameters.
+        ConfigurationError: If the module has no trainable parameters.
     """
     if trainer not in _contexts:
         made = partial(FitContext, trainer, module)
@@ -90,13 +90,13 @@ def fit_context(trainer: Trainer, module: LightningModule) -> FitContext:
 
 
 def known_context(trainer: Trainer) -> FitContext | None:
-    """The context of the running fit, if somebody has asked for it."""
+    """The context of the running fit, or None if it was not created."""
     return _contexts.get(trainer)
 
 
 def close_context(trainer: Trainer) -> FitContext | None:
-    """Forget the context, for it holds the module, which holds the Trainer; returns it if there was one."""
+    """Remove the context and return it, or None. It must not be kept: it refers to the module and so to the Trainer."""
     context = _contexts.pop(trainer, None)
     if context is not None:
-        context.losses.training_is_over()  # a step that raised has left the hooks of its check in the module
+        context.losses.training_is_over()  # if a step raised, the hooks of its check are still in the module
     return context

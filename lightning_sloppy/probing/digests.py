@@ -1,4 +1,4 @@
-"""What samples are, byte for byte: to find copies, and to tell one data set from another."""
+"""Hashes of samples, byte for byte, to find copies and to distinguish data sets."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.probing.samples import READ_CHUNK, SampleSource, probe_indices
 
 PLAIN = (str, bytes, int, float)
-"""Words and numbers."""
+"""Strings and numbers."""
 LOOKED_AT = 60_000
-"""Samples read at most: all of MNIST; more would make the first evaluation of a bound slow."""
+"""Largest number of samples that are read: all of MNIST. More would make the first evaluation of a bound slow."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class SampleDigests:
     """Hashes of the samples of a source.
 
     Attributes:
-        looked_at: Samples read; those of a larger source are drawn at random.
-        distinct: Their different hashes.
-        fingerprint: One hash for all of them, whatever their order.
+        looked_at: Number of samples read. From a larger source they are drawn at random.
+        distinct: The set of their hashes.
+        fingerprint: One hash for all of them, independent of their order.
     """
 
     looked_at: int
@@ -37,7 +37,7 @@ class SampleDigests:
 
     @property
     def copies(self) -> int:
-        """Samples that are exact copies of another one."""
+        """Number of samples that are exact copies of another one."""
         return self.looked_at - len(self.distinct)
 
 
@@ -51,7 +51,7 @@ def sample_digests(source: SampleSource, indices: Tensor | None = None) -> Sampl
 
 
 def groups_of_equals(source: SampleSource) -> Tensor:
-    """A number for each sample, (n,), the same for equal ones, in the order of their first places; all are read."""
+    """A group number per sample, (n,): equal samples have the same, in order of first occurrence. All are read."""
     numbers: dict[bytes, int] = {}
     return torch.tensor(
         [numbers.setdefault(digest, len(numbers)) for digest in _digests(source, torch.arange(len(source)))]
@@ -59,7 +59,7 @@ def groups_of_equals(source: SampleSource) -> Tensor:
 
 
 def first_of_equals(source: SampleSource) -> Tensor:
-    """Indices of the different samples, each where it comes first; all samples are read."""
+    """Indices of the distinct samples, each at its first occurrence. All samples are read."""
     groups = groups_of_equals(source)
     first = {group: index for index, group in reversed(list(enumerate(groups.tolist())))}
     return torch.tensor(sorted(first.values()))
@@ -79,7 +79,7 @@ def _digests(source: SampleSource, indices: Tensor) -> list[bytes]:
 
 
 def frozen_digests(module: nn.Module) -> dict[str, str]:
-    """A hash of every buffer and every frozen parameter: what a network is made of besides its trained weights."""
+    """A hash of every buffer and every frozen parameter, that is, of all tensors except the trained weights."""
     rest = [*module.named_buffers(), *((name, p) for name, p in module.named_parameters() if not p.requires_grad)]
     return {name: _digest(tensor) for name, tensor in rest}
 
@@ -90,9 +90,9 @@ def _digest(tensor: Tensor) -> str:
 
 
 def _columns(batch: Any, count: int) -> list[list[bytes]] | None:
-    """The bytes of each sample in each tensor, and in each list of words or numbers.
+    """The bytes of each sample in each tensor, and in each list of strings or numbers.
 
-    None where some have no row for each sample (time first, packed sequences, ragged tensors), or there are objects.
+    None if some have no row per sample (time first, packed sequences, ragged tensors), or if there are other objects.
     """
     tensors = [tensor for tensor in tensors_of(batch) if tensor.is_nested or tensor.ndim > 0]
     others = list(_others(batch))
@@ -109,7 +109,7 @@ def _columns(batch: Any, count: int) -> list[list[bytes]] | None:
 
 
 def _contents(batch: Any, index: int) -> list[bytes]:
-    """The bytes of a batch of one sample, as those of its row; its index where there are objects that have none."""
+    """The bytes of a batch of one sample, as those of its row; its index if it contains objects without bytes."""
     found: list[bytes] = []
     try:
         for other in _others(batch):
@@ -117,7 +117,7 @@ def _contents(batch: Any, index: int) -> list[bytes]:
                 found += [repr(value).encode() for value in other]
             else:
                 found.append(repr(other).encode() if isinstance(other, PLAIN) else pickle.dumps(other))
-    except Exception:  # of classes of users: such a sample equals none
+    except Exception:  # raised by classes of users: such a sample is equal to no other
         return [str(index).encode()]
     tensors = [tensor.to_padded_tensor(0) if tensor.is_nested else tensor for tensor in tensors_of(batch)]
     flat = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in tensors]
@@ -126,7 +126,7 @@ def _contents(batch: Any, index: int) -> list[bytes]:
 
 
 def _others(nest: Any, depth: int = 8) -> Iterator[Any]:
-    """What is no tensor: lists of words or numbers, as a collate function gives texts, and single things."""
+    """All that is not a tensor: lists of strings or numbers, as collate functions return texts, and single objects."""
     if isinstance(nest, (Tensor, PackedSequence)) or nest is None:
         return
     if isinstance(nest, (list, tuple)) and nest and all(isinstance(part, PLAIN) for part in nest):

@@ -1,4 +1,4 @@
-"""The check of a guessed loss with the loss that a step of the training returns, without a call of the step."""
+"""Compare a guessed loss with the loss that a step of the training returns, without another call of the step."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ if TYPE_CHECKING:
 
 
 class StepCheck:
-    """Evaluates a guess where the training is about to call its step, and keeps the loss that goes backward there.
+    """Evaluates a guess just before the training calls its step, and records the loss of the step's backward.
 
-    The guess is evaluated before the step: with the weights, buffers, modes, precision and random streams that the step
-    will have. A step that draws before it calls the module shifts what dropout draws, so the guess is evaluated again
-    where the first part of the module is called, if the random stream has moved by then. The loss of the step is that
-    of the first backward: LBFGS calls the step again with other weights, and after the batch the weights have moved.
+    The guess is evaluated before the step, with the weights, buffers, modes, precision and random streams that the step
+    will have. If a step draws random numbers before it calls the module, dropout draws other numbers. So the guess is
+    evaluated again when the first submodule is called, if the random stream has changed by then. The loss of the step
+    is that of its first backward, because LBFGS calls the step again with other weights, and after the batch the
+    weights have changed.
 
     Attributes:
-        guesses: Values of the guess for this batch; one of them is to be the loss of the step.
-        loss: What the step returned; None before.
-        buffers: Tables of buffers with what was in them before the step: name and copy.
+        guesses: Values of the guess for this batch. The guess is confirmed if one of them equals the loss of the step.
+        loss: The loss that the step returned; None before.
+        buffers: Tables of buffers with their contents before the step: name and copy.
     """
 
     def __init__(self) -> None:
@@ -45,14 +46,14 @@ class StepCheck:
         self._hooks: list[RemovableHandle] = []
 
     def begin(self, trainer: Trainer, module: LightningModule, objective: Objective, batch: Any, number: int) -> None:
-        """Evaluate the guess on the batch that the step is about to be given; once for each batch.
+        """Evaluate the guess on the batch that the step will receive, once per batch.
 
         Args:
             trainer: The Trainer.
             module: The module.
             objective: The guess.
-            batch: As the training gives it.
-            number: Of this batch in the whole training.
+            batch: The batch as the training passes it.
+            number: Number of this batch in the whole training.
         """
         if self._number == number:
             return
@@ -67,7 +68,7 @@ class StepCheck:
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def called(part: nn.Module, inputs: tuple[Any, ...]) -> None:
-            # Under DDP the step itself is called through the root, with the batch, before it has drawn anything.
+            # Under DDP the step itself is called through the root, with the batch, before it draws random numbers.
             if not self._hooks or (part is module and inputs and inputs[0] is batch):
                 return
             self._unhook()
@@ -77,19 +78,19 @@ class StepCheck:
         self._hooks = [part.register_forward_pre_hook(called) for part in _plain_parts(module)]
 
     def see(self, trainer: Trainer, scaled: Tensor) -> None:
-        """Keep the first loss that goes backward after :meth:`begin`."""
+        """Record the loss of the first backward after :meth:`begin`."""
         self._unhook()
         if self.guesses and self.loss is None:
             self.loss = trainer_internals.loss_of_the_step(trainer, scaled)
 
     def agrees(self, objective: Objective) -> bool:
-        """Whether the guess is the loss of the step, but for rounding."""
+        """Whether the guess equals the loss of the step up to rounding."""
         assert self.loss is not None
         return any(is_loss_of_step(guess, self.loss, objective.module) for guess in self.guesses)
 
     @contextmanager
     def buffers_before(self) -> Iterator[None]:
-        """Inside, the buffers of the module are what they were before the step; nothing is written to a tensor."""
+        """Context in which the module has its buffers from before the step. No tensor is written to."""
         now = [{name: table[name] for name in before} for table, before in self.buffers]
         try:
             for table, before in self.buffers:
@@ -100,7 +101,7 @@ class StepCheck:
                 table.update(held)
 
     def forget(self) -> None:
-        """Ready for another batch; the buffers are kept for what is still to be published."""
+        """Reset for another batch. The buffers are kept for measurements that are not yet published."""
         self._unhook()
         self.guesses, self.loss, self._number = [], None, None
 
@@ -111,7 +112,7 @@ class StepCheck:
 
 
 def _value(trainer: Trainer, module: LightningModule, objective: Objective, batch: Any) -> float:
-    """The guess on a batch as the step would compute it; NaN where it cannot be computed."""
+    """The guess on a batch as the step would compute it; NaN if it cannot be computed."""
     try:
         copy = as_pair(map_tensors(torch.clone, batch), module=module)
         table = ParameterLayout.of(module).leaves(module, objective.dtype)
@@ -122,13 +123,13 @@ def _value(trainer: Trainer, module: LightningModule, objective: Objective, batc
 
 
 def _stream() -> list[Tensor]:
-    """Where torch's random streams are."""
+    """The states of torch's random streams."""
     started = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if started else [])]
 
 
 def _plain_parts(module: nn.Module) -> list[nn.Module]:
-    """Modules that can be hooked for one step without compiling anything anew."""
+    """Modules that can be hooked for one step without causing a recompilation."""
     if vars(module).get("_compiler_ctx") is not None:
         return []
     if any(type(part).__name__ == "OptimizedModule" or isinstance(part, jit.ScriptModule) for part in module.modules()):

@@ -1,4 +1,4 @@
-"""The loss of one fit: chosen once, confirmed by the first step of the training."""
+"""The loss of one fit: chosen once, and confirmed by the first step of the training."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 
 class FitLosses:
-    """What the callbacks of a fit measure by: one choice for each ``loss_fn=`` and mode of measuring.
+    """The losses that the callbacks of a fit use: one choice for each ``loss_fn=`` and mode of measuring.
 
-    A guess is given out before a step of the training has confirmed it, and ``on_a_guess`` then says so: what is
-    measured by it is to be held back until then.
+    A guess can be returned before a step of the training has confirmed it. ``on_a_guess`` is then True, and
+    measurements with it must be held back until a step confirms it.
 
     Args:
         module: The module of the fit.
-        ranks: This process among those that train together.
+        ranks: This process and the others of the fit.
         modes: Every submodule with its training flag in the fit.
-        samples: Of the fit, to find a loss on.
+        samples: Samples of the fit, on which a loss is looked for.
 
     Attributes:
-        on_a_guess: Whether a loss was given out, since somebody last set this to False, that no step has confirmed yet.
+        on_a_guess: Whether a loss that no step has confirmed was returned since this was last set to False.
     """
 
     def __init__(self, module: LightningModule, ranks: Ranks, modes: Modes, samples: FitSamples) -> None:
@@ -64,25 +64,25 @@ class FitLosses:
         batch_size: BatchSize | None = None,
         mode: Mode = "eval",
     ) -> LossChoice:
-        """The loss, found when it is first asked for.
+        """Return the loss. It is looked for at the first call.
 
         Args:
-            trainer: Of the fit.
-            override: The user's ``loss_fn=``.
-            batch_size: The user's count of the samples of a batch, or None.
-            mode: Of the measurements.
+            trainer: The Trainer of the fit.
+            override: The ``loss_fn=`` of the user.
+            batch_size: The ``batch_size=`` of the user, or None.
+            mode: Mode of the measurements.
 
         Raises:
-            ConfigurationError: When the loss cannot be known; the message names ``loss_fn=``.
+            ConfigurationError: If the loss cannot be determined; the message asks for ``loss_fn=``.
         """
         small_batch = partial(self._samples.small_batch, trainer, batch_size, mode)
-        # Streamed batches are gathered every time, also when the choice is known: another rank may have to choose anew.
+        # Streamed batches are gathered even if the choice is known here, because another rank may have to choose again.
         streamed = None if self._samples.indexable(trainer) else small_batch()
 
         def batch() -> Batch:
             return small_batch() if streamed is None else streamed
 
-        # Callables need not have a hash; the callback that gave it keeps it, so no other gets its number.
+        # Callables need not be hashable. The callback keeps a reference to it, so its id is not reused.
         key = (id(override) if callable(override) else override), mode
         if key not in self._choices:
             self._choices[key] = choose_loss(self._module, batch(), override, modes=self._modes, mode=mode)
@@ -91,7 +91,7 @@ class FitLosses:
             if self._confirmed_in_the_other_mode(choice):
                 choice = self._choices[key] = replace(choice, checked=True)
             elif self._over:
-                # There was no step to compare with: the Trainer only certifies, or every step was skipped.
+                # There was no step to compare with, because the Trainer only certifies or every step was skipped.
                 choice = self._choices[key] = compared_beside(self._module, batch(), choice, modes=self._modes)
         if isinstance(choice, ConfigurationError):
             raise choice
@@ -99,13 +99,13 @@ class FitLosses:
         return choice
 
     def _confirmed_in_the_other_mode(self, guess: LossChoice) -> bool:
-        """Whether a step has confirmed the same loss for measurements in the other mode: a step has one mode."""
+        """Whether a step has confirmed the same loss for measurements in the other mode. A step has only one mode."""
         known = (choice for (override, _), choice in self._choices.items() if override is None)
         return any(isinstance(each, LossChoice) and each.checked and each.source == guess.source for each in known)
 
     @property
     def guess(self) -> LossChoice | None:
-        """The guessed loss that no step has confirmed yet."""
+        """The guessed loss that no step has confirmed yet, or None."""
         return next((choice for _, choice in self._guesses()), None)
 
     def _guesses(self) -> list[tuple[Mode, LossChoice]]:
@@ -123,21 +123,21 @@ class FitLosses:
     def before_step(
         self, trainer: Trainer, batch: Any, *, wanted: bool, batch_size: BatchSize | None = None, mode: Mode = "eval"
     ) -> bool:
-        """Evaluate an unconfirmed guess on the batch that the step is about to be given.
+        """Evaluate an unconfirmed guess on the batch that the step will receive.
 
         Args:
             trainer: The Trainer.
-            batch: As the training gives it.
-            wanted: Whether to guess from this batch where nobody has guessed yet.
-            batch_size: The user's count of the samples of a batch, or None.
-            mode: Of the measurements by a guess from this batch.
+            batch: The batch as the training passes it.
+            wanted: Whether to guess a loss from this batch if there is no guess yet.
+            batch_size: The ``batch_size=`` of the user, or None.
+            mode: Mode of the measurements that use a guess from this batch.
 
         Returns:
             Whether there was a guess to evaluate.
         """
         if wanted and (None, mode) not in self._choices and mode not in self._looked:
             self._looked.add(mode)
-            with suppress(Exception):  # the measurement itself says what is wrong
+            with suppress(Exception):  # the measurement itself reports the error
                 made = partial(self._guessed_from, batch, batch_size, mode)
                 self._choices[None, mode] = self._ranks.together(made)
         guess = self.guess
@@ -156,12 +156,12 @@ class FitLosses:
             return choose_loss(self._module, pair, None, modes=self._modes, mode=mode)
 
     def see_loss(self, trainer: Trainer, loss: Tensor) -> None:
-        """The loss of the step goes backward."""
+        """Record the loss of the step when its backward starts."""
         if self.guess is not None:
             self._check.see(trainer, loss)
 
     def after_backward(self, trainer: Trainer) -> None:
-        """Confirm the guess by the loss of the step, or take the whole step in its place; all ranks decide the same."""
+        """Confirm the guess by the loss of the step, or replace it by the whole step. All ranks decide the same."""
         guess, theirs = self.guess, self._check.loss
         if guess is None or theirs is None:
             return
@@ -183,10 +183,10 @@ class FitLosses:
             return error
 
     def before_the_step(self) -> AbstractContextManager[None]:
-        """Inside, buffers are as before the step that has just gone backward; the weights have not moved yet."""
+        """Context with the buffers from before the step whose backward has just run. The weights are still the same."""
         return self._check.buffers_before()
 
     def training_is_over(self) -> None:
-        """No step will confirm a guess any more."""
+        """Declare that no further step can confirm a guess."""
         self._check.forget()
         self._over = True

@@ -1,4 +1,4 @@
-"""The training samples of one fit: by index where the data allow it, else batches as they passed by."""
+"""The training samples of one fit: read by index if possible, else from streamed batches."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 MEASURING_BATCH = 1_024
-"""Least size of a probe batch: the size of the default probe, for a product on one large batch is the fastest."""
+"""Smallest size of a probe batch: the size of the default probe, as a product on one large batch is the fastest."""
 
 
 class FitSamples:
-    """The same samples for all callbacks of a fit.
+    """The samples that all callbacks of a fit share.
 
     Args:
         module: The unwrapped module.
-        ranks: This process among those that train together.
+        ranks: This process and the others of the fit.
 
     Attributes:
-        streamed: Copies of batches that went by, where they are needed.
+        streamed: Copies of training batches, where they are needed.
     """
 
     def __init__(self, module: LightningModule, ranks: Ranks) -> None:
@@ -49,7 +49,7 @@ class FitSamples:
         """The training samples by index.
 
         Raises:
-            ConfigurationError: When there is no single indexable training loader.
+            ConfigurationError: If there is not exactly one training loader, or it cannot be indexed.
         """
         if self._source is None:
             loaders = trainer_internals.training_loaders(trainer)
@@ -67,13 +67,13 @@ class FitSamples:
         return self._source
 
     def indexable(self, trainer: Trainer) -> bool:
-        """Whether samples can be read by index; if not, the batches that pass by are the probe."""
+        """Whether samples can be read by index. If not, streamed batches are the probe."""
         with suppress(ConfigurationError):
             self.source(trainer)
         return isinstance(self._source, SampleSource)
 
     def train_size(self, trainer: Trainer) -> int | None:
-        """Training samples n; None when nobody knows: several loaders, or an iterable data set without a length."""
+        """Number of training samples n; None for several loaders, or for an iterable data set without a length."""
         if self.indexable(trainer):
             return len(self.source(trainer))
         loaders = trainer_internals.training_loaders(trainer)
@@ -90,20 +90,20 @@ class FitSamples:
         batch_size: BatchSize | None = None,
         mode: Mode = "eval",
     ) -> list[Batch]:
-        """The probe: batches on the device, as training would see them.
+        """Return the probe: batches on the device, as the training receives them.
 
-        They are read once for each (size, seed); where nothing can be read by index, they are the first batches of the
-        training. With ``current_batch`` it is the one that is being trained on. Every rank gets the whole probe,
-        streamed batches of all ranks included. Where the samples of a batch are is found with the module.
+        They are read once for each (size, seed). If samples cannot be read by index, they are the first batches of the
+        training. With ``current_batch``, the probe is the current training batch. Every rank receives the whole probe,
+        including the streamed batches of all ranks. The module is used to find the samples in a batch.
 
         Raises:
-            ConfigurationError: Before the first batch, when it must be streamed; when the samples cannot be counted.
+            ConfigurationError: If batches must be streamed and there was none yet, or if samples cannot be counted.
         """
         if current_batch or not self.indexable(trainer):
             batches = self.streamed.latest() if current_batch else self.streamed.first(self.own(num_samples))
             batches = gathered_batches(self._ranks, batches)
             if not batches:
-                raise ConfigurationError("No batch was trained on yet, so there is nothing to measure on.")
+                raise ConfigurationError("There was no training batch yet, so there are no samples to measure on.")
             return located_by(self._module, batches, mode)
         key = (num_samples, seed, batch_size, mode)
         if key not in self._probes:
@@ -114,10 +114,10 @@ class FitSamples:
         return self._probes[key]
 
     def small_batch(self, trainer: Trainer, batch_size: BatchSize | None = None, mode: Mode = "eval") -> Batch:
-        """One batch of the training's own size, to find a loss on.
+        """Return one batch of the size of the training batches, on which a loss is looked for.
 
         Raises:
-            ConfigurationError: As :meth:`probe`.
+            ConfigurationError: As for :meth:`probe`.
         """
         if not self.indexable(trainer):
             return self.probe(trainer, 1, 0, batch_size=batch_size, mode=mode)[0]
@@ -127,11 +127,11 @@ class FitSamples:
 
     @property
     def training_batch(self) -> int | None:
-        """Samples of a batch of the training, where they are read by index; batches that pass by are such already."""
+        """Size of a training batch if samples are read by index, else None; streamed batches have that size already."""
         return self._source.batch_size if isinstance(self._source, SampleSource) else None
 
     def own(self, num_samples: int) -> int:
-        """How many of so many samples one rank keeps, where each has batches of its own."""
+        """Number of samples that each rank keeps if each has its own batches."""
         return -(-num_samples // self._ranks.count)
 
     def read(
@@ -144,19 +144,19 @@ class FitSamples:
         *,
         untouched: bool = True,
     ) -> list[Batch]:
-        """Batches of these samples on the device.
+        """Read batches of these samples to the device.
 
-        The global random streams and the module are the business of the guard around every measurement. Samples are
-        where the shapes say; where these do not tell, whoever needs to know asks the module.
+        The guard around every measurement restores the global random streams and the module. The samples in a batch are
+        found from its shapes. If these do not determine them, the caller has to use the module.
 
         Args:
-            trainer: Of the fit.
-            source: To read from.
-            indices: Of the samples.
-            size: Of the batches.
-            batch_size: The user's count of the samples of a batch, or None.
-            untouched: Whether generators of the data set itself stay where they are. False inside a larger reading that
-                sees to it, and where two readings should differ if reading is random.
+            trainer: The Trainer of the fit.
+            source: Source to read from.
+            indices: Indices of the samples.
+            size: Size of the batches.
+            batch_size: The ``batch_size=`` of the user, or None.
+            untouched: Whether to restore the generators of the data set itself. False inside a larger reading that
+                restores them, and where two readings should differ if reading is random.
         """
         found = []
         with source.untouched() if untouched else nullcontext():
@@ -169,7 +169,7 @@ class FitSamples:
         return found
 
     def digests(self, source: SampleSource) -> SampleDigests:
-        """What samples are, byte for byte; read once."""
+        """The hashes of the samples. They are read once."""
         if source not in self._digests:
             self._digests[source] = sample_digests(source)
         return self._digests[source]

@@ -1,4 +1,4 @@
-"""The Trainer's part of leaving no trace: loggers are muted, optimisers and schedules do not step."""
+"""Prevent side effects through the Trainer: loggers write nothing, optimisers and schedules do not step."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 @contextmanager
 def measuring(module: LightningModule, mode: Mode = "eval", *, precise: bool = True) -> Iterator[None]:
-    """Everything of :func:`preserved`, and what the module does through its Trainer is not done inside.
+    """Context of :func:`preserved` in which the module also has no effect through its Trainer.
 
-    ``self.log`` and ``self.log_dict`` do nothing; ``self.logger`` and its experiment write nothing; the optimisers and
-    learning-rate schedules of the Trainer do not step; the same where the module keeps them as attributes.
+    ``self.log`` and ``self.log_dict`` do nothing. ``self.logger`` and its experiment write nothing. The optimisers and
+    learning-rate schedules of the Trainer do not step. The same holds if the module keeps them as attributes.
     """
     with preserved(module, mode, precise=precise):
-        # Attributes are restored on leaving, and with them the Trainer and the methods behind these names.
+        # All attributes are restored on exit, including the Trainer and the methods replaced here.
         trainer = trainer_internals.real_trainer(module)
         stand_ins = {} if trainer is None else trainer_internals.stand_ins(trainer)
         for child in module.modules():
             for name, value in list(vars(child).items()):
                 if id(value) in stand_ins:
                     vars(child)[name] = stand_ins[id(value)]
-                elif isinstance(value, LRScheduler):  # of the module's own, which the Trainer does not know
+                elif isinstance(value, LRScheduler):  # one that only the module knows, not the Trainer
                     vars(child)[name] = muted_scheduler(value)
                 elif isinstance(value, Optimizer):
                     vars(child)[name] = muted_optimizer(value)
@@ -44,4 +44,4 @@ def measuring(module: LightningModule, mode: Mode = "eval", *, precise: bool = T
 
 
 def _silent(*_: Any, **__: Any) -> None:
-    """Stands in for ``self.log`` and ``self.log_dict``."""
+    """Replacement for ``self.log`` and ``self.log_dict`` that does nothing."""

@@ -1,4 +1,4 @@
-"""Which loss does the training minimise? Guess from the module; the first step of the training confirms it."""
+"""Find the loss that the training minimises: guessed from the module, confirmed by the first step of the training."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
 
 LossArgument = Loss | Literal["training_step"]
-"""What ``loss_fn=`` of a callback can be: a loss of ``(outputs, targets)``, or the step of the training as a whole."""
+"""Type of ``loss_fn=`` of a callback: a loss of ``(outputs, targets)``, or "training_step"."""
 
 TRAINING_STEP = "training_step"
-"""The value of ``loss_fn=`` that asks to measure by ``training_step``, whatever else it does."""
+"""The value of ``loss_fn=`` that selects the loss of ``training_step``, even if the step has side effects."""
 
 SUMMED = (
-    "The loss adds up its samples; all numbers are of the mean over the probe, as the curvature scale z is. Those of "
-    "the sum are N times as large."
+    "The loss adds up its samples. All numbers are those of the mean over the probe, like the curvature scale z. Those "
+    "of the sum are N times as large."
 )
-"""What is said of a loss that adds up its samples."""
+"""Note for a loss that is a sum over samples."""
 
 BATCHWISE = (
-    "The loss of a batch is not the mean over its samples (it compares them, or is a mean over tokens): it is measured "
-    "on batches as large as those of the training, each weighted by its number of samples."
+    "The loss of a batch is not the mean over its samples (it compares them, or is a mean over tokens). It is measured "
+    "on batches of the same size as those of the training, each weighted by its number of samples."
 )
-"""What is said of a loss that depends on which samples are in a batch."""
+"""Note for a loss that depends on which samples are in a batch."""
 
 MODES: tuple[Mode, Mode] = ("eval", "train")
 
 LOSS_ATTRIBUTES = ("loss_fn", "criterion")
-"""Where modules keep their loss, by the conventions of Lightning's and torch's own examples."""
+"""Attributes in which modules keep their loss, as in the examples of Lightning and torch."""
 
 BINARY = nn.functional.binary_cross_entropy_with_logits
 
@@ -64,11 +64,10 @@ class LossChoice:
 
     Attributes:
         objective: Module and loss.
-        source: In words: the attribute, the guess, "loss_fn=" or "training_step".
-        note: What a person should know about the choice; empty when all is well.
-        checked: Whether the training is known to minimise it; a guess is checked by the first step.
-        batchwise: Whether the loss of a batch is, or may be, no mean over its samples: then the size of the batches
-            matters.
+        source: How it was found, in words: the attribute, the guess, "loss_fn=" or "training_step".
+        note: A note for the user about the choice; empty if there is none.
+        checked: Whether it is known that the training minimises it. A guess is checked by the first step.
+        batchwise: Whether the loss of a batch may not be a mean over its samples, so that the batch size matters.
     """
 
     objective: Objective
@@ -79,10 +78,10 @@ class LossChoice:
 
 
 def checked_argument(loss_fn: object) -> None:
-    """Refuse what is neither a function nor the name of the step.
+    """Check that ``loss_fn`` is a function or "training_step".
 
     Raises:
-        ConfigurationError: For any other name.
+        ConfigurationError: If it is neither.
     """
     if loss_fn != TRAINING_STEP:
         checked_loss(loss_fn)
@@ -98,20 +97,21 @@ def choose_loss(
 ) -> LossChoice:
     """Find the loss of a fit on one batch.
 
-    Order: ``loss_fn=``; the module's ``loss_fn`` or ``criterion``, or its only ``torch.nn`` loss; cross-entropy for
-    integer targets; for float targets of the outputs' shape, or (N,) of outputs (N, 1), the loss of numbers that the
-    step names, else mean squared error. A loss that was not given as ``loss_fn=`` is a guess, to be checked with what
-    ``training_step`` returns in the training. Where there is no guess the whole ``training_step`` is used.
+    These are tried in order: ``loss_fn=``; the module's ``loss_fn`` or ``criterion``, or its only ``torch.nn`` loss;
+    cross-entropy for integer targets; for float targets of the outputs' shape, or (N,) with outputs (N, 1), the loss of
+    numbers that the step names, else mean squared error. A loss that was not given as ``loss_fn=`` is a guess. It is
+    compared later with what ``training_step`` returns in the training. Without a guess, the whole ``training_step`` is
+    used.
 
     Args:
         module: The module of the fit.
         batch: A training batch on the module's device.
-        override: The user's ``loss_fn=``.
-        modes: Every submodule with its training flag in the fit; None takes them as they are.
-        mode: In which measurements will be made.
+        override: The ``loss_fn=`` of the user.
+        modes: Every submodule with its training flag in the fit; None: the current flags.
+        mode: Mode of the measurements.
 
     Raises:
-        ConfigurationError: When nothing fits, the loss is not finite, or manual optimisation forbids the comparison.
+        ConfigurationError: If nothing fits, the loss is not finite, or manual optimisation prevents the comparison.
     """
     modes = [(child, child.training) for child in module.modules()] if modes is None else modes
     trial = _Trial(module, as_pair(batch), modes, mode)
@@ -121,7 +121,7 @@ def choose_loss(
         except (ConfigurationError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            # What works without loss_fn= is not lost because of it: the step itself is the loss then.
+            # A fit that works without loss_fn= also works with a wrong one: the step itself is then the loss.
             with suppress(Exception):
                 if module.automatic_optimization:
                     cause = f"{type(error).__name__}: {str(error)[:200]}"
@@ -131,14 +131,14 @@ def choose_loss(
             raise
     if not module.automatic_optimization:
         raise ConfigurationError(
-            "Under manual optimisation training_step also steps the optimiser, and what it returns need not be the "
-            f"loss, so the loss cannot be compared with it; {ASK}."
+            "Under manual optimisation, training_step also steps the optimiser, and it need not return the loss, so a "
+            f"guessed loss cannot be compared with it; {ASK}."
         )
     if override is not None:
         return step_choice(module, None)
-    found = "the module has no forward that takes the inputs"
+    found = "the forward of the module does not accept the inputs"
     batch = trial.batch
-    with suppress(Exception):  # whatever a wrong guess raises, the step decides
+    with suppress(Exception):  # if a wrong guess raises something, the step is used
         outputs = trial.outputs()
         found = f"no loss was found, and none is usual for outputs {_shape(outputs)} and targets {_shape(batch[1])}"
         guess, source = _guess(module, outputs, batch[1])
@@ -157,14 +157,14 @@ def choose_loss(
 def compared_beside(
     module: LightningModule, batch: Batch, guess: LossChoice, *, modes: Modes | None = None
 ) -> LossChoice:
-    """Confirm a guess by a call of ``training_step`` that leaves no trace, where the Trainer takes no step.
+    """Confirm a guess by a call of ``training_step`` without side effects, if the Trainer takes no step.
 
     Raises:
-        ConfigurationError: When such a call would leave a trace, or its loss is not finite.
+        ConfigurationError: If such a call would have side effects, or its loss is not finite.
     """
     modes = [(child, child.training) for child in module.modules()] if modes is None else modes
     trial = _Trial(module, as_pair(batch), modes)
-    step = step_choice(module, f"no step of the training was there to compare {guess.source} with")
+    step = step_choice(module, f"there was no step of the training to compare {guess.source} with")
     mine, theirs = trial.loss(guess.objective.as_given(), "train"), trial.loss(step.objective, "train")
     if is_loss_of_step(mine, theirs, module):
         return replace(guess, checked=True)
@@ -174,28 +174,28 @@ def compared_beside(
 def instead_of(
     module: LightningModule, guess: LossChoice, mine: float, theirs: float, *, elsewhere: bool = False
 ) -> LossChoice:
-    """What to measure by where a guess gives another loss than the step.
+    """Return the choice that replaces a guess whose value differs from the loss of the step.
 
     Args:
         module: The module of the fit.
         guess: The loss that was guessed.
-        mine: Its value.
-        theirs: That of the step.
-        elsewhere: Whether only another process has seen a difference.
+        mine: Value of the guess.
+        theirs: Value of the step.
+        elsewhere: Whether the values differ only on another process.
 
     Raises:
-        ConfigurationError: When the loss is not finite, or a call of the step would leave a trace.
+        ConfigurationError: If the loss is not finite, or a call of the step would have side effects.
     """
     _finite(theirs)
     found = f"{guess.source} gives {mine:.6g}, but training_step {theirs:.6g} (a penalty, or augmentation in the step?)"
     if elsewhere:
-        found = f"{guess.source} is not what training_step returns on another process"
+        found = f"{guess.source} differs from what training_step returns on another process"
     return step_choice(module, found)
 
 
 def _finite(theirs: float) -> None:
     if not math.isfinite(theirs):
-        raise ConfigurationError(f"The loss of training_step is {theirs}, not finite; look at the inputs and the loss.")
+        raise ConfigurationError(f"The loss of training_step is {theirs}, not finite; check the inputs and the loss.")
 
 
 def step_choice(module: LightningModule, found: str | None) -> LossChoice:
@@ -203,10 +203,10 @@ def step_choice(module: LightningModule, found: str | None) -> LossChoice:
 
     Args:
         module: The module of the fit.
-        found: Why no loss of outputs and targets is known; None: the user asked for the step.
+        found: Why no loss of outputs and targets is known; None if the user asked for the step.
 
     Raises:
-        ConfigurationError: When a call of the step would leave a trace in the training, unless it was asked for.
+        ConfigurationError: If a call of the step would have side effects on the training, and it was not asked for.
     """
     step = TrainingStep(module)
     left = uncopied(module)
@@ -214,44 +214,44 @@ def step_choice(module: LightningModule, found: str | None) -> LossChoice:
         step = TrainingStep(module, shielded=not left)
         return LossChoice(Objective(module, None, step_module=step), TRAINING_STEP, batchwise=True)
     reasons = [f"{left} cannot be copied"] if left else []
-    reasons += [f"it uses {name}, which cannot be turned back" for name in step.acting]
+    reasons += [f"it uses {name}, whose state cannot be restored" for name in step.acting]
     if reasons:
         raise ConfigurationError(
-            f"On one batch {found}, so training_step itself would have to be called beside the training, but it would "
-            f"leave a trace there: {'; '.join(reasons[:3])}; {ASK}, or loss_fn='training_step' to measure by it all "
-            "the same."
+            f"On one batch {found}, so measurements would have to call training_step itself, but these calls would "
+            f"have side effects on the training: {'; '.join(reasons[:3])}; {ASK}, or loss_fn='training_step' to use it "
+            "despite the side effects."
         )
     return LossChoice(
         Objective(module, None, step_module=step),
         TRAINING_STEP,
-        note=f"On one batch {found}; the Hessian is that of training_step. For the Gauss-Newton part, Fisher and the "
-        f"bound {ASK}.",
+        note=f"On one batch {found}; the Hessian is that of training_step. For the Gauss-Newton part, the Fisher "
+        f"matrix and the bound, {ASK}.",
         batchwise=True,
     )
 
 
 def _given(module: LightningModule, loss_fn: Loss, trial: _Trial) -> LossChoice:
-    """The user's loss, checked.
+    """Check the loss of the user.
 
     Raises:
-        ConfigurationError: When it is not finite.
+        ConfigurationError: If it is not finite.
     """
     choice = LossChoice(Objective(module, loss_fn), "loss_fn=")
     note = trial.checked_reduction(choice.objective)
     value = trial.loss(choice.objective, trial.mode)
     if not math.isfinite(value):
         raise ConfigurationError(
-            f"loss_fn= is {value} on a batch of {sample_count(trial.batch)}, not finite; look at inputs and loss."
+            f"loss_fn= is {value} on a batch of {sample_count(trial.batch)}, not finite; check the inputs and the loss."
         )
     return replace(choice, note=note, batchwise=note == BATCHWISE)
 
 
 def seconds_of_a_gradient(choice: LossChoice, batches: list[Batch]) -> float:
-    """Wall-clock seconds of one gradient of the mean loss over these batches, the second one of two."""
+    """Wall-clock seconds of one gradient of the mean loss over these batches, measured on the second of two calls."""
     layout = ParameterLayout.of(choice.objective.module)
     for _ in range(2):
         start = time.perf_counter()
-        # Asking for a number waits for the device.
+        # Conversion to a number waits for the device.
         float(mean_gradient(choice.objective, layout, batches).sum())
     return time.perf_counter() - start
 
@@ -272,33 +272,33 @@ class _Trial:
         self.batch = self._plain.prepare([batch])[0]
 
     def outputs(self, mode: Mode | None = None) -> Any:
-        """What ``forward`` gives, in the mode of the measurements unless told otherwise."""
+        """The output of ``forward``, by default in the mode of the measurements."""
         mode = mode or self.mode
         with measuring(self._module, mode):
             self._take(mode)
             return self._plain.output_values(self._table, private(self.batch)[0])
 
     def modes_differ(self) -> str:
-        """Words that say so when ``forward`` gives other things in eval mode than in train mode; else nothing."""
+        """A phrase that says how ``forward`` differs between eval and train mode; empty if it does not."""
         found = []
         for mode in MODES:
             try:
                 outputs = self.outputs(mode)
                 found.append(f"{type(outputs).__name__} with {len(tensors_of(outputs))} tensors")
-            except Exception as error:  # noqa: PERF203 - what it raises is what it does
+            except Exception as error:  # noqa: PERF203 - the error is the result
                 found.append(type(error).__name__)
         if found[0] == found[1] or self.mode == "train":
             return ""
         return (
-            f", for forward gives {found[1]} in train mode but {found[0]} in eval mode, in which measurements are made "
-            "(let it return the same in both, or pass mode='train')"
+            f", because forward gives {found[1]} in train mode but {found[0]} in eval mode, in which measurements run "
+            "(return the same in both modes, or pass mode='train')"
         )
 
     def refuse_broken_step(self, objective: Objective) -> None:
-        """Name the way out where the step works in train mode alone: detectors give no losses in eval mode.
+        """Suggest ``mode="train"`` if the step works in train mode only, as for detectors, which return losses there.
 
         Raises:
-            ConfigurationError: When the step raises something in eval mode.
+            ConfigurationError: If the step raises something in eval mode.
         """
         try:
             self.loss(objective, "eval")
@@ -307,23 +307,23 @@ class _Trial:
         except Exception as error:
             raise ConfigurationError(
                 f"training_step works in train mode, but raises {type(error).__name__} ({str(error)[:200]}) in eval "
-                "mode, in which measurements are made; pass mode='train'."
+                "mode, in which measurements run; pass mode='train'."
             ) from error
 
     def _take(self, mode: Mode) -> None:
-        """A measurement has eval mode around it; in train mode the fit's own flags are wanted."""
+        """In train mode, set the training flags of the fit. The guard around a measurement has set eval mode."""
         if mode == "train":
             for child, training in self._modes:
                 child.training = training
 
     def checked_reduction(self, objective: Objective) -> str:
-        """Note whether the loss is a mean or a sum, in the objective; a sentence about what the numbers are then."""
+        """Record in the objective whether the loss is a mean or a sum; return a sentence about the numbers."""
         with measuring(self._module, self.mode):
             note = checked_reduction_of(objective, [self.batch])
         return SUMMED if objective.reduction == "sum" else BATCHWISE if note else ""
 
     def loss(self, objective: Objective, mode: Mode) -> float:
-        """The loss of the batch, always from the same random stream."""
+        """The loss of the batch, always with the same random stream."""
         with measuring(self._module, mode):
             self._take(mode)
             return float(objective.loss_value(self._table, self.batch))
@@ -341,7 +341,7 @@ def _guess(module: LightningModule, outputs: Any, targets: Any) -> tuple[Loss | 
     if BINARY.__name__ in names:
         return for_one_number(BINARY, outputs, targets), "binary cross-entropy"
     if are_numbers(outputs, targets):
-        # Several losses fit such outputs and targets, so the step's own names decide which of them to try.
+        # Several losses fit such outputs and targets, so the names that the step uses decide which one to try.
         return loss_of_numbers(names, outputs, targets)
     loss = default_loss(outputs, targets)
     if loss is None:
@@ -351,7 +351,7 @@ def _guess(module: LightningModule, outputs: Any, targets: Any) -> tuple[Loss | 
 
 
 def _loss_of_logits(outputs: Any, targets: Any) -> LossOfLogits | None:
-    """The usual loss that equals a number among the outputs, or the only one that their shapes allow."""
+    """The standard loss that equals a number among the outputs, or the only one that the shapes allow."""
     usual = list(losses_of_logits(outputs, targets))
     given = [float(tensor) for tensor in tensors_of(outputs) if tensor.ndim == 0]
     equal = (each for each in usual if any(agree(value, float(each(outputs, targets))) for value in given))

@@ -1,4 +1,4 @@
-"""Stand-ins for what acts outside the module: they can be read, and what they are told to do is not done."""
+"""Replacements for objects with effects outside the module. They can be read, but their methods do nothing."""
 
 from __future__ import annotations
 
@@ -7,53 +7,53 @@ from typing import Any
 
 
 class Nothing:
-    """Takes every call, item and attribute, and does nothing: the experiment of a logger while a measurement runs."""
+    """Accepts every call, item and attribute, and does nothing. It replaces the experiment of a logger."""
 
     def __call__(self, *_: Any, **__: Any) -> Nothing:
-        """Not done."""
+        """Do nothing."""
         return self
 
     def __getattr__(self, name: str) -> Nothing:
-        """Whatever it is, it is nothing too."""
+        """Return this object for any attribute."""
         if name.startswith("__"):  # protocols such as those of copying and of arrays
             raise AttributeError(name)
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Forgotten."""
+        """Ignore the value."""
 
     def __getitem__(self, key: Any) -> Nothing:
-        """Nothing."""
+        """Return this object for any item."""
         return self
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """Forgotten."""
+        """Ignore the value."""
 
     def __iter__(self) -> Iterator[Any]:
-        """Over nothing."""
+        """Iterate over no items."""
         return iter(())
 
     def __bool__(self) -> bool:
-        """No."""
+        """Return False."""
         return False
 
     def __enter__(self) -> Nothing:
-        """As a context manager."""
+        """Enter a context that does nothing."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing to leave."""
+        """Leave the context."""
 
 
 class Muted:
-    """Stands in for an object: it can be read and passes for one of its kind, but some of its methods do nothing.
+    """Replacement for an object. It can be read and passes ``isinstance`` checks, but some of its methods do nothing.
 
-    What is set on it stays on it.
+    Attributes that are set on it do not reach the object.
 
     Args:
         target: The object.
         silent: Names of methods that do nothing; None: all methods.
-        replaced: Attributes with a value of their own.
+        replaced: Attributes with other values than those of the object.
 
     Example:
         >>> import torch
@@ -70,11 +70,11 @@ class Muted:
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        """The kind of the object that it stands in for."""
+        """The class of the object that it replaces."""
         return type(vars(self)["_target"])
 
     def __getattr__(self, name: str) -> Any:
-        """Of the object, unless it is replaced or silent."""
+        """Return the attribute of the object, unless it is replaced or silent."""
         own = vars(self)
         if name in own["_replaced"]:
             return own["_replaced"][name]
@@ -85,35 +85,35 @@ class Muted:
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Here alone."""
+        """Set the attribute on the replacement only."""
         vars(self)["_replaced"][name] = value
 
     def __delattr__(self, name: str) -> None:
-        """Here alone."""
+        """Delete the attribute on the replacement only."""
         vars(self)["_replaced"].pop(name, None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Muted:
-        """Itself: it has nothing that a copy could protect."""
+        """Return itself, because it has no state that a copy could protect."""
         return self
 
 
 def target_of(thing: Any) -> Any:
-    """What a stand-in stands for; of anything else, the thing itself."""
+    """The object that a replacement replaces; any other object itself."""
     return vars(thing)["_target"] if type(thing) is Muted else thing
 
 
 def muted_logger(logger: Any) -> Muted:
-    """A logger that writes nothing, and whose experiment takes everything."""
+    """A logger that writes nothing, and whose experiment accepts every call."""
     return Muted(logger, silent=None, replaced={"experiment": Nothing()})
 
 
 def muted_optimizer(target: Any, **replaced: Any) -> Muted:
-    """An optimiser that makes no step, and whose groups can be written to without effect."""
+    """An optimiser that does not step, and whose groups can be written to without effect."""
     groups = [dict(group) for group in target.param_groups]
     silent = ("step", "zero_grad", "load_state_dict", "add_param_group", "toggle_model")
     return Muted(target, silent=silent, replaced={"param_groups": groups, **replaced})
 
 
 def muted_scheduler(target: Any, **replaced: Any) -> Muted:
-    """A learning-rate schedule that does not go on."""
+    """A learning-rate schedule that does not step."""
     return Muted(target, silent=("step", "load_state_dict"), replaced=replaced)

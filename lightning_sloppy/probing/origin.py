@@ -1,4 +1,4 @@
-"""Where a run began: the weights before its first step, all else in the network, and whether they had seen data."""
+"""The start of a run: the initial weights, the frozen state, and whether the weights had been trained before."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 _fitted: WeakSet[Any] = WeakSet()
-"""Modules that some fit in this process has trained, as far as can be seen: their weights depend on data."""
+"""Modules known to have been trained by a fit in this process, so that their weights depend on data."""
 
 
 class Origin:
-    """The network when the fit started, or when the run did that this fit resumes.
+    """The network at the start of the fit, or of the run that this fit resumes.
 
     Args:
-        trainer: The running Trainer; not kept.
+        trainer: The running Trainer. No reference is kept.
         module: The unwrapped module.
-        layout: Of its trainable parameters; without any where the strategy shards them.
+        layout: Layout of its trainable parameters; empty if the strategy shards them.
 
     Attributes:
         layout: Trainable parameters when the fit started.
-        begins: Whether the fit resumes nothing.
-        fresh: Whether the weights have seen no optimiser step that we know of.
-        weights: The weights at the start, one vector (p,) on the CPU.
-        digests: Digests of buffers and frozen parameters at that moment, by name.
+        begins: Whether the fit does not resume another one.
+        fresh: Whether no optimiser step on these weights is known.
+        weights: The initial weights, one vector (p,) on the CPU.
+        digests: Digests of buffers and frozen parameters at the start, by name.
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule, layout: ParameterLayout) -> None:
@@ -43,18 +43,18 @@ class Origin:
         self.digests = frozen_digests(module) if layout.dim else {}
 
     def prior_precision(self) -> float | None:
-        """``epsilon = p / ||w_0||^2``, a prior as wide as the weights at the start; None when they are all zero."""
+        """``epsilon = p / ||w_0||^2``, the inverse of the initial weights' mean square; None if all are zero."""
         size = float(self.weights.double().square().sum())
         return self.layout.dim / size if size > 0 else None
 
     def resumed(self, earlier: Tensor | None) -> Tensor:
-        """The weights at the start: those of the run that is resumed, when they are known and of this model."""
+        """Set and return the initial weights: those of the resumed run if they are known and fit this model."""
         if earlier is not None and not self.fresh and len(earlier) == len(self.weights):
             self.weights = earlier
         return self.weights
 
     def weights_of(self, layout: ParameterLayout) -> Tensor | None:
-        """The weights at the start of these parameters, flat; None when some were not trained then."""
+        """The initial weights of these parameters, flat; None if some were not trainable at the start."""
         table = self.layout.table(self.weights)
         shapes = dict(zip(layout.names, layout.shapes, strict=True))
         if any(name not in table or table[name].shape != shape for name, shape in shapes.items()):
@@ -63,16 +63,16 @@ class Origin:
 
 
 def was_fitted(module: LightningModule) -> bool:
-    """Whether a fit in this process has trained these weights, as far as can be seen."""
+    """Whether it is known that a fit in this process has trained these weights."""
     return module in _fitted or any(p.grad is not None for p in module.parameters())
 
 
 def notice_training(module: LightningModule) -> None:
-    """The weights come from a training, whatever this process has seen of it."""
+    """Record that the weights come from a training, which may have run in another process."""
     _fitted.add(module)
 
 
 def notice_earlier_fits(module: LightningModule) -> None:
-    """For ``setup``: a fit or a tuner that nobody watched has left gradients, which Lightning clears next."""
+    """For ``setup``: recognise an earlier fit or tuner run by its gradients, before Lightning clears them."""
     if any(p.grad is not None for p in module.parameters()):
         _fitted.add(module)

@@ -1,4 +1,4 @@
-"""What the code of a module names that is no part of the module: closures, globals, attributes of classes."""
+"""Objects outside a module that its code refers to: closures, globals, attributes of classes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from torch.optim.lr_scheduler import LRScheduler
 from lightning_sloppy.evaluation.attributes import ATOMS, HOSTS, TRACKERS, captured, holds_threads
 
 KNOWN = HOSTS | {"numpy", "torchmetrics", "torchvision", "transformers", "builtins"}
-"""Packages whose functions are not searched: they keep no counters of somebody's training."""
+"""Packages whose functions are not searched, because they keep no state of a user's training."""
 
 WRITES = object()
-"""Stands for a file that is opened."""
+"""Marker for a file that is opened."""
 
 MOST_FUNCTIONS = 300
-"""Functions that are searched."""
+"""Largest number of functions that are searched."""
 
 LARGEST = 16 * 1024**2
-"""Bytes of a tensor that is turned back after every call: above this size it is data."""
+"""Largest size in bytes of a tensor that is restored after every call. Larger ones are taken to be data."""
 
 
 @dataclass(frozen=True)
 class Binding:
-    """A name that a function can bind to something else: a global, a variable of an enclosing function, a class's."""
+    """A name that a function can rebind: a global, a variable of an enclosing function, or a class attribute."""
 
     name: str
     value: Any
@@ -40,18 +40,18 @@ class Binding:
     now: Callable[[], Any]
 
     def restore(self) -> None:
-        """Bind it to what it was."""
+        """Bind the name to its earlier value."""
         if self.now() is not self.value:
             self.bind(self.value)
 
 
 @dataclass(frozen=True)
 class Outside:
-    """What a call of a module's methods can change beyond the module.
+    """What a call of a module's methods can change outside the module.
 
     Attributes:
         bindings: Names that its code uses.
-        acting: Objects among them that cannot be turned back, in words: they write somewhere, step, or are read up.
+        acting: Those whose state cannot be restored, by name: they write, step, or are consumed by reading.
     """
 
     bindings: tuple[Binding, ...]
@@ -61,8 +61,8 @@ class Outside:
     def of(cls, module: nn.Module) -> Outside:
         """Search the code of the step, of the forwards, and of what they call.
 
-        Found is what is named: globals, variables of enclosing functions, plain values kept by classes, files that are
-        opened. What is handed over in other ways is not.
+        The search finds what is referred to by name: globals, variables of enclosing functions, plain values kept by
+        classes, and files that are opened. It does not find objects that are passed in other ways.
         """
         mine = {id(each) for each in module.modules()}
         found = [*_named(_functions_of(module)), *_of_classes(module)]
@@ -71,7 +71,7 @@ class Outside:
 
     @contextmanager
     def restored(self, *others: Any) -> Iterator[None]:
-        """Turn all of it, and other objects, back afterwards: what the names are bound to, and what is in there."""
+        """Restore on exit what the names are bound to and the state of these objects, and that of ``others``."""
         bindings = [Binding(each.name, each.now(), each.bind, each.now) for each in self.bindings]
         restores = captured([*others, *(each.value for each in bindings if not _acts(each.value))], largest=LARGEST)
         try:
@@ -96,13 +96,13 @@ def _acts(value: Any) -> bool:
 
 
 def _classes(module: nn.Module) -> list[type]:
-    """The classes of a module and its children that somebody wrote for this training."""
+    """The classes of a module and its children, without those of known packages."""
     kinds = {kind: None for child in module.modules() for kind in type(child).__mro__}
     return [kind for kind in kinds if kind.__module__.partition(".")[0] not in KNOWN]
 
 
 def _of_classes(module: nn.Module) -> Iterator[Binding]:
-    """Plain values that the classes keep."""
+    """Plain values that are attributes of the classes."""
     for kind in _classes(module):
         for name, value in list(vars(kind).items()):
             plain = not callable(value) and not hasattr(type(value), "__get__") and not name.startswith("__")
@@ -112,7 +112,7 @@ def _of_classes(module: nn.Module) -> Iterator[Binding]:
 
 
 def _functions_of(module: nn.Module) -> Iterator[FunctionType]:
-    """The step, the forwards, and the methods whose names these use, whoever has them."""
+    """The step, the forwards, and all methods of any submodule whose names these use."""
     methods: dict[str, list[FunctionType]] = {}
     for owner in (*_classes(module), *module.modules()):
         for name, value in list(vars(owner).items()):
@@ -128,7 +128,7 @@ def _functions_of(module: nn.Module) -> Iterator[FunctionType]:
 
 
 def _functions(value: Any) -> Iterator[FunctionType]:
-    """The Python functions behind something that is called."""
+    """The Python functions that a callable calls."""
     if isinstance(value, FunctionType):
         if (value.__module__ or "").partition(".")[0] not in KNOWN:
             yield value
@@ -141,7 +141,7 @@ def _functions(value: Any) -> Iterator[FunctionType]:
 
 
 def _named(functions: Iterable[FunctionType]) -> Iterator[Binding]:
-    """What functions refer to, and what the functions among these refer to."""
+    """The names that functions refer to, including those of the functions that they refer to."""
     waiting = list(functions)
     seen: set[int] = set()
     while waiting and len(seen) < MOST_FUNCTIONS:
@@ -177,7 +177,7 @@ def _bindings(function: FunctionType) -> Iterator[Binding]:
 
 
 def _unbound(_: Any) -> None:
-    """Nothing to bind."""
+    """Bind nothing."""
 
 
 def _names(code: CodeType) -> set[str]:

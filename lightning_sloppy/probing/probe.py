@@ -1,4 +1,4 @@
-"""What an instrument measures on: samples of the training, the module, and its loss."""
+"""What an instrument measures on: training samples, the module, and its loss."""
 
 from __future__ import annotations
 
@@ -26,36 +26,37 @@ if TYPE_CHECKING:
 
 
 def _no_progress(steps: int) -> None:
-    """Stands in for a progress bar where there is none."""
+    """Replacement for a progress bar if there is none."""
 
 
 MeasureOn = Literal["fixed_samples", "current_batch"]
 """Which samples the probe holds."""
 
 ROWS = 1_280
-"""Samples times outputs that a small probe aims at: the eigenvalues of so many rows take 0.15 s on one core, those of
-twice as many 1.0 s."""
+"""Target for samples times outputs of a small probe. The eigenvalues of this many rows take 0.15 s on one core, those
+of twice as many 1.0 s."""
 
 MOST_ROWS = 2_560
-"""Rows above which a default goes by products: with 100 outputs the Gram matrix of 64 samples takes 15 s."""
+"""Rows above which the default is products. With 100 outputs the Gram matrix of 64 samples takes 15 s."""
 
 FEWEST, MOST = 64, 256
-"""Samples of a small probe: the Jacobian's dimension is nearly settled there (181, 199, 215 at 64, 128, 256, MNIST)."""
+"""Range of samples of a small probe. The Jacobian's dimension changes little there (181, 199, 215 at 64, 128, 256,
+MNIST)."""
 
 
 def small_probe(batches: list[Batch], outputs: int, most: int = MOST) -> list[Batch]:
-    """The first ``min(256, max(64, 1280 // outputs))`` samples, for a Gram matrix with a row for each output of each.
+    """The first ``min(256, max(64, 1280 // outputs))`` samples, for a Gram matrix with one row per sample and output.
 
     Args:
-        batches: Prepared.
-        outputs: Of a sample.
-        most: No more samples than these.
+        batches: Prepared batches.
+        outputs: Number of outputs per sample.
+        most: Largest number of samples.
     """
     return first_samples(batches, min(MOST, max(FEWEST, ROWS // max(outputs, 1)), most))
 
 
 def first_samples(batches: list[Batch], count: int) -> list[Batch]:
-    """The first so many samples of the batches, or all."""
+    """The first ``count`` samples of the batches, or all if there are fewer."""
     chosen: list[Batch] = []
     for batch in batches:
         if count > 0:
@@ -66,23 +67,22 @@ def first_samples(batches: list[Batch], count: int) -> list[Batch]:
 
 @dataclass(frozen=True)
 class Probe:
-    """The samples, the module and the loss that one measurement is about.
+    """The samples, the module and the loss of one measurement.
 
-    While a measurement runs, the module is in eval mode and ``self.log`` is silent; afterwards modes, buffers, random
-    streams, gradients and attributes are as before.
+    While a measurement runs, the module is in eval mode and ``self.log`` does nothing. Afterwards modes, buffers,
+    random streams, gradients and attributes are restored.
 
     Attributes:
         module: The LightningModule of the fit, unwrapped.
-        batches: Pairs ``(inputs, targets)`` on the module's device, floating-point tensors in the data type of the
+        batches: Pairs ``(inputs, targets)`` on the module's device. Floating-point tensors have the data type of the
             measurement. Under DDP every rank has all of them. With the default ``measure_on="fixed_samples"`` they are
             the same at every measurement.
         step: The x-value of the measurement in every logger.
-        seed: Of the instrument.
-        dtype: Data type of the measurement: the widest of the parameters', at least float32.
-        choose: Finds the loss of the training.
-        context: What is known of the fit.
-        advance: Tells the progress bar that so many steps of the measurement are done; the number of steps need not be
-            known.
+        seed: Seed of the instrument.
+        dtype: Data type of the measurement: the widest one of the parameters, at least float32.
+        choose: Function that finds the loss of the training.
+        context: The state that the callbacks of the fit share.
+        advance: Function that advances the progress bar by a number of steps. The total need not be known.
     """
 
     module: LightningModule
@@ -96,25 +96,25 @@ class Probe:
 
     @property
     def num_samples(self) -> int:
-        """Probe samples N."""
+        """Number of probe samples N."""
         return sum(sample_count(batch) for batch in self.batches)
 
     @cached_property
     def choice(self) -> LossChoice:
-        """The loss of the training with the module, and how it was found; looked for when it is first asked for.
+        """The loss of the training with the module, and how it was found. It is looked for at the first access.
 
         Raises:
-            ConfigurationError: When it cannot be known; the message asks for ``loss_fn=``.
+            ConfigurationError: If it cannot be determined; the message asks for ``loss_fn=``.
         """
         choice = self.choose()
         if any(child.training for child in self.module.modules()):
-            return choice  # random numbers and statistics belong to the batch: its parts tell nothing
-        # The batch that the loss was found on need not have shown what its mean is over.
+            return choice  # random numbers and statistics depend on the whole batch, so its parts cannot be compared
+        # The batch on which the loss was found need not have shown what its mean is over.
         note = checked_reduction_of(choice.objective, self.batches)
         return replace(choice, note=choice.note or note)
 
     def at(self, precision: Precision | None) -> Probe:
-        """The same probe and loss in another data type; None: as they are."""
+        """Return the same probe and loss in another data type; with None, the probe itself."""
         if precision is None:
             return self
         plain = Objective(self.module, None).at(getattr(torch, precision))
@@ -130,29 +130,29 @@ class Probe:
         """The mean-reduced loss of ``(outputs, targets)`` that the training minimises.
 
         Raises:
-            ConfigurationError: When only ``training_step`` as a whole is known.
+            ConfigurationError: If only ``training_step`` as a whole is known.
         """
         loss_fn = self.choice.objective.loss_fn
         if loss_fn is None:
             raise ConfigurationError(
-                f"The loss is known only as a whole, as training_step computes it, but this instrument needs outputs "
-                f"and loss apart; {ASK}."
+                f"The loss is known only as a whole, as training_step computes it, but this instrument needs it as a "
+                f"function of the outputs; {ASK}."
             )
         return loss_fn
 
     def forward(self, inputs: Any) -> Any:
-        """What the module gives for the inputs of a batch, in the data type of the measurement.
+        """Compute the outputs of the module for the inputs of a batch, in the data type of the measurement.
 
-        It works in every precision of the Trainer; ``pl_module(inputs)`` does not where the module is in bfloat16, for
+        It works in every precision of the Trainer. ``pl_module(inputs)`` fails if the module is in bfloat16, because
         the batches are in float32. Call it under ``torch.no_grad()`` unless gradients are needed.
         """
         layout = ParameterLayout.of(self.module)
         return Objective(self.module, None).outputs(layout.leaves(self.module, self.dtype), inputs)
 
     def gradient(self) -> Tensor:
-        """Gradient of the mean loss over the probe in the trainable parameters, flat, (p,)."""
+        """Gradient of the mean loss over the probe with respect to the trainable parameters, flat, (p,)."""
         return mean_gradient(self.choice.objective, ParameterLayout.of(self.module), self.batches)
 
     def generator(self) -> torch.Generator:
-        """A random stream on the CPU that is the same at every measurement and on every rank."""
+        """A random generator on the CPU, with the same state at every measurement and on every rank."""
         return generator(self.seed)

@@ -1,4 +1,4 @@
-"""Reading the data set by its own indices, so that the Trainer's loader never notices."""
+"""Read samples of a data set by index, without using the Trainer's loader."""
 
 from __future__ import annotations
 
@@ -34,36 +34,36 @@ if TYPE_CHECKING:
 READ_CHUNK = 1_024
 """Samples collated at a time when the whole data set is read."""
 CURVATURE_SAMPLES = 2_000
-"""Samples behind the curvature of a final certificate, at most."""
+"""Largest number of samples for the curvature of a final certificate."""
 
 
 class SampleSource:
-    """The samples behind a loader, by index.
+    """The samples of a loader's data set, by index.
 
-    Iterating the Trainer's own loader would reset persistent workers and lose an epoch, or advance a shared
-    generator; indexing the data set and collating here touches neither.
+    Iterating the Trainer's own loader would reset persistent workers and lose an epoch, or advance a shared generator.
+    Indexing the data set and collating here does neither.
 
     Args:
-        loader: A training or validation loader with an indexable data set. Of a :class:`SubsetRandomSampler` the
-            indices count, of every other sampler the whole data set.
+        loader: A training or validation loader with an indexable data set. With a :class:`SubsetRandomSampler` the
+            samples are those of its indices, with any other sampler the whole data set.
 
     Raises:
-        ConfigurationError: For an iterable data set, one without length, or an empty one.
+        ConfigurationError: If the data set is iterable, has no length, or is empty.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         dataset = getattr(loader, "dataset", None)
         if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
             raise ConfigurationError(
-                f"A fixed probe needs a data set with length and index, but the loader gives {type(dataset).__name__}; "
-                "use a map-style dataset (with __len__ and __getitem__)."
+                f"Fixed probe samples need a data set with a length and an index, but that of the loader is "
+                f"{type(dataset).__name__}; use a map-style dataset (with __len__ and __getitem__)."
             )
         if len(dataset) == 0:
             raise ConfigurationError("The training data set is empty, so there is nothing to measure; check its path.")
         if loader.batch_size is None and loader.batch_sampler is None:
             raise ConfigurationError(
-                "The loader does not collate (batch_size=None), so single samples cannot be drawn for the probe; give "
-                "the loader a batch_size or a batch_sampler."
+                "The loader does not collate (batch_size=None), so single samples cannot be drawn for the probe; pass "
+                "a batch_size or a batch_sampler to the loader."
             )
         sampler = _inner_sampler(loader.sampler)
         if type(sampler) is SubsetRandomSampler:
@@ -79,20 +79,20 @@ class SampleSource:
         return len(self._dataset)
 
     def read(self, indices: Tensor) -> Any:
-        """One collated batch of these samples, as the loader would give it, on the CPU."""
+        """One collated batch of these samples, as the loader would return it, on the CPU."""
         base, inner = _resolve(self._dataset, indices)
         if type(base) is TensorDataset and self._collate is default_collate:
-            # Slicing the tensors is what item by item gives, a thousand times faster.
+            # Slicing the tensors gives the same as item by item, a thousand times faster.
             return [tensor[inner] for tensor in base.tensors]
         return self._collate(_fetched(base, inner))
 
     @property
     def stacks(self) -> bool:
-        """Whether a batch is its samples put one upon the other, so that each is the same in every batch."""
+        """Whether a batch is a plain stack of its samples, so that each sample is the same in every batch."""
         return self._collate is default_collate
 
     def each_alone(self, indices: Tensor) -> Iterator[Any]:
-        """Every sample as a batch of its own: of what is padded, packed or joined a row of a batch is no sample."""
+        """Each sample as a batch of one. If batches are padded, packed or joined, a row of a batch is not a sample."""
         for part in torch.split(indices, READ_CHUNK):
             for sample in _fetched(*_resolve(self._dataset, part)):
                 yield self._collate([sample])
@@ -104,7 +104,7 @@ class SampleSource:
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        """Restore the random generators that the data set and its transforms keep for themselves."""
+        """Restore on exit the random generators that the data set and its transforms hold."""
         restores = [restore for owner in _owners(self._dataset) for restore in _generator_restores(owner)]
         try:
             yield
@@ -118,7 +118,7 @@ class SampleSource:
             yield self.read(part)
 
     def each_once(self) -> SampleSource:
-        """The same samples without those that stand for one that was already there; itself where there are none."""
+        """The same samples without those that refer to an earlier sample again; itself if there are none."""
         seen: set[tuple[int, int]] = set()
         kept = []
         beside = [] if self._beside is None else [self._beside._places()]
@@ -129,21 +129,21 @@ class SampleSource:
         return self if len(kept) == len(self) else self.only(torch.tensor(kept))
 
     def only(self, indices: Tensor) -> SampleSource:
-        """Some of the samples, as a source of their own."""
+        """Some of the samples, as a new source."""
         part = copy(self)
         part._dataset = Subset(self._dataset, indices.tolist())
         part._beside = None if self._beside is None else self._beside.only(indices)
         return part
 
     def places_in(self, count: int, *, part: bool = False) -> Tensor | None:
-        """Indices of the samples in the data set of this length: the given one, or the next one behind its subsets.
+        """Indices of the samples in the data set of this length: that of this source, or the next one under subsets.
 
         Args:
-            count: Its length.
-            part: Whether the given one is a part of what is looked for, of whatever length.
+            count: Length of the data set that is looked for.
+            part: Whether the data set of this source is a part of that data set, even if it has the same length.
 
         Returns:
-            Shape (n,); None where no data set has that length.
+            Indices, shape (n,); None if no data set has that length.
         """
         dataset, indices = self._dataset, torch.arange(len(self))
         while part or len(dataset) != count:
@@ -154,20 +154,20 @@ class SampleSource:
         return indices
 
     def in_place_of(self, other: SampleSource, indices: Tensor) -> SampleSource:
-        """Those with the given indices as another reading of other samples, which they are whenever it is asked."""
+        """The samples with the given indices, marked as another reading of the samples of ``other``."""
         part = self.only(indices)
         part._beside = other
         return part
 
     def identities(self) -> set[tuple[int, int]]:
-        """Where each sample lives: identity of the data set behind all subsets, and index in it.
+        """The place of each sample: identity of the data set under all subsets, and index in it.
 
-        Of another reading of samples, also where those live.
+        For another reading of samples, the places of these samples as well.
         """
         return set(self._places()) | (set() if self._beside is None else self._beside.identities())
 
     def same_places(self) -> Tensor:
-        """A number for each sample, (n,), the same for those that live in one place, in the order of the first."""
+        """A number per sample, (n,): samples with the same place have the same, in order of first occurrence."""
         numbers: dict[tuple[int, int], int] = {}
         return torch.tensor([numbers.setdefault(place, len(numbers)) for place in self._places()])
 
@@ -176,14 +176,14 @@ class SampleSource:
 
 
 def _fetched(base: Any, indices: Tensor) -> list[Any]:
-    """These samples as the data set gives them."""
+    """These samples as the data set returns them."""
     wanted = indices.tolist()
     fetch = getattr(base, "__getitems__", None)
     return list(fetch(wanted)) if fetch is not None else [base[index] for index in wanted]
 
 
 def _inner_sampler(sampler: Any) -> Any:
-    """The user's sampler inside what Lightning wraps around it for several ranks."""
+    """The sampler of the user inside the wrapper that Lightning uses for several ranks."""
     for _ in range(4):
         inner = getattr(sampler, "sampler", None) or getattr(getattr(sampler, "dataset", None), "_sampler", None)
         if inner is None:
@@ -219,7 +219,7 @@ def _generator_restores(owner: Any) -> Iterator[Callable[[], object]]:
 
 
 def _places(dataset: Any, indices: Tensor) -> list[tuple[int, int]]:
-    """Where each of these samples lives, behind subsets and concatenations."""
+    """The place of each of these samples, under subsets and concatenations."""
     base, inner = _resolve(dataset, indices)
     if not isinstance(base, ConcatDataset):
         return [(id(base), index) for index in inner.tolist()]
@@ -235,7 +235,7 @@ def _places(dataset: Any, indices: Tensor) -> list[tuple[int, int]]:
 
 
 def _resolve(dataset: Any, indices: Tensor) -> tuple[Any, Tensor]:
-    """Follow plain subsets down to the data set that holds the samples."""
+    """Follow plain subsets to the data set that holds the samples."""
     while type(dataset) is Subset:
         indices = torch.as_tensor(dataset.indices)[indices]
         dataset = dataset.dataset
@@ -243,7 +243,7 @@ def _resolve(dataset: Any, indices: Tensor) -> tuple[Any, Tensor]:
 
 
 def curvature_indices(total: int) -> Tensor:
-    """The samples behind the curvature of a final certificate."""
+    """Indices of the samples for the curvature of a final certificate."""
     return probe_indices(total, CURVATURE_SAMPLES, seed=4)
 
 
@@ -258,10 +258,10 @@ def probe_indices(total: int, wanted: int, seed: int) -> Tensor:
 
 
 def located_by(module: LightningModule, batches: list[Batch], mode: Mode = "eval") -> list[Batch]:
-    """Batches with their samples found, by what the module gives for some of them in this mode.
+    """Find the samples in batches from the outputs of the module for some of them in this mode.
 
     Raises:
-        ConfigurationError: When the number of samples cannot be known.
+        ConfigurationError: If the number of samples cannot be determined.
     """
     plain = Objective(module, None)
     with measuring(module, mode):

@@ -1,4 +1,4 @@
-"""When a measurement is due, and whether it may be taken: rules on plain numbers, without a Trainer."""
+"""When a measurement is due, and whether its cost is within the limit: rules on plain numbers, without a Trainer."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from lightning_sloppy.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Schedule:
-    """When an instrument measures behind training batches, and what all measuring of the fit may cost.
+    """When an instrument measures during the training, and the limit on the time for measuring.
 
-    The first measurement comes before the first step and the last one at the end of the training, whatever the rules.
-    What several rules ask for is measured once. Effective batches are counted from 1: number 100 is the one at x-value
-    99, where ``log_every_n_steps=100`` logs too. Accumulated batches count as one, and under manual optimisation every
-    batch does, whatever the optimisers are.
+    The first measurement is always before the first step, and the last one at the end of the training. If several rules
+    ask for the same step, it is measured once. Effective batches are counted from 1: number 100 is at x-value 99, where
+    ``log_every_n_steps=100`` logs too. Accumulated batches count as one. Under manual optimisation every batch counts,
+    for any number of optimisers.
 
     Args:
-        every_n_epochs: Measure after the last batch of every n-th epoch. null: 1 where no other rule is given.
+        every_n_epochs: Measure after the last batch of every n-th epoch. null: 1 if no other rule is given.
         every_n_steps: Measure after every n-th effective batch.
         at_steps: Measure after these effective batches.
-        per_decade: Measure after this many effective batches in every tenfold, evenly spaced in the logarithm, and
-            after the first.
-        max_overhead: Limit of (seconds of measuring - grace_seconds) / (seconds of training without measuring), for
-            all callbacks of the fit together. Measurements come less often where they would exceed it, and where a
-            whole run would have fewer than ten, each measures less. This is said once, and seen in the curve
-            ``sloppy_cost/overhead``. null: no limit.
-        grace_seconds: Seconds of measuring that are free, so that short runs are measured as asked.
+        per_decade: Measure after the first effective batch, and after this many in every power of ten, evenly spaced in
+            the logarithm.
+        max_overhead: Limit on (seconds of measuring - grace_seconds) / (seconds of training without measuring), for all
+            callbacks of the fit together. Measurements become less frequent if they would exceed it. If a whole run
+            would have fewer than ten, each measurement becomes smaller. A message says so once, and the curve
+            ``sloppy_cost/overhead`` shows it. null: no limit.
+        grace_seconds: Seconds of measuring that do not count, so that short runs are measured as scheduled.
 
     Raises:
-        ConfigurationError: For numbers out of range.
+        ConfigurationError: If a number is out of range.
 
     >>> [step for step in range(1, 101) if Schedule(per_decade=2).due(step, epoch=0, ends_epoch=False)]
     [1, 4, 10, 32, 100]
@@ -45,7 +45,7 @@ class Schedule:
     grace_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        """Check the numbers, and fill in the default rule."""
+        """Check the numbers, and set the default rule."""
         for name in ("every_n_epochs", "every_n_steps", "per_decade"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -66,7 +66,7 @@ class Schedule:
             object.__setattr__(self, "every_n_epochs", 1)
 
     def due(self, batches: int, *, epoch: int, ends_epoch: bool) -> bool:
-        """Whether to measure behind effective batch number ``batches``, in the epoch counted from 0."""
+        """Whether to measure after effective batch number ``batches``, in the epoch counted from 0."""
         by_epoch = ends_epoch and self.every_n_epochs is not None and (epoch + 1) % self.every_n_epochs == 0
         by_step = self.every_n_steps is not None and batches % self.every_n_steps == 0
         return by_epoch or by_step or batches in self.at_steps or self._by_decade(batches)
@@ -74,36 +74,36 @@ class Schedule:
     def _by_decade(self, batches: int) -> bool:
         if self.per_decade is None:
             return False
-        # The first batch at or behind each of 10^(i / per_decade).
+        # The first batch at or after each of 10^(i / per_decade).
         return batches == 1 or (
             math.floor(self.per_decade * math.log10(batches)) > math.floor(self.per_decade * math.log10(batches - 1))
         )
 
     def allows(self, cost: float, *, measuring: float, training: float) -> bool:
-        """Whether so many more seconds of measuring stay within the limit."""
+        """Whether ``cost`` more seconds of measuring stay within the limit."""
         if self.max_overhead is None:
             return True
         return measuring + cost <= self.grace_seconds + self.max_overhead * training
 
     def affordable_rounds(self, cost: float, *, training: float) -> float:
-        """How many rounds of measurements of this cost a run gets that trains for so many seconds."""
+        """Number of rounds of this cost that the limit allows in a run with ``training`` seconds of training."""
         if self.max_overhead is None or cost <= 0:
             return math.inf
         return (self.grace_seconds + self.max_overhead * training) / cost
 
 
 FEWEST_ROUNDS = 10
-"""Rounds of measurements that a whole run should have; where the limit gives fewer, each one does less."""
+"""Smallest number of rounds that a whole run should have. If the limit allows fewer, each round becomes smaller."""
 
 
 @dataclass(frozen=True)
 class MeasurementSize:
-    """How much one measurement does.
+    """The size of one measurement.
 
     Attributes:
-        num_samples: Probe samples.
-        probes: Probe vectors; 0 where there are none.
-        k: Eigenpairs; 0 where the number is no choice.
+        num_samples: Number of probe samples.
+        probes: Number of probe vectors; 0 if none are used.
+        k: Number of eigenpairs; 0 if it cannot be chosen.
     """
 
     num_samples: int
@@ -111,7 +111,7 @@ class MeasurementSize:
     k: int = 0
 
     def smaller(self) -> MeasurementSize | None:
-        """The next smaller one, None at the end: probe vectors first, for fewer widen an error and move no value.
+        """The next smaller size, or None. Probe vectors are reduced first, which increases errors but shifts no value.
 
         >>> MeasurementSize(512, probes=4, k=10).smaller()
         MeasurementSize(num_samples=512, probes=2, k=10)
@@ -137,7 +137,7 @@ LEAST_PROBES = 2
 """One probe vector has no standard error."""
 
 LEAST_SAMPLES = 128
-"""Fewer samples would say more about the draw than about the network."""
+"""With fewer samples, the result would depend on the draw of the samples more than on the network."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,10 @@ class Candidate:
     """A measurement that is due.
 
     Attributes:
-        schedule: Of its instrument; its limit on the cost is meant.
-        size: How much it would do.
-        seconds: What it is expected to take.
-        cheaper: The next smaller size with its cost as a fraction; None when it would hardly save anything.
+        schedule: Schedule of its instrument, with the limit on the overhead.
+        size: Size of the measurement.
+        seconds: Expected seconds.
+        cheaper: Function that returns the next smaller size and its relative cost; None if it would save little.
     """
 
     schedule: Schedule
@@ -160,19 +160,19 @@ class Candidate:
 def decide_round(
     due: Sequence[Candidate], *, others: float, measuring: float, training: float, progress: float | None
 ) -> tuple[bool, list[MeasurementSize], list[float]]:
-    """Whether to take a round, and the size of each of its measurements from now on with its expected seconds.
+    """Decide whether to take a round, and the size and expected seconds of each of its measurements from now on.
 
     Args:
         due: The measurements of the round. None of them may exceed its own limit.
         others: Expected seconds of one measurement of each instrument that is not in this round.
         measuring: Seconds of measuring so far.
         training: Seconds of training so far.
-        progress: Fraction of the training that is done; None when nobody knows.
+        progress: Fraction of the training that is done; None if it is not known.
     """
     sizes, costs = [each.size for each in due], [each.seconds for each in due]
 
     def allowed() -> bool:
-        # The last round of the fit always happens, so its cost is set aside.
+        # The last round of the fit is always taken, so its cost is reserved.
         cost = 2 * sum(costs) + others
         return all(each.schedule.allows(cost, measuring=measuring, training=training) for each in due)
 

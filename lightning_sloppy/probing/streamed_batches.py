@@ -1,4 +1,4 @@
-"""Batches as they pass by, for data that cannot be read by index and for measurements on the current batch."""
+"""Copies of training batches, for data that cannot be read by index and for measurements on the current batch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lightning_sloppy.evaluation.sample_rows import located
 class StreamedBatches:
     """Keeps copies of the first batches of a training, and of the latest one.
 
-    Copies, because a training step may change what it was given. They are whole batches: where several loaders give
-    the parts, nobody knows which rows belong together.
+    The batches are copied because a training step may change its batch. They are kept whole, because with several
+    loaders it is not known which rows belong together.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class StreamedBatches:
 
     @property
     def num_samples(self) -> int:
-        """Samples kept of the first batches."""
+        """Number of samples kept of the first batches."""
         return sum(map(_count, self._first))
 
     def see(
@@ -39,14 +39,14 @@ class StreamedBatches:
         module: nn.Module | None = None,
         batch_size: BatchSize | None = None,
     ) -> None:
-        """Copy a batch, unless it was seen already; of the first ones until so many samples are there.
+        """Copy a batch, unless it was seen already. First batches are kept until there are ``wanted`` samples.
 
         Args:
-            batch: What the training step is about to be given.
-            number: Of this batch in the whole training.
-            wanted: Samples to keep of the first batches.
-            module: Of the fit: what its ``forward`` takes are the inputs.
-            batch_size: The user's count of the samples of a batch, or None.
+            batch: The batch that the training step will receive.
+            number: Number of this batch in the whole training.
+            wanted: Number of samples to keep of the first batches.
+            module: Module of the fit; its ``forward`` shows which parts of the batch are inputs.
+            batch_size: The ``batch_size=`` of the user, or None.
         """
         if self._latest is not None and self._latest[0] == number:
             return
@@ -56,7 +56,7 @@ class StreamedBatches:
             self._first.append(copy)
 
     def first(self, num_samples: int) -> list[Batch]:
-        """The first batches, as many as hold so many samples; all there are when they hold fewer."""
+        """The first batches until they hold ``num_samples`` samples; all batches if they hold fewer."""
         chosen: list[Batch] = []
         count = 0
         for batch in self._first:
@@ -67,12 +67,12 @@ class StreamedBatches:
         return chosen
 
     def latest(self) -> list[Batch]:
-        """The latest batch that was seen; nothing before the first."""
+        """The latest batch, in a list; empty before the first."""
         return [] if self._latest is None else [self._latest[1]]
 
 
 def _count(batch: Batch) -> int:
-    """Samples of a batch as its shapes tell them; where they do not, the measurement asks the module, or the user."""
+    """Number of samples by the shapes of a batch. If these do not determine it, the measurement uses the module."""
     with suppress(ConfigurationError):
         return sample_count(located([batch])[0])
     return sample_count(batch)

@@ -36,17 +36,17 @@ def effective_batches(trainer: Trainer) -> int:
 
 
 def batch_steps(trainer: Trainer) -> bool:
-    """Whether the batch that just ended completes an effective batch, and is no mere part of an accumulated one."""
+    """Whether the batch that just ended completes an effective batch, so that it is not followed by accumulation."""
     return not trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 def batch_number(trainer: Trainer) -> int:
-    """Of the current batch in the whole training, accumulated ones one by one."""
+    """Number of the current batch in the whole training. Accumulated batches are counted separately."""
     return int(trainer.fit_loop.epoch_loop.total_batch_idx)
 
 
 def fraction_done(trainer: Trainer) -> float | None:
-    """Share of the planned training that is behind, in (0, 1]; None when no end is planned."""
+    """Fraction of the planned training that is done, in (0, 1]; None if no end is planned."""
     fractions = []
     if trainer.max_steps > 0:
         fractions.append(trainer.global_step / trainer.max_steps)
@@ -57,7 +57,7 @@ def fraction_done(trainer: Trainer) -> float | None:
 
 
 def has_planned_end(trainer: Trainer) -> bool:
-    """Whether it is known how long the training will be, unless somebody stops it."""
+    """Whether the length of the training is known, apart from an early stop."""
     return trainer.max_steps > 0 or _planned_batches(trainer) is not None
 
 
@@ -67,7 +67,7 @@ def _planned_batches(trainer: Trainer) -> float | None:
 
 
 def gradients_are_scaled(trainer: Trainer, optimizer: Optimizer) -> bool:
-    """Whether the optimiser itself takes the loss scale of 16-mixed out of the gradients, later than any hook."""
+    """Whether the optimiser itself removes the loss scale of 16-mixed from the gradients, later than any hook."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return scaler is not None and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
@@ -78,11 +78,11 @@ def is_last_batch(trainer: Trainer) -> bool:
 
 
 def epochs_done(trainer: Trainer, *, within: bool) -> float:
-    """Epochs that are done, with the part of the current one.
+    """Number of epochs done, including the fraction of the current one.
 
     Args:
-        trainer: Running.
-        within: Whether a batch of the current epoch has been run in this process; else the progress may be that of the
+        trainer: The running Trainer.
+        within: Whether a batch of the current epoch has run in this process. Otherwise the progress may be that of the
             epoch before.
     """
     planned, done = trainer.num_training_batches, trainer.fit_loop.epoch_loop.batch_progress.current.ready
@@ -93,23 +93,23 @@ def epochs_done(trainer: Trainer, *, within: bool) -> float:
 
 
 def training_loaders(trainer: Trainer) -> list[DataLoader[Any]]:
-    """All training loaders, flattened; reading this attribute starts no iterator."""
+    """All training loaders, flattened. Reading this attribute does not start an iterator."""
     return [leaf for leaf in pytree.tree_leaves(trainer.train_dataloader) if leaf is not None]
 
 
 def validation_loaders(trainer: Trainer) -> list[DataLoader[Any]]:
-    """All validation loaders, flattened; empty when there is no validation."""
+    """All validation loaders, flattened; empty if there is no validation."""
     loaders = trainer.val_dataloaders
     return [leaf for leaf in pytree.tree_leaves(loaders) if leaf is not None]
 
 
 def has_validation(trainer: Trainer) -> bool:
-    """Whether there are validation samples, whatever the Trainer does with them."""
+    """Whether there are validation samples, even if the Trainer does not use them."""
     return bool(trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined())
 
 
 def held_out_loaders(trainer: Trainer) -> list[DataLoader[Any]]:
-    """All validation loaders, also where the Trainer does not validate or has not begun to."""
+    """All validation loaders, even if the Trainer does not validate or has not started to."""
     if not has_validation(trainer):
         return []
     loaders = trainer.val_dataloaders
@@ -132,22 +132,22 @@ def steers_by_validation(trainer: Trainer) -> bool:
 
 
 def reloads_loaders(trainer: Trainer) -> bool:
-    """Whether the loaders are made anew every few epochs."""
+    """Whether the loaders are recreated every few epochs."""
     return bool(trainer.reload_dataloaders_every_n_epochs)
 
 
 def fits_on(trainer: Trainer, datamodule: Any) -> bool:
-    """Whether the running fit takes its samples from this data module: an earlier one may still hang on the Trainer."""
+    """Whether the running fit uses this data module. The Trainer may still refer to one of an earlier fit."""
     return trainer.fit_loop._data_source.instance is datamodule
 
 
 def weights_file(trainer: Trainer) -> dict[str, Any]:
-    """What a checkpoint with the weights alone holds, made on this rank without waiting for others."""
+    """The content of a checkpoint of the weights alone, made on this rank without waiting for others."""
     return dict(trainer._checkpoint_connector.dump_checkpoint(weights_only=True))
 
 
 def process_group_seconds(trainer: Trainer) -> float:
-    """How long processes wait for one another before they give up; infinite for a process alone."""
+    """Timeout in seconds after which processes stop waiting for one another; infinite for a single process."""
     timeout = getattr(trainer.strategy, "_timeout", None)
     return math.inf if trainer.world_size == 1 or timeout is None else float(timeout.total_seconds())
 
@@ -159,7 +159,7 @@ def strategy_is_supported(trainer: Trainer) -> bool:
 
 
 def wait_for_device(trainer: Trainer) -> None:
-    """Wait for what is queued on the device: seconds that the training still owes must not count as measuring."""
+    """Wait for the work queued on the device, so that seconds of training do not count as seconds of measuring."""
     device = root_device(trainer)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -168,10 +168,10 @@ def wait_for_device(trainer: Trainer) -> None:
 
 
 def obey_sigterm(trainer: Trainer) -> None:
-    """End the run where a SIGTERM has come; Lightning looks for one between batches alone.
+    """End the run if a SIGTERM was received. Lightning checks this only between batches.
 
     Raises:
-        SIGTERMException: As Lightning's loops do.
+        SIGTERMException: If a SIGTERM was received, as in Lightning's loops.
     """
     if trainer.received_sigterm:
         raise SIGTERMException
@@ -183,19 +183,19 @@ def root_device(trainer: Trainer) -> torch.device:
 
 
 def real_trainer(module: nn.Module) -> Any:
-    """The Trainer that a module is attached to, also while a stand-in is in its place; None without one."""
+    """The Trainer that a module is attached to, even while it is replaced; None without a Trainer."""
     return target_of(vars(module).get("_trainer"))
 
 
 def attach(module: nn.Module, trainer: Any) -> None:
-    """Put a Trainer, or a stand-in for one, into every LightningModule inside; without it ``self.log`` is a no-op."""
+    """Set the Trainer, or its replacement, on every LightningModule inside. Without it ``self.log`` does nothing."""
     for child in module.modules():
         if "_trainer" in vars(child):
             vars(child)["_trainer"] = trainer
 
 
 def stand_ins(trainer: Any) -> dict[int, Any]:
-    """What acts for a Trainer, by its identity, with something in its place that does not act.
+    """Replacements without effects for a Trainer and its loggers, optimisers and schedules, by identity.
 
     Loggers and experiments write nothing, optimisers and learning-rate schedules do not step, and the Trainer saves,
     prints and stops nothing. Everything can still be read.
@@ -203,7 +203,7 @@ def stand_ins(trainer: Any) -> dict[int, Any]:
     found: dict[int, Any] = {}
     for logger in trainer.loggers:
         found[id(logger)] = muted_logger(logger)
-        experiment = getattr(logger, "_experiment", None)  # the public name would make one
+        experiment = getattr(logger, "_experiment", None)  # the public attribute would create one
         if experiment is not None:
             found[id(experiment)] = Nothing()
     strategy = trainer.strategy
@@ -247,7 +247,7 @@ METRICS = ("callback_metrics", "logged_metrics", "progress_bar_metrics")
 
 
 def as_written(module: nn.Module) -> None:
-    """Take the methods that ``fit(torch.compile(module))`` has put on a module away: they belong to the original."""
+    """Remove the methods that ``fit(torch.compile(module))`` has set on a module. They belong to the original."""
     if vars(module).get("_compiler_ctx") is not None:
         for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
             vars(module).pop(name, None)
@@ -255,14 +255,14 @@ def as_written(module: nn.Module) -> None:
 
 
 def step_context(trainer: Trainer) -> AbstractContextManager[None]:
-    """The precision in which the training calls its step, where that is not the data type of the weights."""
+    """Context with the precision in which the training calls its step, if it is not the data type of the weights."""
     plugin = trainer.precision_plugin
     mixed = str(getattr(plugin, "precision", "")).endswith("-mixed")
     return plugin.train_step_context() if mixed else nullcontext()
 
 
 def loss_of_the_step(trainer: Trainer, scaled: Tensor) -> float:
-    """What ``training_step`` returned, from the loss that is about to go backward.
+    """The loss that ``training_step`` returned, from the tensor whose backward is about to start.
 
     Lightning has divided it by the number of accumulated batches, and 16-mixed has multiplied it by the loss scale.
     """

@@ -1,4 +1,4 @@
-"""``training_step`` as a function of the parameters: what it does besides giving a loss happens to a copy."""
+"""``training_step`` as a function of the parameters. Its side effects happen on a copy of the module."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ ASK = (
 )
 
 DATA = (Dataset, DataLoader, Sampler)
-"""What is too large to copy, and is read rather than written."""
+"""Types that are too large to copy, and that are read rather than written."""
 
 
 class TrainingStep(nn.Module):
-    """Wraps a LightningModule so that calling it runs ``training_step`` and gives the loss.
+    """Wraps a LightningModule so that calling it runs ``training_step`` and returns the loss.
 
-    The step runs on a copy of the module that is made for each call. It has the parameters and buffers that
-    :func:`torch.func.functional_call` has put in, so that derivatives arrive, and copies of all else: counters, meters,
-    environments, averages. So every call sees the same state, and the module none of them. Objects outside of the
-    module that the step's code names are turned back afterwards. What is printed is dropped.
+    The step runs on a copy of the module that is made for each call. The copy shares the parameters and buffers that
+    :func:`torch.func.functional_call` has set, so that derivatives are computed, and copies everything else: counters,
+    meters, environments, averages. So every call starts from the same state, and none changes the module. Objects
+    outside the module that the code of the step refers to are restored afterwards. Printed output is discarded.
 
     Args:
         inner: The module.
-        shielded: Whether to copy; False calls the step of the module itself, whose attributes the guard restores.
+        shielded: Whether to copy. False calls the step of the module itself, whose attributes the guard restores.
     """
 
     def __init__(self, inner: LightningModule, *, shielded: bool = True) -> None:
@@ -51,16 +51,16 @@ class TrainingStep(nn.Module):
 
     @property
     def acting(self) -> tuple[str, ...]:
-        """What the step uses outside of the module that cannot be turned back."""
+        """Objects outside the module that the step uses and whose state cannot be restored."""
         return self._outside.acting
 
     def forward(self, batch: Any) -> Tensor:
-        """The loss of ``training_step``."""
+        """Return the loss of ``training_step``."""
         module = isolated(self.inner) if self._shielded else self.inner
         datamodule = getattr(trainer_internals.real_trainer(self.inner), "datamodule", None)
         kept = (
             [] if datamodule is None else [vars(datamodule)]
-        )  # Lightning's kinds are left alone, their tables are not
+        )  # objects of Lightning's classes are not restored, but their attribute tables are
         with self._outside.restored(*kept), contextlib.redirect_stdout(io.StringIO()):
             result = module.training_step(batch, 0) if self._takes_index else module.training_step(batch)
         loss = result.get("loss") if isinstance(result, dict) else result
@@ -70,10 +70,10 @@ class TrainingStep(nn.Module):
 
 
 def isolated(module: LightningModule) -> LightningModule:
-    """A copy with the same trained parameters and buffers, whose other state is its own and whose Trainer does nothing.
+    """A copy that shares trained parameters and buffers, but no other state, and whose Trainer does nothing.
 
     Raises:
-        Exception: Whatever an attribute raises that cannot be copied.
+        Exception: If an attribute cannot be copied, whatever it raises.
     """
     trainer = trainer_internals.real_trainer(module)
     memo: dict[int, Any] = {} if trainer is None else trainer_internals.stand_ins(trainer)
@@ -87,17 +87,17 @@ def isolated(module: LightningModule) -> LightningModule:
 
 
 def _shared(module: nn.Module) -> dict[int, tuple[Any, Any]]:
-    """What a copy does not copy: by identity, the object (kept alive) and what the copy has in its place."""
+    """What a copy does not copy: by identity, the object (kept alive) and its replacement in the copy."""
     found: dict[int, tuple[Any, Any]] = {}
     for child in module.modules():
-        if isinstance(child, jit.ScriptModule):  # a copy would have parameters of its own
+        if isinstance(child, jit.ScriptModule):  # a copy would not share the parameters
             found[id(child)] = (child, child)
         for tensor in [*child._parameters.values(), *child._buffers.values()]:
             if tensor is not None:
                 found[id(tensor)] = (tensor, tensor)
         for tensor in child._parameters.values():
             if tensor is not None and not tensor.requires_grad:
-                # It may be the module's own, and a step that averages weights writes to it.
+                # It may be the tensor of the module itself, and a step that averages weights writes to it.
                 found[id(tensor)] = (tensor, tensor.clone())
     for value in reachable([module], everything=True):
         if id(value) in found:
@@ -117,7 +117,7 @@ def _is_data(value: Any) -> bool:
 
 
 def uncopied(module: LightningModule) -> str:
-    """What of a module cannot be copied, in words; empty when everything can."""
+    """The part of a module that cannot be copied, in words; empty if everything can be."""
     try:
         isolated(module)
     except Exception as error:

@@ -429,7 +429,7 @@ def test_a_step_that_would_leave_a_trace_is_not_measured_unless_it_is_asked_for(
     assert {m.status for m in hessian.measurements} == {Status.FAILED}
     note = hessian.measurements[0].notes[0]
     assert words in note
-    assert "leave a trace" in note
+    assert "side effects on the training" in note
     assert "loss_fn='training_step'" in note
     if make is Locked:
         assert watched.seen() == BATCHES

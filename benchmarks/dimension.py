@@ -8,7 +8,7 @@ training error) with bootstrap intervals, dependence on the number of samples, o
     python benchmarks/dimension.py --data FOLDER [--workers 2] [--out FILE]
 
 FOLDER holds mnist, cifar10 and steel-plates as their publishers give them. Finished runs are kept in the output file
-and not repeated; give a new file to measure anew. `--quick` does three short runs on the bundled digits.
+and not repeated; pass a new file to repeat them. `--quick` does three short runs on the bundled digits.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ less the lowest of the run. Constants are chosen on the settings marked "choose"
     python benchmarks/early_stopping.py --data FOLDER [--workers 2] [--out FILE]
 
 FOLDER holds mnist, cifar10, steel-plates and ai4i2020 as their publishers give them. Finished runs are kept in the
-output file and not repeated; give a new file to measure anew. `--quick` does one run of 6 epochs on the bundled digits.
+output file and not repeated; pass a new file to repeat them. `--quick` does one run of 6 epochs on the bundled digits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What only a GPU can show, in one command of a few minutes: python benchmarks/gpu.py [--out FILE].
+"""Benchmarks that need a GPU, in one command of a few minutes: python benchmarks/gpu.py [--out FILE].
 
-It needs no network and no data. Each line of the file is a record as the other benchmarks write it, and the file is
-written anew after every row, so that a run that is cut off leaves what it found. ``run_all.py --tables`` shows it.
+It needs no network and no data. Each line of the file is a record in the format of the other benchmarks. The file is
+rewritten after every row, so an interrupted run keeps its results. ``run_all.py --tables`` shows them.
 """
 
 from __future__ import annotations

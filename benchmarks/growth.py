@@ -15,7 +15,7 @@ from lightning_sloppy.records import Status
 
 warnings.filterwarnings("ignore")
 SECONDS = 90.0
-"""A cell whose smaller neighbour says that it would take longer is left out, and says so."""
+"""A cell that would take longer by the time of its smaller neighbour is left out and marked as such."""
 
 
 def main() -> None:

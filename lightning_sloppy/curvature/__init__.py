@@ -1,4 +1,4 @@
-"""Hessian, Gauss-Newton, Fisher and Jacobian: as operators, or as Gram matrices of per-sample gradients. Torch only."""
+"""Hessian, Gauss-Newton, Fisher and Jacobian, as operators or by Gram matrices of per-sample gradients. Torch only."""
 
 from lightning_sloppy.curvature.central_differences import CentralDifferences
 from lightning_sloppy.curvature.cotangents import Fisher

@@ -12,14 +12,14 @@ from lightning_sloppy.linalg.which import Which
 
 
 def checked_counts(k: int, probes: int | str) -> None:
-    """Check numbers of pairs and probe vectors.
+    """Check the numbers of eigenpairs and probe vectors.
 
     Raises:
-        ConfigurationError: For k < 1, or a single or negative number of probes.
+        ConfigurationError: If k < 1, or ``probes`` is 1 or negative.
     """
     if not isinstance(k, int) or k < 1:
         raise ConfigurationError(
-            f"k={k} eigenpairs were asked for, but at least 1 is needed; pass k >= 1, a whole number."
+            f"k={k} eigenpairs were asked for, but at least 1 is needed; pass a whole number k >= 1."
         )
     if probes != "auto" and (not isinstance(probes, int) or probes < 0 or probes == 1):
         raise ConfigurationError(
@@ -29,20 +29,20 @@ def checked_counts(k: int, probes: int | str) -> None:
 
 
 def one_of(name: str, value: str, choices: Any) -> None:
-    """Check a word.
+    """Check that a string is one of the choices.
 
     Raises:
-        ConfigurationError: When it is none of the choices.
+        ConfigurationError: If it is not.
     """
     if value not in get_args(choices):
         raise ConfigurationError(f"{name}={value!r} is unknown; choose one of {', '.join(get_args(choices))}.")
 
 
 def check_choices(mode: str, which: str = "magnitude", method: str = "auto", basis: str = "device") -> None:
-    """Check the words of a spectrum by products.
+    """Check the string arguments of a spectrum by products.
 
     Raises:
-        ConfigurationError: For an unknown one.
+        ConfigurationError: If one is unknown.
     """
     one_of("mode", mode, Mode)
     one_of("which", which, Which)
@@ -51,19 +51,19 @@ def check_choices(mode: str, which: str = "magnitude", method: str = "auto", bas
 
 
 def check_solver(steps: int, tol: float | None, max_products: int | None, basis_memory: int | None) -> None:
-    """Check the numbers of an eigensolver and a quadrature.
+    """Check the numeric arguments of eigensolver and quadrature.
 
     Raises:
-        ConfigurationError: For one out of range.
+        ConfigurationError: If one is out of range.
     """
     if steps < 1:
-        raise ConfigurationError(f"steps={steps} is no depth of a quadrature; pass steps >= 1, usually 30 to 100.")
+        raise ConfigurationError(f"steps={steps} Lanczos steps were asked for; pass steps >= 1, usually 30 to 100.")
     if tol is not None and not 0 < tol < 1:
         raise ConfigurationError(
-            f"tol={tol} is a residual relative to the largest magnitude and must lie between 0 and 1; pass None for "
-            "the default of the data type."
+            f"tol={tol} must be between 0 and 1, as a residual relative to the largest magnitude; pass None for the "
+            "default of the data type."
         )
     if max_products is not None and max_products < 1:
-        raise ConfigurationError(f"max_products={max_products} allows no product; pass at least k, or None.")
+        raise ConfigurationError(f"max_products={max_products} does not allow a product; pass at least k, or None.")
     if basis_memory is not None and basis_memory < 1:
-        raise ConfigurationError(f"basis_memory={basis_memory} bytes hold no vector; pass a number of bytes, or None.")
+        raise ConfigurationError(f"basis_memory={basis_memory} is too small; pass a positive number of bytes, or None.")

@@ -1,8 +1,8 @@
-"""What of a loss goes past the outputs: parameters of its own, and penalties on those of the module.
+"""Dependence of a loss on parameters that bypasses the outputs: parameters of the loss, and penalties on weights.
 
-The Hessian has every way from a parameter to the loss. Gauss-Newton and Fisher matrices are about the outputs, and say
-what they leave out. The empirical Fisher matrix is about the gradients of the samples, which have entries for the own
-parameters of the loss as well: learnt weights of several terms, a temperature, class centres.
+The Hessian includes every path from a parameter to the loss. Gauss-Newton and Fisher matrices are defined by the
+outputs, and report what they leave out. The empirical Fisher matrix is defined by per-sample gradients, which have
+entries for the parameters of the loss as well: learnt weights of several terms, a temperature, class centres.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from lightning_sloppy.evaluation.nests import map_tensors, tensors_of, with_tens
 from lightning_sloppy.evaluation.objective import Objective
 
 LOOKED_AT = 8
-"""Samples that show what a loss depends on."""
+"""Number of samples on which the dependence of a loss is examined."""
 
 NAMED = 3
-"""Parameters that a sentence names."""
+"""Largest number of parameters that a sentence names."""
 
 
 @dataclass(frozen=True)
 class BesideOutputs:
-    """Parameters on which a loss depends past the outputs that it uses.
+    """Parameters on which a loss depends other than through the outputs that it uses.
 
     Attributes:
-        own: Of the loss alone: no output that it uses depends on them.
-        passing: Of the outputs as well, a penalty on weights for instance.
-        shared: Places of output tensors without a row for each sample that are made of the loss's own parameters.
+        own: Parameters of the loss alone: no output that it uses depends on them.
+        passing: Parameters of the outputs as well, for instance with a penalty on weights.
+        shared: Indices of output tensors without one row per sample that depend on the parameters of the loss.
     """
 
     own: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class BesideOutputs:
     shared: tuple[int, ...] = ()
 
     def left_out(self, *, own_too: bool) -> str:
-        """A sentence on what a matrix of the outputs leaves out; empty for nothing."""
+        """A sentence on what a matrix of the outputs leaves out; empty if it leaves out nothing."""
         sentences = []
         if self.passing:
             sentences.append(
@@ -162,7 +162,7 @@ def sample_losses(objective: Objective, beside: BesideOutputs, batches: list[Bat
 
 
 def _weighing(objective: Objective, batches: list[Batch]) -> AnyBatch:
-    """Some samples that have a weight together: the loss of others is the mean of nothing."""
+    """Some samples with a positive total weight. Without it, the mean loss is not defined."""
     for batch in batches:
         few = some_of(batch, LOOKED_AT)
         if objective.batch_weight(few) > 0:
@@ -185,14 +185,14 @@ def _as_inputs(batch: AnyBatch) -> Batch:
 
 
 class SampleLosses(Objective):
-    """A module whose outputs are the losses of the samples, one by one: per-sample gradients are those of an output.
+    """A module whose outputs are the losses of the single samples, so that per-sample gradients are those of an output.
 
-    Of a batch ``((inputs, targets), targets)``, see :func:`as_inputs`.
+    Batches are ``((inputs, targets), targets)``, see :func:`as_inputs`.
 
     Args:
         objective: Module and loss.
-        beside: What the loss depends on past the outputs; the part of the module's other parameters is left out.
-        batch: Of the module: samples of all batches are where they are in this one.
+        beside: Dependence of the loss that bypasses the outputs. That on other parameters of the module is left out.
+        batch: A batch of the module, which shows the dimensions of the samples in all batches.
     """
 
     def __init__(self, objective: Objective, beside: BesideOutputs, batch: AnyBatch) -> None:
@@ -202,12 +202,12 @@ class SampleLosses(Objective):
         self._targets = rows_in(batch).inputs if is_whole(batch) else rows_in(batch).targets
 
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
-        """What the module gives, the targets, and the loss's own parameters."""
+        """The outputs of the module, the targets, and the parameters of the loss."""
         own = {name: parameters[name] for name in self._beside.own if name in parameters}
         return super().outputs(parameters, inputs[0]), inputs[1], own
 
     def rows(self, outputs: Any, count: int) -> Tensor:
-        """The loss of each sample, (n, 1); nothing for one without weight, whose loss may be the mean of nothing."""
+        """The loss of each sample, (n, 1); zero for a sample without weight, whose loss may not be defined."""
         found, targets, own = outputs
         used = {id(tensor) for tensor in self.used(found)}
         tensors = [
@@ -226,13 +226,13 @@ class SampleLosses(Objective):
             pair = Batch(targets, targets, Rows(count, self._targets))
             own_targets = targets if count == 1 else cut(pair, slice(index, index + 1))[0]
             loss = super(SampleLosses, self).loss_of_outputs(own, own_outputs, own_targets)
-            # Of a sum the terms of a sample are divided by its weight, as those of a batch are.
+            # For a sum, the terms of a sample are divided by its weight, like those of a batch.
             return loss / weights[index] if self.reduction == "sum" else loss
 
         return torch.stack([one(index) for index in range(count)]).unsqueeze(1)
 
     def _sample(self, output: Tensor, place: int, index: int, count: int) -> Tensor:
-        """What an output tensor has of one sample."""
+        """The part of an output tensor that belongs to one sample."""
         axis = self._axes.get(place, 0 if output.shape[:1] == (count,) else None)
         if place in self._beside.shared:  # a parameter among the outputs may have as many entries as there are samples
             return output
@@ -248,9 +248,9 @@ class SampleLosses(Objective):
         return self.loss_of_rows(self.rows(outputs, sample_count(batch)), outputs, batch)
 
     def loss_of_rows(self, rows: Tensor, outputs: Any, batch: AnyBatch) -> Tensor:  # noqa: ARG002 - as the base class has it
-        """The mean of the rows, as the loss weighs them."""
+        """The weighted mean of the rows, with the weights of the loss."""
         weights = self.sample_weights(batch).to(rows.device, rows.dtype)
         return (weights * rows[:, 0]).sum() / (weights.sum() if weights.any() else 1)
 
     def examine(self, outputs: Any, batch: AnyBatch) -> None:
-        """Nothing to find out: every row is used."""
+        """Do nothing, because every row is used."""

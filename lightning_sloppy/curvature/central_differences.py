@@ -1,11 +1,11 @@
-"""Products from first derivatives alone, for modules without a double backward: differences of gradients.
+"""Products by differences of gradients, for modules without a double backward.
 
 The step has length ``h = eps^(1/3)`` in the space of the parameters (4.9e-3 in float32, 6.1e-6 in float64), which
 balances the truncation ``h^2`` against the rounding ``eps / h`` for third derivatives of order one. Measured against
-exact products, relative to the largest eigenvalue: 2e-4 in float32 and 1e-9 in float64 with smooth activations. A
-float32 step also crosses kinks of ReLU and max-pooling, whose curvature, nothing to a derivative, a difference sees:
-1e-2 on a trained network, more than half on a small untrained one; in float64 hardly any step meets one. The error is
-measured on the spot (:meth:`CentralDifferences.measure_rounding`).
+exact products, the error relative to the largest eigenvalue is 2e-4 in float32 and 1e-9 in float64 with smooth
+activations. A float32 step also crosses kinks of ReLU and max-pooling. They contribute to a difference, but not to a
+derivative: the error is then 1e-2 on a trained network, and more than half on a small untrained one. In float64 hardly
+any step crosses a kink. The error is measured each time (:meth:`CentralDifferences.measure_rounding`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lightning_sloppy.linalg.vectors import unit_gaussian
 
 
 class CentralDifferences(SymmetricOperator):
-    """``H v = (grad L(w + h v) - grad L(w - h v)) / (2 h)`` for v of unit length: two gradients a product.
+    """``H v = (grad L(w + h v) - grad L(w - h v)) / (2 h)`` for v of unit length: two gradients per product.
 
     Args:
         objective: Module and loss.
@@ -67,9 +67,9 @@ class CentralDifferences(SymmetricOperator):
         return product
 
     def measure_rounding(self, rng: torch.Generator) -> None:
-        """Set ``rounding`` to how much a product changes at half the step, for a vector near the top of the spectrum.
+        """Set ``rounding`` to the change of a product at half the step, for a vector near the top eigenvectors.
 
-        Four products: two turn a random vector upwards, then the whole and the half step are compared.
+        It takes four products: two steps of the power method from a random vector, then the whole and the half step.
         """
         vector = unit_gaussian(self.dim, rng).to(self.device, self.dtype)
         for _ in range(2):

@@ -57,7 +57,7 @@ def checked_fisher(kind: str, labels: int = 1, likelihood: str | None = None, se
         ConfigurationError: For an unknown kind or likelihood, or no label.
     """
     if labels < 1:
-        raise ConfigurationError(f"labels={labels} targets were asked for each sample; pass at least 1.")
+        raise ConfigurationError(f"labels={labels} targets per sample were asked for; pass at least 1.")
     if likelihood not in (None, "categorical", "bernoulli", "gaussian"):
         raise ConfigurationError(
             f"likelihood={likelihood!r} is unknown; choose 'categorical', 'bernoulli', 'gaussian', or None."
@@ -74,7 +74,7 @@ def checked_kind(kind: str) -> Kind:
     for known in KINDS:
         if kind == known:
             return known
-    raise ConfigurationError(f"kind={kind!r} is no Fisher information; choose one of {', '.join(KINDS)}.")
+    raise ConfigurationError(f"kind={kind!r} is unknown; choose one of {', '.join(KINDS)}.")
 
 
 def pulled_cotangents(
@@ -162,8 +162,8 @@ def cotangents(
 def _hessian_factors(loss: Tensor, leaf: Tensor, objective: Objective) -> Tensor:
     if type(objective.loss_fn).__name__ == "NLLLoss" or getattr(objective.loss_fn, "__name__", "") == "nll_loss":
         raise ConfigurationError(
-            "The Hessian of the negative log-likelihood in log-probabilities is zero, so its exact Fisher information "
-            "is no matrix of the model; let forward return scores and use cross_entropy."
+            "The Hessian of the negative log-likelihood with respect to log-probabilities is zero, so it does not give "
+            "the exact Fisher matrix of the model; let forward return scores, and use cross_entropy."
         )
     (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
     count, width = leaf.shape
@@ -188,7 +188,7 @@ def _hessian_factors(loss: Tensor, leaf: Tensor, objective: Objective) -> Tensor
 def _sampled(
     objective: Objective, fisher: Fisher, rows: Tensor, outputs: Any, batch: Batch, first: int, held: Tensor
 ) -> Tensor:
-    """Gradients at targets drawn from the model that the loss stands for, in closed form."""
+    """Gradients at targets drawn from the model of the loss, in closed form."""
     shapes = [t.shape for t in tensors_of(outputs) if t.numel() == rows.numel() and t.shape[:1] == rows.shape[:1]]
     own, same = objective.loss_fn, None
     known = known_loss(own)
@@ -201,7 +201,7 @@ def _sampled(
             known, same = KnownLoss(fisher.likelihood), None
     if known is None or not shapes:
         raise ConfigurationError(
-            f"kind='sampled' draws targets from the model, but the model behind {objective.loss_fn!r} is unknown; pass "
+            f"kind='sampled' draws targets from the model, but the model of {objective.loss_fn!r} is unknown; pass "
             "likelihood='categorical', 'bernoulli' or 'gaussian' (one output tensor), or kind='empirical' or 'exact'."
         )
     leaf = rows.to("cpu", torch.float64).reshape(shapes[0]).requires_grad_()

@@ -1,4 +1,4 @@
-"""Diagonals of the curvature: of the empirical Fisher matrix, and what Adam has gathered on its way."""
+"""Diagonals of the curvature: of the empirical Fisher matrix, and from the second moments of Adam."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.real_numbers import real_view
 
 LARGEST_CHUNK = 128
-"""Samples differentiated at a time, where there is memory for their gradients."""
+"""Largest number of samples that are differentiated at a time, if the memory is enough."""
 
 
 def fisher_diagonal(objective: Objective, layout: ParameterLayout, batches: Sequence[Batch]) -> Tensor:
     """Diagonal of the empirical Fisher matrix: the mean square of every entry of the per-sample gradients.
 
-    By ``vmap``, in chunks that a quarter of the free memory holds; by a loop over the samples where ``vmap`` refuses.
+    It uses ``vmap`` in chunks that fit into a quarter of the free memory, or a loop over the samples if ``vmap`` fails.
 
     Args:
         objective: Module and mean-reduced loss.
@@ -75,8 +75,8 @@ def _squares(
 def adam_second_moment(optimizer: torch.optim.Optimizer, module: nn.Module, batch_size: int) -> Tensor:
     """``B v / (1 - beta_2^t)``: the running mean square of batch gradients, as a diagonal of the curvature per example.
 
-    A batch gradient is a mean over B examples, so near a minimum its square is about the Fisher diagonal over B. It is
-    free, and as stale as ``beta_2`` makes it.
+    A batch gradient is a mean over B examples, so near a minimum its square is about the Fisher diagonal divided by B.
+    It costs nothing, but it averages over earlier steps by ``beta_2``.
 
     Args:
         optimizer: Adam, AdamW or another one whose state holds ``exp_avg_sq`` and ``step``.
@@ -87,7 +87,7 @@ def adam_second_moment(optimizer: torch.optim.Optimizer, module: nn.Module, batc
         Shape (p,); zeros for parameters that were never stepped.
 
     Raises:
-        ConfigurationError: For an optimiser without second moments.
+        ConfigurationError: If the optimiser has no second moments.
     """
     betas: dict[int, float] = {}
     for group in optimizer.param_groups:

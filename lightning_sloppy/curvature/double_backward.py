@@ -1,4 +1,4 @@
-"""Contexts in which a double backward exists: fused kernels often have none."""
+"""Contexts in which a double backward exists. Fused kernels often have none."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from lightning_sloppy.evaluation.nests import map_tensors, tensors_of
 def double_backward(module: nn.Module) -> Iterator[None]:
     """Run forwards so that second derivatives exist.
 
-    Attention uses the math kernel, recurrent layers leave cuDNN, compiled modules run eagerly, activation
-    checkpointing does without re-entry: none of the four has a second derivative as it is.
+    Attention uses the math kernel, recurrent layers do not use cuDNN, compiled modules run eagerly, and activation
+    checkpointing is not re-entrant. Without these changes, none of the four has a second derivative.
 
     Raises:
-        UnsupportedError: When a double backward was still refused; the message names the operation.
+        UnsupportedError: If an operation still has no double backward; the message names it.
     """
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -50,7 +50,7 @@ def _is_refusal(error: RuntimeError) -> bool:
 
 @contextmanager
 def backward_in_eval(module: nn.Module) -> Iterator[None]:
-    """Run forwards so that first derivatives exist in eval mode: recurrent layers of cuDNN have none there."""
+    """Run forwards so that first derivatives exist in eval mode, where recurrent layers of cuDNN have none."""
     enabled = torch.backends.cudnn.enabled
     if any(isinstance(child, nn.RNNBase) for child in module.modules()):
         # The flag alone: torch.backends.cudnn.flags would set the precision flags as well.
@@ -62,7 +62,7 @@ def backward_in_eval(module: nn.Module) -> Iterator[None]:
 
 
 class _NoReentry:
-    """Stands in for the function behind ``checkpoint(use_reentrant=True)``."""
+    """Replacement for the autograd function of ``checkpoint(use_reentrant=True)``."""
 
     @staticmethod
     def apply(function: Callable[..., Any], preserve: bool, *arguments: Any) -> Any:
@@ -71,7 +71,7 @@ class _NoReentry:
 
 @contextmanager
 def _without_reentry() -> Iterator[None]:
-    """Re-entrant checkpointing refuses :func:`torch.autograd.grad`; the other kind gives the same numbers."""
+    """Replace re-entrant checkpointing, which does not support :func:`torch.autograd.grad`, with the same numbers."""
     function = checkpointing.CheckpointFunction
     checkpointing.CheckpointFunction = _NoReentry  # type: ignore[misc, assignment]
     try:

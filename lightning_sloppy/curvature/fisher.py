@@ -22,8 +22,8 @@ class FisherOperator(OutputCurvatureOperator):
         objective: Module and loss, outputs and loss apart.
         layout: Chosen parameters.
         batches: Prepared batches.
-        fisher: Which: empirical or sampled. Every sample has a random stream of its own, so that every product is of
-            the same matrix.
+        fisher: The kind, empirical or sampled. Each sample has its own random stream, so that every product is with the
+            same matrix.
         method: "auto" keeps the graphs when they fit.
     """
 

@@ -1,4 +1,4 @@
-"""From a module with its loss to the spectrum of its Fisher information: by the Gram matrix, else by products."""
+"""Spectrum of the Fisher matrix of a module with its loss, by the Gram matrix or by products."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from lightning_sloppy.records import Cost, Estimate, Spectrum, Status
 FisherMethod = Literal["auto", "gram", "products"]
 
 ROW_LIMIT = 8_192
-"""Rows of the largest Gram matrix: its float64 eigenvalues take minutes on a CPU beyond."""
+"""Rows of the largest Gram matrix. Above, its float64 eigenvalues take minutes on a CPU."""
 
 FLOOR_ROUNDINGS = 8
-"""Roundings of the products below which an eigenvalue is noise: 2.5e-7 of the largest was seen in float32."""
+"""Multiple of the rounding error below which an eigenvalue is noise. In float32, 2.5e-7 of the largest was observed."""
 
 
 def fisher_of(
@@ -57,14 +57,14 @@ def fisher_of(
     ranks: Ranks = ALONE,
     on_product: Callable[[int], None] | None = None,
 ) -> Spectrum:
-    """All eigenvalues of a Fisher matrix through its Gram matrix; beyond its limit the k largest by products.
+    """Compute all eigenvalues of a Fisher matrix from its Gram matrix, or above its limit the k largest by products.
 
-    The arguments are those of :func:`~lightning_sloppy.analysis.fisher_spectrum`. Of several ``ranks``, each of which
-    is given the whole probe, every one makes a part.
+    The arguments are those of :func:`~lightning_sloppy.analysis.fisher_spectrum`. Each of several ``ranks`` receives
+    the whole probe and computes a part.
 
     Raises:
-        UnsupportedError: When outputs and loss are not known apart.
-        ConfigurationError: When ``method="gram"`` would have more than 8,192 rows.
+        UnsupportedError: If the loss is not known as a function of outputs and targets.
+        ConfigurationError: If ``method="gram"`` would need more than 8,192 rows.
     """
     need_outputs(objective)
     layout = ParameterLayout.of(objective.module, parameters)
@@ -92,7 +92,7 @@ def fisher_of(
         )
         found = replace(found, rank_bound=min(rows, layout.dim), detail={**found.detail, "rows": rows})
     else:
-        # The block of a layer is made whole on every rank.
+        # The block of a layer is computed whole on every rank.
         alone = ALONE if by_layer else ranks
         found = _by_gram(objective, layout, batches, fisher, solve, by_layer, rows, alone)
     found = of_one_draw(found, unsteady)
@@ -100,7 +100,7 @@ def fisher_of(
 
 
 def _rows(objective: Objective, layout: ParameterLayout, batches: list[Batch], fisher: Fisher) -> int:
-    """Rows of the Gram matrix: one for each sample and cotangent."""
+    """Number of rows of the Gram matrix: one per sample and cotangent."""
     count = sum(sample_count(batch) for batch in batches)
     if fisher.kind != "exact":
         return count * (fisher.labels if fisher.kind == "sampled" else 1)
@@ -125,9 +125,9 @@ def _by_gram(
     mine = layers_of_rank(ranks, layout)
     leaves = mine.leaves(objective.module, objective.dtype)
     vectors = None
-    # A fused attention kernel has no rule for vmap either, so the same context serves.
+    # A fused attention kernel has no rule for vmap either, so the same context is used.
     with double_backward(objective.module):
-        # Of a single batch, the usual probe, one forward serves the cotangents and the Gram matrix.
+        # For a single batch, the usual probe, one forward is enough for the cotangents and the Gram matrix.
         recorded = recorded_call(objective, leaves, batches[0]) if len(batches) == 1 else None
         known = [] if recorded is None else [recorded[1].outputs]
         detached = {name: leaf.detach() for name, leaf in leaves.items()}
@@ -143,7 +143,7 @@ def _by_gram(
         if solve.eigenvectors:
             values, inner = torch.linalg.eigh(gram.matrix / total)
             values, inner = values.flip(0), inner.flip(1)[:, : min(solve.k, layout.dim)]
-            # u = J^T C v / sqrt(W lambda): of unit length, for v has it.
+            # u = J^T C v / sqrt(W lambda) has unit length, because v has.
             lengths = (values[: inner.shape[1]] * total).clamp_min(torch.finfo(values.dtype).tiny).sqrt()
             vectors = pull_back_vectors(objective, layout, pulled, batches, inner / lengths)
     found = gram_spectrum(builder, layout, gram.matrix, weights, rows, path_in_words(gram))
@@ -163,7 +163,7 @@ def _by_gram(
 def recorded_call(
     objective: Objective, leaves: dict[str, Tensor], batch: Batch
 ) -> tuple[dict[str, Tensor], Recording] | None:
-    """The batch run with its calls recorded; None for a forward whose functions cannot be watched."""
+    """Run the batch and record its calls; None if the calls of the forward cannot be recorded."""
     with suppress(Exception):
         return leaves, Recording(objective, leaves, batch)
     return None
@@ -172,7 +172,7 @@ def recorded_call(
 def gram_spectrum(
     builder: SpectrumBuilder, layout: ParameterLayout, matrix: Tensor, weights: Tensor, rows: int, method: str
 ) -> Spectrum:
-    """Of a Gram matrix that may have fewer rows than were asked for: those that are zero were left out of it."""
+    """Spectrum of a Gram matrix. It may have fewer rows than ``rows``, because zero rows were left out."""
     total, count = float(weights.sum()), len(weights)
     values = _padded(descending(matrix / total), min(rows, layout.dim))
     half = _half(matrix, weights)
@@ -202,7 +202,7 @@ def _padded(values: Tensor, count: int) -> Tensor:
 
 
 def _half(matrix: Tensor, weights: Tensor) -> Tensor | None:
-    """The matrix of the first half of the samples, by their own weight; None when there is none."""
+    """The matrix of the first half of the samples, divided by their weight; None if the weight is zero."""
     count = len(weights)
     half = float(weights[: count // 2].sum())
     if half == 0:
@@ -212,6 +212,6 @@ def _half(matrix: Tensor, weights: Tensor) -> Tensor | None:
 
 
 def path_in_words(gram: Gram) -> str:
-    """Which path served how many parameters, in words."""
+    """The number of parameters by each path, in words."""
     paths = list(gram.paths.values())
     return "gram (" + ", ".join(f"{paths.count(path)} by {path}" for path in dict.fromkeys(paths)) + ")"

@@ -15,7 +15,7 @@ from lightning_sloppy.evaluation.objective import Objective
 
 
 def mean_gradient(objective: Objective, layout: ParameterLayout, batches: list[Batch]) -> Tensor:
-    """``grad (1/W) sum_i w_i loss_i``, (p,), batch by batch."""
+    """Compute ``grad (1/W) sum_i w_i loss_i``, (p,), batch by batch."""
     leaves = layout.leaves(objective.module, objective.dtype)
     total = torch.zeros(layout.dim, dtype=objective.dtype, device=objective.device)
 

@@ -1,7 +1,7 @@
-"""Spectrum of the outputs' Jacobian in the parameters, ``(1/N) sum_i J_i^T J_i``, with samples normalised on request.
+"""Spectrum of the Jacobian of the outputs, ``(1/N) sum_i J_i^T J_i``, optionally with each sample normalised.
 
 The kernel of the samples is ``K_ij = J_i J_j^T``, a block of D x D for each pair (the neural tangent kernel). It needs
-no targets and no loss, and says what the network could learn next rather than how well it fits.
+no targets and no loss. It describes how the outputs can change, not how well the network fits.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from lightning_sloppy.evaluation.sample_rows import row_axes
 from lightning_sloppy.records import Estimate, Spectrum, Status
 
 Outputs = Callable[[Any], Any] | str
-"""Which outputs: a function of what ``forward`` returns, or a key of the mapping that it returns."""
+"""Selection of outputs: a function of what ``forward`` returns, or a key of the mapping that it returns."""
 
 MOST_EXACT = 128
-"""Outputs of a sample up to which the norm of its Jacobian is exact where it is not read off a kernel."""
+"""Largest number of outputs for which the norm of a sample's Jacobian is exact if there is no kernel."""
 
 DRAWS = 32
-"""Random signs for the norm of a Jacobian with more outputs: a relative error of at most 25 %."""
+"""Number of random signs for the norm of a Jacobian with more outputs. The relative error is at most 25 %."""
 
 CHUNK_ROWS, CHUNK_NUMBERS = 1_024, 2**24
-"""Rows of a Gram matrix of which only the diagonal is wanted, and cotangents in memory for it."""
+"""Rows of a Gram matrix of which only the diagonal is used, and numbers of its cotangents in memory."""
 
 
 class _ChosenOutputs(Objective):
-    """The module with its chosen outputs as its outputs, whichever path asks for them.
+    """The module with the chosen outputs as its outputs.
 
     Args:
         module: Any module.
@@ -71,8 +71,8 @@ class _ChosenOutputs(Objective):
             found = found.get(self._chosen) if isinstance(found, Mapping) else getattr(found, self._chosen, None)
             if found is None:
                 raise ConfigurationError(
-                    f"outputs={self._chosen!r} was asked for, but forward returns no such part; pass a key of what it "
-                    "returns, or a function of it."
+                    f"outputs={self._chosen!r} was asked for, but forward returns no such part; pass a key of the "
+                    "mapping that it returns, or a function."
                 )
         elif self._chosen is not None:
             found = self._chosen(found)
@@ -90,8 +90,8 @@ class _ChosenOutputs(Objective):
         if not places:
             shapes = ", ".join(str(tuple(leaf.shape)) for leaf in found) or "no floating-point tensor"
             raise ConfigurationError(
-                f"The Jacobian needs outputs with a row for each sample, but {count:,} samples gave {shapes}; pass "
-                "outputs=, a key or a function of what forward returns, that gives such tensors."
+                f"The Jacobian needs outputs with one row per sample, but for {count:,} samples forward returned "
+                f"{shapes}; pass outputs=, a key or a function of what forward returns, that selects such tensors."
             )
         self._axes, self._used = axes, tuple(sorted(places))
 
@@ -250,7 +250,7 @@ def jacobian_of(
     if quadrature is None:
         raise ConfigurationError(
             f"The kernel of the Jacobian would have {rows:,} rows ({count:,} samples times their outputs), above "
-            f"{ROW_LIMIT:,}, so its spectrum comes by products; pass probes=4, or use fewer samples or outputs."
+            f"{ROW_LIMIT:,}, so its spectrum is computed by products; pass probes=4, or use fewer samples or outputs."
         )
     detail: dict[str, str | int | float] = {}
     trace: Estimate | None = None

@@ -1,4 +1,4 @@
-"""Common ground of Hessian and Gauss-Newton products: a graph for each batch, kept when it fits, else built anew."""
+"""Base class of Hessian and Gauss-Newton products: one graph per batch, kept if it fits, else recomputed."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ Graph = TypeVar("Graph")
 Result = TypeVar("Result")
 
 GRAPH_FRACTION = 0.25
-"""Share of the free memory that graphs may take: training needs the rest at its next step."""
+"""Fraction of the free memory that graphs may take. The training needs the rest at its next step."""
 
 
 class KeptGraphOperator(SymmetricOperator, Generic[Graph]):
-    """Products as a sum over batches, each through a graph that is built once, or anew when the graphs do not fit.
+    """Products as a sum over batches. The graph of each batch is built once, or for each product if it does not fit.
 
-    Batches are weighted as the loss weighs their samples, so the matrix is that of the mean loss over the whole probe
-    whatever the batch sizes. A product on kept graphs costs about half of one from scratch; several vectors share one
-    pass (:meth:`matmat`). A batch whose own graph does not fit is divided into micro-batches.
+    Batches are weighted by the sample weights of the loss, so the matrix is that of the mean loss over the whole probe,
+    for any batch sizes. A product on kept graphs costs about half of a recomputed one. Several vectors share one pass
+    (:meth:`matmat`). If the graph of a single batch does not fit, the batch is divided into micro-batches.
 
     Args:
         objective: Module and loss.
         layout: Chosen parameters.
         batches: Prepared batches.
-        method: "auto" decides by the memory that the first batch's graph takes.
+        method: "auto" decides by the memory of the first batch's graph.
 
     Attributes:
-        method: How it was decided, "kept_graph" or "recomputed", with the size of the micro-batches if there are any.
-        unused: Names of the parameters that the loss does not use: their rows are zero. Known after a pass.
+        method: The method in use, "kept_graph" or "recomputed", with the size of micro-batches if there are any.
+        unused: Names of the parameters that the loss does not use. Their rows are zero. Known after a pass.
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class KeptGraphOperator(SymmetricOperator, Generic[Graph]):
 
     @abstractmethod
     def _build(self, index: int) -> Graph:
-        """The graph of one batch, with the batch's fraction of the mean loss in it; notes the used parameters."""
+        """Build the graph of one batch, scaled by its fraction of the mean loss, and record the used parameters."""
 
     @abstractmethod
     def _multiply(self, graph: Graph, pieces: Sequence[Tensor], where: Sequence[int]) -> list[Tensor | None]:
-        """One batch's part of the product, rows and columns of the parameters ``where``; the graph stays."""
+        """Compute the part of one batch in the product, for the block of parameters ``where``. The graph is kept."""
 
     def _take(self, batches: list[Batch], fractions: list[float] | None = None) -> None:
         fractions = self._objective.batch_fractions(batches) if fractions is None else fractions
@@ -78,7 +78,7 @@ class KeptGraphOperator(SymmetricOperator, Generic[Graph]):
         self._fractions = [fraction for _, fraction in held]
 
     def _plan(self, method: Method) -> None:
-        """Keep all graphs, or none when the first one says that they will not fit."""
+        """Keep all graphs, or none if they do not fit by the size of the first one."""
         budget = float("inf") if method == "kept_graph" else GRAPH_FRACTION * free_bytes(self.device)
         kept: list[Graph] = []
         try:
@@ -98,11 +98,11 @@ class KeptGraphOperator(SymmetricOperator, Generic[Graph]):
         self._kept, self.method = kept, "kept_graph"
 
     def _divide(self, parts: int) -> bool:
-        """Cut every batch into so many micro-batches; the matrix stays the same. False when it cannot be done."""
+        """Divide every batch into ``parts`` micro-batches, with the same matrix. Return False if this is not possible."""
         size = max(max(sample_count(batch) for batch in self._batches) // parts, 1)
         if not divisible(self._objective, self._leaves, self._batches, size):
             return False
-        # Every rank divides when it must: the fractions of the pieces are known without the others.
+        # Each rank divides if it needs to, because the fractions of the pieces do not depend on other ranks.
         pieces: list[Batch] = []
         fractions: list[float] = []
         for batch, fraction in zip(self._batches, self._fractions, strict=True):
@@ -135,9 +135,9 @@ class KeptGraphOperator(SymmetricOperator, Generic[Graph]):
                     raise
 
     def _refused_together(self, work: Callable[[], Result]) -> Result:
-        """Up to the first product: a double backward that is refused on one rank is refused on all.
+        """Until the first product, make a missing double backward on one rank fail on all ranks.
 
-        A rank without samples meets no layer that could refuse, and would go on while the others take differences.
+        A rank without samples calls no layer, so it would continue while the others switch to differences.
         """
         if self._tried or self._objective.ranks.count == 1:
             return work()
@@ -149,7 +149,7 @@ class KeptGraphOperator(SymmetricOperator, Generic[Graph]):
             self._objective.ranks.least(False)
             raise
         if not self._objective.ranks.least(True):
-            raise UnsupportedError("The samples of another rank go through an operation without second derivatives.")
+            raise UnsupportedError("The samples of another rank use an operation without second derivatives.")
         return result
 
     def _block_product(self, vectors: Tensor, where: Sequence[int]) -> Tensor:

@@ -77,18 +77,19 @@ def kronecker_factors(
     positions: Positions = "expand",
     fisher: Fisher = EXACT,
 ) -> tuple[list[Factors | None], list[int]]:
-    """B and A of every linear layer and convolution: its block of the Gauss-Newton matrix is about ``B x A``.
+    """Compute B and A of every linear layer and convolution, whose Gauss-Newton block is approximately ``B x A``.
 
-    With the exact curvature of the loss in the outputs: one backward for each direction of it (each class) and batch.
+    The exact curvature of the loss with respect to the outputs is used. It takes one backward per batch and direction
+    (class).
 
     Args:
-        module: Any module; it is evaluated in eval mode and left as it was.
+        module: Any module. It is evaluated in eval mode and not changed.
         loss_fn: ``loss_fn(outputs, targets)``, twice differentiable in the outputs. The factors are those of the mean
-            over all samples, also of a loss that adds them up.
+            over all samples, even if the loss is a sum.
         batches: Re-iterable of ``(inputs, targets)``, as for :func:`lightning_sloppy.hessian_spectrum`.
-        positions: "expand" or "reduce", as above. At one position they are the same; "expand" suits losses of each
-            position, as of language models, and "reduce" outputs that are means over positions.
-        fisher: Another Fisher matrix than the exact one: "sampled" takes as many backwards as there are ``labels``.
+        positions: "expand" or "reduce", as above. With one position they are the same. Use "expand" for losses per
+            position, as in language models, and "reduce" for outputs that are means over positions.
+        fisher: Fisher matrix to use instead of the exact one. "sampled" takes ``labels`` backwards.
 
     Returns:
         For each trainable parameter tensor, in order, the factor of its rows and that of its columns, or None, and its

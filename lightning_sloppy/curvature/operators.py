@@ -51,8 +51,8 @@ class Curvature:
         if self.fisher is not None and self.fisher.kind != "exact":
             raise UnsupportedError(
                 f"Products with the {self.fisher.kind} Fisher information need a second backward through the outputs, "
-                f"which {type(self.objective.module).__name__} has not; use fewer samples, so that the Gram matrix "
-                "serves, or kind='exact'."
+                f"which {type(self.objective.module).__name__} does not support; use fewer samples, so that the Gram "
+                "matrix is used, or kind='exact'."
             )
         build = CentralDifferences if self.matrix == "hessian" else GaussNewtonDifferences
         return build(self.objective, self.layout, self.batches)

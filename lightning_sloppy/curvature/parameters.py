@@ -19,9 +19,9 @@ Patterns = str | Sequence[str] | None
 
 @dataclass(frozen=True)
 class ParameterLayout:
-    """Names and shapes of the chosen trainable parameters; tied weights are counted once.
+    """Names and shapes of the chosen trainable parameters. Tied weights are counted once.
 
-    Of a complex parameter the real and the imaginary parts are the parameters: its shape ends in 2.
+    A complex parameter counts as its real and imaginary parts: its shape ends in 2.
 
     Attributes:
         names: Names as in ``module.named_parameters()``.
@@ -33,12 +33,12 @@ class ParameterLayout:
 
     @classmethod
     def of(cls, module: nn.Module, patterns: Patterns = None) -> ParameterLayout:
-        """The layout of the parameters of ``module`` that require gradients and match one of the patterns.
+        """Return the layout of the parameters of ``module`` that require gradients and match one of the patterns.
 
-        A tied parameter matches by any of its names. What :func:`torch.compile` puts before names is left out.
+        A tied parameter matches by any of its names. Prefixes of names that :func:`torch.compile` adds are ignored.
 
         Raises:
-            ConfigurationError: When a pattern matches no trainable parameter.
+            ConfigurationError: If a pattern matches no trainable parameter.
 
         >>> ParameterLayout.of(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), "1.*").dim
         4
@@ -50,7 +50,7 @@ class ParameterLayout:
         return cls(tuple(trained), tuple(real_view(p.detach()).shape for p in trained.values()))
 
     def layers(self) -> dict[str, tuple[int, ...]]:
-        """Indices of the parameters of each layer: of each module that owns some, by its name ("" for the module)."""
+        """Indices of the parameters of each layer, that is, of each submodule with parameters, by its name."""
         found: dict[str, list[int]] = {}
         for index, name in enumerate(self.names):
             found.setdefault(_plain(name.rpartition(".")[0]), []).append(index)
@@ -66,27 +66,27 @@ class ParameterLayout:
         return sum(shape.numel() for shape in self.shapes)
 
     def leaves(self, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Copies that require gradients: a forward that writes to its weights (``max_norm``) does so on them."""
+        """Copies that require gradients, so that a forward that writes to its weights (``max_norm``) changes copies."""
         table = self._own(module)
         return {name: real_view(table[name].detach()).to(dtype, copy=True).requires_grad_() for name in self.names}
 
     def _own(self, module: nn.Module) -> dict[str, Tensor]:
-        """The module's parameters by name.
+        """The parameters of the module by name.
 
         Raises:
-            ConfigurationError: When one of the layout is not there any more.
+            ConfigurationError: If the module no longer has a parameter of the layout.
         """
         table: dict[str, Tensor] = dict(module.named_parameters())
         missing = [name for name in self.names if name not in table]
         if missing:
             raise ConfigurationError(
                 f"{type(module).__name__} has no parameter {missing[0]!r} any more: its parameters have changed since "
-                "the fit began (pruning, weight norm, other layers); change them before it."
+                "the fit began (pruning, weight norm, other layers); change them before the fit."
             )
         return table
 
     def flatten(self, tensors: Iterable[Tensor | None]) -> Tensor:
-        """One vector of shape (p,); None stands for zeros (a parameter that the loss does not use)."""
+        """One vector of shape (p,). None is replaced by zeros (a parameter that the loss does not use)."""
         parts = list(tensors)
         like = next(part for part in parts if part is not None)
         return torch.cat(
@@ -112,7 +112,7 @@ class ParameterLayout:
 
     @contextmanager
     def holding(self, module: nn.Module, vector: Tensor) -> Iterator[None]:
-        """Other weights in the module's own tensors; its own bits come back whatever happens."""
+        """Context with other weights in the module's tensors, which are restored bit for bit, also after an error."""
         table = self._own(module)
         own = {name: table[name].detach().clone() for name in self.names}
         try:
@@ -181,10 +181,9 @@ def grad(
 
 
 def _need_second_derivatives(gradients: Sequence[Tensor | None]) -> None:
-    """Look for what ``once_differentiable`` leaves in a graph: a dead end.
+    """Raise an error if a graph contains a function marked ``once_differentiable``.
 
-    The next derivative would leave out all that lies behind it without a word, for no way leads from there to a
-    parameter.
+    The graph ends at such a function, so the next derivative would silently leave out everything before it.
     """
     nodes = [g.grad_fn for g in gradients if g is not None and g.grad_fn is not None]
     seen = set(nodes)

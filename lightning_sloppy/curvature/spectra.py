@@ -1,6 +1,6 @@
-"""From a module with its loss to the spectrum of its Hessian or Gauss-Newton matrix.
+"""Spectra of the Hessian and the Gauss-Newton matrix of a module with its loss.
 
-They run inside somebody's :func:`~lightning_sloppy.evaluation.preserve.preserved`, on prepared batches.
+The functions must be called inside :func:`~lightning_sloppy.evaluation.preserve.preserved`, on prepared batches.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Solve:
     basis: Storage = "device"
 
     def pairs(self, operator: SymmetricOperator, memory: int, rng: torch.Generator, vectors: bool) -> Eigenpairs:
-        """The pairs of an operator."""
+        """Compute the eigenpairs of an operator."""
         return top_eigenpairs(
             operator,
             self.k,
@@ -70,19 +70,19 @@ class Solve:
 
 
 MOST_PROBES = 64
-"""Probe vectors at which ``probes="auto"`` gives up: the error is then a quarter of that of the first four."""
+"""Largest number of probe vectors for ``probes="auto"``. The error is then a quarter of that of the first four."""
 
 
 @dataclass(frozen=True)
 class Quadrature:
-    """How the whole spectrum is seen.
+    """Parameters of the stochastic Lanczos quadrature.
 
     Attributes:
         vectors: Rademacher probe vectors, (count, p).
-        steps: Depth.
-        enough: Asked every few steps whether the quadrature of a vector is good enough.
-        more: Gives so many probe vectors, the first ones among them always the same; None for no more.
-        rel_error: Standard error of the trace, relative to it, at which no more are wanted.
+        steps: Lanczos steps.
+        enough: Function that is called every few steps and returns whether the quadrature of a vector is good enough.
+        more: Function that returns a number of probe vectors, always starting with the same ones; None to add none.
+        rel_error: Standard error of the trace, relative to the trace, at which no more probe vectors are added.
     """
 
     vectors: Tensor
@@ -104,10 +104,10 @@ def hessian_of(
     by_layer: bool = False,
     on_product: Callable[[int], None] | None = None,
 ) -> Spectrum:
-    """The ``min(k, p)`` wanted eigenpairs of the Hessian, and its density with probe vectors.
+    """Compute ``min(k, p)`` eigenpairs of the Hessian, and its density if probe vectors are given.
 
-    The arguments are those of :func:`~lightning_sloppy.analysis.hessian_spectrum`. Where the whole matrix is formed
-    the density is exact and needs no probe vectors.
+    The arguments are those of :func:`~lightning_sloppy.analysis.hessian_spectrum`. If the whole matrix is formed, the
+    density is exact and needs no probe vectors.
     """
     layout = ParameterLayout.of(objective.module, parameters)
     return spectrum_of(
@@ -131,7 +131,7 @@ def spectrum_of(
     by_layer: bool = False,
     on_product: Callable[[int], None] | None = None,
 ) -> Spectrum:
-    """Pairs of any of the matrices by products; see :func:`hessian_of`."""
+    """Compute eigenpairs of one of the matrices by products; see :func:`hessian_of`."""
     layout = curvature.layout
     refuse_cut_graphs(curvature.objective, layout, curvature.batches)
     objective, loss, unsteady = steady_mean(curvature.objective, layout, curvature.batches)
@@ -154,7 +154,7 @@ def spectrum_of(
         if not solve.eigenvectors:
             found = replace(found, vectors=None)
         spectrum = builder.pairs(operator, found, density=density, method=operator.method)
-        # One step tells the trace and nothing of the shape.
+        # One step gives the trace, but no information on the shape.
         if found.spectrum is None and quadrature is not None and quadrature.steps == 1:
             spectrum = replace(spectrum, density=None)
         layers = _blocks(builder, operator, layout, solve, memory, rng) if by_layer else {}
@@ -174,7 +174,7 @@ def spectrum_of(
 
 
 def _honest(found: Eigenpairs, rounding: float) -> Eigenpairs:
-    """Residuals of products that are themselves off by a fraction of the largest magnitude."""
+    """Add the error of the products, a fraction of the largest magnitude, to the residuals."""
     size = rounding * float(found.values.abs().max())
     residuals = torch.hypot(found.residuals, torch.full_like(found.residuals, size))
     converged = residuals <= found.tolerance
@@ -198,9 +198,9 @@ def gauss_newton_of(
     parameters: Patterns = None,
     on_product: Callable[[int], None] | None = None,
 ) -> Spectrum:
-    """Whole-spectrum view of the Gauss-Newton matrix by quadrature; exact where it is small enough to form.
+    """Compute the density of the Gauss-Newton matrix by quadrature; exact if the matrix is small enough to form.
 
-    ``detail["beside_outputs"]`` says what of the loss goes past the outputs, and is left out.
+    ``detail["beside_outputs"]`` names the terms of the loss that bypass the outputs and are left out.
     """
     layout = ParameterLayout.of(objective.module, parameters)
     need_outputs(objective)
@@ -219,7 +219,7 @@ def gauss_newton_of(
         largest, smallest = float(density.nodes.max()), float(density.nodes.min())
         floor = operator.rounding * max(largest, -smallest)
         if smallest < -floor:
-            # The loss is not convex in the outputs: what holds for positive semidefinite matrices brackets nothing.
+            # The loss is not convex in the outputs, so brackets for positive semidefinite matrices do not hold.
             density = replace(density, positive_semidefinite=False)
         return replace(
             builder.nothing(layout.dim, Status.CONVERGED),
@@ -242,7 +242,7 @@ def gauss_newton_of(
 
 
 def _known(found: Eigenpairs) -> Known | None:
-    """The converged pairs, for the quadrature to go on beside them."""
+    """The converged pairs, which the quadrature counts exactly."""
     if found.vectors is None or not bool(found.converged.any()):
         return None
     keep = found.converged
@@ -259,14 +259,14 @@ def _density(
     positive: bool,
     known: Known | None = None,
 ) -> Density:
-    """Quadrature beside the known pairs, with more probe vectors where they are wanted.
+    """Quadrature in the complement of the known pairs, with more probe vectors until the error is small enough.
 
-    In lockstep where that shares the building of graphs and the bases fit, else one vector after another.
+    All vectors advance together if this saves building graphs and the bases fit; else one after the other.
     """
     one = quadrature.steps * operator.dim * operator.dtype.itemsize
     if one > memory:
         raise BasisMemoryError(needed=one, available=memory, fits=0)
-    # One decision for all ranks: those with more memory keep their graphs.
+    # All ranks must decide the same, although those with more memory keep their graphs.
     recomputed = bool(ranks.least(operator.method.startswith("recomputed")))
 
     def seen(vectors: Tensor) -> Density:
@@ -300,7 +300,7 @@ def _blocks(
     memory: int,
     rng: torch.Generator,
 ) -> dict[str, Spectrum]:
-    """One spectrum for the diagonal block of each layer; the graphs are those of the whole matrix."""
+    """One spectrum per diagonal block of a layer, on the graphs of the whole matrix."""
     found = {}
     for name, where in layout.layers().items():
         block = LayerBlock(operator, where)

@@ -1,4 +1,4 @@
-"""The demo room: small data and small networks that the configurations in ``configs/`` use."""
+"""Small data sets and networks for the configurations in ``configs/``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data that lies in memory: a seeded split into training and validation, and the handwritten digits."""
+"""Data sets in memory: a seeded split into training and validation, and the handwritten digits."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def split_indices(count: int, val_fraction: float, seed: int) -> tuple[Tensor, T
 
     Args:
         count: Samples to split.
-        val_fraction: Share of them held out, in (0, 1); the number is rounded.
-        seed: Seed of the permutation; the same seed gives the same split on every machine.
+        val_fraction: Fraction that is held out, in (0, 1). The number of samples is rounded.
+        seed: Seed of the permutation. The same seed gives the same split on every machine.
 
     Returns:
-        Two disjoint int64 tensors that together hold every index once.
+        Two disjoint int64 tensors that together contain every index once.
 
     Raises:
         ConfigurationError: If the fraction is outside (0, 1) or leaves one of the parts empty.
@@ -34,29 +34,29 @@ def split_indices(count: int, val_fraction: float, seed: int) -> tuple[Tensor, T
         (8, 2, True)
     """
     if not 0.0 < val_fraction < 1.0:
-        raise ConfigurationError(f"val_fraction must lie in (0, 1), but is {val_fraction}: give for instance 0.2.")
+        raise ConfigurationError(f"val_fraction must lie in (0, 1), but is {val_fraction}; pass for instance 0.2.")
     held_out = round(count * val_fraction)
     if not 0 < held_out < count:
         raise ConfigurationError(
-            f"val_fraction={val_fraction} of {count} samples leaves nothing for one of the parts, training or"
-            " validation: change it or add data."
+            f"val_fraction={val_fraction} of {count} samples leaves no samples for training or validation; change it or"
+            " add data."
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[held_out:], order[:held_out]
 
 
 class InMemoryDataModule(LightningDataModule):
-    """Serves tensors that fit into memory; a subclass says in ``setup`` which ones.
+    """Data module for tensors in memory, which a subclass sets in ``setup``.
 
     Args:
-        batch_size: Samples in a batch.
-        num_workers: Worker processes of the loaders; 0, for indexing a tensor costs less than sending it.
+        batch_size: Number of samples per batch.
+        num_workers: Worker processes of the loaders. 0, because indexing a tensor is faster than sending it.
     """
 
     def __init__(self, batch_size: int, *, num_workers: int = 0) -> None:
         super().__init__()
         if batch_size < 1:
-            raise ConfigurationError(f"batch_size must be at least 1, but is {batch_size}: give for instance 64.")
+            raise ConfigurationError(f"batch_size must be at least 1, but is {batch_size}; pass for instance 64.")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.train_set: TensorDataset | None = None
@@ -64,7 +64,7 @@ class InMemoryDataModule(LightningDataModule):
         self.test_set: TensorDataset | None = None
 
     def train_dataloader(self) -> Loader:
-        """Batches of the training part, shuffled anew in every epoch."""
+        """Batches of the training part, reshuffled every epoch."""
         return self._loader(self.train_set, shuffle=True)
 
     def val_dataloader(self) -> Loader:
@@ -83,8 +83,8 @@ class InMemoryDataModule(LightningDataModule):
     def _loader(self, dataset: TensorDataset | None, *, shuffle: bool = False) -> Loader:
         if dataset is None:
             raise ConfigurationError(
-                f"{type(self).__name__} holds no such data: call setup('fit') or let a Trainer do so, and ask for a"
-                " test part only where there is one."
+                f"{type(self).__name__} has no such data; call setup('fit') or let a Trainer do so, and use the test"
+                " part only if there is one."
             )
         workers = self.num_workers
         return DataLoader(dataset, self.batch_size, shuffle, num_workers=workers, persistent_workers=workers > 0)
@@ -93,13 +93,13 @@ class InMemoryDataModule(LightningDataModule):
 class DigitsDataModule(InMemoryDataModule):
     """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn bundles; nothing is downloaded.
 
-    Inputs are float32 of shape (64,), divided by the largest possible pixel value, 16: a constant, not a
-    statistic of the data, so that the inputs of one sample do not depend on the others (a bound over the
-    draw of the samples needs that). Targets are the classes 0 to 9.
+    Inputs are float32 of shape (64,), divided by the largest possible pixel value, 16. This is a constant, not a
+    statistic of the data, so the inputs of one sample do not depend on the others, as a bound over the draw of the
+    samples requires. Targets are the classes 0 to 9.
 
     Args:
-        batch_size: Samples in a batch; 16 gives more steps an epoch than Lightning's logging interval of 50.
-        val_fraction: Share held out for validation; 0.2 leaves 1,438 samples for training.
+        batch_size: Number of samples per batch. 16 gives more steps per epoch than Lightning's logging interval of 50.
+        val_fraction: Fraction held out for validation. 0.2 leaves 1,438 samples for training.
         seed: Seed of the split.
         num_workers: Worker processes of the loaders.
 
@@ -122,7 +122,7 @@ class DigitsDataModule(InMemoryDataModule):
 def _digits() -> tuple[Tensor, Tensor]:
     if importlib.util.find_spec("sklearn") is None:
         raise MissingExtraError(
-            "DigitsDataModule reads the digits that scikit-learn bundles, and scikit-learn is not installed:"
+            "DigitsDataModule reads the digits that scikit-learn bundles, but scikit-learn is not installed; run"
             " pip install 'lightning-sloppy[demo]'."
         )
     from sklearn.datasets import load_digits

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons, small enough that every measurement can be checked against the whole matrix."""
+"""Multilayer perceptrons, small enough to check every measurement against the whole matrix."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def perceptron(widths: Sequence[int], activation: Activation = "relu") -> nn.Seq
     """
     if len(widths) < 2 or min(widths) < 1:
         raise ConfigurationError(
-            f"widths must name at least an input and an output, each at least 1, but are {list(widths)}:"
-            " give for instance [64, 32, 10]."
+            f"widths must contain at least an input and an output width, each at least 1, but are {list(widths)};"
+            " pass for instance [64, 32, 10]."
         )
     if activation not in ACTIVATIONS:
-        raise ConfigurationError(f"The activation {activation!r} is unknown: choose one of {', '.join(ACTIVATIONS)}.")
+        raise ConfigurationError(f"The activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}.")
     layers: list[nn.Module] = [nn.Flatten()]
     for wide, narrow in pairwise(widths):
         layers += [nn.Linear(wide, narrow), ACTIVATIONS[activation]()]
@@ -48,7 +48,7 @@ def perceptron(widths: Sequence[int], activation: Activation = "relu") -> nn.Seq
 
 
 class _Perceptron(LightningModule):
-    """What classifier and regressor share: the network, the optimiser and the logged loss and score."""
+    """Base class of classifier and regressor: the network, the optimiser, and the logged loss and score."""
 
     score_name: str
     loss_fn: nn.Module
@@ -74,7 +74,7 @@ class _Perceptron(LightningModule):
             )
         if optimizer not in ("adamw", "sgd") or lr_schedule not in ("constant", "exponential", "cosine"):
             raise ConfigurationError(
-                f"optimizer={optimizer!r} with lr_schedule={lr_schedule!r} is unknown: choose adamw or sgd, with"
+                f"optimizer={optimizer!r} with lr_schedule={lr_schedule!r} is unknown; choose adamw or sgd, with"
                 " constant, exponential or cosine."
             )
         self.save_hyperparameters()
@@ -83,11 +83,11 @@ class _Perceptron(LightningModule):
         self.network = perceptron(widths, activation)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Flatten the inputs and return what the last layer gives, shape (batch, widths[-1])."""
+        """Flatten the inputs and return the output of the last layer, shape (batch, widths[-1])."""
         return self.network(inputs)  # type: ignore[no-any-return]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean loss of the batch; logs it at every step and the score of the epoch."""
+        """Return the mean loss of the batch, logged at every step, and log the score of the epoch."""
         return self._step("train", batch, self.train_score, on_step=True)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -99,7 +99,7 @@ class _Perceptron(LightningModule):
         self._step("test", batch, self.val_score, on_step=False)
 
     def configure_optimizers(self) -> Any:
-        """The optimiser, and the schedule of its learning rate when it is not constant."""
+        """Return the optimiser, and the schedule of its learning rate if it is not constant."""
         if self.optimizer == "adamw":
             optimizer: torch.optim.Optimizer = torch.optim.AdamW(
                 self.parameters(), lr=self.lr, weight_decay=self.weight_decay
@@ -113,7 +113,7 @@ class _Perceptron(LightningModule):
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
             raise ConfigurationError(
-                f"lr_schedule='cosine' ends with the last epoch, but max_epochs is {epochs}: give the Trainer a number."
+                f"lr_schedule='cosine' ends with the last epoch, but max_epochs is {epochs}; pass a number to Trainer."
             )
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)]
 
@@ -133,12 +133,12 @@ class MLPClassifier(_Perceptron):
 
     Args:
         widths: Width of every layer, input first, number of classes last.
-        activation: Between the layers.
+        activation: Activation between the layers.
         optimizer: "adamw", or "sgd" with momentum 0.9.
-        lr: Learning rate at the start.
-        weight_decay: As the optimiser understands it: decoupled for AdamW, a quadratic penalty for SGD.
-        lr_schedule: "constant"; "exponential": times ``lr_decay`` after every epoch; "cosine": to zero over
-            the Trainer's ``max_epochs``.
+        lr: Initial learning rate.
+        weight_decay: Weight decay of the optimiser: decoupled for AdamW, a quadratic penalty for SGD.
+        lr_schedule: "constant"; "exponential": multiplied by ``lr_decay`` after every epoch; "cosine": decreases to
+            zero over the Trainer's ``max_epochs``.
         lr_decay: Factor of the exponential schedule.
 
     Raises:
@@ -183,10 +183,10 @@ class MLPRegressor(_Perceptron):
 
     Args:
         widths: Width of every layer, input first, number of targets last.
-        activation: Between the layers.
+        activation: Activation between the layers.
         optimizer: "adamw", or "sgd" with momentum 0.9.
-        lr: Learning rate at the start.
-        weight_decay: As the optimiser understands it.
+        lr: Initial learning rate.
+        weight_decay: Weight decay of the optimiser.
         lr_schedule: "constant", "exponential" or "cosine", as in :class:`MLPClassifier`.
         lr_decay: Factor of the exponential schedule.
 

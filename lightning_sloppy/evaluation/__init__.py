@@ -1,4 +1,4 @@
-"""From a module and a batch to outputs and a loss, leaving no trace on the module. Torch only."""
+"""Compute outputs and losses of a module on batches without changing the module. Torch only."""
 
 from lightning_sloppy.evaluation.batches import Batch, as_pair, sample_count
 from lightning_sloppy.evaluation.classifiers import Classifier, classifier_of

@@ -16,25 +16,24 @@ from lightning_sloppy.evaluation.nests import leaves_of, map_leaves, map_tensors
 from lightning_sloppy.evaluation.real_numbers import cast_number
 
 BatchSize = Callable[[Any], int]
-"""``batch_size(batch)``: how many samples a batch holds, as its loader gives it."""
+"""``batch_size(batch) -> int``: the number of samples in a batch, as its loader returns it."""
 
 
 INNER = -1
-"""Stands for the first dimension of an output, (T N, ...), in which the samples change fastest."""
+"""Marker for the first dimension of an output, (T N, ...), in which the samples change fastest."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the samples of a batch are.
+    """The dimensions of the samples in a batch.
 
     Attributes:
-        count: Samples n.
-        inputs: For each leaf of the inputs the dimension that has a row for each sample; None for what all samples
-            have in common.
-        targets: The same of the targets; empty where inputs and targets are the same object.
-        outputs: The same of the outputs of ``forward``, by their place among its tensors, as far as it was seen; empty
-            where nothing was to be seen, None where it was not looked at. ``INNER`` where positions and samples were
-            made one dimension.
+        count: Number of samples n.
+        inputs: For each leaf of the inputs, the dimension that has one row per sample; None if all samples share the
+            leaf.
+        targets: The same for the targets; empty if inputs and targets are the same object.
+        outputs: The same for the outputs of ``forward``, by their index among its tensors, where it was found; empty if
+            none was found, None if it was not looked for. ``INNER`` if positions and samples share a dimension.
         apart: Whether samples can be taken out of the batch.
     """
 
@@ -46,21 +45,21 @@ class Rows:
 
     @property
     def divisible(self) -> bool:
-        """Whether every leaf has a row for each sample, or was seen to be common to all."""
+        """Whether every leaf has one row per sample, or was found to be shared by all samples."""
         return self.apart and (bool(self.outputs) or None not in (*self.inputs, *self.targets))
 
 
 class Batch(tuple[Any, Any]):
-    """Inputs and targets: tensors, or nests of tensors that the module and the loss accept.
+    """Inputs and targets: tensors, or nested containers of tensors that the module and the loss accept.
 
-    A batch that is no pair is both: inputs and targets are the same object.
+    If a batch is not a pair, inputs and targets are the same object, the whole batch.
 
     Attributes:
-        rows: Where the samples are; None while nobody has looked.
-        counted: Samples as the user says; None when nobody was asked.
-        read: Samples that were read for it, where they were read one by one; None for a batch as its loader gave it.
-        leading: Of a longer tuple the number of parts that are inputs, else 0.
-        parts: Of a longer tuple the number of all parts, else 0.
+        rows: Dimensions of the samples; None if they were not looked for yet.
+        counted: Number of samples by ``batch_size=``; None without it.
+        read: Number of samples read for the batch, if they were read one by one; None for a batch of a loader.
+        leading: For a longer tuple, the number of elements that are inputs; else 0.
+        parts: For a longer tuple, the number of elements; else 0.
     """
 
     _fields: ClassVar[tuple[str, str]] = ("inputs", "targets")  # by which walks through nests know a named tuple
@@ -81,29 +80,29 @@ class Batch(tuple[Any, Any]):
         leading: int = 0,
         parts: int = 0,
     ) -> Batch:
-        """Two parts, and what is known of them."""
+        """Create the pair with its attributes."""
         made = super().__new__(cls, (inputs, targets))
         made.rows, made.counted, made.read = rows, counted, read
         made.leading, made.parts = leading, parts
         return made
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        """For copies and for other processes."""
+        """Arguments for copies and for pickling."""
         return (self[0], self[1], self.rows, self.counted, self.read, self.leading, self.parts)
 
     def of(self, inputs: Any, targets: Any, rows: Rows | None = None) -> Batch:
-        """A batch with other parts and the same facts; with samples of its own where ``rows`` are given."""
+        """Return a batch with other inputs and targets and the same attributes, or with other ``rows`` if given."""
         if rows is None:
             return Batch(inputs, targets, self.rows, self.counted, self.read, self.leading, self.parts)
         return Batch(inputs, targets, rows, leading=self.leading, parts=self.parts)
 
     def with_rows(self, rows: Rows | None) -> Batch:
-        """The same batch, its samples found; None: to be looked for."""
+        """Return the same batch with these dimensions of the samples; None if they are not known."""
         return Batch(self[0], self[1], rows, self.counted, self.read, self.leading, self.parts)
 
     @property
     def given(self) -> Any:
-        """The batch as its loader gave it."""
+        """The batch as its loader returned it."""
         if self[0] is self[1]:
             return self[0]
         if not self.leading:
@@ -113,7 +112,7 @@ class Batch(tuple[Any, Any]):
 
 
 AnyBatch: TypeAlias = "Batch | tuple[Any, Any]"
-"""A batch, or a plain pair as instruments make them."""
+"""A batch, or a plain pair as instruments create them."""
 
 
 def as_pair(
@@ -121,15 +120,15 @@ def as_pair(
 ) -> Batch:
     """Return ``(inputs, targets)``.
 
-    A batch that is no pair (a mapping, a dataclass, a longer tuple) is both: the module and the loss get all of it.
-    So is one of two parts whose module needs both of them.
+    If a batch is not a pair (a mapping, a dataclass, a longer tuple), inputs and targets are both the whole batch. The
+    same holds for a pair if ``forward`` needs both elements.
 
     Args:
-        batch: As a loader gives it.
-        module: Of a tuple with more than two parts its ``forward`` takes the first ones, and the rest are the targets;
-            None: it stays whole.
-        counted: Samples in it as the user says, or None.
-        read: Samples that were read for it, or None.
+        batch: The batch as a loader returns it.
+        module: From a tuple with more than two elements, its ``forward`` takes the first ones, and the rest are the
+            targets. None: the tuple is not split.
+        counted: Number of samples by ``batch_size=``, or None.
+        read: Number of samples that were read for the batch, or None.
     """
     if isinstance(batch, Batch):
         return batch
@@ -145,12 +144,12 @@ def as_pair(
 
 
 def is_whole(batch: AnyBatch) -> bool:
-    """Whether the batch is no pair: inputs and targets are the same object."""
+    """Whether the batch is not a pair, so that inputs and targets are the same object."""
     return batch[0] is batch[1]
 
 
 def map_batch(function: Callable[[Tensor], Any], batch: AnyBatch) -> Batch:
-    """The same batch with every tensor replaced; one that is no pair stays none."""
+    """Apply a function to every tensor of a batch. A batch that is not a pair is not turned into one."""
     made = as_pair(batch)
     if is_whole(batch):
         whole = map_tensors(function, batch[0])
@@ -159,28 +158,28 @@ def map_batch(function: Callable[[Tensor], Any], batch: AnyBatch) -> Batch:
 
 
 def batch_leaves(batch: AnyBatch) -> list[Tensor | PackedSequence]:
-    """All leaves of a batch, those of one that is no pair once."""
+    """All leaves of a batch; if it is not a pair, each leaf once."""
     return leaves_of(batch[0]) if is_whole(batch) else [*leaves_of(batch[0]), *leaves_of(batch[1])]
 
 
 def sizes_of(leaf: Tensor | PackedSequence) -> tuple[int, ...]:
-    """Sizes of the dimensions of a leaf that may be those of the samples; of a ragged one, only the samples' own."""
+    """Sizes of the dimensions of a leaf that may be the sample dimension; of a ragged leaf, only that dimension."""
     if isinstance(leaf, PackedSequence):
         return (int(leaf.batch_sizes[0]),) if len(leaf.batch_sizes) else (0,)
     return (int(leaf.size(0)),) if leaf.is_nested else tuple(leaf.shape)
 
 
 def rows_in(batch: AnyBatch) -> Rows:
-    """Where the samples of a batch are: as was found, else in the first dimension of its first tensor.
+    """Dimensions of the samples of a batch: those that were found, else the first dimension of its first tensor.
 
     Raises:
-        ConfigurationError: When there is no tensor with a first dimension.
+        ConfigurationError: If no tensor has a first dimension.
     """
     if isinstance(batch, Batch) and batch.rows is not None:
         return batch.rows
     count = next((sizes_of(leaf)[0] for leaf in batch_leaves(batch) if sizes_of(leaf)), None)
     if count is None:
-        raise ConfigurationError("A batch holds no tensor with a first dimension; give (inputs, targets) as tensors.")
+        raise ConfigurationError("A batch has no tensor with a first dimension; pass (inputs, targets) as tensors.")
     inputs, targets = (
         tuple(0 if sizes_of(leaf)[:1] == (count,) else None for leaf in leaves_of(part)) for part in batch
     )
@@ -188,18 +187,18 @@ def rows_in(batch: AnyBatch) -> Rows:
 
 
 def sample_count(batch: AnyBatch) -> int:
-    """Samples in a batch.
+    """Number of samples in a batch.
 
     Raises:
-        ConfigurationError: When there is no tensor with a first dimension.
+        ConfigurationError: If no tensor has a first dimension.
     """
     return rows_in(batch).count
 
 
 def to_device(batch: AnyBatch, device: torch.device, dtype: torch.dtype) -> Batch:
-    """Move every tensor; cast those of floating point to ``dtype`` (products are at least float32).
+    """Move every tensor to the device, and cast floating-point tensors to ``dtype`` (products are at least float32).
 
-    One that requires gradients still does, for a loss may differentiate in its inputs.
+    Tensors keep ``requires_grad``, because a loss may differentiate with respect to its inputs.
     """
 
     def move(leaf: Tensor) -> Tensor:
@@ -211,21 +210,21 @@ def to_device(batch: AnyBatch, device: torch.device, dtype: torch.dtype) -> Batc
 
 
 def private(batch: AnyBatch) -> Batch:
-    """Clone the tensors of the inputs: an in-place first layer would otherwise change the kept batch.
+    """Clone the tensors of the inputs, because an in-place first layer would change the kept batch.
 
-    Tensors made in inference mode are cloned among the targets too, for autograd cannot save them.
+    Targets that were made in inference mode are cloned too, because autograd cannot save them.
     """
     made, inputs = as_pair(batch), map_tensors(torch.clone, batch[0])
     if is_whole(batch):
-        # A loss that reads the inputs reads those of the data, whatever the forward made of its own.
+        # A loss that reads the inputs must read those of the data, even if the forward changed its own copy.
         return made.of(inputs, batch[1])
     return made.of(inputs, map_tensors(lambda leaf: leaf.clone() if leaf.is_inference() else leaf, batch[1]))
 
 
 def some_of(batch: AnyBatch, most: int) -> AnyBatch:
-    """At most so many samples of a batch, evenly spread, for checks that need not see all of them.
+    """At most ``most`` samples of a batch, evenly spread, for checks that do not need all of them.
 
-    A batch whose samples cannot be taken apart stays whole.
+    A batch whose samples cannot be separated is returned whole.
     """
     rows = rows_in(batch)
     if rows.count <= most or not rows.apart:
@@ -234,22 +233,22 @@ def some_of(batch: AnyBatch, most: int) -> AnyBatch:
 
 
 def picked(batch: AnyBatch, places: Tensor) -> Batch:
-    """The samples at these places; tensors without a row for each sample stay whole.
+    """The samples with these indices. Tensors without one row per sample are kept whole.
 
     Raises:
-        UnsupportedError: When samples cannot be taken out of the batch.
+        UnsupportedError: If samples cannot be taken out of the batch.
     """
     rows = rows_in(batch)
     if not rows.apart:
         raise UnsupportedError(
-            f"The {rows.count:,} samples of a batch cannot be taken apart, for its tensors have no row for each of "
-            "them; give batches of one sample each."
+            f"The {rows.count:,} samples of a batch cannot be separated, because its tensors do not have one row per "
+            "sample; pass batches of one sample each."
         )
     return _parted(batch, len(places), lambda leaf, axis: _picked(leaf, axis, places))
 
 
 def cut(batch: AnyBatch, samples: slice) -> Batch:
-    """A run of samples of a batch, without copies where that can be."""
+    """A slice of the samples of a batch, without copies if possible."""
     start, stop, _ = samples.indices(sample_count(batch))
 
     def run(leaf: Any, axis: int) -> Any:
@@ -284,7 +283,7 @@ def _picked(leaf: Any, axis: int, places: Tensor) -> Any:
 
 
 def joined(batches: list[Batch]) -> Batch | None:
-    """All samples as one batch; None when some tensor has no row for each sample, or the batches are of several shapes.
+    """All samples as one batch; None if a tensor does not have one row per sample, or the shapes of batches differ.
 
     >>> joined([(torch.zeros(2, 3), torch.zeros(2)), (torch.zeros(1, 3), torch.zeros(1))])[0].shape
     torch.Size([3, 3])
@@ -316,16 +315,16 @@ def joined(batches: list[Batch]) -> Batch | None:
 def collected(
     batches: Iterable[Any], batch_size: BatchSize | None = None, module: nn.Module | None = None
 ) -> list[Batch]:
-    """Hold all batches of a re-iterable, checked; a batch without samples has no mean loss and is left out.
+    """Return all batches of a re-iterable, checked. Batches without samples are left out: they have no mean loss.
 
     Args:
-        batches: Re-iterable.
-        batch_size: The user's count of the samples of a batch, or None.
-        module: Says which parts of a longer tuple are inputs.
+        batches: Re-iterable of batches.
+        batch_size: The ``batch_size=`` of the user, or None.
+        module: Module whose ``forward`` shows which elements of a longer tuple are inputs.
 
     Raises:
-        ConfigurationError: For a generator (it can be read once only), no batch, or a plain tuple or list that is no
-            pair where nobody knows which part of it is which.
+        ConfigurationError: If ``batches`` is a generator (it can be read only once), there is no batch, or a batch is a
+            plain tuple or list that is not a pair and cannot be split into inputs and targets.
     """
     if isinstance(batches, Iterator):
         raise ConfigurationError(
@@ -343,10 +342,10 @@ def collected(
 
 
 def counted_by(batch_size: BatchSize | None, batch: Any) -> int | None:
-    """What the user's ``batch_size`` says of a batch; None without one.
+    """Number of samples in a batch by the ``batch_size`` of the user; None without one.
 
     Raises:
-        ConfigurationError: When it gives no whole number of samples.
+        ConfigurationError: If it does not return a whole number.
     """
     if batch_size is None:
         return None
@@ -355,22 +354,22 @@ def counted_by(batch_size: BatchSize | None, batch: Any) -> int | None:
         count = int(count)
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
         raise ConfigurationError(
-            f"batch_size= must give the number of samples of a batch, but gave {count!r}; return a whole number, such "
-            "as batch[1].shape[0]."
+            f"batch_size= must return the number of samples in a batch, but returned {count!r}; return a whole number, "
+            "such as batch[1].shape[0]."
         )
     return count
 
 
 def checked_batch_size(batch_size: object) -> None:
-    """Refuse what is no function of a batch.
+    """Check that ``batch_size`` is a function of a batch.
 
     Raises:
-        ConfigurationError: For a number, say: the last batch usually holds fewer samples.
+        ConfigurationError: If it is not, for instance a number: the last batch usually has fewer samples.
     """
     if batch_size is not None and not callable(batch_size):
         raise ConfigurationError(
-            f"batch_size={batch_size!r} must be a function of a batch, for batches differ in size; pass for instance "
-            "batch_size=lambda batch: batch[1].shape[0]."
+            f"batch_size={batch_size!r} must be a function of a batch, because batches differ in size; pass for "
+            "instance batch_size=lambda batch: batch[1].shape[0]."
         )
 
 
@@ -382,6 +381,6 @@ def _refuse_unnamed(batch: Batch, module: nn.Module | None) -> None:
     whole = batch[0]
     if is_whole(batch) and _is_plain(whole) and (module is None or not takes_several(module)):
         raise ConfigurationError(
-            f"Batches must be pairs (inputs, targets), but the data give a {type(whole).__name__} of {len(whole)}; "
-            "give pairs, or a dict or dataclass that goes whole to module and loss."
+            f"Batches must be pairs (inputs, targets), but the data contain a {type(whole).__name__} of {len(whole)}; "
+            "pass pairs, or a dict or dataclass, which module and loss both receive as a whole."
         )

@@ -1,4 +1,4 @@
-"""How outputs become labels, and labels mistakes: what the loss says of them, or what the user does."""
+"""Rules from outputs to labels and mistakes, derived from the loss or given by the user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.weights import known_loss
 
 Predict = Callable[..., Tensor]
-"""``predict(outputs) -> (N,)`` labels, or ``predict(outputs, targets) -> (N,)`` booleans that are true for mistakes."""
+"""``predict(outputs) -> (N,)`` labels, or ``predict(outputs, targets) -> (N,)`` booleans, True for a mistake."""
 
 _LOOKS = 24
 _SAME = 1e-3
@@ -27,12 +27,12 @@ _PROBABILITY_LOSSES = (functional.binary_cross_entropy, nn.BCELoss)
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier made of a network's outputs.
+    """A rule that turns the outputs of a network into labels.
 
     Attributes:
-        words: The rule, for people.
-        mistakes: Outputs and targets to booleans (N,), true for a mistake.
-        labels: Outputs to labels (N,); None where the user gave the mistakes alone.
+        words: The rule in words.
+        mistakes: Function from outputs and targets to booleans (N,), True for a mistake.
+        labels: Function from outputs to labels (N,); None if the user gave only the mistakes.
     """
 
     words: str
@@ -41,23 +41,24 @@ class Classifier:
 
 
 def classifier_of(loss_fn: Any, outputs: Any, targets: Any, predict: Predict | None = None) -> Classifier | None:
-    """The classifier that the loss says the network is, or None when it says nothing of the kind.
+    """Derive the classifier from the loss, or return None if the loss does not determine one.
 
-    Certified is the error of a rule from outputs to labels, and it must be the model's own. Class scores are outputs
-    (N, C) with targets (N,) of class indices, and a loss that calls them so: cross-entropy, likelihood or margin of
-    torch, or a function that treats every class alike: it falls when the larger of two scores is moved to the target,
-    and at equal scores it prefers no class more at some heights than at others. Scores of an embedding, which the loss
-    itself turns into classes, do not pass. One output for each sample with targets 0 and 1 and binary cross-entropy is
-    a classifier by the sign of the logit. A criterion with parameters of its own is asked for ``predict``.
+    A certificate bounds the error of a rule from outputs to labels, which must be the rule of the model. Outputs (N, C)
+    with targets (N,) of class indices are class scores if the loss treats them so. This holds for cross-entropy,
+    likelihood and margin losses of torch, and for functions that are symmetric in the classes: the loss decreases when
+    the larger of two scores is moved to the target, and at equal scores its preference between classes does not depend
+    on the value of the scores. It does not hold for an embedding that the loss itself turns into classes. One output
+    per sample with targets 0 and 1 and binary cross-entropy is a classifier by the sign of the logit. A loss with
+    parameters needs ``predict``.
 
     Args:
-        loss_fn: Mean-reduced loss of (outputs, targets); None where it is not known.
-        outputs: Of one batch.
-        targets: Of the same batch.
-        predict: The user's own rule.
+        loss_fn: Mean-reduced loss of (outputs, targets); None if it is not known.
+        outputs: Outputs of one batch.
+        targets: Targets of the same batch.
+        predict: The rule of the user, or None.
 
     Raises:
-        ConfigurationError: For a ``predict`` that gives no label or boolean for each sample.
+        ConfigurationError: If ``predict`` does not return one label or boolean per sample.
     """
     if predict is not None:
         return _given(predict, outputs, targets)
@@ -77,7 +78,7 @@ def classifier_of(loss_fn: Any, outputs: Any, targets: Any, predict: Predict | N
 
 
 def _plain(loss_fn: Any) -> Any:
-    """The function or class by which a loss of torch is known."""
+    """The function or class by which a loss of torch is recognised."""
     if isinstance(loss_fn, partial):
         return loss_fn.func
     return type(loss_fn) if isinstance(loss_fn, nn.Module) else loss_fn
@@ -120,12 +121,12 @@ def _means_scores(loss_fn: Any, outputs: Tensor) -> bool:
         target, other = 0, classes - 1
         heights = [torch.full((classes,), height) for height in (-3.0, -0.7, 0.0, 1.1, 4.0)]
         return _in_proportion([(loss(row, target), loss(row, other)) for row in heights])
-    except Exception:  # a loss that cannot be asked sample by sample says nothing
+    except Exception:  # a loss that cannot be evaluated on single samples determines no classifier
         return False
 
 
 def _in_proportion(pairs: list[tuple[float, float]]) -> bool:
-    """Whether all pairs of losses have one quotient."""
+    """Whether all pairs of losses have the same quotient."""
     first, second = pairs[0]
     return all(abs(first * b - second * a) <= _SAME * max(abs(first * b), abs(second * a), 1e-12) for a, b in pairs)
 
@@ -144,8 +145,7 @@ def _means_logit(loss_fn: Any, outputs: Tensor, targets: Tensor) -> bool:
 
     try:
         heights = (0.3, 1.0, 2.5, 6.0)
-        # A wrong sign costs more the larger it is, a right one less, and it is the same for both classes but for a
-        # weight.
+        # The loss must decrease with the logit for target 1, and be the same for both classes up to a weight.
         wrong = [loss(-height, 1) for height in reversed(heights)] + [loss(height, 1) for height in heights]
         falling = all(a > b for a, b in pairwise(wrong))
         pairs = [(loss(sign * height, 1), loss(-sign * height, 0)) for height in heights for sign in (1, -1)]
@@ -159,7 +159,7 @@ def _largest(outputs: Tensor) -> Tensor:
 
 
 def _score_mistakes(outputs: Tensor, targets: Tensor) -> Tensor:
-    # A score that is not a number is a mistake, whatever argmax makes of it.
+    # A NaN score counts as a mistake, even if argmax returns the target.
     return (outputs.argmax(1) != targets) | ~torch.isfinite(outputs).all(1)
 
 
@@ -168,7 +168,7 @@ def _above(threshold: float, outputs: Tensor) -> Tensor:
 
 
 def _threshold_mistakes(threshold: float, outputs: Tensor, targets: Tensor) -> Tensor:
-    # A target between 0 and 1 is no label, and whatever is said of it counts as a mistake.
+    # A target between 0 and 1 is not a label. Any prediction for it counts as a mistake.
     wrong = _above(threshold, outputs) != targets.reshape(len(outputs))
     return wrong | ~torch.isfinite(outputs.reshape(len(outputs)))
 
@@ -179,16 +179,16 @@ PROBABILITY = Classifier("a probability above one half", partial(_threshold_mist
 
 
 def _given(predict: Predict, outputs: Any, targets: Any) -> Classifier:
-    """The user's rule, tried on a batch."""
+    """The rule of the user, tried on a batch."""
     if not callable(predict):
         raise ConfigurationError(
-            f"predict= must be a function of the outputs, but {predict!r} was given; return a label for each sample."
+            f"predict= must be a function of the outputs, but {predict!r} was given; return one label per sample."
         )
     whole = _takes_targets(predict)
     if not whole and not isinstance(targets, Tensor):
         raise ConfigurationError(
-            "predict= gives labels, but the batch has no tensor of targets to compare them with; let predict(outputs, "
-            "targets) return a boolean for each sample, true for a mistake."
+            "predict= returns labels, but the batch has no tensor of targets to compare them with; let "
+            "predict(outputs, targets) return one boolean per sample, True for a mistake."
         )
 
     def mistakes(outputs: Any, targets: Any) -> Tensor:
@@ -198,7 +198,7 @@ def _given(predict: Predict, outputs: Any, targets: Any) -> Classifier:
         if not isinstance(found, Tensor) or found.ndim != 1 or found.dtype != torch.bool:
             seen = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
             raise ConfigurationError(
-                f"predict(outputs, targets) must give booleans (N,), true for a mistake, but gave {seen}."
+                f"predict(outputs, targets) must give booleans (N,), True for a mistake, but returned {seen}."
             )
         return found
 
@@ -210,8 +210,8 @@ def _labels(found: Any, targets: Tensor) -> Tensor:
     if not isinstance(found, Tensor) or found.shape != targets.shape or targets.ndim != 1:
         seen = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ConfigurationError(
-            f"predict(outputs) must give a label for each of the targets {tuple(targets.shape)}, one for each sample, "
-            f"but gave {seen}; return labels (N,), or take (outputs, targets) and return booleans."
+            f"predict(outputs) must give a label for each of the targets {tuple(targets.shape)}, one per sample, but "
+            f"returned {seen}; return labels (N,), or take (outputs, targets) and return booleans."
         )
     return found
 

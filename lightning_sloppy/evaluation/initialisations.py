@@ -18,20 +18,20 @@ _FIRST_SEED = 2_718_281_828
 
 
 class Initialisations:
-    """Draws the parameters of a module anew.
+    """Draws new initialisations of the parameters of a module.
 
-    A parameter comes from the module that ``rebuild`` makes, where that differs from one seed to the next or is
-    constant; else from the layers that have ``reset_parameters``; so weights that a constructor loads from a file are
-    drawn too. What neither gives stays as it is.
+    A parameter is taken from the module that ``rebuild`` returns if it differs between seeds or is constant there. Else
+    it is taken from layers with ``reset_parameters``, so weights that a constructor loads from a file are drawn too.
+    Other parameters are not changed.
 
     Args:
-        module: The module; it is copied layer by layer, and nothing else that it holds is.
-        start: Its parameters at the start, by name, where they are others now.
-        rebuild: Makes the module again from its arguments; None where nobody knows them.
+        module: The module. Its layers are copied, other attributes are not.
+        start: Its initial parameters by name, if they are different now.
+        rebuild: Function that creates the module again from its arguments; None if they are not known.
 
     Attributes:
         drawn: Names of the parameters that are drawn.
-        kept: Names of those that are not and hold more than one number: nobody can say what they would be.
+        kept: Names of the other parameters that are not constant; their initial distribution is not known.
     """
 
     def __init__(

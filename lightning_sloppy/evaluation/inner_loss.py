@@ -47,7 +47,7 @@ class LossOfLogits:
 
     @property
     def weights(self) -> TargetWeights | None:
-        """What its mean is over; None for samples that all weigh the same."""
+        """Weights of the mean; None if all samples have equal weight."""
         if self.loss_fn is not functional.cross_entropy:
             return None
         return TargetWeights(self.labels, IGNORED, int(self.shifted))

@@ -1,4 +1,4 @@
-"""What a loss must be: callable, a scalar; and the usual one for outputs and targets."""
+"""Checks of a loss: callable, returns a scalar; and the default loss for given outputs and targets."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor, nn
 from lightning_sloppy.errors import ConfigurationError
 
 AGREEMENT = 1e-4
-"""Relative difference of two evaluations of one loss in float32 that is rounding."""
+"""Largest relative difference of two evaluations of one loss in float32 that is attributed to rounding."""
 
 ROUNDINGS = 8
 """Roundings of a half-precision weight by which two evaluations of one loss may differ."""
 
 LEAST_DIFFERENCE = 1e-6
-"""Absolute: losses near zero are differences of larger numbers."""
+"""Absolute tolerance, because losses near zero are differences of larger numbers."""
 
 
 def checked_loss(loss_fn: object, *, needed: bool = False) -> None:
-    """Refuse what cannot be called.
+    """Check that a loss is callable.
 
     Args:
         loss_fn: A function, or None.
-        needed: Whether there must be one.
+        needed: Whether None is refused.
 
     Raises:
-        ConfigurationError: For a name instead of a function.
+        ConfigurationError: If it is not callable, for instance a name.
     """
     if (needed or loss_fn is not None) and not callable(loss_fn):
         raise ConfigurationError(
@@ -38,14 +38,14 @@ def checked_loss(loss_fn: object, *, needed: bool = False) -> None:
 
 
 def checked_scalar(value: Any) -> Tensor:
-    """Return the loss if it is a scalar tensor of floating point.
+    """Return the loss if it is a scalar tensor.
 
     Raises:
-        ConfigurationError: Otherwise.
+        ConfigurationError: If it is not.
     """
     if not isinstance(value, Tensor):
         raise ConfigurationError(
-            f"The loss must be a scalar tensor, but a {type(value).__name__} came; return the mean."
+            f"The loss must be a scalar tensor, but it is a {type(value).__name__}; return the mean."
         )
     if value.numel() != 1:
         raise ConfigurationError(
@@ -55,12 +55,12 @@ def checked_scalar(value: Any) -> Tensor:
 
 
 def agree(one: float, other: float) -> bool:
-    """Whether two computations of one loss differ by rounding alone; never where one is not finite."""
+    """Whether two values of a loss are equal up to rounding; False if one is not finite."""
     return abs(one - other) <= AGREEMENT * max(abs(one), abs(other))
 
 
 def is_loss_of_step(guess: float, step: float, module: nn.Module) -> bool:
-    """Whether a guess is the loss that a step gave, but for rounding; never where one is not finite.
+    """Whether a guess equals the loss of a step up to rounding; False if one is not finite.
 
     The guess is evaluated on copies in the data type of the measurement, the step on the weights.
     """
@@ -71,10 +71,10 @@ def is_loss_of_step(guess: float, step: float, module: nn.Module) -> bool:
 
 
 def default_loss(outputs: Any, targets: Any) -> Callable[[Any, Any], Tensor] | None:
-    """The loss that such outputs and targets are usually trained with, or None when nothing fits.
+    """Return the loss that is usual for such outputs and targets, or None if none fits.
 
-    Cross-entropy for integer targets and outputs with a class dimension, mean squared error for float targets of
-    the outputs' own shape. A guess: callers compare it with what the training really minimises.
+    It is cross-entropy for integer targets and outputs with a class dimension, and mean squared error for float targets
+    of the shape of the outputs. Callers compare this guess with the loss that the training minimises.
     """
     if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
         return None

@@ -1,7 +1,7 @@
-"""What the mean of a loss is over, found by trying: samples, valid labels, or weights that come with the targets.
+"""Detect what the mean of a loss is over: samples, valid labels, or weights among the targets.
 
-The loss of a batch whose samples weigh w is that of two parts of it: ``(W_1 l_1 + W_2 l_2) / (W_1 + W_2)``. So a loss
-that nobody knows tells its weights, where it is asked for samples that would weigh differently.
+If the samples have weights w, the loss of a batch is ``(W_1 l_1 + W_2 l_2) / (W_1 + W_2)``, from those of two parts of
+it. So the weights of an unknown loss can be found by evaluating it on samples whose weights would differ.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ MOST_ENTRIES = 2**22
 """Entries of a target, summed to see whose samples would weigh more."""
 
 UNTOLD = (
-    "Whether the loss is a mean over samples or over valid labels cannot be told from these batches, which differ in "
-    "shape: they are weighted by their sample counts; pass sample_weights= if it is a mean over labels."
+    "Whether the loss is a mean over samples or over valid labels cannot be determined from these batches, because "
+    "their shapes differ. They are weighted by their sample counts; pass sample_weights= if it is a mean over labels."
 )
-"""Where labels would weigh batches differently, but not the samples of any one of them."""
+"""Note if weights by labels would differ between batches, but not between the samples of any one batch."""
 
 WeightsOf = Callable[[AnyBatch], Tensor]
 
 
 def checked_reduction_of(objective: Objective, batches: Sequence[AnyBatch]) -> str:
-    """Compare the loss of some samples with those of two parts of them: it should be a mean, or the sum.
+    """Compare the loss of some samples with the losses of two parts of them, to detect a mean or a sum.
 
-    A loss that adds up its samples is noted in the objective, which then divides by their number. A mean over valid
-    labels, or with weights that are among the targets, is noted as well. One with other weights is told.
+    If the loss is a sum over samples, this is recorded in the objective, which then divides by their number. A mean
+    over valid labels, or with weights among the targets, is recorded as well.
 
     Returns:
-        A sentence about weights that are not known; empty when all is well or nothing can be told.
+        A sentence about weights that are not known; empty if they are known or cannot be determined.
     """
     known = known_loss(objective.loss_fn)
     if known is not None and known.reduction == "sum":
@@ -94,7 +94,7 @@ def checked_reduction_of(objective: Objective, batches: Sequence[AnyBatch]) -> s
         return ""
     return (
         f"The loss of a batch ({wrong.whole:.6g}) is not the mean over its samples "
-        f"({wrong.expected(objective.sample_weights):.6g}): batches are weighted by their sample counts all the same; "
+        f"({wrong.expected(objective.sample_weights):.6g}). Batches are nevertheless weighted by their sample counts; "
         "pass sample_weights= if it is a mean over tokens."
     )
 

@@ -284,8 +284,8 @@ class Objective:
                     raise
                 raise UnsupportedError(
                     "The Gauss-Newton and Fisher matrices need a loss of the outputs alone, but this differentiates "
-                    "its outputs (in the inputs, say); let forward return the derivatives among them, or measure the "
-                    "Hessian, which needs nothing of the kind."
+                    "its outputs (for instance with respect to the inputs); let forward return the derivatives among "
+                    "its outputs, or measure the Hessian, which has no such restriction."
                 ) from error
             if isinstance(outputs, Tensor):
                 used = (0,)
@@ -300,8 +300,8 @@ class Objective:
         if not used:
             shapes = ", ".join(str(tuple(t.shape)) for t in found) or f"a {type(outputs).__name__}"
             raise ConfigurationError(
-                "The Gauss-Newton and Fisher matrices need an output tensor with a row for each of the "
-                f"{count} samples that the loss uses, but forward gave {shapes}; wrap the module so that it does, and "
+                "The Gauss-Newton and Fisher matrices need an output tensor that the loss uses, with one row for each "
+                f"of the {count} samples, but forward returned {shapes}; wrap the module so that it returns one, and "
                 "compute the loss from it."
             )
         self._used = used
@@ -363,7 +363,7 @@ class Objective:
         if missing:
             raise ConfigurationError(
                 f"{type(self.module).__name__} has no parameter {missing[0]!r} any more: its parameters have changed "
-                "since the fit began (pruning, weight norm, other layers); change them before it."
+                "since the fit began (pruning, weight norm, other layers); change them before the fit."
             )
         instead = {
             key: shaped_like(parameters[name], own) if name in parameters else cast_number(own.detach(), self.dtype)

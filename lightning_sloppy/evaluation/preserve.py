@@ -1,4 +1,4 @@
-"""Leave everything as it was: modes, attributes, random streams, numeric flags."""
+"""Restore the state around measurements: modes, attributes, random streams, numeric flags."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lightning_sloppy.evaluation.precision import full_precision
 Mode = Literal["eval", "train"]
 
 _depth = 0
-"""Measurements that are open in this process: of all threads, for on CUDA backward hooks run in threads of autograd."""
+"""Number of open measurements in this process, over all threads: on CUDA, hooks run in the threads of autograd."""
 
 
 def is_measuring() -> bool:
-    """Whether a measurement runs, so that what calls the module now is no step of the training.
+    """Return whether a measurement is running, so that a call of the module is not part of the training.
 
-    For hooks, forwards and steps of one's own that count, log or learn.
+    Use it in your hooks, ``forward`` and ``training_step`` if they count, log or learn.
 
     >>> is_measuring()
     False
@@ -44,20 +44,19 @@ def _flagged() -> Iterator[None]:
 
 @contextmanager
 def preserved(module: nn.Module, mode: Mode = "eval", *, precise: bool = True) -> Iterator[None]:
-    """Evaluate ``module`` inside as often as you like; outside nothing has happened, also after an exception.
+    """Context in which ``module`` can be evaluated any number of times. Its state is restored on exit.
 
-    Restored: the random streams of torch, CUDA, numpy and python; the ``training`` flag of every submodule, one by
-    one (a user may keep some in eval mode); buffers, states of torchmetrics, all other attributes and the objects of
-    plain classes among them; the flags of reduced precision, which like autocast are off inside. Autograd is on inside,
-    inference mode off, gradients of embeddings are dense, for sparse ones have no derivative, and what is compiled
-    runs eagerly. Parameters and
-    ``.grad`` need no care: only :func:`torch.autograd.grad` on copies of the parameters is used.
+    These are restored, also after an exception: the random streams of torch, CUDA, numpy and python; the ``training``
+    flag of every submodule; buffers, states of torchmetrics, and all other attributes, including objects of plain
+    classes; the flags of reduced precision. Inside, reduced precision, autocast and inference mode are off, autograd is
+    on, compiled code runs eagerly, and gradients of embeddings are dense, because sparse ones have no derivative.
+    Parameters and ``.grad`` are not changed: only :func:`torch.autograd.grad` on copies of the parameters is used.
 
     Args:
         module: The module to evaluate.
-        mode: "eval" makes the loss a deterministic function of the parameters; "train" keeps every submodule's
-            own flag, so layers that the user froze in eval mode stay there.
-        precise: Without reduced precision and autocast; False computes as the surroundings do.
+        mode: "eval" makes the loss a deterministic function of the parameters. "train" keeps the flag of every
+            submodule, so layers that the user froze in eval mode stay there.
+        precise: Whether to turn off reduced precision and autocast. False computes as the surrounding code does.
     """
     flags = [(child, child.training) for child in module.modules()]
     with ExitStack() as stack:
@@ -74,7 +73,7 @@ def preserved(module: nn.Module, mode: Mode = "eval", *, precise: bool = True) -
                     stack.enter_context(torch.autocast(device, enabled=False))
         for child, _ in flags:
             if isinstance(child, (nn.Embedding, nn.EmbeddingBag)):
-                child.sparse = False  # an attribute like others: it is restored
+                child.sparse = False  # restored with the other attributes
         try:
             if mode == "eval":
                 for child, _ in flags:
@@ -87,10 +86,10 @@ def preserved(module: nn.Module, mode: Mode = "eval", *, precise: bool = True) -
 
 @contextmanager
 def _uncompiled() -> Iterator[None]:
-    """Run what :func:`torch.compile` has wrapped as it was written.
+    """Run compiled code eagerly.
 
-    Compiled anew for every set of weights that stands in, it would use up ``recompile_limit``, and the training
-    itself would then run eagerly, with other roundings.
+    Recompilation for every set of replaced weights would reach ``recompile_limit``. The training itself would then run
+    eagerly, with other rounding errors.
     """
     if "torch._dynamo" in sys.modules:  # else nothing is compiled, and importing it takes seconds
         with torch.compiler.set_stance("force_eager"):
@@ -101,9 +100,9 @@ def _uncompiled() -> Iterator[None]:
 
 @contextmanager
 def parameters_restored(module: nn.Module) -> Iterator[None]:
-    """Parameters and their ``.grad`` are afterwards what they were, bit for bit, also after an exception.
+    """Restore parameters and their ``.grad`` bit for bit on exit, also after an exception.
 
-    For code that may write: it costs a copy of both. Where nothing was written nothing is copied back.
+    For code that may write to them. It costs a copy of both. Unchanged tensors are not written.
     """
     kept = [
         (p, p.data, p.detach().clone(), p.requires_grad, p.grad, None if p.grad is None else p.grad.clone())
@@ -125,12 +124,12 @@ def parameters_restored(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def random_streams() -> Iterator[None]:
-    """Restore the global random streams afterwards, also after an exception.
+    """Restore the global random streams on exit, also after an exception.
 
-    Lightning's ``isolate_rng`` does not restore after an exception; a skipped measurement must.
+    Lightning's ``isolate_rng`` does not restore them after an exception, which a failed measurement needs.
     """
     cpu = torch.get_rng_state()
-    # Looking at CUDA must not start it: that would cost memory and forbid forking.
+    # This must not initialise CUDA, which would cost memory and prevent forking.
     started = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     cuda = torch.cuda.get_rng_state_all() if started else None
     numpy_state = np.random.get_state()  # noqa: NPY002 - the global stream is what user code draws from

@@ -1,8 +1,8 @@
-"""Several processes as one: sums over the ranks, taken in step, and failures that are everybody's.
+"""Reductions over ranks that stay in step, and errors that are raised on all ranks.
 
-Before anything is exchanged all ranks meet: each says, in one small reduction, what it is about to do and whether it
-has failed. So a rank on which something went wrong is never waited for, and ranks that have lost step notice instead of
-exchanging what does not belong together. The price is one reduction of three numbers beside that of a product.
+Before every exchange the ranks synchronise: in one small reduction, each reports its next operation and whether it has
+failed. So no rank waits for one that has failed, and ranks that are out of step raise an error instead of exchanging
+unrelated data. The cost is one additional reduction of three numbers per product.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ Result = TypeVar("Result")
 LEAVING = 0
 GATHERING = -1
 COMPARING = -2
-"""What a rank can be about to do, besides adding up so many numbers."""
+"""Operations other than a sum. For a sum, the number of elements is reported."""
 
 
 def _itself(thing: Any) -> Any:
-    """The sum or the least of a single one."""
+    """Sum or minimum over a single rank."""
     return thing
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that measure together.
+    """This process and the others that measure together.
 
     Attributes:
-        rank: Of this process.
-        count: Of processes.
-        add_up: The sum of every rank's tensor.
-        least: The least of every rank's number. What is decided by something that differs between processes, such as
-            free memory, is decided by it: ranks that decide otherwise would lose step.
+        rank: Rank of this process.
+        count: Number of processes.
+        add_up: Function that returns the sum of a tensor over all ranks.
+        least: Function that returns the minimum of a number over all ranks. Decisions that depend on something that
+            differs between processes, such as free memory, must use it: otherwise ranks get out of step.
     """
 
     rank: int = 0
@@ -47,12 +47,12 @@ class Ranks:
     least: Callable[[float], float] = _itself
 
     def together(self, function: Callable[[], Result]) -> Result:
-        """Run it on every rank or on none: see :func:`together`."""
+        """Run a function so that it succeeds on all ranks or fails on all: see :func:`together`."""
         return function() if self.count == 1 else together(function)
 
 
 ALONE = Ranks()
-"""A process that measures by itself."""
+"""A single process."""
 
 
 def all_ranks() -> Ranks:
@@ -61,7 +61,7 @@ def all_ranks() -> Ranks:
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of every rank's tensor, the same on all; every rank must call it.
+    """Return the sum of the tensors of all ranks, the same on each. All ranks must call it.
 
     Raises:
         RankError: When another rank has failed, or does something else.
@@ -73,7 +73,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def least_over_ranks(number: float) -> float:
-    """The least of every rank's number; every rank must call it.
+    """Return the minimum of the numbers of all ranks. All ranks must call it.
 
     Raises:
         RankError: When another rank has failed, or does something else.
@@ -85,7 +85,7 @@ def least_over_ranks(number: float) -> float:
 
 
 def gathered_over_ranks(thing: Any) -> list[Any]:
-    """Every rank's object in the order of the ranks; it is pickled, so its tensors should be on the CPU.
+    """Return the objects of all ranks in order. They are pickled, so their tensors should be on the CPU.
 
     Raises:
         RankError: When another rank has failed, or does something else.
@@ -104,15 +104,15 @@ def keep_step() -> None:
 
 
 def together(function: Callable[[], Result]) -> Result:
-    """Run a function whose reductions other ranks take part in; when it fails on one rank it fails on all.
+    """Run a function with reductions over ranks. If it fails on one rank, it fails on all.
 
     Args:
         function: Called once on every rank.
 
     Raises:
-        torch.OutOfMemoryError: When all failures are of that kind, so that all ranks may try again with less.
-        RankError: On ranks that did well themselves; the message says which rank failed, and why.
-        Exception: The rank's own error, as it was.
+        torch.OutOfMemoryError: If all failures are of this kind, so that all ranks can retry with less memory.
+        RankError: On ranks that did not fail themselves; the message says which rank failed, and why.
+        Exception: On a rank that failed, its own error.
     """
     failure: Exception | None = None
     try:
@@ -129,17 +129,17 @@ def together(function: Callable[[], Result]) -> Result:
             return result
         raise _verdict(failure)
     finally:
-        # The error holds this frame, and this frame the error: without an end to it everything that the function held
-        # would stay until the garbage collector comes by, the memory that a second try needs included.
+        # The error and this frame refer to each other. Without this, all objects of the function would stay in memory
+        # until the next garbage collection, and a second try would lack that memory.
         del failure
 
 
 def _verdict(failure: Exception) -> Exception:
-    """What this rank raises, after all have heard what went wrong on each."""
+    """The error that this rank raises, after all ranks have exchanged their errors."""
     memory = isinstance(failure, torch.OutOfMemoryError)
     found = _gathered(None if isinstance(failure, RankError) else (memory, str(failure)))
     said = [(rank, *what) for rank, what in enumerate(found) if what is not None]
-    # What memory would not have helped comes first.
+    # Errors other than lack of memory come first.
     rank, all_memory, text = min(said, key=lambda what: what[1], default=(0, False, str(failure)))
     if all_memory:
         return torch.OutOfMemoryError(f"Rank {rank}: {text}")
@@ -149,21 +149,21 @@ def _verdict(failure: Exception) -> Exception:
 
 
 def need_ranks() -> Ranks:
-    """All ranks, after a check that there are some to add up over.
+    """Return all ranks, after a check that :mod:`torch.distributed` is initialised.
 
     Raises:
-        ConfigurationError: Before :func:`torch.distributed.init_process_group`.
+        ConfigurationError: If :func:`torch.distributed.init_process_group` was not called.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         raise ConfigurationError(
-            "over_ranks=True adds up over processes, but torch.distributed is not initialised; call "
-            "init_process_group first, or leave it False."
+            "over_ranks=True sums over processes, but torch.distributed is not initialised; call init_process_group "
+            "first, or leave it False."
         )
     return all_ranks()
 
 
 def _meet(plan: int, *, failed: bool = False) -> None:
-    """Wait for all ranks, and see that all do well and plan the same."""
+    """Wait for all ranks, and check that none has failed and that all have the same next operation."""
     word = torch.tensor([plan, -plan, int(failed)], dtype=torch.int64, device=_device())
     distributed.all_reduce(word, op=distributed.ReduceOp.MAX)
     most, least, any_failed = word.tolist()
@@ -171,7 +171,7 @@ def _meet(plan: int, *, failed: bool = False) -> None:
         raise RankError("Another rank failed.")
     if most != -least:
         raise RankError(
-            "The ranks have lost step: one is about to do what another is not. Their hardware or their data differ; "
+            "The ranks are out of step: their next operations differ, so their hardware or their data differ; "
             "measure on one process, or make them alike."
         )
 
@@ -183,6 +183,6 @@ def _gathered(thing: Any) -> list[Any]:
 
 
 def _device() -> torch.device:
-    """Where the default group can reduce."""
+    """The device on which the default group can reduce."""
     on_cuda = "nccl" in distributed.get_backend()
     return torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")

@@ -66,7 +66,9 @@ def located(batches: Sequence[Batch], forward: Forward | None = None) -> list[Ba
     found = search.seen() or search.told()
     if found is None:
         shapes = ", ".join(str(sizes_of(leaf)) for leaf in batch_leaves(batches[0])) or "none"
-        raise ConfigurationError(f"How many samples a batch holds cannot be known from its tensors ({shapes}); {ASK}.")
+        raise ConfigurationError(
+            f"The number of samples in a batch cannot be determined from its tensors ({shapes}); {ASK}."
+        )
     return [batch.with_rows(rows) for batch, rows in zip(batches, found, strict=True)]
 
 

@@ -1,7 +1,8 @@
-"""What a loss averages over: the weight of each term, so that means over batches become the mean over all of them.
+"""Weights of the terms of a loss, with which means over batches are combined into the mean over the whole probe.
 
-A mean-reduced loss of a batch is ``sum_t w_t l_t / sum_t w_t``. For most losses every sample weighs 1. Cross-entropy
-leaves out targets of ``ignore_index`` and weighs classes, so its denominator is the sum of those weights over tokens.
+A mean-reduced loss of a batch is ``sum_t w_t l_t / sum_t w_t``. For most losses every sample has weight 1.
+Cross-entropy ignores targets equal to ``ignore_index`` and can weight classes, so its denominator is the sum of those
+weights over tokens.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ Likelihood = Literal["categorical", "bernoulli", "gaussian"]
 """The model of the targets that a loss is the negative logarithm of: cross-entropy, BCE with logits, squared error."""
 
 Reduction = Literal["mean", "sum"]
-"""How a loss puts its samples together."""
+"""How a loss combines its samples."""
 
 SampleWeights = Callable[[Any], Tensor]
-"""``sample_weights(targets) -> (n,)``: how much each sample of a batch weighs in the mean that the loss takes."""
+"""``sample_weights(targets) -> (n,)``: the weight of each sample of a batch in the mean of the loss."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,8 @@ def sample_weights(loss_fn: Any, batch: AnyBatch, override: SampleWeights | Targ
         weights = torch.as_tensor(override(batch[1])).detach().to("cpu", torch.float64)
         if weights.shape != (count,) or not bool((weights >= 0).all()) or not bool(torch.isfinite(weights).all()):
             raise ConfigurationError(
-                f"sample_weights= must give one weight, zero or more, for each of the {count} samples of a batch, but "
-                f"gave shape {tuple(weights.shape)}; return for instance the number of valid targets of each sample."
+                f"sample_weights= must return one non-negative weight for each of the {count} samples of a batch, but "
+                f"returned shape {tuple(weights.shape)}; return for instance the number of valid targets per sample."
             )
         return weights
     known = known_loss(loss_fn)

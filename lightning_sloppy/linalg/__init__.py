@@ -1,4 +1,4 @@
-"""Matrix-free algebra on symmetric operators: it knows vectors and products, nothing of networks."""
+"""Matrix-free linear algebra on symmetric operators. It is independent of networks."""
 
 from lightning_sloppy.linalg.eigensolver import top_eigenpairs
 from lightning_sloppy.linalg.lanczos import Lanczos

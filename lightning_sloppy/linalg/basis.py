@@ -1,6 +1,6 @@
-"""Where a Lanczos basis lives: one tensor of rows on the device, on the host, or in half precision.
+"""Storage of a Lanczos basis: one tensor of rows on the device, on the host, or in half precision.
 
-Memory: ``rows * p * itemsize`` bytes, and while it grows that of the old rows besides.
+Memory: ``rows * p * itemsize`` bytes, plus that of the old rows while the basis grows.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from torch import Tensor
 Storage = Literal["device", "half", "host"]
 
 CHUNK_BYTES = 64 * 1024**2
-"""Columns brought to the device at a time, in bytes, where the rows are stored elsewhere or otherwise."""
+"""Bytes of columns that are moved to the device at a time, if the rows are stored elsewhere or in half precision."""
 
 SPARE = 10
-"""Rows beyond the wanted pairs without which restarts make no headway."""
+"""Rows needed in addition to the k eigenpairs. With fewer, restarts hardly converge."""
 
 
 class BasisMemoryError(ArithmeticError):
     """A basis of k + 10 vectors does not fit.
 
     Args:
-        needed: Bytes of the smallest basis that would do.
-        available: Bytes that there are.
-        fits: Largest k that fits; 0 for none.
+        needed: Bytes of the smallest basis that is enough.
+        available: Bytes available.
+        fits: Largest k that fits; 0 if none does.
     """
 
     def __init__(self, *, needed: int, available: int, fits: int) -> None:
@@ -39,10 +39,10 @@ class BasisMemoryError(ArithmeticError):
 
 
 def rows_that_fit(dim: int, k: int, itemsize: int, memory: int | None) -> int | None:
-    """Rows of a basis within ``memory`` bytes; None without a bound.
+    """Number of rows of a basis that fit into ``memory`` bytes; None without a limit.
 
     Raises:
-        BasisMemoryError: For fewer than k + 10, or than the space holds.
+        BasisMemoryError: If fewer than k + 10 rows fit, and fewer than the dimension of the space.
     """
     if memory is None:
         return None
@@ -54,7 +54,7 @@ def rows_that_fit(dim: int, k: int, itemsize: int, memory: int | None) -> int | 
 
 
 def item_bytes(dtype: torch.dtype, storage: Storage) -> int:
-    """Bytes of a number in the basis."""
+    """Bytes per number in the basis."""
     return 2 if storage == "half" else dtype.itemsize
 
 
@@ -62,14 +62,14 @@ class Basis:
     """Rows of unit length that are added one by one.
 
     Args:
-        rows: Rows at first.
+        rows: Initial number of rows.
         dim: Length p of a row.
         dtype: Data type of the vectors.
         device: Device of the vectors.
-        storage: "device": as they are. "host": in the memory of the CPU. "half": as bfloat16, rounded to 3 digits.
+        storage: "device": without change. "host": in the memory of the CPU. "half": as bfloat16, rounded to 3 digits.
 
     Attributes:
-        peak_bytes: Most memory that the rows took.
+        peak_bytes: Peak memory of the rows.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Basis:
         self.peak_bytes = self._store.numel() * self._store.element_size()
 
     def __len__(self) -> int:
-        """Rows there is room for."""
+        """Number of rows that are allocated."""
         return len(self._store)
 
     def __getitem__(self, row: int) -> Tensor:
@@ -143,7 +143,7 @@ class Basis:
             self._store[:kept, part] = (rotation.T @ self._moved(slice(0, count), part)).to(self._store)
 
     def grow(self, rows: int, used: int) -> None:
-        """Make room for so many rows, keeping the used ones."""
+        """Allocate this many rows, and keep the used ones."""
         store = torch.empty(rows, self._store.shape[1], dtype=self._store.dtype, device=self._store.device)
         store[:used] = self._store[:used]
         self.peak_bytes = max(self.peak_bytes, (len(store) + len(self)) * store.shape[1] * store.element_size())

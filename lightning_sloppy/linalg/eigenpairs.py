@@ -1,4 +1,4 @@
-"""Eigenpairs with their residuals: what a search is after, what it found, how two findings unite."""
+"""Eigenpairs with their residuals: parameters and result of a search, and merging of two results."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from lightning_sloppy.records import Status
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """What a solve found.
+    """The result of a search for eigenpairs.
 
     Attributes:
         values: (k,), CPU float64, descending by signed value.
-        vectors: (p, k), orthonormal columns on the operator's device, in the order of the values; None unless asked.
+        vectors: (p, k), orthonormal columns on the operator's device, in the order of the values, or None.
         residuals: (k,), upper estimates of ``||A u - lambda u||``.
         converged: (k,), whether each residual is within the tolerance.
         largest: Algebraically largest value seen, and its residual.
         smallest: Algebraically smallest value seen, and its residual.
-        spectrum: All eigenvalues, descending, when the whole matrix was formed, else None.
-        tolerance: The absolute residual that was asked for.
+        spectrum: All eigenvalues, descending, if the whole matrix was formed, else None.
+        tolerance: The absolute tolerance for the residuals.
         status: EXACT, CONVERGED, NOT_CONVERGED.
         method: "dense" or "lanczos".
-        basis_bytes: Most memory that a basis took.
-        restarts: Thick restarts.
+        basis_bytes: Peak memory of a basis.
+        restarts: Number of thick restarts.
     """
 
     values: Tensor
@@ -48,14 +48,14 @@ class Eigenpairs:
 
 @dataclass(frozen=True)
 class Search:
-    """What a search is after, and what it may cost.
+    """Parameters of a search for eigenpairs.
 
     Attributes:
-        k: Wanted pairs.
-        which: Which.
+        k: Number of eigenpairs.
+        which: Which eigenpairs.
         tolerance: Relative residual.
-        budget: Count of the operator's products at which to stop.
-        rng: Of the starting vectors.
+        budget: Number of products of the operator at which to stop.
+        rng: Generator of the starting vectors.
         memory: Bytes for the basis, or None.
         storage: Where the basis is kept.
     """
@@ -70,7 +70,7 @@ class Search:
 
 
 def rayleigh_ritz(operator: SymmetricOperator, found: Eigenpairs) -> Eigenpairs:
-    """Pairs of the space that the found vectors span, in full precision, with true residuals: k products."""
+    """Recompute the pairs in the span of the vectors, in full precision and with true residuals: k products."""
     assert found.vectors is not None
     space = torch.linalg.qr(found.vectors).Q
     images = operator.matmat(space)
@@ -96,12 +96,12 @@ def rayleigh_ritz(operator: SymmetricOperator, found: Eigenpairs) -> Eigenpairs:
 
 
 def merged(found: Eigenpairs, extra: Eigenpairs, fresh: Tensor, whole: Search, status: Status) -> Eigenpairs:
-    """Unite two sets of pairs and keep the wanted ones."""
+    """Merge two sets of pairs, and keep the k that were searched for."""
     assert found.vectors is not None
     assert extra.vectors is not None
     values = torch.cat([found.values, extra.values[fresh]])
     vectors = torch.cat([found.vectors, extra.vectors[:, fresh.to(extra.vectors.device)]], dim=1)
-    # A pair (u, lambda) of the complement is one of P A P. What A u has along the locked vectors V is
+    # A pair (u, lambda) of the complement is one of P A P. The part of A u along the locked vectors V is
     # V^T A u = R^T u with the residuals R of V, and ||R||_2 <= ||R||_F.
     lost = torch.linalg.vector_norm(found.residuals)
     residuals = torch.cat([found.residuals, torch.hypot(extra.residuals[fresh], lost)])

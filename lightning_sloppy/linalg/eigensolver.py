@@ -1,4 +1,4 @@
-"""The k wanted eigenpairs of a symmetric operator, with residuals, counted products and a verdict."""
+"""k eigenpairs of a symmetric operator, with residuals, number of products, and status."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lightning_sloppy.linalg.which import Which, chosen, sides, urgency
 from lightning_sloppy.records import Status
 
 DENSE_LIMIT = 256
-"""Up to this size the whole matrix is formed: p products of a tiny network cost less than any cleverness."""
+"""Up to this size the whole matrix is formed, because p products of a tiny network cost less than Lanczos."""
 
 VERIFY_LIMIT = 2_000
-"""Up to this size multiplicities are verified unless told otherwise: it costs products."""
+"""Up to this size multiplicities are verified by default. The verification costs products."""
 
 
 def default_tolerance(dtype: torch.dtype) -> float:
-    """Residual relative to the largest magnitude: 1e-8 in float64, 1e-3 below (products are good to 1e-6)."""
+    """Residual relative to the largest magnitude: 1e-8 in float64, else 1e-3 (the error of products is 1e-6)."""
     return 1e-8 if dtype == torch.float64 else 1e-3
 
 
@@ -41,32 +41,33 @@ def top_eigenpairs(
     basis: Storage = "device",
     start: Tensor | None = None,
 ) -> Eigenpairs:
-    """Compute the ``min(k, p)`` wanted eigenpairs.
+    """Compute ``min(k, p)`` eigenpairs.
 
-    For p <= 256 the matrix is formed and diagonalised. Above, Lanczos from one random vector until every wanted
-    Ritz pair has a residual below ``tol`` times the largest magnitude; beyond ``basis_memory`` it restarts thickly (Wu
-    and Simon 2000). One starting vector sees one copy of a repeated eigenvalue; ``verify_multiplicity`` searches the
-    complement of what was found until nothing that is wanted more is left there.
+    For p <= 256 the matrix is formed and diagonalised. Above, Lanczos runs from one random vector until each of the
+    Ritz pairs has a residual below ``tol`` times the largest magnitude. If the basis reaches ``basis_memory``, it does
+    a thick restart (Wu and Simon 2000). One starting vector finds only one copy of a repeated eigenvalue.
+    ``verify_multiplicity`` therefore searches the complement of the pairs found, until no further pair there belongs to
+    the k.
 
     Args:
         operator: The matrix.
-        k: Wanted pairs, at least 1.
+        k: Number of eigenpairs, at least 1.
         rng: CPU generator of the starting vectors.
         which: "magnitude", "largest", "smallest", or "both" ends (the larger half of k from the top).
-        tol: Relative residual; None for the default of the data type.
-        max_products: Bound on the cost; None for ``20 k + 200``. The first k Ritz pairs are found even beyond it.
-        verify_multiplicity: None verifies up to p = 2,000.
-        eigenvectors: Form the vectors, (p, k).
-        basis_memory: Bytes for the basis, at least those of k + 10 vectors. Without restarts it takes
-            ``(m + 1) p`` numbers, while it grows that and the old rows; the k vectors of a verification come on top.
-        basis: "device", "host", or "half" (bfloat16). Rows rounded to three digits span a slightly wrong space: then
-            the pairs come from k further products in full precision and are judged by their true residuals, which stay
-            near 1e-2 of the largest magnitude; the eigenvalues themselves are good to the square of that.
-        start: First vector, (p,), for instance a combination of earlier eigenvectors; None for a random one.
+        tol: Relative residual. None: the default of the data type.
+        max_products: Limit on the products. None: ``20 k + 200``. The first k Ritz pairs are found even above it.
+        verify_multiplicity: Whether to search for further copies. None: up to p = 2,000.
+        eigenvectors: Whether to return the vectors, (p, k).
+        basis_memory: Bytes for the basis, at least those of k + 10 vectors. Without restarts it takes ``(m + 1) p``
+            numbers, plus the old rows while it grows. The k vectors of a verification are additional.
+        basis: "device", "host", or "half" (bfloat16). Rows rounded to three digits span a slightly wrong space. The
+            pairs are then recomputed by k further products in full precision, and judged by their true residuals, which
+            stay near 1e-2 of the largest magnitude. The error of the eigenvalues is the square of that.
+        start: First vector, (p,), for instance a combination of earlier eigenvectors. None: a random vector.
 
     Raises:
-        NonFiniteProductError: When a product held NaN or infinity.
-        BasisMemoryError: When k + 10 vectors do not fit.
+        NonFiniteProductError: If a product contains NaN or infinity.
+        BasisMemoryError: If k + 10 vectors do not fit.
     """
     tol = default_tolerance(operator.dtype) if tol is None else tol
     k = min(k, operator.dim)
@@ -115,10 +116,10 @@ def _search(
     threshold: float | None = None,
     tolerance: float | None = None,
 ) -> Eigenpairs:
-    """Lanczos until the wanted Ritz pairs meet the tolerance.
+    """Run Lanczos until the requested Ritz pairs meet the tolerance.
 
-    With ``threshold`` (a search behind locked vectors) the wanted pairs are those of the k whose urgency exceeds it,
-    and at least the first: it decides whether anything more wanted is left.
+    With ``threshold`` (a search in the complement of locked vectors), the requested pairs are those of the k whose
+    urgency exceeds it, and at least the first, which decides whether further pairs belong to the k.
     """
     hidden = 0 if locked is None else len(locked)
     rows = rows_that_fit(operator.dim, search.k, item_bytes(operator.dtype, search.storage), search.memory)
@@ -176,7 +177,7 @@ def _search(
 
 
 def _with_hidden_copies(operator: SymmetricOperator, found: Eigenpairs, side: Search, whole: Search) -> Eigenpairs:
-    """Search the complement of the found vectors until nothing more wanted than the last kept value is left."""
+    """Search the complement of the vectors found, until no pair there has a higher urgency than the last one kept."""
     while True:
         assert found.vectors is not None
         mine = chosen(found.values, side.k, side.which)

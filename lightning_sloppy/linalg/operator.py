@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class SymmetricOperator(ABC):
-    """A real symmetric ``p x p`` matrix given by products; it counts them, for they are the unit of cost.
+    """A real symmetric ``p x p`` matrix given by its products, which are counted as the unit of cost.
 
     Args:
         dim: Side p of the matrix.
@@ -19,10 +19,11 @@ class SymmetricOperator(ABC):
         device: Device of the vectors.
 
     Attributes:
-        products: Products so far.
-        product_seconds: Wall-clock seconds inside them.
-        on_product: Called with the number of products just made.
-        rounding: Error of a product relative to the largest magnitude: 2.5e-7 was seen in float32, 8 eps is 9.5e-7.
+        products: Number of products so far.
+        product_seconds: Wall-clock seconds spent in products.
+        on_product: Function that is called with the number of products after they were computed.
+        rounding: Error of a product relative to the largest magnitude, 8 eps: 9.5e-7 in float32, where 2.5e-7 was
+            observed.
     """
 
     def __init__(self, dim: int, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -41,7 +42,7 @@ class SymmetricOperator(ABC):
     def matvec(self, vector: Tensor) -> Tensor:
         """Return ``A @ vector``, shape (p,), and count one product.
 
-        The seconds are those of the caller's thread: on an accelerator, where work is queued, they say little.
+        The seconds are those of the calling thread. On an accelerator, where work is queued, they are not meaningful.
         """
         return self._counted(self._apply, vector, 1)
 
@@ -50,7 +51,7 @@ class SymmetricOperator(ABC):
         return self._counted(self._apply_several, vectors, vectors.shape[1])
 
     def _apply_several(self, vectors: Tensor) -> Tensor:
-        """Column after column: on a CPU a batched double backward costs more for each vector, not less."""
+        """Multiply column by column, because on a CPU a batched double backward costs more per vector, not less."""
         return torch.stack([self._apply(column) for column in vectors.unbind(1)], dim=1)
 
     def _counted(self, apply: Callable[[Tensor], Tensor], vectors: Tensor, count: int) -> Tensor:
@@ -63,7 +64,7 @@ class SymmetricOperator(ABC):
         return result
 
     def dense(self) -> Tensor:
-        """The whole matrix in CPU float64, symmetrised: p products, for small p only."""
+        """The whole matrix in CPU float64, symmetrised. It takes p products, so it is for small p only."""
         units = torch.eye(self.dim, dtype=self.dtype, device=self.device)
         parts = torch.split(units, 64, dim=1)
         matrix = torch.cat([self.matmat(part).to("cpu", torch.float64) for part in parts], dim=1)

@@ -1,8 +1,8 @@
-"""Stochastic Lanczos quadrature: the whole spectrum through a few tridiagonal matrices.
+"""Stochastic Lanczos quadrature: the density of the whole spectrum from a few tridiagonal matrices.
 
 For a probe vector v with ``||v||^2 = p`` the Gauss rule of its Lanczos process integrates the spectral measure
 ``sum_i (u_i . v)^2 delta(lambda_i)``, whose expectation over v is the whole spectrum (Ubaru, Chen and Saad 2017).
-What the rules bracket is proved in Golub and Meurant, "Matrices, Moments and Quadrature" (2010), chapters 6 and 2.
+The brackets of the rules are proved in Golub and Meurant, "Matrices, Moments and Quadrature" (2010), chapters 6 and 2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.records import Density
 
 Enough = Callable[[Tensor, Tensor], bool]
-"""Given the diagonals of T so far: is the quadrature good enough?"""
+"""Function that returns whether the quadrature is good enough, given the two diagonals of T so far."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,20 @@ def lanczos_density(
     Args:
         operator: The matrix.
         probe_vectors: (vectors, p), entries of unit variance, squared norm p (Rademacher).
-        steps: Depth m at the most; one product each.
-        rng: For breakdowns.
-        positive_semidefinite: Whether the matrix is so by construction.
-        enough: Asked every ``check_every`` steps; stops the process of this probe vector when it says so.
-        check_every: Steps between two questions.
-        known: Converged pairs: the probe vectors are projected beside them, where the matrix has a smaller norm, and
-            the known eigenvalues are counted exactly. With the trace in mind: Hutchinson's variance is that of the
-            rest alone, as in Hutch++ (Meyer et al. 2021), whose space is here at no further product.
-        together: Advance all processes in lockstep, one ``matmat`` a step: cheaper where several vectors share a pass
-            over the data, at the price of all bases in memory at once.
+        steps: Largest number m of Lanczos steps, one product each.
+        rng: Generator of new vectors after breakdowns.
+        positive_semidefinite: Whether the matrix is positive semidefinite by construction.
+        enough: Function that is called every ``check_every`` steps; if it returns True, the process of this probe
+            vector stops.
+        check_every: Steps between two calls of ``enough``.
+        known: Converged pairs. The probe vectors are projected onto their complement, where the matrix has a smaller
+            norm, and the known eigenvalues are counted exactly. Hutchinson's variance of the trace is then that of the
+            rest alone, as in Hutch++ (Meyer et al. 2021), without further products for the space.
+        together: Whether to advance all processes together, with one ``matmat`` per step. This is cheaper if several
+            vectors share a pass over the data, but all bases are in memory at once.
 
     Raises:
-        NonFiniteProductError: When a product held NaN or infinity.
+        NonFiniteProductError: If a product contains NaN or infinity.
     """
     diagonals, offdiagonals = [], []
     locked = None if known is None else known.vectors.T.contiguous().to(operator.device, operator.dtype)
@@ -81,7 +82,7 @@ def lanczos_density(
             advance_together(running, min(check_every, steps - max(process.steps for process in running)))
             running = [process for process in running if not _finished(process, steps, enough)]
         for process in processes:
-            # A breakdown decouples T: the first block alone carries this vector's measure, exactly.
+            # A breakdown decouples T: the first block alone is the exact quadrature of this vector's measure.
             broken = (process.offdiagonal == 0).nonzero()
             end = int(broken[0]) + 1 if len(broken) else process.steps
             diagonals.append(process.diagonal[:end].clone())
@@ -91,7 +92,7 @@ def lanczos_density(
 
 
 def joined(first: Density, second: Density) -> Density:
-    """One density from the probe vectors of both; they are of the same matrix, beside the same known pairs."""
+    """One density from the probe vectors of both, which must have the same matrix and the same known pairs."""
     whole = _density(
         [*first.diagonals, *second.diagonals],
         [*first.offdiagonals, *second.offdiagonals],
@@ -108,14 +109,14 @@ def _finished(process: Lanczos, steps: int, enough: Enough | None) -> bool:
 
 
 def exact_density(eigenvalues: Tensor, *, positive_semidefinite: bool) -> Density:
-    """The density of a matrix whose eigenvalues are all known: its quadratures have no error.
+    """The density of a matrix whose eigenvalues are all known. Its quadratures have no error.
 
-    The vector with the same weight on every eigenvector has the whole spectrum as its spectral measure, so that its
-    exhausted Lanczos process is a quadrature of it; a second one says that the standard error is zero.
+    The spectral measure of the vector with equal weight on every eigenvector is the whole spectrum, so its exhausted
+    Lanczos process is an exact quadrature. A second copy makes the standard error zero.
 
     Args:
-        eigenvalues: All of them, (p,), float64.
-        positive_semidefinite: Whether the matrix is so by construction.
+        eigenvalues: All eigenvalues, (p,), float64.
+        positive_semidefinite: Whether the matrix is positive semidefinite by construction.
     """
     operator = DenseOperator(torch.diag(eigenvalues))
     flat = torch.ones(1, operator.dim, dtype=torch.float64)
@@ -140,7 +141,7 @@ def _density(
 
 
 def node_residuals(density: Density) -> Tensor:
-    """How far each Gauss node may be from the nearest eigenvalue, shape (vectors, m), zeros where padded.
+    """Largest distance of each Gauss node from the nearest eigenvalue, shape (vectors, m), zeros where padded.
 
     The node theta with the eigenvector s of T has the residual ``|beta_m s_m|``, beta_m the norm of the last Lanczos
     residual: an eigenvalue lies within theta +- that (Parlett, The Symmetric Eigenvalue Problem, 13.2).
@@ -170,10 +171,10 @@ def gauss(diagonal: Tensor, offdiagonal: Tensor) -> tuple[Tensor, Tensor]:
 def gauss_radau(diagonal: Tensor, offdiagonal: Tensor, node: float) -> tuple[Tensor, Tensor]:
     """The Gauss rule extended by one prescribed node (Golub 1973): m + 1 nodes and weights.
 
-    With the node at an end of the spectrum it bounds integrals of completely monotone functions from the other
-    side than the Gauss rule; with the node inside, the weight at the node bounds what a step function placed
-    there can miss (Chebyshev, Markov and Stieltjes). Exhausted rules (last off-diagonal zero) stay as they are,
-    and so does a Gauss rule that has the node already: the extension would add a node at infinity without weight.
+    With the node at an end of the spectrum, it bounds integrals of completely monotone functions from the other side
+    than the Gauss rule. With the node inside, the weight at the node bounds the error for a step function placed there
+    (Chebyshev, Markov and Stieltjes). Rules of exhausted processes (last off-diagonal entry zero) are not extended, and
+    neither is a Gauss rule that has the node already: the extension would add a node at infinity without weight.
     """
     last = float(offdiagonal[-1])
     if last == 0.0:

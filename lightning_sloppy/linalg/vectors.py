@@ -7,15 +7,15 @@ from torch import Tensor
 
 
 def generator(seed: int) -> torch.Generator:
-    """A CPU generator of its own, so that the global stream of the training is never touched."""
+    """Return a new CPU generator, so that the global random stream of the training is not used."""
     return torch.Generator(device="cpu").manual_seed(seed)
 
 
 def rademacher(dim: int, count: int, rng: torch.Generator) -> Tensor:
-    """Independent signs, shape (count, dim), int8 on the CPU; squared norm exactly ``dim``.
+    """Independent random signs, shape (count, dim), int8 on the CPU. The squared norm is exactly ``dim``.
 
-    For trace estimation their variance is ``2 (||A||_F^2 - ||diag A||^2)``, the least among vectors with
-    independent entries of unit variance (Hutchinson 1990). One byte an entry: the vectors are kept for a run.
+    In trace estimation their variance is ``2 (||A||_F^2 - ||diag A||^2)``, the smallest among vectors with independent
+    entries of unit variance (Hutchinson 1990). They take one byte per entry, because they are kept for a run.
     """
     signs = torch.randint(0, 2, (count, dim), generator=rng, dtype=torch.int8)
     return signs.mul_(2).sub_(1)

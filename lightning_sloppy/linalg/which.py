@@ -1,4 +1,4 @@
-"""Which eigenvalues are wanted, and how much."""
+"""Selection of eigenvalues by magnitude or by the ends of the spectrum."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Which = Literal["magnitude", "largest", "smallest", "both"]
 
 
 def urgency(values: Tensor, which: Which) -> Tensor:
-    """A number that is the greater the more a value is wanted; for both ends the distance from the middle.
+    """Priority of each value: the k highest are selected. For both ends it is the distance from the middle.
 
     >>> urgency(torch.tensor([-3.0, 1.0]), "smallest").tolist()
     [3.0, -1.0]
@@ -24,7 +24,7 @@ def urgency(values: Tensor, which: Which) -> Tensor:
 
 
 def chosen(values: Tensor, k: int, which: Which) -> Tensor:
-    """Indices of the k wanted values, ordered by descending signed value.
+    """Indices of the k selected values, ordered by descending signed value.
 
     >>> chosen(torch.tensor([-5.0, 1.0, 2.0, 4.0]), 3, "both").tolist()
     [3, 2, 0]
@@ -35,7 +35,7 @@ def chosen(values: Tensor, k: int, which: Which) -> Tensor:
 
 
 def sides(which: Which, k: int) -> list[tuple[Which, int]]:
-    """The ends of a spectrum that k wanted pairs are taken from: for "both" the larger half from the top."""
+    """The ends of a spectrum from which k pairs are taken: for "both" the larger half from the top."""
     if which != "both":
         return [(which, k)]
     ends: list[tuple[Which, int]] = [("largest", (k + 1) // 2), ("smallest", k // 2)]

@@ -185,7 +185,9 @@ def test_only_what_has_a_row_for_each_sample_is_an_output() -> None:
     pair = Prototypes().double()
     for count in (5, 7):  # as many samples as rows of the table
         assert jacobian_spectrum(pair, [torch.randn(count, 4).double()]).detail["outputs"] == 3
-    with pytest.raises(ConfigurationError, match=r"a row for each sample, but 2 samples gave \(\); pass outputs="):
+    with pytest.raises(
+        ConfigurationError, match=r"one row per sample, but for 2 samples forward returned \(\); pass outputs="
+    ):
         jacobian_spectrum(module, [inputs], outputs=lambda out: out.mean())
 
 

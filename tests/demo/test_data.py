@@ -37,7 +37,7 @@ def test_split_refuses_a_fraction_outside_its_range(fraction):
 
 @pytest.mark.parametrize("fraction", [0.1, 0.9])
 def test_split_refuses_an_empty_part(fraction):
-    with pytest.raises(ConfigurationError, match="of 1 samples leaves nothing for one of the parts"):
+    with pytest.raises(ConfigurationError, match="of 1 samples leaves no samples for training or validation"):
         split_indices(1, fraction, seed=0)
 
 

@@ -42,7 +42,7 @@ def test_read_idx_restores_shape_and_values(tmp_path, shape):
         (b"", "begins with nothing"),
         (gzip.compress(pack(TRAIN[1]), mtime=0), "begins with 1f 8b 08 00"),
         (struct.pack(">HBBI", 0, 13, 1, 1) + bytes(4), "begins with 00 00 0d 01"),
-        (pack(TRAIN[0])[:-1], r"announces 480 values in the shape \(24, 5, 4\) and holds 479"),
+        (pack(TRAIN[0])[:-1], r"declares 480 values in the shape \(24, 5, 4\), but contains 479"),
         (pack(TRAIN[0])[:9], "incomplete"),
     ],
 )
@@ -55,7 +55,7 @@ def test_read_idx_refuses_what_is_no_complete_file_of_bytes(tmp_path, content, m
 @pytest.mark.parametrize("content", [b"no gzip", gzip.compress(pack(TRAIN[0]), mtime=0)[:-9]])
 def test_read_idx_refuses_a_broken_archive(tmp_path, content):
     (tmp_path / "values.gz").write_bytes(content)
-    with pytest.raises(ConfigurationError, match="fetch the file again"):
+    with pytest.raises(ConfigurationError, match="download the file again"):
         read_idx(tmp_path / "values.gz")
 
 

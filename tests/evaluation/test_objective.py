@@ -131,8 +131,8 @@ def test_a_whole_step_replaces_outputs_and_loss() -> None:
     ("value", "sentence"),
     [
         (torch.ones(3), r"must be a scalar, but its shape is \(3,\); use reduction='mean'"),
-        (1.5, "must be a scalar tensor, but a float came; return the mean"),
-        (None, "must be a scalar tensor, but a NoneType came"),
+        (1.5, "must be a scalar tensor, but it is a float; return the mean"),
+        (None, "must be a scalar tensor, but it is a NoneType"),
         ({"loss": torch.tensor(1.0)}, "but a dict came"),
     ],
 )

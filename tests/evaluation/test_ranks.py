@@ -6,7 +6,7 @@ import pytest
 from support import in_step, ranks
 
 LOST = (
-    "The ranks have lost step: one is about to do what another is not. Their hardware or their data differ; "
+    "The ranks are out of step: their next operations differ, so their hardware or their data differ; "
     "measure on one process, or make them alike."
 )
 

@@ -42,7 +42,7 @@ def test_it_counts_directions_that_hold_more_than_a_thousandth() -> None:
 
 @pytest.mark.parametrize("c", [0.0, 1.0, -1e-3, math.nan, 2.0])
 def test_a_fraction_out_of_range_is_refused(c: float) -> None:
-    with pytest.raises(ConfigurationError, match="no fraction of the trace"):
+    with pytest.raises(ConfigurationError, match="is not a fraction of the trace"):
         relative_dimension(whole(torch.ones(3).double()), c)
     with pytest.raises(ConfigurationError, match="fraction="):
         directions_holding(whole(torch.ones(3).double()), c)

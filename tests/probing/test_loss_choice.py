@@ -150,7 +150,7 @@ def test_a_lone_batch_smaller_than_the_probe_is_enough(tmp_path):
 def test_a_loss_that_sums_its_samples_is_measured_as_a_mean():
     choice = choose_loss(Classifier(), batch(), nn.CrossEntropyLoss(reduction="sum"))
     assert choice.objective.reduction == "sum"
-    assert "all numbers are of the mean" in choice.note
+    assert "All numbers are those of the mean" in choice.note
     assert choose_loss(Classifier(), batch(), nn.CrossEntropyLoss()).objective.reduction == "mean"
 
 

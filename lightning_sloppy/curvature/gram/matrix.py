@@ -139,6 +139,6 @@ def check_samples_apart(module: nn.Module) -> None:
     for name, child in module.named_modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm) and (child.training or child.running_mean is None):
             raise ConfigurationError(
-                f"Layer {name!r} normalises by the statistics of the batch, so that no sample has a gradient of its "
-                "own; use mode='eval' and track_running_stats=True, or another normalisation."
+                f"Layer {name!r} normalises by the statistics of the batch, so there are no per-sample gradients; use "
+                "mode='eval' and track_running_stats=True, or another normalisation."
             )

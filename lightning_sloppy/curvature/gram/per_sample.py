@@ -112,7 +112,7 @@ def _mapped(
         nest = private(batch)[0]
         tensors, where = tensors_of(nest), rows_in(batch).inputs
         if not rows_in(batch).apart:
-            raise UnsupportedError("These samples cannot be taken apart.")
+            raise UnsupportedError("The samples of this batch cannot be separated.")
 
         def scalar(table: dict[str, Tensor], row: Tensor, *own: Tensor) -> Tensor:
             single = [t if axis is None else t.unsqueeze(axis) for t, axis in zip(own, where, strict=True)]

@@ -211,7 +211,7 @@ def test_fisher_arguments_out_of_range(options: dict[str, Any], sentence: str) -
     [
         ("generator", "read more than once"),
         ("empty", "the batches are empty"),
-        ("triples", r"pairs \(inputs, targets\), but the data give a tuple of 3"),
+        ("triples", r"pairs \(inputs, targets\), but the data contain a tuple of 3"),
     ],
 )
 def test_batches_that_cannot_be_used(function: str, batches: str, sentence: str) -> None:

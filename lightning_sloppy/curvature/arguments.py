@@ -19,7 +19,7 @@ def checked_counts(k: int, probes: int | str) -> None:
     """
     if not isinstance(k, int) or k < 1:
         raise ConfigurationError(
-            f"k={k} eigenpairs were asked for, but at least 1 is needed; pass a whole number k >= 1."
+            f"k={k} eigenpairs were asked for, but at least 1 is needed; pass k >= 1, as a whole number."
         )
     if probes != "auto" and (not isinstance(probes, int) or probes < 0 or probes == 1):
         raise ConfigurationError(
@@ -60,8 +60,8 @@ def check_solver(steps: int, tol: float | None, max_products: int | None, basis_
         raise ConfigurationError(f"steps={steps} Lanczos steps were asked for; pass steps >= 1, usually 30 to 100.")
     if tol is not None and not 0 < tol < 1:
         raise ConfigurationError(
-            f"tol={tol} must be between 0 and 1, as a residual relative to the largest magnitude; pass None for the "
-            "default of the data type."
+            f"tol={tol} is a residual relative to the largest magnitude, so it must lie between 0 and 1; pass None for "
+            "the default of the data type."
         )
     if max_products is not None and max_products < 1:
         raise ConfigurationError(f"max_products={max_products} does not allow a product; pass at least k, or None.")

@@ -1,4 +1,4 @@
-"""From eigenpairs and quadrature to a Spectrum: floors, traces, costs, blocks of layers."""
+"""Build a Spectrum from eigenpairs and quadrature: floors, traces, costs, blocks of layers."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ NUMPY_ROWS = 1_500
 2 times at 1,000 rows and 1.4 at 2,000."""
 
 REPEATABLE = 100
-"""Two evaluations of one loss that differ by more than so many roundings are of two functions."""
+"""If two evaluations of a loss differ by more than this many roundings, the module is not deterministic."""
 
 
 @dataclass(frozen=True)
 class SpectrumBuilder:
-    """What every spectrum of one measurement has in common."""
+    """The parts that all spectra of one measurement share."""
 
     matrix: str
     objective: Objective
@@ -37,13 +37,13 @@ class SpectrumBuilder:
 
     @property
     def count(self) -> int:
-        """Probe samples N."""
+        """Number of probe samples N."""
         count = sum(sample_count(batch) for batch in self.batches)
         return round(self.objective.add_up(torch.tensor(float(count), device=self.objective.device)).item())
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.perf_counter() - self.start
 
     def nothing(self, dim: int, status: Status, **detail: str | int | float) -> Spectrum:
@@ -67,7 +67,7 @@ class SpectrumBuilder:
     def pairs(
         self, operator: SymmetricOperator, found: Eigenpairs, *, density: Density | None = None, method: str = ""
     ) -> Spectrum:
-        """The spectrum of some pairs."""
+        """The spectrum with these eigenpairs."""
         largest = float(found.values.abs().max())
         return Spectrum(
             eigenvalues=found.values,
@@ -91,7 +91,7 @@ class SpectrumBuilder:
         )
 
     def cost(self, operator: SymmetricOperator, method: str) -> Cost:
-        """Of the measurement so far."""
+        """Cost of the measurement so far."""
         return Cost(
             products=operator.products,
             seconds=self.seconds,
@@ -101,11 +101,11 @@ class SpectrumBuilder:
 
 
 LOOKED_AT = 8
-"""Samples that show whether two evaluations agree."""
+"""Number of samples on which two evaluations are compared."""
 
 
 def steady(objective: Objective, batches: list[Batch]) -> tuple[Objective, str]:
-    """The objective, and a sentence when two evaluations of it differ by more than rounding.
+    """The objective, and a sentence if two evaluations of it differ by more than rounding.
 
     One that draws random numbers is then given the same random stream in every forward, so that there is one matrix.
     """
@@ -120,7 +120,7 @@ def steady(objective: Objective, batches: list[Batch]) -> tuple[Objective, str]:
 
 
 def steady_mean(objective: Objective, layout: ParameterLayout, batches: list[Batch]) -> tuple[Objective, float, str]:
-    """The same by the mean loss over the whole probe, which is given as well."""
+    """The same by the mean loss over the whole probe, which is returned as well."""
     leaves = layout.leaves(objective.module, objective.dtype)
     seen: list[float] = []
 
@@ -153,7 +153,7 @@ def _differ(objective: Objective, first: float, second: float) -> bool:
 
 
 def of_one_draw(spectrum: Spectrum, sentence: str) -> Spectrum:
-    """A spectrum of what differs from one evaluation to the next: neither exact nor converged to anything."""
+    """Mark the spectrum of a module that is not deterministic as neither exact nor converged."""
     if not sentence:
         return spectrum
     known = spectrum.status in (Status.EXACT, Status.CONVERGED)
@@ -187,9 +187,9 @@ def descending(matrix: Tensor) -> Tensor:
 
 
 BASIS_FRACTION = 0.25
-"""Share of the free memory that a Lanczos basis may take unless told otherwise: products and training need the rest."""
+"""Default fraction of the free memory that a Lanczos basis may take. Products and training need the rest."""
 
 
 def basis_memory(objective: Objective, wanted: int | None) -> int:
-    """Bytes for the Lanczos basis, alike on every rank: by it a solver restarts, or takes several vectors together."""
+    """Bytes for the Lanczos basis, equal on all ranks, because restarts and joint advances depend on it."""
     return int(objective.ranks.least(BASIS_FRACTION * free_bytes(objective.device) if wanted is None else wanted))

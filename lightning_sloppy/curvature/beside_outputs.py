@@ -59,13 +59,13 @@ class BesideOutputs:
         sentences = []
         if self.passing:
             sentences.append(
-                f"The loss also depends on {_listed(self.passing)} past the outputs (a penalty?): this matrix is about "
-                "the outputs and leaves that out; the Hessian has it."
+                f"The loss also depends on {_listed(self.passing)} past the outputs (a penalty?). This matrix is "
+                "defined by the outputs and leaves that out; the Hessian includes it."
             )
         if self.own and own_too:
             sentences.append(
-                f"Only the loss depends on {_listed(self.own)}, no output does: their rows are zero here; the Hessian "
-                "and the empirical Fisher matrix have them."
+                f"Only the loss depends on {_listed(self.own)}, not the outputs. Their rows are zero here; the Hessian "
+                "and the empirical Fisher matrix include them."
             )
         return " ".join(sentences)
 
@@ -76,7 +76,9 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def beside_outputs(objective: Objective, layout: ParameterLayout, batches: list[Batch]) -> BesideOutputs:
-    """Look on some samples; on all of them for what no output there depends on.
+    """Find the parameters on which the loss depends other than through the outputs, on a few samples.
+
+    Whether an output depends on them is then checked on all samples.
 
     Args:
         objective: Module and loss, outputs and loss apart.
@@ -84,7 +86,7 @@ def beside_outputs(objective: Objective, layout: ParameterLayout, batches: list[
         batches: Prepared batches.
 
     Raises:
-        ConfigurationError: When the loss uses no output with a row for each sample.
+        ConfigurationError: If the loss uses no output with one row per sample.
     """
     if not batches:
         return BesideOutputs()

@@ -1,4 +1,4 @@
-"""Outputs that have their graph in train mode alone, such as forces by ``create_graph=self.training``."""
+"""Outputs that have a graph only in train mode, such as forces with ``create_graph=self.training``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lightning_sloppy.evaluation.nests import tensors_of, with_tensors
 from lightning_sloppy.evaluation.objective import Objective
 
 LOOKED_AT = 4
-"""Samples that show which outputs have a graph."""
+"""Number of samples on which the graphs of outputs are checked."""
 
 
 def refuse_cut_graphs(objective: Objective, layout: ParameterLayout, batches: list[Batch]) -> None:
-    """Refuse outputs that the loss uses and that depend on the parameters in train mode alone.
+    """Raise an error if the loss uses outputs whose dependence on the parameters has a graph only in train mode.
 
     Autograd would take them for constants in eval mode, and every derivative would leave them out without a word.
 

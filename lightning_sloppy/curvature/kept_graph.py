@@ -98,7 +98,7 @@ class KeptGraphOperator(SymmetricOperator, Generic[Graph]):
         self._kept, self.method = kept, "kept_graph"
 
     def _divide(self, parts: int) -> bool:
-        """Divide every batch into ``parts`` micro-batches, with the same matrix. Return False if this is not possible."""
+        """Divide every batch into ``parts`` micro-batches, with the same matrix; return False if not possible."""
         size = max(max(sample_count(batch) for batch in self._batches) // parts, 1)
         if not divisible(self._objective, self._leaves, self._batches, size):
             return False

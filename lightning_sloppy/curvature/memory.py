@@ -1,4 +1,4 @@
-"""How much memory is free, and how much a graph takes."""
+"""Free memory, and the memory of a graph."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory free on the device; 2 GiB where the system does not tell.
+    """Free memory of the device; 2 GiB if it is not known.
 
     On CUDA that is also what torch's allocator has taken from the driver and holds for the next tensors.
     """
@@ -27,7 +27,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """Highest memory of the process so far: of torch's allocator on CUDA, else resident; None where nobody tells.
+    """Highest memory of the process so far: of torch's allocator on CUDA, else resident; None if not known.
 
     Not that of a part of a run: torch's counter could be set back, but others may be reading it.
     """

@@ -1,4 +1,4 @@
-"""Which way the products are computed: through a double backward, or by differences where there is none."""
+"""Choice of how products are computed: by a double backward, or by central differences if there is none."""
 
 from __future__ import annotations
 

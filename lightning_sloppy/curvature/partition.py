@@ -1,4 +1,4 @@
-"""What each of several ranks does of one measurement: some of the samples, or some of the layers."""
+"""The part of one measurement that each rank computes: some of the samples, or some of the layers."""
 
 from __future__ import annotations
 

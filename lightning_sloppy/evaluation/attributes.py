@@ -1,4 +1,4 @@
-"""The Python side of a module's state: counters, lists, metric states, buffers that are bound anew, plain objects."""
+"""Save and restore the Python state of a module: counters, lists, metric states, replaced buffers, plain objects."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from torch import Tensor, nn
 Restore = Callable[[], object]
 
 LARGEST = 1024**3
-"""Tensors above this size are not copied: a data set that hangs on a module is no state of it."""
+"""Tensors above this size are not copied, because they are data sets rather than state."""
 
 MOST_OBJECTS = 500_000
-"""Objects that are looked at; beyond them there is a data set, not a state."""
+"""Largest number of objects that are searched. More objects are a data set rather than state."""
 
 TRACKERS = frozenset(
     {"wandb", "mlflow", "neptune", "comet_ml", "clearml", "aim", "swanlab", "tensorboard", "tensorboardX"}
 )
-"""Packages that send what they are told somewhere."""
+"""Packages that send data to a service or a file."""
 
 HOSTS = TRACKERS | {"torch", "lightning", "pytorch_lightning", "lightning_fabric", "lightning_sloppy"}
-"""Whose objects are left alone: Trainers, loaders, data sets, optimisers, loggers keep a state of their own."""
+"""Packages whose objects are not restored: Trainers, loaders, data sets, optimisers and loggers manage their state."""
 
 SHARED = frozenset({"threading", "_thread", "queue", "multiprocessing", "asyncio", "concurrent", "socket", "ssl"})
-"""Objects that hold something of these belong to several threads: to turn them back could undo what another one did."""
+"""Objects that refer to these are shared by threads. Restoring them could undo the work of another thread."""
 
 ATOMS = (str, bytes, int, float, complex, bool, type(None), type, ModuleType, FunctionType, BuiltinFunctionType)
-"""What has no state, or none that a forward changes."""
+"""Types without state, or without state that a forward changes."""
 
 
 @contextmanager
 def attributes_restored(module: nn.Module) -> Iterator[None]:
-    """Give every submodule its attributes back afterwards, and what hangs on them its contents.
+    """Restore the attributes of every submodule on exit, and the contents of these attributes.
 
-    A forward or a training step that runs once more may count, append to lists, update a metric, or bind a buffer
-    anew. Restored are the tables of all submodules (attributes, buffers, parameters, children) by identity; lists,
-    dicts, sets, deques, arrays and random streams in them; the attributes of objects of any plain class; and the
-    values of tensors up to 1 GiB that are no parameters of the module; all of it nested. Objects of torch's and
-    Lightning's own kinds and those that hold locks or threads are left alone.
+    An additional forward or training step may count, append to lists, update a metric, or replace a buffer. These are
+    restored, at any depth of nesting: the tables of all submodules (attributes, buffers, parameters, children) by
+    identity; lists, dicts, sets, deques, arrays and random streams in them; the attributes of objects of plain classes;
+    and the values of tensors up to 1 GiB that are not parameters of the module. Objects of classes of torch and
+    Lightning, and objects that hold locks or threads, are not restored.
     """
     restores = captured(module.modules(), ignoring=module.parameters())
     try:
@@ -55,7 +55,7 @@ def attributes_restored(module: nn.Module) -> Iterator[None]:
 
 
 def captured(objects: Iterable[Any], *, ignoring: Iterable[Any] = (), largest: int = LARGEST) -> list[Restore]:
-    """What it takes to turn these objects, and everything inside them, back to what they are now."""
+    """Functions that restore these objects, and everything inside them, to their current state."""
     ignored = {id(each) for each in ignoring}
     restores = []
     for value in reachable(objects):
@@ -67,9 +67,9 @@ def captured(objects: Iterable[Any], *, ignoring: Iterable[Any] = (), largest: i
 
 
 def reachable(objects: Iterable[Any], *, everything: bool = False) -> Iterator[Any]:
-    """These objects and what is inside them that can have a state, each once.
+    """These objects and all objects inside them that can have state, each once.
 
-    With ``everything`` what is left alone is given too, and not what is inside of it.
+    With ``everything``, objects that are not restored are included, but not what is inside them.
     """
     waiting = list(objects)
     seen: set[int] = set()
@@ -86,7 +86,7 @@ def reachable(objects: Iterable[Any], *, everything: bool = False) -> Iterator[A
 
 
 def is_left_alone(value: Any) -> bool:
-    """Whether an object keeps a state of its own that is not for others to turn back."""
+    """Whether the state of an object must not be restored from outside."""
     if isinstance(value, (Tensor, nn.Module, torch.Generator)) or type(value).__module__ == "builtins":
         return False
     kinds = {kind.__module__.partition(".")[0] for kind in type(value).__mro__}
@@ -94,12 +94,12 @@ def is_left_alone(value: Any) -> bool:
 
 
 def holds_threads(value: Any) -> bool:
-    """Whether other threads may have a part in an object."""
+    """Whether an object may be shared with other threads."""
     return any(type(part).__module__.partition(".")[0] in SHARED for part in _fields(value).values())
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """The attributes of an object, those in slots included."""
+    """The attributes of an object, including those in slots."""
     fields = dict(vars(value)) if hasattr(value, "__dict__") else {}
     for kind in type(value).__mro__:
         slots = vars(kind).get("__slots__", ())
@@ -111,7 +111,7 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def _parts(value: Any) -> Iterable[Any]:
-    """What is inside, one level deep."""
+    """The objects inside, one level deep."""
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
         return ()
     inside: list[Any] = list(_fields(value).values())
@@ -141,7 +141,7 @@ def _tensor_restore(tensor: Tensor) -> Restore:
 
     def restore() -> None:
         with torch.no_grad():
-            # NaN differs from itself: compare bitwise-equal tensors only to spare a write.
+            # The comparison only saves a write. NaN is not equal to itself, so such tensors are always written.
             if tensor.shape == kept.shape and not torch.equal(tensor, kept):
                 tensor.copy_(kept)
 

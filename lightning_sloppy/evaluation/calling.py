@@ -1,4 +1,4 @@
-"""How ``forward`` takes the inputs of a batch: whole, part by part, or by the names of a dict."""
+"""Ways to pass the inputs of a batch to ``forward``: whole, element by element, or as keywords of a dict."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Signature:
-    """What ``forward`` takes.
+    """The parameters of ``forward``.
 
     Attributes:
-        positional: Names of what may be given by position, in order.
-        required: Names of what must be given.
-        names: Names of what may be given by keyword.
-        any_position: Whether it takes any number of positional arguments.
-        any_name: Whether it takes any keyword.
+        positional: Names of the parameters that can be passed by position, in order.
+        required: Names of the parameters without a default.
+        names: Names of the parameters that can be passed by keyword.
+        any_position: Whether it accepts any number of positional arguments.
+        any_name: Whether it accepts any keyword.
     """
 
     positional: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ class Signature:
 
     @classmethod
     def of(cls, module: nn.Module) -> Signature:
-        """Of a module's ``forward``; one that nobody can read takes one argument."""
+        """The signature of a module's ``forward``; one argument if it cannot be inspected."""
         try:
             parameters = inspect.signature(module.forward).parameters.values()
         except (TypeError, ValueError):
@@ -52,10 +52,10 @@ class Signature:
 
 
 def leading_inputs(module: nn.Module, parts: int) -> int:
-    """How many parts of a batch that is a longer tuple are inputs, the rest being targets; 0 for none apart.
+    """Number of elements of a longer tuple that are inputs, while the rest are targets; 0 if it is not split.
 
-    As many as ``forward`` takes, and never the last one. A ``forward`` with one parameter says nothing: it may take the
-    whole batch.
+    It is the number of parameters of ``forward``, without the last element. If ``forward`` has one parameter, the tuple
+    is not split, because it may take the whole batch.
 
     >>> leading_inputs(nn.Bilinear(2, 2, 1), 3), leading_inputs(nn.Linear(2, 1), 3)
     (2, 0)
@@ -67,9 +67,9 @@ def leading_inputs(module: nn.Module, parts: int) -> int:
 
 
 def needs_both(module: nn.Module, first: Any) -> bool:
-    """Whether ``forward`` must be given both parts of a pair, as networks with two towers or a decoder must.
+    """Whether ``forward`` needs both elements of a pair, as networks with two towers or a decoder do.
 
-    Not where the first part may be two arguments itself.
+    It is False if the first element may contain both arguments.
 
     >>> needs_both(nn.Bilinear(2, 2, 1), torch.zeros(1, 2)), needs_both(nn.Linear(2, 1), torch.zeros(1, 2))
     (True, False)
@@ -80,17 +80,17 @@ def needs_both(module: nn.Module, first: Any) -> bool:
 
 
 def takes_several(module: nn.Module) -> bool:
-    """Whether ``forward`` takes more than one argument by position."""
+    """Whether ``forward`` accepts more than one positional argument."""
     signature = Signature.of(module)
     return signature.any_position or len(signature.positional) > 1
 
 
 class Caller:
-    """Calls a module with the inputs of a batch, in the way that its ``forward`` is written for.
+    """Calls a module with the inputs of a batch, by the signature of its ``forward``.
 
-    A mapping goes by keyword as far as ``forward`` knows the names, so labels may be left in it; a tuple goes part by
-    part where ``forward`` needs several arguments. Where the signature leaves a choice, the first way that does not
-    fail is kept.
+    From a mapping, the keywords that ``forward`` accepts are passed, so it may contain labels. A tuple is passed
+    element by element if ``forward`` needs several arguments. If the signature allows several ways, the first one that
+    does not fail is used from then on.
 
     Args:
         module: Any module.
@@ -101,10 +101,10 @@ class Caller:
         self._way: str | None = None
 
     def call(self, function: Callable[[tuple[Any, ...], dict[str, Any]], Any], inputs: Any) -> Any:
-        """``function(arguments, keywords)`` with the inputs in place.
+        """Return ``function(arguments, keywords)`` for the inputs.
 
         Raises:
-            Exception: What the first of the possible ways raises, where all of them fail.
+            Exception: If all possible ways fail, the error of the first one.
         """
         ways = self._ways(inputs)
         if self._way in ways or len(ways) == 1:

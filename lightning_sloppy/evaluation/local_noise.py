@@ -1,4 +1,4 @@
-"""Gaussian weights in a forward, with noise of its own for every sample where a layer allows it.
+"""Gaussian weights in a forward, with separate noise for every sample if a layer allows it.
 
 One draw of the weights for a batch makes all its samples err together, so a gradient of an expected loss takes many
 batches to be seen. A linear layer of Gaussian weights has Gaussian outputs, and those can be drawn for each sample

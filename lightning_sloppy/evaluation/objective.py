@@ -40,30 +40,30 @@ Loss = Callable[[Any, Any], Tensor]
 class Objective:
     """A module with its loss, as a function of a table of parameters.
 
-    The module's own parameters are never touched: :func:`torch.func.functional_call` puts detached ones in their
-    place, so hooks, ``.grad`` and data-parallel reducers see nothing. They are in place while the loss is computed as
-    well: it may have parameters of its own, or read those of the module.
+    The parameters of the module are not changed. :func:`torch.func.functional_call` replaces them by detached ones, so
+    hooks, ``.grad`` and data-parallel reducers are not affected. They are replaced while the loss is computed as well,
+    because it may have parameters, or read those of the module.
 
-    Inputs that are a mapping or a tuple are passed as ``forward`` takes them (see
+    Inputs that are a mapping or a tuple are passed by the signature of ``forward`` (see
     :class:`~lightning_sloppy.evaluation.calling.Caller`).
 
     Args:
-        module: Any module; its ``forward`` takes the inputs of a batch.
+        module: Any module whose ``forward`` takes the inputs of a batch.
         loss_fn: Mean-reduced loss of outputs and targets.
-        step_module: Instead of outputs and loss: a module whose ``forward`` maps a batch to the loss and which holds
-            ``module`` as its child ``inner``. Then there are no outputs, hence no Gauss-Newton or Fisher matrix.
-        seed: Set before every forward, so that dropout in train mode is the same function each time.
-        weights: How much each sample weighs in the loss's mean; None knows the losses of torch.
-        ranks: Of several, the probe is the union of every rank's batches.
+        step_module: Instead of outputs and loss, a module whose ``forward`` maps a batch to the loss, and which has
+            ``module`` as its child ``inner``. Then there are no outputs, so no Gauss-Newton or Fisher matrix.
+        seed: Seed that is set before every forward, so that dropout in train mode is the same function each time.
+        weights: Weight of each sample in the mean of the loss. None: known for the losses of torch.
+        ranks: With several ranks, the probe is the union of the batches of all ranks.
 
     Attributes:
-        dtype: Data type of the products: the widest of the parameters', at least float32.
+        dtype: Data type of the products: the widest one of the parameters, at least float32.
         device: Device of the parameters.
-        module: The module, without what Fabric, data parallelism or a compiler have put around it.
-        reduction: How the loss puts its samples together. One that adds them up is divided by their number everywhere:
-            all matrices are of means.
-        weights: How much each sample weighs in the loss's mean, as the user says or as was found; None knows those of
-            the losses of torch.
+        module: The module, without wrappers of Fabric, data parallelism or a compiler.
+        reduction: How the loss combines its samples. A sum is divided by their number everywhere, so that all matrices
+            are those of means.
+        weights: Weight of each sample in the mean of the loss, as given or as detected. None: known for the losses of
+            torch.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Objective:
             torch.manual_seed(self._seed)
 
     def loss(self, parameters: Mapping[str, Tensor], batch: AnyBatch) -> Tensor:
-        """Mean loss of one batch, a scalar: every way from a parameter to it counts, past the outputs too.
+        """Mean loss of one batch, a scalar, with every path from a parameter, also those that bypass the outputs.
 
         Raises:
             ConfigurationError: When the loss is not a scalar.
@@ -249,7 +249,7 @@ class Objective:
         return float(self.add_up(torch.tensor(weight, device=self.device, dtype=self.dtype)))
 
     def mean_loss(self, parameters: Mapping[str, Tensor], batches: list[Batch], *, graph: bool = True) -> Tensor:
-        """Loss averaged over the whole probe: every batch by its weight, whatever the batch sizes."""
+        """Loss averaged over the whole probe. Each batch is weighted by its weight in the probe."""
         value = torch.zeros((), dtype=self.dtype, device=self.device)
         for batch, fraction in zip(batches, self.batch_fractions(batches), strict=True):
             if fraction > 0:  # a batch without valid targets has a mean of nothing over nothing

@@ -32,13 +32,13 @@ from lightning_sloppy.evaluation.nests import leaves_of, tensors_of
 from lightning_sloppy.evaluation.real_numbers import is_number
 
 Forward = Callable[[Batch], Any]
-"""What the module gives for a batch."""
+"""Function that returns the outputs of the module for a batch."""
 
 COMPARED = 4
 """Samples whose outputs are compared with those of the last half of them."""
 
 AGREEMENT = 1e-3
-"""Difference of outputs, relative to the largest of them, that is rounding: other batch sizes take other kernels."""
+"""Largest relative difference of outputs attributed to rounding, as other batch sizes use other kernels."""
 
 MOST_TRIES = 12
 """Ways to read the dimensions of one batch that are tried; one or two are there as a rule."""
@@ -52,11 +52,11 @@ def located(batches: Sequence[Batch], forward: Forward | None = None) -> list[Ba
     """The same batches, each with its :class:`Rows`.
 
     Args:
-        batches: Of one data set: what is first in one of them is first in all.
-        forward: Runs the module on a batch, without gradients; None where shapes must tell.
+        batches: Batches of one data set, with the same dimension order.
+        forward: Function that runs the module on a batch, without gradients; None to use shapes alone.
 
     Raises:
-        ConfigurationError: When the count cannot be known; the message asks for ``batch_size=``.
+        ConfigurationError: If the number of samples cannot be determined; the message asks for ``batch_size=``.
     """
     if not batches or all(batch.rows is not None and batch.rows.outputs is not None for batch in batches):
         return list(batches)

@@ -1,4 +1,4 @@
-"""Other tensors in the place of a module's parameters and buffers while a function runs."""
+"""Replace a module's parameters and buffers by other tensors while a function runs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def places(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
 
 
 def run_with(module: nn.Module, table: Mapping[str, Tensor], function: Callable[[], Result]) -> Result:
-    """Run a function while these tensors are in the places of the module, which afterwards is as it was.
+    """Run a function with these tensors in place of those of the module, which is restored afterwards.
 
     Args:
         module: The module.

@@ -84,7 +84,7 @@ def test_loaders_before_setup_say_what_to_do():
 def test_digits_have_no_test_part():
     data = DigitsDataModule()
     data.setup("test")
-    with pytest.raises(ConfigurationError, match="ask for a test part only where there is one"):
+    with pytest.raises(ConfigurationError, match="use the test part only if there is one"):
         data.test_dataloader()
 
 

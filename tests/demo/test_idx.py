@@ -110,7 +110,7 @@ def test_an_empty_folder_names_the_option(tmp_path):
 def test_images_and_labels_of_different_number_are_refused(tmp_path):
     write(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(pack(TRAIN[1][:-1]))
-    with pytest.raises(ConfigurationError, match="Do the two files belong together"):
+    with pytest.raises(ConfigurationError, match="check that the files belong together"):
         IDXDataModule(str(tmp_path)).setup("fit")
 
 

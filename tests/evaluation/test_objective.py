@@ -133,7 +133,7 @@ def test_a_whole_step_replaces_outputs_and_loss() -> None:
         (torch.ones(3), r"must be a scalar, but its shape is \(3,\); use reduction='mean'"),
         (1.5, "must be a scalar tensor, but it is a float; return the mean"),
         (None, "must be a scalar tensor, but it is a NoneType"),
-        ({"loss": torch.tensor(1.0)}, "but a dict came"),
+        ({"loss": torch.tensor(1.0)}, "but it is a dict"),
     ],
 )
 def test_a_loss_that_is_no_scalar_says_what_to_return(value: Any, sentence: str) -> None:

@@ -1,1 +1,1 @@
-"""Gram matrices of per-sample gradients: what layers tell of them, and formed ones for all others."""
+"""Gram matrices of per-sample gradients, from inputs and output gradients of layers, or from formed gradients."""

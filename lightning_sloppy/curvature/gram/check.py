@@ -1,4 +1,4 @@
-"""Which parameters may be served by what goes into layers and what comes back: found out by trying."""
+"""Check on a few samples for which parameters the per-sample gradients of layers are right."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.linalg.vectors import generator
 
 CHECKED_SAMPLES = 16
-"""Samples that the check runs on."""
+"""Number of samples of the check."""
 
 CHECK_TOLERANCE = 1e-3
 """Relative difference of two sums of gradients above which they are not the same."""
 
 ROUNDING = 1e-6
-"""What cancellation may leave of terms of size one."""
+"""Absolute tolerance for cancellation between terms of size one."""
 
 UNUSED = "unused"
 """Path of a parameter that the outputs do not depend on."""
@@ -71,7 +71,7 @@ class Recording:
         return self._rows
 
     def release(self) -> None:
-        """Let go of the graph, for others may still hold this record."""
+        """Release the graph, because others may still refer to this record."""
         self.outputs, self._rows, self.calls = None, self.rows.detach(), []
 
     def take_axes(self, axes: Sequence[int | None]) -> Structure | None:
@@ -94,7 +94,7 @@ class Recording:
 
 @dataclass
 class Served:
-    """What layers may serve.
+    """The parameters whose gradients can be taken from layers.
 
     Attributes:
         paths: How each parameter is served; those that layers cannot serve are missing.
@@ -110,7 +110,7 @@ class Served:
 
 
 def served(objective: Objective, leaves: Mapping[str, Tensor], batch: Batch) -> Served:
-    """Try on some samples of a batch; where that fails, layers serve nothing.
+    """Check on some samples of a batch. If that fails, no gradients are taken from layers.
 
     Args:
         objective: Module and loss.
@@ -186,7 +186,7 @@ def _numbers(recording: Recording, leaf: Tensor) -> tuple[int, int]:
 
 
 def unreliable(recording: Recording, leaves: Mapping[str, Tensor]) -> set[str]:
-    """Names of the parameters whose per-sample gradients, as layers tell them, are wrong.
+    """Names of the parameters whose per-sample gradients from layers are wrong.
 
     For random cotangents, summed with random weights, they must be autograd's gradient of the outputs weighted in the
     same way. They are not when the rows of a layer are no samples, or in another order, when a parameter is used
@@ -213,7 +213,7 @@ def unreliable(recording: Recording, leaves: Mapping[str, Tensor]) -> set[str]:
 
 
 def uses_of(leaf: Tensor, calls: Sequence[Call], gradients: Sequence[Sequence[Tensor]], count: int) -> list[Use] | None:
-    """Per-sample gradients of a parameter from all its calls; None if one does not tell."""
+    """Per-sample gradients of a parameter from all its calls; None if one of them does not provide them."""
     found = [call.uses(leaf, parts, count) for call, parts in zip(calls, gradients, strict=True) if call.touches(leaf)]
     if any(uses is None for uses in found):
         return None

@@ -1,4 +1,4 @@
-"""The two sides of the outer products that per-sample gradients are sums of.
+"""The two factors of the outer products whose sums are per-sample gradients.
 
 The gradient of sample i, pulled back from cotangent r, in a weight of shape (k, o, d) (k groups) is a sum over the T
 positions at which the weight acts, ``G_ri = sum_t l_rit a_rit^T``. One side comes from the layer's input and is the
@@ -58,7 +58,7 @@ class Factor(ABC):
 
 
 class Dense(Factor):
-    """Vectors as they are.
+    """Vectors without special structure.
 
     Args:
         data: (n, R or 1, k, T, width).
@@ -127,7 +127,7 @@ class Window:
 
 
 class Patches(Factor):
-    """What a convolution sees, cut out when needed: patches take as many times the memory as the kernel has entries.
+    """The patches of a convolution, extracted when needed, because they take kernel-size times the memory.
 
     Args:
         data: Padded inputs, (n, m, channels, *spatial) with m images for each sample.
@@ -165,7 +165,7 @@ class Patches(Factor):
 
 
 def joined(factors: Sequence[Factor], *, samples: bool) -> Factor | None:
-    """Factors behind one another, along samples or along positions; None where they do not fit."""
+    """Concatenate factors along samples or along positions; None if they do not fit."""
     first = factors[0]
     axis = 0 if samples else first.position_axis
     if axis is None or not all(first.fits(other, axis) for other in factors[1:]):

@@ -25,7 +25,7 @@ from lightning_sloppy.curvature.gram.sums import GramSums
 Order = Literal["pairs", "rows"]
 
 ENTRY_COST = 50
-"""Operations of a matrix product that take as long as writing and reading one number on the way (measured)."""
+"""Number of operations of a matrix product that take as long as writing and reading one number (measured)."""
 
 PAIRS = 2**18
 """Pairs of positions that a CPU multiplies at a time; four times as many take a tenth more."""

@@ -17,12 +17,12 @@ from lightning_sloppy.evaluation.batches import Batch, sample_count
 from lightning_sloppy.evaluation.objective import Objective
 
 KEPT_BYTES = 2 * 1024**3
-"""Memory for what is kept of the layers between the batches; beyond it the batches are run again for the rest."""
+"""Memory for what is kept of the layers between batches. Above it, the batches are run again for the rest."""
 
 
 @dataclass
 class _Held:
-    """What is held of one parameter: its gradients, formed, (N, R, p), or the factors of its uses in each batch."""
+    """The data kept for one parameter: its formed gradients, (N, R, p), or the factors of its uses in each batch."""
 
     formed: Tensor | None = None
     uses: list[list[Outer]] = field(default_factory=list)
@@ -94,7 +94,7 @@ def _collect(
     held: dict[str, _Held],
     place: tuple[int, int],
 ) -> None:
-    """Take what one batch tells of the parameters held; those it tells nothing of are dropped.
+    """Add the gradients of one batch for the kept parameters. Parameters without gradients there are dropped.
 
     The batch's place is the number of its first sample, and that of all samples.
     """

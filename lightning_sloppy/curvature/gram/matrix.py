@@ -1,4 +1,4 @@
-"""The Fisher information through the Gram matrix of per-sample gradients: N x N instead of p x p."""
+"""The Fisher matrix by the Gram matrix of per-sample gradients: N x N instead of p x p."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_sloppy.evaluation.batches import Batch, private, sample_count
 from lightning_sloppy.evaluation.objective import Objective
 
 GRADIENT_BYTES = 512 * 1024**2
-"""Memory for formed per-sample gradients; parameters are taken in groups that fit, and larger ones in parts."""
+"""Memory for formed per-sample gradients. Parameters are processed in groups that fit, and larger ones in parts."""
 
 _log = logging.getLogger("lightning_sloppy")
 
@@ -131,7 +131,7 @@ def _in_words(paths: Mapping[str, str], owners: Mapping[str, str]) -> str:
 
 
 def check_samples_apart(module: nn.Module) -> None:
-    """Refuse a module in which samples act on one another by the statistics of a batch.
+    """Raise an error if the samples of a batch influence one another through its statistics.
 
     Raises:
         ConfigurationError: With the name of the layer.

@@ -87,7 +87,7 @@ class Outer:
         return total[0, 0].mT if self.transposed else total[0, 0]
 
     def scale(self) -> float:
-        """A bound of the size of the sum of the outer products, whatever their signs."""
+        """A bound on the size of the sum of the outer products, for any signs."""
         left = self.left.data.numel() ** 0.5 if isinstance(self.left, OneHot) else norm(self.left.data)
         return left * norm(self.right.data)
 

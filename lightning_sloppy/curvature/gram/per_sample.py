@@ -1,4 +1,4 @@
-"""Per-sample gradients of any parameter: by ``vmap``, by a loop over samples where ``vmap`` refuses."""
+"""Per-sample gradients of any parameter, by ``vmap``, or by a loop over samples if ``vmap`` fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_sloppy.evaluation.nests import tensors_of, with_tensors
 from lightning_sloppy.evaluation.objective import Objective
 
 VMAP_CHUNK = 128
-"""Samples differentiated at a time; bounds the activations that vmap holds."""
+"""Number of samples differentiated at a time, which limits the activations that vmap keeps."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _looped(
     pulled: Sequence[Tensor],
     batches: Sequence[Batch],
 ) -> dict[str, list[Tensor]]:
-    """The same by one backward for each sample and cotangent: always right, slow."""
+    """The same by one backward per sample and cotangent. It always works, but it is slow."""
     formed: dict[str, list[Tensor]] = {piece.name: [] for piece in pieces}
     for batch, directions in zip(batches, pulled, strict=True):
         rows: list[list[Tensor]] = [[] for _ in pieces]

@@ -57,7 +57,7 @@ _NOTHING: Mapping[str, Any] = {}
 
 
 class _Role(Enum):
-    """What a tensor depends on: samples, parameters alone, or nothing of both."""
+    """What a tensor depends on: samples, parameters alone, or neither."""
 
     OWN = 1
     SHARED = 2

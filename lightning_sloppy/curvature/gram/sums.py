@@ -1,4 +1,4 @@
-"""Where inner products of per-sample gradients are added up: one symmetric matrix, or one for each layer."""
+"""Sums of inner products of per-sample gradients: one symmetric matrix, or one for each layer."""
 
 from __future__ import annotations
 

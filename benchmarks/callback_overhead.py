@@ -37,7 +37,7 @@ class Classifier(zoo.Trained):
 
 
 WEIGHED = ("mlp", "lenet", "resnet", "gpt")
-"""Whose memory is looked at; the others are smaller still."""
+"""Networks whose memory is measured. The others are smaller."""
 
 Problem = tuple[LightningModule, DataLoader[Any], Any, int]
 """Module, loader, objective, epochs."""
@@ -95,7 +95,7 @@ def fit(
 
 
 def default(objective: Any) -> SloppyMonitor:
-    """All parts, behind every epoch."""
+    """All parts, after every epoch."""
     return SloppyMonitor(loss_fn=objective)
 
 

@@ -175,7 +175,7 @@ ROWS = (
 
 
 def measured(row: Row, options: argparse.Namespace) -> dict[str, Any]:
-    """Train, certify, look at the test part."""
+    """Train, certify, and evaluate on the test part."""
     seed_everything(1, verbose=False)
     start = time.perf_counter()
     folder = options.fashion if row.data == "fashion" else options.data / "mnist"
@@ -251,7 +251,7 @@ def _parts(test: tuple[Tensor, Tensor]) -> Iterator[Sequence[Tensor]]:
 
 
 def main() -> None:
-    """One row after another; those that the record holds already stay, unless they are named."""
+    """Compute row after row. Rows that are recorded already are kept, unless they are named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist/")
     parser.add_argument("--fashion", type=Path, help="folder with the four IDX files of Fashion-MNIST")

@@ -25,7 +25,7 @@ Data = tuple[Tensor, Tensor]
 
 
 def arguments(question: str, **defaults: int) -> argparse.Namespace:
-    """The options every script has, and whole numbers of its own."""
+    """The options of every script, and integer options of this one."""
     parser = argparse.ArgumentParser(description=question, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with mnist/ and cifar10/; without it the data are synthetic")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -37,7 +37,7 @@ def arguments(question: str, **defaults: int) -> argparse.Namespace:
 
 
 def mnist(root: Path | None, count: int, device: str) -> Data:
-    """Images scaled to mean 0 and variance 1, flat; made up from ten noisy prototypes without a folder."""
+    """Flat images with mean 0 and variance 1; without a folder, synthetic ones from ten noisy prototypes."""
     if root is None:
         return _made_up((784,), count, device)
     folder = root / "mnist"
@@ -66,7 +66,7 @@ def _made_up(shape: tuple[int, ...], count: int, device: str) -> Data:
 
 
 def mlp(*widths: int) -> nn.Sequential:
-    """784-600-600-10 unless told otherwise: 837,610 parameters."""
+    """784-600-600-10 by default: 837,610 parameters."""
     widths = widths or (784, 600, 600, 10)
     layers: list[nn.Module] = []
     for wide, narrow in pairwise(widths):
@@ -94,7 +94,7 @@ def lenet() -> nn.Sequential:
 
 
 class Block(nn.Module):
-    """Two convolutions beside an identity, padded with zeros where the channels grow."""
+    """Two convolutions with a skip connection, padded with zeros if the channels increase."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class Transformer(nn.Module):
 
 
 def text(count: int, device: str) -> Data:
-    """Random tokens and the ones behind them: times do not depend on what they say."""
+    """Random tokens and the next ones as targets. Times do not depend on their values."""
     rng = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 65, (count, 33), generator=rng).to(device)
     return tokens[:, :-1], tokens[:, 1:]
@@ -161,7 +161,7 @@ def trained(module: nn.Module, data: Data, epochs: int, *, size: int = 128, rate
 
 
 def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median seconds of each way, run in turn, and what each gave the last time."""
+    """Median seconds of each way, run alternately, and the last result of each."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     found: dict[str, Any] = {}
     for _ in range(repeats):
@@ -175,13 +175,13 @@ def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int) -> tuple[di
 
 
 def wait() -> None:
-    """For what is queued on the GPU, where there is one."""
+    """Wait for the work queued on the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def record(question: str, rows: list[dict[str, Any]], remarks: list[str], options: Any) -> dict[str, Any]:
-    """Rows with what they were measured on."""
+    """Rows with the hardware and software that they were measured on."""
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return {
         "question": question,
@@ -195,7 +195,7 @@ def record(question: str, rows: list[dict[str, Any]], remarks: list[str], option
 
 
 def report(name: str, question: str, rows: list[dict[str, Any]], remarks: list[str], options: Any) -> None:
-    """Print a table and keep it as JSON with what it was measured on."""
+    """Print a table and save it as JSON with the hardware and software that it was measured on."""
     found = record(question, rows, remarks, options)
     RESULTS.mkdir(exist_ok=True)
     kind = "cuda" if options.device == "cuda" else "cpu"

@@ -134,7 +134,7 @@ def run(task: Task, root: Path | None, epochs: int = 60) -> dict[str, float]:
 
 
 def measured(net: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> dict[str, float]:
-    """Every dimension of a trained network, and what it took."""
+    """Every dimension of a trained network, and its cost."""
     weights = torch.cat([p.detach().flatten() for p in net.parameters()])
     found = {"weights": float(len(weights)), "distance from w0": float((weights - start).norm())}
     seconds = time.perf_counter()

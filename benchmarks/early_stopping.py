@@ -77,7 +77,7 @@ SETTINGS = {
 
 
 def run(setting: Setting, seed: int, root: Path | None, epochs: int) -> dict[str, Any]:
-    """Train once, and return what was seen after every epoch."""
+    """Train once, and return what was recorded after every epoch."""
     torch.set_num_threads(1)
     rng = np.random.default_rng(seed)
     inputs, targets, kind = load(setting.data, root)
@@ -127,7 +127,7 @@ def run(setting: Setting, seed: int, root: Path | None, epochs: int) -> dict[str
 
 
 def stopped_at(seen: dict[str, Any], rule: Rule, *, hold_out: bool) -> int:
-    """Epoch after which the rule of the package stops; the last one where it does not."""
+    """Epoch after which the rule of the package stops; the last epoch if it does not stop."""
     curves = Curves()
     for epoch in range(len(seen["test"])):
         curves.add_dimension(epoch, seen["dimension"][epoch], 0.0, 1.0, seen["entropy"][epoch])
@@ -170,7 +170,7 @@ def rules() -> dict[str, Stop]:
 
 
 def table(runs: dict[str, dict[str, Any]], names: list[str]) -> str:
-    """Share of the epochs, mean and worst excess, and how often a rule fired, as Markdown."""
+    """Fraction of the epochs, mean and worst excess, and number of stops by each rule, as Markdown."""
     chosen = [seen for key, seen in runs.items() if key.rsplit("|", 1)[0] in names]
     lines = [
         "| rule | fraction of epochs used | mean excess | largest excess | stopped |",

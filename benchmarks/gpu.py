@@ -46,7 +46,7 @@ MEGABYTE = 2**20
 
 
 class CausalBlock(nn.Module):
-    """Attention to what came before, then a network four times as wide."""
+    """Causal attention, then a network four times as wide."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class CausalBlock(nn.Module):
         self.net = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Both parts beside the way through."""
+        """Both parts with skip connections."""
         parts = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.mix(self.norms[0](x)).chunk(3, 2))
         seen = F.scaled_dot_product_attention(*parts, is_causal=True)
         x = x + self.out(seen.transpose(1, 2).flatten(2))
@@ -89,7 +89,7 @@ class Case:
 
     @property
     def operator_parts(self) -> tuple[Objective, ParameterLayout]:
-        """What an operator is made of."""
+        """The arguments of an operator."""
         return Objective(self.module, F.cross_entropy), ParameterLayout.of(self.module)
 
 
@@ -100,7 +100,7 @@ def small_resnet() -> nn.Sequential:
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
-    """The three networks, each trained a little, one after another so that one alone takes memory."""
+    """The three networks, each trained for a short time, one after the other so that only one takes memory."""
     tiny, device = options.tiny, options.device
     digits = common.mnist(None, 400 if tiny else 20_000, device)
     n = 50 if tiny else 2000
@@ -120,7 +120,7 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
 
 @dataclass
 class Records:
-    """What was found so far, written after every row.
+    """The results so far, written to the file after every row.
 
     Attributes:
         options: Of the command line.
@@ -140,7 +140,7 @@ class Records:
             self.options.out.write_text("".join(json.dumps(record) + "\n" for record in self.found.values()))
 
     def tried(self, question: str, remarks: list[str], name: str, row: Callable[[], dict[str, Any]]) -> None:
-        """Add a row, or the error in its place: the other rows are worth having."""
+        """Add a row, or the error instead, so that the other rows are still computed."""
         try:
             found = row()
         except Exception as error:  # of a peer, of the memory, of a version
@@ -158,7 +158,7 @@ PRODUCT_REMARKS = [
 
 
 def product(case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of a gradient, and what products are of it."""
+    """Seconds of a gradient, and of products relative to it."""
     objective, layout = case.operator_parts
     leaves = layout.leaves(case.module, objective.dtype)
     vector = torch.randn(layout.dim, device=options.device)
@@ -294,7 +294,7 @@ NO_PEAK = "The peak is not measured without CUDA."
 
 
 def memory(case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    """Foreseen and real bytes of one solve."""
+    """Expected and measured bytes of one solve."""
     objective, layout = case.operator_parts
     leaves = layout.leaves(case.module, objective.dtype)
     with full_precision(), double_backward(case.module), counted_graph() as graph:
@@ -413,7 +413,7 @@ def watched(options: argparse.Namespace, precision: str) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Ask every question, the short ones first; what no time is left for is left out."""
+    """Run all parts, the short ones first. Parts for which no time remains are left out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--tiny", action="store_true", help="small sizes, also without a GPU: does everything run?")

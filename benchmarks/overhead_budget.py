@@ -12,7 +12,7 @@ from lightning_sloppy import SloppyMonitor
 LIMITS = (0.02, 0.05, 0.1)
 GRACE = 1.0
 STEPS = 5
-"""Effective batches from one round to the next, were there no limit."""
+"""Effective batches between rounds without a limit."""
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 class Small(LightningModule):
-    """40-30-10, which notes what the process holds now and then."""
+    """40-30-10, which records the memory of the process from time to time."""
 
     def __init__(self, every: int, monitor: SloppyMonitor) -> None:
         super().__init__()

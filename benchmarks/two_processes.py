@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def work(rank: int, options: Any) -> None:
-    """One of the two: takes part, and waits while the first works alone."""
+    """One of the two processes. It takes part, and waits while the first one works alone."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{PORT}", rank=rank, world_size=2)
     rows: list[dict[str, Any]] = []

@@ -1,8 +1,8 @@
-"""What the per-sample gradients are pulled back from: the three kinds of Fisher information.
+"""Cotangents of the outputs for the three kinds of Fisher matrix.
 
-The model is ``p(y | f)`` proportional to ``exp(-loss(f, y))`` for outputs f. Each kind is a set of R cotangents c_ir in
-the outputs of a sample, and ``F = (1/W) sum_i sum_r (J_i^T c_ir)(J_i^T c_ir)^T`` with W the weight of the whole probe:
-its sample count, or its count of valid tokens. The weight w_i of a sample is inside its cotangents.
+The model is ``p(y | f)`` proportional to ``exp(-loss(f, y))`` for outputs f. Each kind is a set of R cotangents c_ir of
+the outputs of a sample, and ``F = (1/W) sum_i sum_r (J_i^T c_ir)(J_i^T c_ir)^T``. W is the weight of the whole probe:
+its number of samples, or of valid tokens. The weight w_i of a sample is contained in its cotangents.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ Kind = Literal["empirical", "sampled", "exact"]
 KINDS: tuple[Kind, ...] = ("empirical", "sampled", "exact")
 
 NULL_DIRECTION = 1e-13
-"""Fraction of the largest eigenvalue of a loss's Hessian in the outputs below which a direction counts as none."""
+"""Directions with a smaller fraction of the largest eigenvalue of the loss's Hessian in the outputs are ignored."""
 
 
 @dataclass(frozen=True)
 class Fisher:
-    """Which Fisher information.
+    """A kind of Fisher matrix.
 
     Attributes:
         kind: "empirical", "sampled" or "exact".
-        labels: Targets drawn for each sample (sampled kind).
-        likelihood: The model behind the loss (sampled kind); None knows the losses of torch.
-        seed: Of the drawn targets. Every sample has a random stream of its own, so that the matrix does not depend on
-            how the probe is cut into batches.
-        first: Number of the first sample of the batches in the probe, where several ranks share it.
+        labels: Number of targets drawn per sample (sampled kind).
+        likelihood: The model of the loss (sampled kind). None: known for the losses of torch.
+        seed: Seed of the drawn targets. Each sample has its own random stream, so the matrix does not depend on how the
+            probe is divided into batches.
+        first: Index of the first sample of the batches in the probe, if several ranks share it.
     """
 
     kind: Kind = "empirical"
@@ -51,10 +51,10 @@ class Fisher:
 
 
 def checked_fisher(kind: str, labels: int = 1, likelihood: str | None = None, seed: int = 0) -> Fisher:
-    """Check the choice.
+    """Check the arguments and return the kind of Fisher matrix.
 
     Raises:
-        ConfigurationError: For an unknown kind or likelihood, or no label.
+        ConfigurationError: If ``kind`` or ``likelihood`` is unknown, or ``labels`` is below 1.
     """
     if labels < 1:
         raise ConfigurationError(f"labels={labels} targets per sample were asked for; pass at least 1.")
@@ -66,10 +66,10 @@ def checked_fisher(kind: str, labels: int = 1, likelihood: str | None = None, se
 
 
 def checked_kind(kind: str) -> Kind:
-    """Return ``kind`` when it is known.
+    """Return ``kind`` if it is known.
 
     Raises:
-        ConfigurationError: For any other word.
+        ConfigurationError: If it is unknown.
     """
     for known in KINDS:
         if kind == known:
@@ -88,13 +88,13 @@ def pulled_cotangents(
 
     Args:
         objective: Module and loss.
-        parameters: Where.
+        parameters: Table of parameters.
         batches: Prepared batches.
-        fisher: Which.
-        known: Outputs of the first batches, when they were computed before.
+        fisher: Kind of Fisher matrix.
+        known: Outputs of the first batches, if they were computed before.
 
     Raises:
-        ConfigurationError: When the outputs have no row for each sample.
+        ConfigurationError: If the outputs do not have one row per sample.
     """
     pulled, first = [], fisher.first
     for index, batch in enumerate(batches):
@@ -104,7 +104,7 @@ def pulled_cotangents(
         rows = objective.rows(outputs, sample_count(batch)).detach()
         pulled.append(cotangents(objective, fisher, rows, outputs, batch, first))
         first += sample_count(batch)
-    # Sequences may be shorter in one batch than in another: cotangents of zero add nothing.
+    # Sequences may differ in length between batches. Cotangents of zero do not change the matrix.
     most = max(len(directions) for directions in pulled)
     pulled = [torch.cat([d.new_zeros(most - len(d), *d.shape[1:]), d]) for d in pulled]
     if fisher.kind == "exact":

@@ -1,4 +1,4 @@
-"""Products with the Gauss-Newton part of the Hessian: positive semidefinite for every convex loss."""
+"""Products with the Gauss-Newton part of the Hessian, which is positive semidefinite for every convex loss."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Linearised:
         rows: (n, D), with the graph to the parameters.
         direction: u, (n, D), zeros that require gradients.
         pulled_back: ``J^T u`` for each parameter, with the graph to u; None where a parameter is not used.
-        index: Number of the batch.
+        index: Index of the batch.
         outputs: What ``forward`` gave, detached.
     """
 
@@ -36,17 +36,17 @@ class Linearised:
 class OutputCurvatureOperator(KeptGraphOperator[Linearised]):
     """``J^T B J v`` with any symmetric matrix B between outputs; ``J v`` is the derivative of ``J^T u`` in u.
 
-    All graphs are built once and kept: a product is then two backwards through them.
+    All graphs are built once and kept, so a product is two backwards through them.
 
     Args:
-        objective: Module and loss, outputs and loss apart.
+        objective: Module and loss, which must be known as a function of the outputs.
         layout: Chosen parameters.
         batches: Prepared batches.
-        method: "auto" keeps the graphs when they fit.
+        method: "auto" keeps the graphs if they fit.
 
     Raises:
-        UnsupportedError: When outputs and loss are not known apart.
-        ConfigurationError: When the outputs have no row for each sample.
+        UnsupportedError: If the loss is not known as a function of the outputs.
+        ConfigurationError: If the outputs do not have one row per sample.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class OutputCurvatureOperator(KeptGraphOperator[Linearised]):
         return Linearised(rows, direction, pulled_back, index, self._output_curvature(rows.detach(), outputs, index))
 
     def _output_curvature(self, rows: Tensor, outputs: object, index: int) -> tuple[Tensor, Tensor | None]:
-        """What :meth:`_weigh` needs of the loss at these outputs."""
+        """The data of the loss at these outputs that :meth:`_weigh` needs."""
         logits = rows.requires_grad_()
         loss = self._objective.loss_of_rows(logits, outputs, self._batches[index]) * self._fractions[index]
         (gradient,) = grad([loss], [logits], create_graph=True)
         return logits, gradient
 
     def _weigh(self, graph: Linearised, pushed: Tensor) -> Tensor | None:
-        """``B u`` for u of shape (n, D); None stands for zeros."""
+        """``B u`` for u of shape (n, D); None if it is zero."""
         logits, gradient = graph.curvature
         if gradient is None:
             return None  # a loss that is linear in the outputs

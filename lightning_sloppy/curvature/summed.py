@@ -24,15 +24,15 @@ def checked_reduction(reduction: str | None) -> None:
 
 
 def reduced_as(spectrum: Spectrum, objective: Objective, batches: list[Batch], reduction: Reduction | None) -> Spectrum:
-    """The spectrum of a mean as that of a sum, where a sum is asked for, or is what the loss gives.
+    """Convert the spectrum of a mean to that of a sum, if a sum is requested or is the reduction of the loss.
 
     The matrix of the sum is W times that of the mean, with W the weight of the probe.
 
     Args:
-        spectrum: Of the mean loss over the probe.
+        spectrum: Spectrum of the mean loss over the probe.
         objective: Module and loss.
         batches: The probe.
-        reduction: What is asked for; None: as the loss itself reduces.
+        reduction: The requested reduction; None: that of the loss.
     """
     if (reduction or objective.reduction) == "mean":
         if objective.reduction == "mean":
@@ -51,7 +51,7 @@ def reduced_as(spectrum: Spectrum, objective: Objective, batches: list[Batch], r
 
 
 def _times(spectrum: Spectrum, factor: float, half: float) -> Spectrum:
-    """All eigenvalues times a factor; those of the first half of the samples times the weight of that half."""
+    """Multiply all eigenvalues by a factor, and those of the first half of the samples by the weight of that half."""
     detail = {
         name: float(value) * factor if name in ("loss", "tolerance") else value
         for name, value in spectrum.detail.items()

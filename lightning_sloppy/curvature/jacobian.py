@@ -336,7 +336,7 @@ def sample_norms(
 
 
 def _cotangents(objective: Objective, width: int, samples: int, signs: tuple[int, torch.Generator] | None) -> Tensor:
-    """Every output of its own, (D, samples, D), or so many draws of random signs."""
+    """One cotangent per output, (D, samples, D), or random signs."""
     if signs is None:
         eye = torch.eye(width, device=objective.device, dtype=objective.dtype)
         return eye.unsqueeze(1).expand(width, samples, width)

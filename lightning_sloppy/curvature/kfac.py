@@ -133,19 +133,19 @@ def factors_of(
     positions: Positions = "expand",
     fisher: Fisher = EXACT,
 ) -> list[Factors | None]:
-    """The factors of prepared batches, for the parameters of a layout; see :func:`kronecker_factors`.
+    """Compute the factors on prepared batches, for the parameters of a layout; see :func:`kronecker_factors`.
 
     Raises:
-        UnsupportedError: When outputs and loss are not known apart.
-        ConfigurationError: As :func:`kronecker_factors` does.
+        UnsupportedError: If the loss is not known as a function of the outputs.
+        ConfigurationError: As for :func:`kronecker_factors`.
     """
     need_outputs(objective)
     check_samples_apart(objective.module)
     total = objective.total_weight(batches)
     if not total > 0:
         raise ConfigurationError(
-            "Kronecker factors are means over samples, and no sample of the batches weighs anything; pass some whose "
-            "targets count."
+            "Kronecker factors are means over samples, but all samples of the batches have weight zero; pass samples "
+            "with valid targets."
         )
     leaves = layout.leaves(objective.module, objective.dtype)
     with double_backward(objective.module):
@@ -308,7 +308,7 @@ def _examined(objective: Objective, outputs: Any, batch: Batch) -> None:
     objective.examine(map_tensors(Tensor.detach, outputs), batch)
     if not bool(torch.isfinite(objective.rows(outputs, sample_count(batch))).all()):
         raise ConfigurationError(
-            "Kronecker factors were asked for, but the outputs hold NaN or infinity; look at weights and inputs."
+            "Kronecker factors were asked for, but the outputs hold NaN or infinity; check the weights and the inputs."
         )
 
 

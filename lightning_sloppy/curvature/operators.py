@@ -58,13 +58,13 @@ class Curvature:
         return build(self.objective, self.layout, self.batches)
 
     def measured(self, use: Callable[[CurvatureOperator], Result], method: Method) -> tuple[Result, str]:
-        """Run ``use`` on products of this matrix; where "auto" meets no double backward, again on differences.
+        """Run ``use`` on products of this matrix. With "auto" and no double backward, run it again on differences.
 
         Returns:
-            What ``use`` gave, and a sentence when differences had to step in.
+            The result of ``use``, and a sentence if differences were used instead.
 
         Raises:
-            UnsupportedError: When a forced method cannot work; the message names the layers.
+            UnsupportedError: If the given method is not supported; the message names the layers.
         """
         module = self.objective.module
         with double_backward(module):
@@ -81,7 +81,7 @@ class Curvature:
             return use(self._by_differences()), f"No double backward: central differences were used. {layers}".strip()
 
     def _refusing(self) -> str:
-        """Which layers refuse, in words; empty when it is none of them, but the loss or a function."""
+        """The layers without a double backward, in words; empty if it is the loss or a function instead."""
         if not self.batches:
             return ""
         leaves = self.layout.leaves(self.objective.module, self.objective.dtype)

@@ -105,7 +105,7 @@ class Initialisations:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 table = {name: p.detach().cpu() for name, p in self._rebuild().named_parameters()}
-        except Exception:  # whatever the constructor of a user's class needs and does not get
+        except Exception:  # the constructor of a user's class may need arguments that are missing
             return None
         return table if {name: tensor.shape for name, tensor in table.items()} == self._shapes else None
 
@@ -115,7 +115,7 @@ def _constant(tensor: Tensor) -> bool:
 
 
 def _twin(module: nn.Module, known: dict[int, Any]) -> nn.Module:
-    """The same tree of layers with tensors of its own on the CPU; all else is shared, for it may hold a Trainer."""
+    """The same tree of layers with copied tensors on the CPU. Everything else is shared, as it may hold a Trainer."""
     if id(module) in known:
         found: nn.Module = known[id(module)]
         return found

@@ -12,7 +12,7 @@ import torch
 from lightning_sloppy.errors import ConfigurationError
 
 Precision = Literal["float64"]
-"""Data type of the products, where somebody wants more than that of the parameters."""
+"""Data type of the products, if it should be more precise than that of the parameters."""
 
 HALF = (torch.float16, torch.bfloat16)
 """Types whose rounding is as large as the noise of a posterior."""
@@ -36,7 +36,7 @@ def checked_precision(precision: str | None) -> Precision | None:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Switch reduced-precision arithmetic off inside: a product good to three digits is no input for Lanczos.
+    """Turn off reduced-precision arithmetic inside, because Lanczos needs products with more than three digits.
 
     torch has older global flags and, since 2.9, newer ones for each operation; setting an older one moves several of
     the newer ones, and an older one cannot be read while they disagree. So the older ones are used where they can be

@@ -85,7 +85,7 @@ class _Search:
         self._leaves = [batch_leaves(batch) for batch in batches]
         self._sizes = [[sizes_of(leaf) for leaf in leaves] for leaves in self._leaves]
         self._places = range(len(self._sizes[0]))
-        # Which leaves are targets; of a batch that is no pair nobody knows.
+        # Which leaves are targets; not known if the batch is not a pair.
         first = batches[0]
         self._whole = is_whole(first)
         self._split = len(leaves_of(first[0]))
@@ -121,7 +121,7 @@ class _Search:
         return self._looked((self._counted_by_outputs() if self._whole else None) or self._of_several_loaders())
 
     def _looked(self, found: list[Rows] | None) -> list[Rows] | None:
-        """With a mark that outputs were looked at, so that nobody looks again."""
+        """Mark the outputs as examined, so that they are not examined again."""
         if found is None or self._forward is None:
             return found
         return [replace(rows, outputs={}) for rows in found]

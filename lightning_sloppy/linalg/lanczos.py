@@ -13,7 +13,7 @@ from lightning_sloppy.linalg.vectors import unit_gaussian
 
 
 class NonFiniteProductError(ArithmeticError):
-    """A product held NaN or infinity; callers turn it into ``Status.NON_FINITE``."""
+    """A product contains NaN or infinity. Callers turn it into ``Status.NON_FINITE``."""
 
 
 class Lanczos:
@@ -21,18 +21,17 @@ class Lanczos:
 
     Every new vector is orthogonalised by two block passes of classical Gram-Schmidt, as two matrix-vector kernels each,
     first against its two predecessors and then against the whole basis ("twice is enough": Giraud, Langou and
-    Rozloznik 2005). Nothing is read back
-    from the device inside :meth:`advance` until its last step. A breakdown (the Krylov space is exhausted)
-    is no error: the off-diagonal entry becomes an exact zero and the process goes on from a random vector
-    orthogonal to all the others, so that T stays the projection of A on the basis.
+    Rozloznik 2005). :meth:`advance` reads nothing back from the device until its last step. A breakdown (the Krylov
+    space is exhausted) is not an error: the off-diagonal entry becomes an exact zero, and the process continues from a
+    random vector orthogonal to all others, so that T remains the projection of A on the basis.
 
     Args:
         operator: The matrix.
-        start: First vector, shape (p,); need not be normalised.
+        start: First vector, shape (p,). It need not be normalised.
         rng: CPU generator for the vectors after a breakdown.
-        locked: Orthonormal rows, shape (l, p), that the basis is kept orthogonal to.
-        capacity: Rows reserved at first; the basis grows by half when it is full.
-        most: Rows that the memory allows; None for all there could be.
+        locked: Orthonormal rows, shape (l, p), to which the basis is kept orthogonal.
+        capacity: Initial number of rows. The basis grows by half when it is full.
+        most: Largest number of rows that fit into memory. None: no limit.
         storage: Where the basis is kept.
     """
 
@@ -181,7 +180,7 @@ class Lanczos:
         return self._rows.project_out(vector, first, last)
 
     def _room(self, rows: int) -> int:
-        """Rows there can be room for: while the basis grows, old and new rows must fit beside each other."""
+        """Number of rows that can be allocated. While the basis grows, old and new rows must fit into memory."""
         have = len(self._rows)
         if rows <= have:
             return have

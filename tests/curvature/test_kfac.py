@@ -345,7 +345,7 @@ def test_samples_count_as_much_as_in_the_loss() -> None:
     second = kronecker_factors(module, F.cross_entropy, [(all_of_them[some], classes[some])])[0]
     for pair, other in zip(first, second, strict=True):
         torch.testing.assert_close(pair, other)
-    with pytest.raises(ConfigurationError, match="no sample of the batches weighs anything"):
+    with pytest.raises(ConfigurationError, match="all samples of the batches have weight zero"):
         kronecker_factors(module, F.cross_entropy, [(all_of_them, torch.full((4,), -100))])
 
 

@@ -51,7 +51,7 @@ def test_help_of_fit_lists_model_data_and_trainer(capsys):
 @pytest.mark.parametrize(
     ("option", "name", "expected"),
     [
-        ("--model.help", "MLPClassifier", ["--model.lr LR", "Learning rate at the start"]),
+        ("--model.help", "MLPClassifier", ["--model.lr LR", "Initial learning rate"]),
         ("--data.help", "IDXDataModule", ["--data.binary {true,false}", "lower half"]),
         ("--trainer.callbacks.help", "HessianSpectrum", ["callbacks.k K", "type: int"]),
         ("--trainer.callbacks.help", "SloppyMonitor", ["callbacks.bound", "type: float"]),

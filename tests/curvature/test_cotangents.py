@@ -131,7 +131,7 @@ def test_a_loss_of_ones_own_is_recognised_or_says_its_likelihood() -> None:
 def test_log_probabilities_have_no_exact_kind() -> None:
     objective = Objective(nn.Linear(1, 1).double(), F.nll_loss)
     outputs = torch.randn(6, 3).double().log_softmax(1)
-    with pytest.raises(ConfigurationError, match="return scores and use cross_entropy"):
+    with pytest.raises(ConfigurationError, match="return scores, and use cross_entropy"):
         cotangents(objective, Fisher("exact"), outputs, outputs, (outputs, torch.zeros(6, dtype=torch.long)))
 
 

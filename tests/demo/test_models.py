@@ -95,9 +95,9 @@ def test_weight_decay_reaches_the_optimiser(name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"widths": [3]}, r"at least an input and an output, each at least 1, but are \[3\]"),
+        ({"widths": [3]}, r"at least an input and an output width, each at least 1, but are \[3\]"),
         ({"widths": [3, 0, 2]}, "each at least 1"),
-        ({"activation": "sine"}, "'sine' is unknown: choose one of relu, tanh"),
+        ({"activation": "sine"}, "'sine' is unknown; choose one of relu, tanh"),
         ({"optimizer": "adam"}, "choose adamw or sgd"),
         ({"lr_schedule": "linear"}, "constant, exponential or cosine"),
         ({"lr": 0.0}, "lr must be positive"),

@@ -1,7 +1,7 @@
 """Spectra, effective dimensions and PAC-Bayes bounds of a network while Lightning trains it.
 
-``__init__.pyi`` lists the public names. They are loaded on first use, so that the functions and records work without
-importing Lightning.
+The public names are listed in ``__init__.pyi``. They are loaded when first used, so that the functions and records
+work without importing Lightning.
 """
 
 import lazy_loader

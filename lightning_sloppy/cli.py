@@ -1,4 +1,4 @@
-"""The command line: Lightning's own ``fit --config ...`` with our names known, ``certify``, and ``inspect``."""
+"""The command line: Lightning's CLI with the classes of this package (``fit``), ``certify``, and ``inspect``."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lightning_sloppy.errors import MissingExtraError, SloppyError
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-DESCRIPTION = """Fit a Lightning module while its spectra, effective dimensions and a PAC-Bayes bound are measured:
-any LightningModule and LightningDataModule, by class path; the classes of this package also by their bare name.
+DESCRIPTION = """Fit a Lightning module and measure its spectra, effective dimensions and a PAC-Bayes bound. Give any
+LightningModule and LightningDataModule by class path, and the classes of this package also by name only.
 "lightning-sloppy inspect PATH" looks at a table before any model."""
 
 
@@ -25,7 +25,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Args:
-        args: Arguments without the program's name; None takes them from the shell.
+        args: Arguments without the program's name. None: those of the process.
 
     Raises:
         MissingExtraError: If jsonargparse is not installed.
@@ -53,28 +53,28 @@ def main(args: Sequence[str] | None = None) -> None:
     _know_names()
 
     class CLI(LightningCLI):
-        """With the verbs of this package."""
+        """Lightning's CLI with the subcommands of this package."""
 
         @staticmethod
         def subcommands() -> dict[str, set[str]]:
-            """Lightning's own, and ours."""
+            """Lightning's subcommands, and ``certify``."""
             return {**LightningCLI.subcommands(), "certify": {"model", "datamodule"}}
 
     class SaveConfigBesideLogs(SaveConfigCallback):
-        """Saves the configuration in the run's folder; without a logger there is none, and nothing is written.
+        """Saves the configuration in the run's folder, or nowhere if there is no logger and thus no such folder.
 
-        Otherwise it would land in the working folder, over a config.yaml of the user's.
+        Otherwise it would overwrite a config.yaml of the user in the working folder.
         """
 
         def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-            """Save once, when there is a run's folder."""
+            """Save once, if the run has a folder."""
             if trainer.loggers:
                 super().setup(trainer, pl_module, stage)
 
     with warnings.catch_warnings():
-        # The bundled data lie in memory, where more worker processes only cost.
+        # The bundled data are in memory, where more worker processes would only add cost.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        # What Lightning still calls in torch and jsonargparse is not the user's to mend.
+        # The user cannot fix the calls of Lightning to deprecated parts of torch and jsonargparse.
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli")
         try:
@@ -83,15 +83,15 @@ def main(args: Sequence[str] | None = None) -> None:
                 args=None if args is None else list(args),
                 save_config_callback=SaveConfigBesideLogs,
                 save_config_kwargs={"overwrite": True},  # resuming a named version writes into the same folder
-                seed_everything_default=0,  # a run can be repeated even when its configuration names no seed
+                seed_everything_default=0,  # a run is reproducible even if its configuration has no seed
                 parser_kwargs={"prog": "lightning-sloppy", "description": DESCRIPTION},
             )
             final = getattr(getattr(cli, "trainer", None), "certified", None)
             if final is not None and final.certificates is None:
-                sys.exit("error: There is no certificate; the summary says why.")
+                sys.exit("error: There is no certificate; see the summary for the reason.")
         except (SloppyError, ValueError) as error:
-            # One sentence that says what to do is worth more than a traceback above it. The parser buries an error of
-            # ours among those of all types that an argument might have had, and names it as the cause.
+            # Print the message without a traceback. The parser raises an error for all types that the argument may
+            # have, with the error of this package as its cause.
             ours = _our_cause(error)
             if ours is None:
                 raise

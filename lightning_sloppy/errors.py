@@ -1,26 +1,26 @@
-"""The errors of this package: one root, few members, every message names the remedy.
+"""The errors of this package, with a common base class.
 
-The pattern of a message is: what was asked, what was found, what to do. A numerical disappointment
-(not converged, not resolved) is no error: it is a :class:`~lightning_sloppy.records.Status`.
+Every message says what was requested, what was found, and what to do. A numerical failure (not converged, not resolved)
+is not an error but a :class:`~lightning_sloppy.records.Status`.
 """
 
 from __future__ import annotations
 
 
 class SloppyError(Exception):
-    """Root of every error that this package raises on purpose."""
+    """Base class of all errors that this package raises on purpose."""
 
 
 class ConfigurationError(SloppyError, ValueError):
-    """An argument, a data set or a module cannot be used as asked."""
+    """An argument, a data set or a module cannot be used as requested."""
 
 
 class UnsupportedError(SloppyError, RuntimeError):
-    """The request is sensible, but this combination of software or hardware cannot serve it."""
+    """The request is valid, but this combination of software or hardware does not support it."""
 
 
 class RankError(SloppyError, RuntimeError):
-    """Another process of a distributed run failed, so this one cannot go on with what they do together."""
+    """Another process of a distributed run failed, so this one cannot continue their common work."""
 
 
 class MissingExtraError(SloppyError, ImportError):

@@ -1,4 +1,4 @@
-"""What an instrument reports, declared once: names, explanations, units, charts. Data only."""
+"""Declarations of what an instrument reports: names, explanations, units, charts. Data only."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ SUFFIXES = {
     "_truncation": "Error from stopping Lanczos after finitely many steps: half the width of an interval that contains "
     "the value for the given probe vectors. If it dominates, increase `steps`.",
 }
-"""The two errors of an estimated quantity: ends of their tags, and what they mean."""
+"""The two errors of an estimated quantity: endings of their tags, and their explanations."""
 
 RESERVED = "cost"
-"""Name of the group of costs, which is no instrument's."""
+"""Name of the group of costs. No instrument may have this name."""
 
 COSTS = ("seconds", "products", "peak_bytes")
-"""What a measurement can cost, each a quantity of the group of costs: ``seconds_hessian``."""
+"""Costs of a measurement. Each is a quantity of the group of costs, for instance ``seconds_hessian``."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def require_name(name: str, what: str) -> str:
-    """Return a name that can stand in a tag.
+    """Return the name if it is valid in a tag.
 
     Raises:
-        ConfigurationError: For anything but small letters, digits and underscores.
+        ConfigurationError: For anything but lower-case letters, digits and underscores.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigurationError(
-            f"{what} {name!r} cannot stand in a tag; use small letters, digits and underscores, a letter first."
+            f"{what} {name!r} is not valid in a tag; use lower-case letters, digits and underscores, and begin with a "
+            "letter."
         )
     return name
 
@@ -42,24 +43,24 @@ def require_name(name: str, what: str) -> str:
 class Quantity:
     """One number that an instrument reports: a scalar in every logger, under ``sloppy_<instrument>/<name>``.
 
-    Tags, columns of CSV files, charts, the closing summary and the tables of the documentation follow from it.
+    Tags, columns of CSV files, charts, the closing summary and the tables of the documentation are generated from it.
 
     Args:
-        name: Last part of the tag: small letters, digits and underscores.
+        name: Last part of the tag: lower-case letters, digits and underscores.
         explanation: What it means and what to do about it, in one or two sentences.
         unit: Unit, in the plural: "samples", "nats", "seconds". Empty: a pure number.
-        chart: Title of its chart on TensorBoard's Custom Scalars page; quantities with the same title share a chart.
-            Empty: none of its own.
+        chart: Title of its chart on TensorBoard's Custom Scalars page. Quantities with the same title share a chart.
+            Empty: no chart.
         band: Two other quantities of the instrument, lower and upper: the chart shows the value within this band.
-        estimated: It comes from random probe vectors, with a standard error and a truncation error: two more curves,
-            with the endings ``_sem`` and ``_truncation``.
-        headline: The closing summary reports it.
-        whole_spectrum: It is a functional of the whole spectrum. A sum over a few eigenvalues is only a lower bound
-            of it, and is not logged under its name.
+        estimated: Whether it is estimated with random probe vectors. Its standard error and its truncation error are
+            then logged, too, with the endings ``_sem`` and ``_truncation``.
+        headline: Whether the closing summary reports it.
+        whole_spectrum: Whether it is a functional of the whole spectrum. A sum over a few eigenvalues is then only a
+            lower bound, and is not logged under its name.
 
     Raises:
-        ConfigurationError: For a name that cannot stand in a tag or that ends like the tag of an error, and without
-            an explanation.
+        ConfigurationError: For a name that is not valid in a tag or ends like the tag of an error, and for an empty
+            explanation.
 
     Example:
         >>> Quantity("noise_scale", "Batch size at which noise and gradient are equally large.", unit="samples").unit
@@ -80,10 +81,11 @@ class Quantity:
         require_name(self.name, "The quantity's name")
         if self.name.endswith(tuple(SUFFIXES)):
             raise ConfigurationError(
-                f"The quantity {self.name!r} ends like the error of another one ({', '.join(SUFFIXES)}); rename it."
+                f"The name of quantity {self.name!r} ends like the error of another quantity ({', '.join(SUFFIXES)}); "
+                "rename it."
             )
         if not self.explanation.strip():
-            raise ConfigurationError(f"The quantity {self.name!r} has no explanation; say what it means.")
+            raise ConfigurationError(f"The quantity {self.name!r} has no explanation; explain what it means.")
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,8 @@ class SpectrumHistogram:
     Args:
         name: Last part of the tag.
         explanation: What it shows.
-        companion: Name of the spectrum in ``Measurement.companions``; empty: the measurement's own.
-        negative: Magnitudes of the negative eigenvalues instead of the positive ones.
+        companion: Name of the spectrum in ``Measurement.companions``. Empty: the spectrum of the measurement.
+        negative: Whether to show the magnitudes of the negative eigenvalues instead of the positive ones.
     """
 
     name: str
@@ -105,15 +107,15 @@ class SpectrumHistogram:
 
 @dataclass(frozen=True)
 class Declaration:
-    """All that an instrument reports.
+    """Everything that an instrument reports.
 
     Attributes:
-        name: Of the instrument: its tags begin with ``sloppy_<name>/``.
-        title: The same in words, for headings and the closing summary.
+        name: Name of the instrument. Its tags begin with ``sloppy_<name>/``.
+        title: Title for headings and the closing summary.
         quantities: Scalars.
         histograms: Histograms.
-        costs: What is logged of the cost of a measurement, names in ``COSTS``.
-        cost_advice: What makes a measurement cheaper, one sentence.
+        costs: Which costs of a measurement are logged, names in ``COSTS``.
+        cost_advice: One sentence on how to reduce the cost.
     """
 
     name: str
@@ -124,7 +126,7 @@ class Declaration:
     cost_advice: str = ""
 
     def __post_init__(self) -> None:
-        """Check that every name is there once, and that bands lie between quantities that exist."""
+        """Check that names are unique, and that the quantities of every band exist."""
         if require_name(self.name, "The instrument's name") == RESERVED:
             raise ConfigurationError(f"An instrument cannot be named {RESERVED!r}; choose another name.")
         names = [quantity.name for quantity in self.quantities] + [shown.name for shown in self.histograms]
@@ -142,7 +144,7 @@ class Declaration:
         unknown = set(self.costs) - set(COSTS)
         if unknown:
             raise ConfigurationError(
-                f"{self.title} declares the costs {', '.join(sorted(unknown))}; there are {', '.join(COSTS)}."
+                f"{self.title} declares the unknown costs {', '.join(sorted(unknown))}; choose from {', '.join(COSTS)}."
             )
 
     def quantity(self, name: str) -> Quantity | None:
@@ -151,6 +153,6 @@ class Declaration:
 
     @property
     def headlines(self) -> list[Quantity]:
-        """The quantities that the closing summary reports: those marked, else all."""
+        """The quantities that the closing summary reports: those marked as headlines, or all if none is marked."""
         marked = [quantity for quantity in self.quantities if quantity.headline]
         return marked or list(self.quantities)

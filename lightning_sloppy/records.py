@@ -1,7 +1,7 @@
-"""The records that move between the rooms: data only, no formula.
+"""The records that the parts of the package exchange: data only, no formulas.
 
-Letters in the docstrings: ``p`` trainable parameters, ``N`` probe samples, ``n`` training samples,
-``d`` input features, ``k`` wanted eigenpairs, ``m`` Lanczos steps, ``z`` the curvature scale of an
+Symbols in the docstrings: ``p`` trainable parameters, ``N`` probe samples, ``n`` training samples,
+``d`` input features, ``k`` requested eigenpairs, ``m`` Lanczos steps, ``z`` the curvature scale of an
 effective dimension, ``epsilon`` the precision of the prior.
 """
 
@@ -18,17 +18,17 @@ from lightning_sloppy.certificate import Certificate
 
 
 class Status(Enum):
-    """How a measurement ended; the value is what a person should read and do."""
+    """How a measurement ended. The value is a sentence that explains it and says what to do."""
 
-    CONVERGED = "Converged: every wanted residual is below the tolerance."
+    CONVERGED = "Converged: the residuals of all requested eigenpairs are below the tolerance."
     EXACT = "Exact: computed from the whole matrix, up to rounding."
-    ONE_DRAW = "One draw: module or loss draw random numbers, and the values are those of one draw; see the note."
-    NOT_CONVERGED = "Not converged: some residuals are above the tolerance; raise max_products or lower k."
-    UNRESOLVED = "Unresolved: the truncation error is too large for the value to mean anything; raise steps."
+    ONE_DRAW = "One draw: the module or the loss draws random numbers, and the values are for one draw; see the note."
+    NOT_CONVERGED = "Not converged: some residuals are above the tolerance; increase max_products or lower k."
+    UNRESOLVED = "Unresolved: the truncation error is too large for a meaningful value; increase steps."
     OUT_OF_MEMORY = "Out of memory: the basis would not fit; lower k and steps, or free memory."
-    NON_FINITE = "Not finite: the loss or a product held NaN or infinity; look at the loss and the inputs."
-    UNAVAILABLE = "Unavailable: what the quantity needs is not known; the reason stands beside it."
-    FAILED = "Failed: the measurement raised an error; its cause was given in a warning."
+    NON_FINITE = "Not finite: the loss or a product contained NaN or infinity; check the loss and the inputs."
+    UNAVAILABLE = "Unavailable: information that the quantity needs is missing; the notes give the reason."
+    FAILED = "Failed: the measurement raised an error; a warning gave its cause."
 
     @property
     def ok(self) -> bool:
@@ -38,15 +38,15 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with both of its errors; an exact number has zeros.
+    """A number with both of its errors, which are zero for an exact number.
 
     Attributes:
         value: The estimate.
         standard_error: Standard deviation of the estimate over its random probe vectors (or samples).
-        truncation_error: Half the width of the interval in which the value lies when the probe vectors
-            are taken as given: the deterministic error of a quadrature of finite depth.
+        truncation_error: Half the width of the interval that contains the value for the given probe vectors: the
+            deterministic error of a quadrature of finite depth.
         status: UNRESOLVED values are never logged.
-        lower_bound: The value bounds the quantity from below (for instance a sum cut at k pairs).
+        lower_bound: Whether the value is a lower bound of the quantity (for instance a sum over k eigenpairs only).
     """
 
     value: float
@@ -57,19 +57,19 @@ class Estimate:
 
     @property
     def total_error(self) -> float:
-        """Standard error and truncation error, added: they are of different kinds."""
+        """Sum of the standard error and the truncation error."""
         return self.standard_error + self.truncation_error
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a result cost.
+    """The cost of a result.
 
     Attributes:
-        products: Matrix-vector products (0 where a Gram matrix was formed instead).
+        products: Number of matrix-vector products (0 if a Gram matrix was formed instead).
         seconds: Wall-clock seconds.
-        product_seconds: The part of them spent inside the products.
-        peak_bytes: Highest memory of the process so far, at the end; None where the system does not tell.
+        product_seconds: Wall-clock seconds spent in the products.
+        peak_bytes: Peak memory of the process so far, at the end; None if the system does not report it.
         method: How it was computed, for instance "kept_graph", "recomputed", "dense", "gram".
     """
 
@@ -82,18 +82,20 @@ class Cost:
 
 @dataclass(frozen=True)
 class Density:
-    """A spectral density seen through Lanczos quadrature, one tridiagonal matrix for each probe vector.
+    """A spectral density estimated by Lanczos quadrature, with one tridiagonal matrix for each probe vector.
 
     Attributes:
-        diagonals: For each probe vector the diagonal of its tridiagonal matrix, shape (m,).
-        offdiagonals: For each probe vector the off-diagonal, shape (m,): the last entry is the norm of the
-            residual, zero where the Krylov space was exhausted and the quadrature is exact.
+        diagonals: The diagonal of the tridiagonal matrix for each probe vector, shape (m,).
+        offdiagonals: The off-diagonal for each probe vector, shape (m,). The last entry is the norm of the residual; it
+            is zero if the Krylov space was exhausted and the quadrature is exact.
         nodes: Gauss nodes of all probe vectors, shape (vectors, m), padded with zeros.
-        weights: Gauss weights, same shape, padded with zeros; every row sums to its mass.
-        positive_semidefinite: Whether the matrix is so by construction, which makes Gauss-Radau brackets valid.
-        masses: Squared norm of each probe vector, (vectors,): ``dim``, or what is left of it beside ``known``.
-        known: Eigenvalues that the probe vectors were kept orthogonal to, counted exactly, (l,).
-        known_residuals: Their residuals, (l,): what they and the rest still have in common.
+        weights: Gauss weights, same shape, padded with zeros. Every row sums to its mass.
+        positive_semidefinite: Whether the matrix is positive semidefinite by construction, so that Gauss-Radau
+            brackets are valid.
+        masses: Squared norm of each probe vector, (vectors,): ``dim``, or the part of it orthogonal to the eigenvectors
+            of ``known``.
+        known: Eigenvalues, (l,), to whose eigenvectors the probe vectors are orthogonal; they are counted exactly.
+        known_residuals: Their residuals, (l,): the remaining coupling between them and the rest.
     """
 
     diagonals: tuple[Tensor, ...]
@@ -108,30 +110,30 @@ class Density:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues of one symmetric matrix, and all that is needed to judge them.
+    """Eigenvalues of one symmetric matrix, with their errors, status and cost.
 
     Attributes:
         eigenvalues: CPU float64, descending by signed value.
-        residuals: ``||A u - lambda u||`` for each eigenvalue, same shape; zeros where the matrix was formed.
-        converged: Whether the residual of each eigenvalue met the tolerance, (k,), bool; None where all are exact.
-        eigenvectors: (p, k), columns in the order of the eigenvalues; None unless asked for.
-        largest: Algebraically largest eigenvalue as far as it was computed.
-        smallest: Algebraically smallest eigenvalue as far as it was computed.
+        residuals: ``||A u - lambda u||`` for each eigenvalue, same shape; zeros if the matrix was formed.
+        converged: Whether the residual of each eigenvalue met the tolerance, (k,), bool; None if all are exact.
+        eigenvectors: (p, k), columns in the order of the eigenvalues; None unless requested.
+        largest: Algebraically largest computed eigenvalue.
+        smallest: Algebraically smallest computed eigenvalue.
         largest_residual: Residual of ``largest``.
-        smallest_residual: Residual of ``smallest``; the smallest end converges later than the largest.
+        smallest_residual: Residual of ``smallest``, which converges later than the largest.
         density: Quadrature of the whole spectrum; None without probe vectors, unless the matrix was formed.
-        dim: Side of the matrix: p for curvature, d for inputs.
-        rank_bound: The rank cannot exceed it (min(N, p) for a Fisher matrix), or None.
-        num_samples: Samples behind the matrix.
-        trace: None when neither the whole matrix nor probe vectors were available.
+        dim: Number of rows of the matrix: p for curvature, d for inputs.
+        rank_bound: Upper bound of the rank (min(N, p) for a Fisher matrix), or None.
+        num_samples: Number of samples used for the matrix.
+        trace: The trace; None if neither the whole matrix nor probe vectors were available.
         matrix: "hessian", "gauss_newton", "fisher_empirical", "correlation", ...
-        floor: An eigenvalue whose magnitude is below it is rounding noise.
+        floor: Eigenvalues of smaller magnitude are rounding errors.
         truncated: Whether eigenvalues that may exceed the floor are missing from ``eigenvalues``.
         cost: Products, seconds, memory.
         status: How the computation ended.
         half_eigenvalues: Eigenvalues of the same matrix from the first half of the samples, or None.
-        layers: The same for the diagonal block of each layer's parameters, by its name; empty unless asked for.
-        detail: Facts in words worth keeping, for instance how many constant columns were left out.
+        layers: Spectra of the diagonal blocks of the layers' parameters, by layer name; empty unless requested.
+        detail: Additional facts, for instance how many constant columns were excluded.
     """
 
     eigenvalues: Tensor
@@ -159,15 +161,15 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class SloppinessVerdict:
-    """Whether a spectrum is sloppy, judged beside that of a null without structure.
+    """Whether a spectrum is sloppy, compared with that of a null without structure.
 
     Attributes:
         answer: "yes", "no" or "undetermined".
-        reason: Why, one sentence with the numbers.
-        null: What the null is, in words.
+        reason: One sentence with the numbers that decide.
+        null: Description of the null.
         dimension: Participation ratio (inputs) or effective dimension (networks) of the spectrum.
         null_dimension: The same of the null.
-        spread: Decades that the fitted line crosses over all resolved eigenvalues, ``-slope * rank``.
+        spread: Decades that the fitted line spans over all resolved eigenvalues, ``-slope * rank``.
         null_spread: The same of the null.
     """
 
@@ -182,23 +184,23 @@ class SloppinessVerdict:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One event: what was measured, when, on what, with what error, at what cost.
+    """The result of one instrument at one step, with its errors and its cost.
 
     Attributes:
-        step: The x-value under which it was logged, Lightning's own.
+        step: The x-value at which it was logged, the same as for Lightning's metrics.
         epoch: Zero-based epoch.
         group: Name of the instrument, as in its tags: "input", "hessian", "fisher", "bound" ...
-        spectrum: The spectrum behind the numbers, or None (a bound, a failure).
-        estimates: Quantity name (the part of the tag behind the slash) to its estimate.
+        spectrum: The spectrum from which the numbers were computed, or None (a bound, a failure).
+        estimates: Estimates by quantity name (the part of the tag after the slash).
         cost: Cost of the whole measurement.
-        status: How it ended.
-        num_samples: Probe samples.
+        status: How the measurement ended.
+        num_samples: Number of probe samples.
         mode: "eval" or "train", the mode of the module during the measurement.
         precision: Data type of the products, for instance "float32".
-        notes: Sentences that say why something is missing.
-        certificate: The bound, when the measurement is one.
-        companions: Spectra of related matrices measured with it, by name: "gauss_newton", "covariance", ...
-        verdicts: Whether a spectrum is sloppy, by its matrix.
+        notes: Sentences that say, for example, why a value is missing.
+        certificate: The bound, if the measurement is one.
+        companions: Spectra of related matrices measured at the same time, by name: "gauss_newton", "covariance", ...
+        verdicts: Verdicts on whether a spectrum is sloppy, by the name of its matrix.
     """
 
     step: int

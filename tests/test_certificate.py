@@ -48,17 +48,17 @@ WHOLE = Certificate(
 def test_the_statement_says_who_with_which_probability_and_provided_what() -> None:
     assert WHOLE.statement() == (
         "With probability at least 95 % over the draw of the 55,000 certifying examples and of the weights, the error "
-        "of picking one of the two networks drawn around the model at random is at most 0.1234, provided that: The "
-        "examples are independent draws. The user's statement: the weights at the start do not depend on the examples."
+        "of a classifier that picks one of the two networks drawn around the model at random is at most 0.1234, "
+        "provided that: The examples are independent draws. The user's statement: the weights at the start do not depend on the examples."
     )
 
 
 def test_the_explanation_names_every_part_and_what_would_help() -> None:
     text = WHOLE.explain()
     for words in (
-        "PAC-Bayes-kl for two opposite draws",
+        "PAC-Bayes-kl for an antithetic pair",
         "0.0300 on 10,000 examples",
-        "at most 0.0400 on all 55,000",
+        "on all 55,000 examples: 0.0400",
         "1,234.5 nats",
         "1,000.0 for the distance",
         "230.0 for the precision",
@@ -72,7 +72,7 @@ def test_the_explanation_names_every_part_and_what_would_help() -> None:
 
 @pytest.mark.parametrize("weakest", ["risk", "displacement", "covariance", "sample", "subsample"])
 def test_every_weakest_term_has_advice(weakest: str) -> None:
-    assert dataclasses.replace(WHOLE, weakest=weakest).explain().count("What costs most") == 1
+    assert dataclasses.replace(WHOLE, weakest=weakest).explain().count("Largest term") == 1
 
 
 def test_without_a_bound_there_are_reasons_only() -> None:
@@ -82,7 +82,7 @@ def test_without_a_bound_there_are_reasons_only() -> None:
     assert none.flags == ("augmentation_in_certification", "other")
     assert none.vacuous
     assert not WHOLE.vacuous
-    assert "says nothing" in dataclasses.replace(WHOLE, value=1.0).explain()
+    assert "guarantees nothing" in dataclasses.replace(WHOLE, value=1.0).explain()
 
 
 def test_the_file_gives_back_the_certificate(tmp_path) -> None:
@@ -138,16 +138,16 @@ def test_asserts_of_the_package_narrow_types_and_guard_no_input():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({}, "What costs most"),
-        ({"guess_error": 0.2}, "calling every sample the most frequent class errs on 0.2000"),
+        ({}, "Largest term"),
+        ({"guess_error": 0.2}, "always predicting the most frequent class has an error of 0.2000"),
         ({"live_value": 0.25}, "The live bound of the run, 0.2500, was lower"),
-        ({"guess_error": 0.5, "live_value": 0.5}, "What costs most"),
+        ({"guess_error": 0.5, "live_value": 0.5}, "Largest term"),
     ],
 )
 def test_a_number_that_says_nothing_is_not_advertised(options, said):
     made = Certificate("pac_bayes_pair", "pair_of_draws", 0.3, True, 100, 0.05, weakest="risk", **options)
     assert said in made.explain()
-    assert ("What costs most" in made.explain()) == (said == "What costs most")
+    assert ("Largest term" in made.explain()) == (said == "Largest term")
 
 
 def test_a_file_of_an_earlier_version_is_read(tmp_path):

@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 
 
 class AwaitingCallback(SloppyCallback):
-    """Holds a measurement back until a step of the training has confirmed the guessed loss that it rests on.
+    """Holds a measurement back until a training step has confirmed the guessed loss that it uses.
 
-    The measurement is made where it always was, before the step; it is published within the step, behind its backward.
-    There the loss is known, the weights have not moved, the graph of the step is gone, and no callback has seen the end
-    of a batch. A call of the step beside the training could be compared earlier, but a step may do more than compute.
+    The measurement is made before the step, as usual, and published within the step, after its backward pass. At that
+    point the loss is known, the weights have not changed, the graph of the step is freed, and no callback has been
+    called for the end of a batch. A separate call of ``training_step`` could be compared earlier, but it may have side
+    effects.
 
     Attributes:
-        mode: Of the measurements.
-        batch_size: The user's count of the samples of a batch, or None.
+        mode: Mode of the measurements.
+        batch_size: The user's function that returns the number of samples in a batch, or None.
     """
 
     mode: Mode = "eval"
@@ -44,23 +45,23 @@ class AwaitingCallback(SloppyCallback):
 
     @abstractmethod
     def run(self, trainer: Trainer, pl_module: LightningModule, *, step: int, epoch: int | None = None) -> None:
-        """Measure under the x-value ``step``."""
+        """Measure at the x-value ``step``."""
 
     @property
     def needs_loss(self) -> bool:
-        """Whether a loss that is to be guessed will be asked for, so that the batch that comes now should serve."""
+        """Whether a guessed loss will be needed, so that the next batch should be used to confirm it."""
         return False
 
     def _hold(self, measurement: Measurement) -> None:
-        """Keep a measurement that rests on a guess."""
+        """Keep a measurement that uses a guess."""
         self._held.append(measurement)
 
     def _forget_held(self) -> None:
-        """Drop what an earlier fit has left."""
+        """Drop the held measurements of an earlier fit."""
         self._held = []
 
     def _release(self, trainer: Trainer, pl_module: LightningModule, context: FitContext) -> None:
-        """Publish what was held back; measure anew where the guess that it rests on was wrong."""
+        """Publish the held measurements; measure again if the guess that they use was wrong."""
         held, self._held = self._held, []
         if not held:
             return
@@ -68,11 +69,11 @@ class AwaitingCallback(SloppyCallback):
             if context.losses.is_confirmed(self.mode):
                 for each in held:
                     self._report(trainer, pl_module, context, each)
-            else:  # all are of the same weights, for no step has been taken
+            else:  # all are of the same weights, because no step has been taken
                 self.run(trainer, pl_module, step=held[0].step, epoch=held[0].epoch)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Evaluate a guess where the step is about to be called."""
+        """Evaluate a guess just before the step is called."""
         context = known_context(trainer)
         if context is not None:
             start = time.perf_counter()
@@ -82,13 +83,13 @@ class AwaitingCallback(SloppyCallback):
                 context.clock.measuring_seconds += time.perf_counter() - start
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """The step has returned its loss."""
+        """Record the loss that the step has returned."""
         context = known_context(trainer)
         if context is not None:
             context.losses.see_loss(trainer, loss)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare, and publish what was held back."""
+        """Compare the losses, and publish the held measurements."""
         context = known_context(trainer)
         if context is not None:
             context.losses.after_backward(trainer)
@@ -96,17 +97,17 @@ class AwaitingCallback(SloppyCallback):
                 self._release(trainer, pl_module, context)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """No further step can confirm a guess."""
+        """Publish the held measurements, because no further step can confirm a guess."""
         self._end_of_steps(trainer, pl_module)
         super().on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """No step confirms what is held back."""
+        """Drop the held measurements, because no step confirms them."""
         self._forget_held()
         super().on_exception(trainer, pl_module, exception)
 
     def _end_of_steps(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What is still held back is measured anew, by a loss that is looked for beside the training."""
+        """Measure again what is still held back, with a loss that is found outside the training."""
         context = known_context(trainer)
         if context is not None:
             context.losses.training_is_over()

@@ -1,4 +1,4 @@
-"""What all callbacks of this package have in common: two copies of Lightning, settings in checkpoints, the summary."""
+"""Base class of all callbacks: supports both copies of Lightning, saves settings, and prints the closing summary."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ else:
     import pytorch_lightning
 
     class Callback(lightning.pytorch.Callback, pytorch_lightning.Callback):
-        """Accepted by both copies of Lightning; a type checker sees the first alone, for their types differ."""
+        """Accepted by both copies of Lightning; a type checker sees the first only, because their types differ."""
 
 
 NOT_THEIRS = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
-"""Folders of torch and of this package, in which nobody mends an error of their own."""
+"""Folders of torch and of this package: an error is reported at the last line of code outside them."""
 
 
 class SloppyCallback(Callback, ABC):
-    """A callback for the Trainers of both ``lightning`` and ``pytorch_lightning``, which have no classes in common."""
+    """A callback for the Trainers of both ``lightning`` and ``pytorch_lightning``, which share no classes."""
 
     @property
     def parts(self) -> list[SloppyCallback]:
-        """The callbacks that do the work: itself, or what it is made of."""
+        """The callbacks that do the work: itself, or its parts."""
         return [self]
 
     def settings(self) -> dict[str, Any]:
-        """What was asked for, as plain values; a checkpoint keeps it, so that a resumed run can say what differs."""
+        """The arguments as plain values. A checkpoint stores them, so that a resumed run can report differences."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, as plain numbers, words and tensors."""
+        """What a resumed run needs, as plain numbers, strings and tensors."""
         settings = plain(self.settings())
         return {"settings": settings} if settings else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the state of the run that wrote the checkpoint, and say what is asked for otherwise now."""
+        """Restore the state of the run that wrote the checkpoint, and warn about settings that differ now."""
         now = plain(self.settings())
         changed = [
             f"{name}={now[name]!r} instead of {value!r}"
@@ -59,45 +59,45 @@ class SloppyCallback(Callback, ABC):
         ]
         if changed:
             rank_zero_warn(
-                f"{type(self).__name__} resumes with {', '.join(changed)}; its curves may jump here. Pass what the "
-                "checkpoint was written with to go on as before."
+                f"{type(self).__name__} resumes with {', '.join(changed)}; its curves may jump here. To avoid this, "
+                "pass the settings with which the checkpoint was written."
             )
 
     def summary_sentences(self) -> list[str]:
-        """What the closing summary should say about how the training ended; usually nothing."""
+        """Sentences for the closing summary about how the training ended; usually none."""
         return []
 
     @property
     def has_measured(self) -> bool:
-        """Whether there is anything to say about measurements."""
+        """Whether there are measurements to report."""
         return False
 
     def section(self) -> Section | None:
-        """What the closing summary should say about what was measured; None for a callback that does not measure."""
+        """Section of the closing summary about the measurements; None for a callback that does not measure."""
         return None
 
     def after_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called once at the end of the training, when every callback of the fit has made its last measurement."""
+        """Called once at the end of the training, after the last measurement of every callback of the fit."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last callback of the fit lets all do what comes after the last measurements."""
+        """The last callback of the fit calls ``after_training`` of all callbacks."""
         family = peers(trainer)
         if family and self.parts[-1] is family[-1]:
             for peer in family:
                 peer.after_training(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Say the summary once, after every callback has made its last measurement."""
+        """Print the summary once, after the last measurement of every callback."""
         if stage == "fit":
             _close(self, trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """``teardown`` is not called after an exception, and what was measured is worth a summary."""
+        """Print the summary, because ``teardown`` is not called after an exception."""
         _close(self, trainer)
 
 
 def plain(value: Any) -> Any:
-    """The same value of plain types alone, which a checkpoint may hold; words for what is none.
+    """The same value as plain types that a checkpoint may contain; other objects become strings.
 
     >>> import numpy, pathlib
     >>> plain({"bins": numpy.int64(3), "folder": pathlib.PurePosixPath("a/b"), "widths": (1, 2)})
@@ -115,7 +115,7 @@ def plain(value: Any) -> Any:
 
 
 def in_words(error: BaseException) -> str:
-    """An error as a person needs it: its kind and place too, unless it is one of ours, which say what to do.
+    """An error as text, with its type and place unless it is an error of this package, which says what to do.
 
     >>> in_words(KeyError("conf"))
     "KeyError: 'conf'"
@@ -126,19 +126,19 @@ def in_words(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return said
-    # Where a person can do something about it, not where torch or this package noticed.
+    # The last line of the user's code, not the line of torch or of this package that raised.
     theirs = [frame for frame in frames if not frame.filename.startswith(NOT_THEIRS)]
     place = (theirs or frames)[-1]
     return f"{said} ({Path(place.filename).name}:{place.lineno})"
 
 
 def peers(trainer: Trainer) -> list[SloppyCallback]:
-    """All callbacks of this package in the fit, those inside a monitor included."""
+    """All callbacks of this package in the fit, including those inside a monitor."""
     return [part for callback in trainer.callbacks if isinstance(callback, SloppyCallback) for part in callback.parts]
 
 
 def _close(callback: SloppyCallback, trainer: Trainer) -> None:
-    """The first callback of the fit prints the summary for all, when anything was measured, and forgets the fit."""
+    """The first callback of the fit prints the summary for all, if anything was measured, and clears the context."""
     family = peers(trainer)
     if not family or callback.parts[0] is not family[0]:
         return
@@ -155,12 +155,12 @@ def _close(callback: SloppyCallback, trainer: Trainer) -> None:
                     fit_seconds=None if context is None else context.clock.fit_seconds,
                 )
             )
-    except Exception as error:  # a summary is no reason to lose a run, or to hide its own exception
+    except Exception as error:  # an error here must not end a run or hide its own exception
         rank_zero_warn(f"The closing summary could not be written: {in_words(error)}")
 
 
 def _event_folder(logger: Any) -> str:
-    """Where the logger writes event files; empty when it writes none."""
+    """Folder of the logger's event files; empty if it writes none."""
     folder = getattr(logger, "log_dir", None)
     return str(folder) if folder and any(Path(folder).glob("events.out.tfevents.*")) else ""
 

@@ -1,4 +1,4 @@
-"""What a bound on a curve shows (the bound, its parts, the hold-out bound beside it), and a final certificate."""
+"""Quantities of the PAC-Bayes bound during training (with the hold-out bound), and of the final certificate."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ FINAL_QUANTITIES = (
 
 
 def bound_estimates(certificate: Certificate) -> dict[str, Estimate]:
-    """Parts of a bound, and the bound itself where it is valid."""
+    """Parts of a bound, and the bound itself if it is valid."""
     found = {
         "gibbs_error": certificate.empirical_risk,
         "log_ratio": certificate.log_ratio,

@@ -1,4 +1,4 @@
-"""A Trainer that can also certify a checkpoint: behind ``lightning-sloppy certify``."""
+"""A Trainer that can also certify a checkpoint, for ``lightning-sloppy certify``."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from lightning_sloppy.probing.origin import notice_training, was_fitted
 
 
 class CertifyingTrainer(Trainer):
-    """Lightning's Trainer with one verb more.
+    """Lightning's Trainer with the additional method ``certify``.
 
     Attributes:
-        certified: The callback of the latest ``certify``; None before.
+        certified: The callback of the latest call of ``certify``, or None.
     """
 
     certified: FinalCertificate | None = None
@@ -49,35 +49,37 @@ class CertifyingTrainer(Trainer):
         seed: int = 0,
         weights_only: bool | None = None,
     ) -> FinalCertificate:
-        """Certify a checkpoint: optimise a posterior around it, draw two networks, say what is guaranteed of them.
+        """Certify a checkpoint: optimise a posterior around it, draw two networks, and bound their error.
 
-        It is what a FinalCertificate in the training would have done. The prior's mean is that of the run's
-        FinalCertificate or PACBayesBound, where the checkpoint has one; else the weights that this configuration and
-        its seed give, which are as independent of the examples. Nothing is trained, and no other callback runs.
+        This does what a FinalCertificate in the training would have done. The prior's mean is that of the run's
+        FinalCertificate or PACBayesBound, if the checkpoint has one. Otherwise it is the initial weights of this
+        configuration and its seed, which are equally independent of the examples. Nothing is trained, and no other
+        callback runs.
 
         Args:
-            model: The module as it was configured for the training, with its fresh weights.
-            datamodule: Its training samples certify; with ``prior="split"`` a PriorSplit.
+            model: The module as configured for the training, with its initial weights.
+            datamodule: Its training samples are the certifying ones; with ``prior="split"`` a PriorSplit.
             ckpt_path: The checkpoint.
             prior: "initialization"; "curvature", with the validation samples of the configuration; or "split", for a
                 checkpoint that was trained on a PriorSplit with a FinalCertificate(prior="split").
-            delta: Failure probability; null: that of the run, else 0.05.
-            learning: Time limit, rates, and what has a deviation of its own.
-            loss_fn: Mean-reduced loss of (outputs, targets); null: found from the module and checked.
-            predict: What the model says, where its loss does not tell: outputs to labels, or outputs and targets to
-                booleans that are true for mistakes.
-            duplicates: Your word on equal samples: "natural" or "copies"; null: a bound that holds either way.
-            clean: Where training samples are read at random: the name of a method of the data module that gives the
-                same samples in the same order without (a loader or a data set), or these themselves.
-            folder: Where networks and certificates go; null: ``certificate`` beside the checkpoint.
-            seed: Of the learning and the draws.
-            weights_only: Read plain values alone; false for a file that you trust and that holds more. null: true.
+            delta: Failure probability. null: that of the run, else 0.05.
+            learning: Time limit, learning rates, and what gets a deviation of its own.
+            loss_fn: Mean-reduced loss of (outputs, targets). null: found from the module and checked.
+            predict: The classifier, if the loss does not define it: a function from outputs to labels, or from outputs
+                and targets to booleans that are true for mistakes.
+            duplicates: Your statement about equal samples: "natural" or "copies". null: a bound valid in both cases.
+            clean: The training samples in the same order without random transforms: a loader, a data set, or the name
+                of a method of the data module that returns one.
+            folder: Folder of the networks and certificates. null: ``certificate`` in the folder of the checkpoint.
+            seed: Seed of the learning and the draws.
+            weights_only: Read plain values only. Pass false for a file that you trust and that contains more. null:
+                true.
 
         Returns:
-            The callback that holds the certificates.
+            The callback with the certificates.
 
         Raises:
-            ConfigurationError: Without a checkpoint, or for one of another model.
+            ConfigurationError: Without a checkpoint, or for a checkpoint of another model.
         """
         state = _opened(ckpt_path, weights_only is not False)
         runs = list(_runs(state.get("callbacks", {})))
@@ -108,8 +110,8 @@ class CertifyingTrainer(Trainer):
             model.load_state_dict(state["state_dict"])
         except RuntimeError as error:
             raise ConfigurationError(
-                f"{ckpt_path} holds the weights of another model than the configured {type(model).__name__}; use the "
-                f"configuration of its training. {str(error).splitlines()[0]}"
+                f"{ckpt_path} contains the weights of another model than the configured {type(model).__name__}; use "
+                f"the configuration of its training. {str(error).splitlines()[0]}"
             ) from error
         notice_training(model)
         shown: list[Callback] = [peer for peer in self.callbacks if isinstance(peer, (ProgressBar, ModelSummary))]
@@ -121,13 +123,13 @@ class CertifyingTrainer(Trainer):
         return final
 
     def _fresh(self, model: LightningModule, ckpt_path: str | None, state: Mapping[str, Any]) -> dict[str, Any]:
-        """What a run that kept nothing began with: any weights that no example has touched are as good a prior."""
+        """The prior of a run that kept none: any weights that do not depend on the examples are valid."""
         table = dict(model.named_parameters())
         same = all(torch.equal(table[name].cpu(), t) for name, t in state["state_dict"].items() if name in table)
         if was_fitted(model) or same:
             raise ConfigurationError(
-                f"{ckpt_path} keeps no initial weights (it was written without FinalCertificate or PACBayesBound), and "
-                "the module that was given is trained itself; give a freshly made one."
+                f"{ckpt_path} contains no initial weights (it was written without FinalCertificate or PACBayesBound), "
+                "and the given module is already trained; pass a newly constructed one."
             )
         return {"prior_mean": ParameterLayout.of(model).vector(model).cpu(), "frozen": frozen_digests(model)}
 
@@ -136,21 +138,21 @@ def _opened(ckpt_path: str | None, weights_only: bool) -> dict[str, Any]:
     """The checkpoint.
 
     Raises:
-        ConfigurationError: If it is none.
+        ConfigurationError: If it is not a checkpoint.
     """
     if ckpt_path is None or not Path(ckpt_path).is_file():
         raise ConfigurationError(
-            f"There is no checkpoint {ckpt_path} to certify; pass --ckpt_path with a file that a fit has written."
+            f"There is no checkpoint {ckpt_path} to certify; pass --ckpt_path with a file written by a fit."
         )
     try:
         state = torch.load(ckpt_path, map_location="cpu", weights_only=weights_only)
     except Exception as error:
         raise ConfigurationError(
-            f"{ckpt_path} cannot be read ({type(error).__name__}); if it is a checkpoint that you trust and that holds "
-            "more than plain values, pass --weights_only false."
+            f"{ckpt_path} cannot be read ({type(error).__name__}); if it is a checkpoint that you trust and that "
+            "contains more than plain values, pass --weights_only false."
         ) from error
     if not isinstance(state, dict) or "state_dict" not in state:
-        raise ConfigurationError(f"{ckpt_path} is no checkpoint of Lightning; pass a file that a fit has written.")
+        raise ConfigurationError(f"{ckpt_path} is not a checkpoint of Lightning; pass a file written by a fit.")
     return state
 
 
@@ -162,7 +164,7 @@ class _NoStep(Callback):
 
 
 def _runs(states: Any) -> Iterator[Mapping[str, Any]]:
-    """The states of callbacks that knew the initial weights, those inside a monitor included."""
+    """The states of callbacks with initial weights, including those inside a monitor."""
     if isinstance(states, Mapping):
         if "prior_mean" in states:
             yield states

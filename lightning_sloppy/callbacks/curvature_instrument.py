@@ -1,4 +1,4 @@
-"""Instruments on curvature: which parameters, and the curvature scale of the run, chosen once and kept."""
+"""Base class of instruments that need a curvature scale, which is constant in a run."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def refuse_unmatched(module: LightningModule, parameters: Patterns) -> None:
-    """Refuse patterns that match no parameter, where the layers are there already.
+    """Refuse patterns that match no parameter, if the layers exist already.
 
     Raises:
-        ConfigurationError: With the names that there are.
+        ConfigurationError: With the existing names.
     """
     known = list(module.parameters())
     lazy = any(isinstance(parameter, UninitializedParameter) for parameter in known)
@@ -43,7 +43,7 @@ class Scale:
     z: float
 
     def estimates(self) -> dict[str, Estimate]:
-        """Both as named numbers: an effective dimension without its scale says nothing."""
+        """Both as named numbers, because an effective dimension depends on its scale."""
         return {"epsilon": Estimate(self.epsilon), "z": Estimate(self.z)}
 
     def dimensions(self, spectrum: Spectrum) -> dict[str, Estimate]:
@@ -64,24 +64,23 @@ def check_epsilon(epsilon: float | None) -> None:
         ConfigurationError: When it is not positive.
     """
     if epsilon is not None and not epsilon > 0:
-        raise ConfigurationError(f"epsilon={epsilon} was asked for; pass a positive prior precision, or None.")
+        raise ConfigurationError(f"epsilon={epsilon} is not positive; pass a positive prior precision, or None.")
 
 
 class CurvatureInstrument(Instrument):
     """An instrument whose numbers need a curvature scale.
 
     Args:
-        parameters: Shell-style patterns of parameter names: the block of those parameters. None: all.
-        epsilon: Prior precision; None: ``p / ||w0||^2`` of all weights with which training began, a prior as wide as
-            they are.
-        num_samples: Probe samples.
+        parameters: Shell-style patterns of parameter names: the block of these parameters. None: all.
+        epsilon: Prior precision. None: ``p / ||w0||^2`` of all initial weights, a prior as wide as they are.
+        num_samples: Number of probe samples.
         schedule: When to measure.
         loss_fn: The user's loss, or None.
-        measure_on: Which samples.
-        batch_size: The user's count of the samples of a batch, or None.
-        mode: Which mode.
+        measure_on: Which samples are the probe samples.
+        batch_size: The user's function that returns the number of samples in a batch, or None.
+        mode: Mode of the module.
         name: Name in the tags.
-        seed: Of the probe.
+        seed: Seed of the probe samples.
         strict: Raise errors of measurements.
     """
 
@@ -125,40 +124,40 @@ class CurvatureInstrument(Instrument):
         return {} if self.parameters is None else {"parameters": self.parameters}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse patterns that match nothing, where the layers are there already."""
+        """Refuse patterns that match nothing, if the layers exist already."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             refuse_unmatched(pl_module, self.parameters)
 
     def scale(self, trainer: Trainer, context: FitContext) -> tuple[Scale | None, str]:
-        """The scale of this run, or None and a sentence that says what to give."""
+        """The scale of this run, or None and a sentence that says what to pass."""
         if context.origin.fresh and not self.measurements:
-            self._kept_epsilon = None  # a new run; one that goes on with trained weights keeps its scale
+            self._kept_epsilon = None  # a new run; a run that continues with trained weights keeps its scale
         epsilon = self.epsilon or self._kept_epsilon or context.origin.prior_precision()
         n = context.samples.train_size(trainer)
         if epsilon is None:
-            return None, "All weights are zero at the start, so no scale follows from them; pass epsilon=."
+            return None, "All initial weights are zero, so they determine no scale; pass epsilon=."
         if n is None:
             return None, (
-                "Nobody knows how many training samples there are (several loaders, or an iterable data set without "
-                "__len__), so there is no scale z = epsilon / (2 (n - 1)) and no effective dimension there; give the "
-                "data set a __len__."
+                "The number of training samples is unknown (several loaders, or an iterable data set without "
+                "__len__), so there is no scale z = epsilon / (2 (n - 1)) and no effective dimension at that scale; "
+                "give the data set a __len__."
             )
         if n < 2:
-            return None, "With a single training sample there is no effective dimension; train on more."
+            return None, "There is no effective dimension for a single training sample; train on more samples."
         self._kept_epsilon = epsilon
         return Scale(epsilon, curvature_scale(epsilon, n)), ""
 
     def settings(self) -> dict[str, Any]:
-        """Also the scale that was asked for, and which parameters are measured."""
+        """Also the scale that was passed, and the parameters that are measured."""
         return {**super().settings(), "epsilon": self.epsilon, "parameters": self.parameters}
 
     def state_dict(self) -> dict[str, Any]:
-        """The prior precision of the run: a resumed curve keeps its scale."""
+        """Also the prior precision of the run, so that a resumed curve keeps its scale."""
         kept = {} if self._kept_epsilon is None else {"epsilon": self._kept_epsilon}
         return {**super().state_dict(), **kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the scale of the run that wrote the checkpoint."""
+        """Restore the scale of the run that wrote the checkpoint."""
         super().load_state_dict(state_dict)
         self._kept_epsilon = state_dict.get("epsilon")

@@ -1,4 +1,4 @@
-"""What several instruments report of a spectrum: dimensions without a scale and at that of the prior, and its shape."""
+"""Quantities that several instruments share: dimensions without a scale and at that of the prior, and shape."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from lightning_sloppy.quantities import Quantity
 def quantities_of_dimension(
     explanation: str, *, chart: str, fine: str = "", half: str = "", headline: bool = True
 ) -> tuple[Quantity, ...]:
-    """What ``measures.relative_dimension.relative_estimates`` finds, with the words of one instrument.
+    """Quantities of ``measures.relative_dimension.relative_estimates``, with the explanations of one instrument.
 
     Args:
-        explanation: Of the effective dimension itself.
+        explanation: Explanation of the effective dimension.
         chart: Title of its chart.
-        fine: What the value at a ten-thousandth of the trace says more.
-        half: What the values on half of the samples say; empty: the instrument has none.
+        fine: Addition to the explanation of the value at a ten-thousandth of the trace.
+        half: Addition to the explanation of the value on half of the samples; empty: the instrument has none.
         headline: Whether the closing summary reports it.
     """
     halves = (
@@ -57,7 +57,7 @@ def quantities_of_dimension(
 
 
 def quantities_at_prior() -> tuple[Quantity, ...]:
-    """What an instrument on curvature reports at the scale of the prior."""
+    """Quantities of a curvature instrument at the scale of the prior."""
     return (
         Quantity(
             "effective_dimension_at_prior",
@@ -106,13 +106,13 @@ def quantities_at_prior() -> tuple[Quantity, ...]:
 def quantities_of_shape(
     matrix: str, *, decades: str = "", slope: str = "", knee: str = "", headline: bool = False
 ) -> tuple[Quantity, ...]:
-    """What ``measures.sloppiness.shape_estimates`` finds, but the participation ratio.
+    """Quantities of ``measures.sloppiness.shape_estimates`` except the participation ratio.
 
     Args:
-        matrix: The matrix in words.
-        decades: What the instrument has to say of the decades.
-        slope: The same of the slope.
-        knee: The same of the knee.
+        matrix: Name of the matrix.
+        decades: Addition to the explanation of the decades.
+        slope: Addition to the explanation of the slope.
+        knee: Addition to the explanation of the knee.
         headline: Whether the closing summary reports the decades.
     """
     return (

@@ -1,4 +1,4 @@
-"""What lies along the stiffest directions: gradient, displacement, and the directions of the time before."""
+"""How much of the gradient, the displacement and the previous top eigenspace lies in the top eigenspace."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 MOST_BYTES = 256 * 1024**2
-"""Memory that the eigenvectors of one measurement may take when nobody but these numbers needs them."""
+"""Memory that the eigenvectors of one measurement may take if only these numbers need them."""
 
 QUANTITIES = (
     Quantity(
@@ -49,13 +49,13 @@ QUANTITIES = (
         "beta near 2 (1 + beta). Adam has no such threshold. Missing if parameter groups have different rates.",
     ),
 )
-"""What is reported of the directions."""
+"""Quantities of the top eigenspace."""
 
 
 class Directions:
-    """Follows the top eigenspace from one measurement to the next; a resumed fit starts anew with a gap.
+    """Compares the top eigenspaces of successive measurements; a resumed fit starts with a gap.
 
-    The vectors of the last measurement stay on the CPU, k times the size of the model.
+    The vectors of the last measurement stay on the CPU. They take k times the size of the model.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Directions:
 
     @staticmethod
     def affordable(dim: int, k: int, dtype: torch.dtype) -> bool:
-        """Whether k eigenvectors may be formed for these numbers alone."""
+        """Whether k eigenvectors may be formed for these numbers only."""
         return dim * k * dtype.itemsize <= MOST_BYTES
 
     def estimates(
@@ -76,14 +76,14 @@ class Directions:
         spectrum: Spectrum,
         parameters: Patterns,
     ) -> dict[str, Estimate]:
-        """Numbers by name; those that have no meaning at this step are left out.
+        """Numbers by name, without those that are undefined at this step.
 
         Args:
             trainer: The Trainer, for its learning rate.
-            probe: Of the measurement.
-            objective: The loss, adding up over the ranks.
-            batches: This rank's part of the probe.
-            spectrum: Of the Hessian in the parameters that match the patterns.
+            probe: Probe of the measurement.
+            objective: The loss, summed over the ranks.
+            batches: This rank's part of the probe samples.
+            spectrum: Spectrum of the Hessian of the parameters that match the patterns.
             parameters: The patterns.
         """
         found: dict[str, Estimate] = {}
@@ -94,7 +94,7 @@ class Directions:
         if vectors is None or not spectrum.status.ok:
             return found
         found["subspace_baseline"] = Estimate(random_fraction(spectrum.dim, vectors.shape[1]).value)
-        layout = ParameterLayout.of(probe.module, parameters)  # layers may have thawed since the start
+        layout = ParameterLayout.of(probe.module, parameters)  # layers may have been unfrozen since the start
         gradient = fraction_inside(vectors, mean_gradient(objective, layout, batches))
         if gradient is not None:
             found["gradient_fraction"] = gradient

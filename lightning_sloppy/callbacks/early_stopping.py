@@ -30,14 +30,14 @@ MONITOR = re.compile(
 )
 DEFAULT = "sloppy_jacobian/effective_dimension"
 PREFERRED = ("jacobian", "fisher", "hessian")
-"""Instruments whose effective dimension is watched where no monitor is named, the best first."""
+"""Instruments whose effective dimension is monitored if no monitor is given, in order of preference."""
 
 PatienceUnit = Literal["epochs", "steps"]
-"""What patience counts."""
+"""Unit of ``patience``."""
 
 
 class StoppingReason(str, Enum):
-    """Why the training was stopped, or why not."""
+    """Why the training was or was not stopped."""
 
     NOT_STOPPED = "not_stopped"
     HOLD_OUT = "hold_out"
@@ -50,36 +50,36 @@ class StoppingReason(str, Enum):
 class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
     """Stop by the hold-out loss and the effective dimension together, or by the dimension alone.
 
-    With a hold-out loss the training stops when that has not improved for ``patience`` epochs and the effective
-    dimension has settled, and in any case when it has not improved for twice as long. Without one it stops when the
-    entropy rank of the monitored spectrum has grown by ``growth`` above its minimum (what is memorised), or when
-    dimension and training loss have settled. Settled means: over the last ``patience`` epochs ``(max - min) / mean``
-    plus twice the relative standard error is within ``rel_tol``; never below a dimension of 1, nor while the trace of
-    the matrix changes by more than a factor of 2.
+    With a hold-out loss, the training stops when the loss has not improved for ``patience`` epochs and the effective
+    dimension has settled, and in any case when the loss has not improved for twice as long. Without one, it stops when
+    the entropy rank of the monitored spectrum is ``growth`` times its minimum (a sign of memorisation), or when
+    dimension and training loss have settled. The dimension has settled if over the last ``patience`` epochs
+    ``(max - min) / mean`` plus twice the relative standard error is at most ``rel_tol``. It never counts as settled
+    below 1, or while the trace of the matrix changes by more than a factor of 2.
 
-    Over 21 runs on settings that the constants were not chosen on, the excess of the test error over the lowest of the
-    run was on average .0121 with hold-out samples (patience 5 on the validation loss: .0115) and .0097 without (.0201
-    for the full run, at 44 % of its epochs). So beside hold-out samples it says why the training may stop and is no
-    better than patience; without them it is worth having. ``benchmarks/early_stopping.py`` has the table.
+    On 21 runs with settings on which the constants were not chosen, the mean excess of the test error over the lowest
+    of the run was .0121 with hold-out samples (patience 5 on the validation loss: .0115) and .0097 without (.0201 for
+    the full run, at 44 % of its epochs). With hold-out samples it therefore explains why the training may stop, but is
+    no better than patience. Use it when there are none. ``benchmarks/early_stopping.py`` computes the table.
 
-    The monitored instrument measures whenever its schedule says, with the samples that were asked for: ``max_overhead``
-    thins out only the others, so that the stop does not depend on the speed of the machine.
+    The monitored instrument measures at all steps of its schedule, with the requested number of samples:
+    ``max_overhead`` reduces only the others, so that the stop does not depend on the speed of the machine.
 
     Args:
         monitor: An effective dimension, entropy rank, participation ratio or n90 of an instrument in the same Trainer.
             null: ``sloppy_jacobian/effective_dimension``, else that of the Fisher matrix, else that of the Gauss-Newton
-            part, whichever is measured in the Trainer; the table is for the first.
-        patience: Epochs without improvement of the hold-out loss, and window in which the dimension must settle.
-        rel_tol: Relative change of the dimension that counts as none.
-        growth: Factor above its minimum from which the entropy rank has grown.
-        hold_out: Name of the hold-out loss, minimised. "auto": ``val_loss``, else the only metric of the validation
-            with "loss" in its name, else none, which is said at the first validation. null: none.
+            part, whichever is measured. The results above are for the first.
+        patience: Epochs without improvement of the hold-out loss, and the window in which the dimension must settle.
+        rel_tol: Relative change of the dimension below which it has settled.
+        growth: Factor over its minimum from which the entropy rank counts as grown.
+        hold_out: Name of the hold-out loss, which is minimised. "auto": ``val_loss``, else the only validation metric
+            with "loss" in its name, else none; the choice is reported at the first validation. null: none.
         patience_unit: "epochs", or "steps" (effective batches) for trainings of few epochs.
-        verbose: Say why the training was stopped.
+        verbose: Report why the training was stopped.
 
     Raises:
-        ConfigurationError: For an unknown monitor, numbers out of range, a hold-out metric that is no loss; in
-            ``setup`` for a monitor that nobody measures.
+        ConfigurationError: For an unknown monitor, numbers out of range, or a hold-out metric that is not a loss. In
+            ``setup``: for a monitor that no callback measures.
 
     Example:
         >>> EffectiveDimensionEarlyStopping(patience=3).stopping_reason.value
@@ -103,14 +103,14 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         match = MONITOR.fullmatch(DEFAULT if monitor is None else monitor)
         if match is None:
             raise ConfigurationError(
-                f"monitor={monitor!r} cannot be watched; choose {DEFAULT}, or an effective dimension of another "
+                f"monitor={monitor!r} is not supported; use {DEFAULT}, or an effective dimension of another "
                 "instrument. For other tags use Lightning's EarlyStopping."
             )
         if patience_unit not in get_args(PatienceUnit):
-            raise ConfigurationError(f"patience_unit={patience_unit!r} was asked for; pass 'epochs' or 'steps'.")
+            raise ConfigurationError(f"patience_unit={patience_unit!r} is unknown; pass 'epochs' or 'steps'.")
         if hold_out is not None and "acc" in hold_out:
             raise ConfigurationError(
-                f"hold_out={hold_out!r} is minimised, but an accuracy should grow; pass a validation loss."
+                f"hold_out={hold_out!r} is minimised, but an accuracy should increase; pass a validation loss."
             )
         self.rule = Rule(patience, rel_tol, growth)
         self._instrument, self._quantity = match["name"], match["quantity"]
@@ -122,7 +122,7 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         self._forget()
 
     def _forget(self) -> None:
-        """As before any fit."""
+        """Reset to the state before any fit."""
         self.curves = Curves()
         self.condition: Condition | None = None
         self.stopping_reason = StoppingReason.NOT_STOPPED
@@ -139,11 +139,11 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         self._began = math.nan
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that somebody measures what is monitored."""
+        """Check that a callback measures the monitored quantity."""
         if stage != "fit":
             return
         family = [peer for peer in peers(trainer) if isinstance(peer, MeasuringCallback)]
-        often = [peer for peer in family if not isinstance(peer, InputSpectrum)]  # measured once it cannot settle
+        often = [peer for peer in family if not isinstance(peer, InputSpectrum)]  # one measurement cannot settle
         able = [peer.name for peer in often if self._quantity in {quantity.name for quantity in peer.quantities}]
         if able and not self._named:
             self._instrument = next((name for name in PREFERRED if name in able), able[0])
@@ -155,7 +155,7 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
             if others:
                 remedy = f"use EffectiveDimensionEarlyStopping({' or '.join(others)})"
             raise ConfigurationError(
-                f"EffectiveDimensionEarlyStopping monitors {self.monitor}, but nothing measures it again and again; "
+                f"EffectiveDimensionEarlyStopping monitors {self.monitor}, but no callback measures it repeatedly; "
                 f"{remedy}."
             )
         self._forget()
@@ -165,21 +165,21 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         return callback.name == self._instrument
 
     def on_measurement(self, trainer: Trainer, pl_module: LightningModule, measurement: Measurement) -> None:
-        """Take up one more value."""
+        """Add one value to the curve."""
         estimate, spectrum = measurement.estimates.get(self._quantity), measurement.spectrum
         if estimate is None or not estimate.status.ok or not math.isfinite(estimate.value) or spectrum is None:
             if measurement.status.ok:
                 self._say_once(
                     "blind",
-                    f"Early stopping on {self.monitor} cannot judge step {measurement.step:,}: it could not be "
-                    f"measured. {' '.join(measurement.notes)} While that lasts only a hold-out loss stops the "
-                    "training.",
+                    f"Early stopping on {self.monitor} cannot decide at step {measurement.step:,}, because the value "
+                    f"could not be measured. {' '.join(measurement.notes)} As long as it is missing, only a hold-out "
+                    "loss stops the training.",
                     warn=True,
                 )
             return
         spectrum = measurement.companions.get("gauss_newton", spectrum)
         if self._dim not in (None, spectrum.dim):
-            self.curves.dimension = []  # other parameters are trained now
+            self.curves.dimension = []  # the set of trained parameters has changed
         self._dim = spectrum.dim
         rank = measurement.estimates.get("entropy_rank") or entropy_rank(spectrum)
         self.curves.add_dimension(
@@ -193,17 +193,17 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
             self._judge(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A measurement of these weights may be published later, when the first step has confirmed the loss."""
+        """A measurement of these weights may be published later, after the first step has confirmed the loss."""
         self._began = self._now(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """From here on an epoch runs."""
+        """Record that an epoch is running."""
         self._within_epoch = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add up the training loss, without waiting for the device."""
+        """Sum the training loss without waiting for the device."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
             value = loss.detach().double().sum() if loss.device.type != "mps" else loss.detach().sum()
@@ -211,11 +211,11 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
             self._batches += 1
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember which metrics were there before."""
+        """Store the names of the metrics that exist before validation."""
         self._before = set(trainer.callback_metrics)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take up the hold-out loss."""
+        """Add the hold-out loss to its curve."""
         if trainer.sanity_checking or self.hold_out is None:
             return
         self._find_metric(trainer)
@@ -226,28 +226,28 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
             self._judge(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judge after the validation of the epoch; every rank stops when one of them would."""
+        """Decide after the validation of the epoch. Every rank stops if one of them would."""
         if self.patience_unit == "epochs":
             self._judge(trainer)
         self._within_epoch = False
 
     def _now(self, trainer: Trainer) -> float:
-        """Epochs, with the part of the one that runs, or effective batches that are done."""
+        """Epochs, including the fraction of the current one, or effective batches that are done."""
         if self.patience_unit == "steps":
             # Lightning counts a batch after its hooks.
             return float(trainer_internals.effective_batches(trainer) + self._within_epoch)
         return trainer_internals.epochs_done(trainer, within=self._within_epoch)
 
     def _measured_at(self, trainer: Trainer) -> float:
-        """When the weights that were measured last were reached."""
+        """When the weights of the last measurement were reached."""
         done = [
             p.measured_at for p in peers(trainer) if isinstance(p, PeriodicCallback) and self.listens_to(p, trainer)
         ]
-        before = done and done[0] == trainer_internals.effective_batches(trainer)  # a batch that runs is not counted
+        before = done and done[0] == trainer_internals.effective_batches(trainer)  # the current batch is not counted
         return self._began if before and self._within_epoch else self._now(trainer)
 
     def _find_metric(self, trainer: Trainer) -> None:
-        """Once, at the first validation: which metric is the hold-out loss."""
+        """Find the metric that is the hold-out loss, once, at the first validation."""
         if self._looked_for_metric:
             return
         self._looked_for_metric = True
@@ -257,8 +257,8 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
             if self._metric is None:
                 self._say_once(
                     "metric",
-                    f"Early stopping was asked to watch {self.hold_out!r}, but the validation logged "
-                    f"{', '.join(known) or 'nothing'}; it goes by the effective dimension alone.",
+                    f"Early stopping monitors {self.hold_out!r}, but the validation logged "
+                    f"{', '.join(known) or 'nothing'}; it uses the effective dimension alone.",
                     warn=True,
                 )
             return
@@ -267,8 +267,8 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
             self._metric = "val_loss"
         elif len(losses) == 1:
             self._metric = losses[0]
-        found = f"watches {self._metric} as the hold-out loss" if self._metric else "found no hold-out loss"
-        self._say_once("metric", f"Early stopping on {self.monitor} {found}; hold_out= names another one, or None.")
+        found = f"uses {self._metric} as the hold-out loss" if self._metric else "found no hold-out loss"
+        self._say_once("metric", f"Early stopping on {self.monitor} {found}; hold_out= selects another one, or None.")
 
     def _judge(self, trainer: Trainer) -> None:
         now = self._now(trainer)
@@ -279,7 +279,7 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         if self.condition is Condition.UNDETERMINED and self.stopping_reason is StoppingReason.NOT_STOPPED:
             self.stopping_reason = StoppingReason.UNDETERMINED
             self._say_once(
-                "noise", f"Early stopping on {self.monitor}: {self.condition.value}; raise probes or rel_tol."
+                "noise", f"Early stopping on {self.monitor}: {self.condition.value}; increase probes or rel_tol."
             )
         stopped = self.stopping_reason not in (StoppingReason.NOT_STOPPED, StoppingReason.UNDETERMINED)
         if trainer.fast_dev_run or stopped:
@@ -303,7 +303,7 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         best = self.curves.best_hold_out
         lowest = f" The lowest {self._metric} was {best[1]:.4g}, at {unit} {best[0]:g}." if best is not None else ""
         if self.stopping_reason in (StoppingReason.NOT_STOPPED, StoppingReason.UNDETERMINED):
-            state = "nothing was judged" if self.condition is None else self.condition.value
+            state = "there was nothing to judge" if self.condition is None else self.condition.value
             return f"Early stopping did not stop the training: {state}.{lowest}"
         words = Condition[self.stopping_reason.name].value
         measured = self.curves.dimension
@@ -320,11 +320,11 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         return self.stopping_reason is StoppingReason.GROWTH
 
     def summary_sentences(self) -> list[str]:
-        """Which condition was met when, or why none was."""
+        """Which condition was met and when, or why none was."""
         return [self._sentence()]
 
     def settings(self) -> dict[str, Any]:
-        """The rule."""
+        """The stopping rule."""
         return {
             "monitor": self.monitor,
             **asdict(self.rule),
@@ -343,9 +343,9 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the curves of the run that wrote the checkpoint."""
+        """Continue with the curves of the run that wrote the checkpoint."""
         super().load_state_dict(state_dict)
         self.curves = Curves(**state_dict["curves"])
         self._metric = state_dict["metric"]
         self._looked_for_metric = self._metric is not None
-        # A checkpoint of a stopped run may be trained further: then the rule judges anew, with the curves it has.
+        # A checkpoint of a stopped run may be trained further: then the rule is applied again, with these curves.

@@ -1,4 +1,4 @@
-"""At the end of a fit: a posterior optimised for its bound, certified with fresh draws, saved with its certificate."""
+"""A certificate at the end of a fit: optimise a posterior for its bound, certify it with new draws, and save both."""
 
 from __future__ import annotations
 
@@ -46,51 +46,57 @@ if TYPE_CHECKING:
 
 
 class FinalCertificate(MeasuringCallback):
-    """Optimise a Gaussian around the trained model for its PAC-Bayes bound, certify two networks drawn from it.
+    """Optimise a Gaussian around the trained model for its PAC-Bayes bound, and certify two networks drawn from it.
 
-    When the training is over, the inverted kl is minimised over the mean and a deviation for each weight
-    (``lightning_sloppy.posteriors.learning``); then two opposite networks are drawn afresh, judged on all n examples,
-    and written as normal checkpoints with their certificates beside them: ``certificate.json`` for picking one of the
-    two at random, ``certified_1.json`` for the first of them, to be deployed. The model itself stays what the training
-    made it.
+    After the training, the inverted kl is minimised over the mean and a deviation for each weight
+    (``lightning_sloppy.posteriors.learning``). Then an antithetic pair of networks is drawn and evaluated on all n
+    examples. The two are saved as normal checkpoints together with their certificates: ``certificate.json`` is for a
+    classifier that picks one of the two at random, ``certified_1.json`` for the first of them, to be deployed. The
+    trained model itself is not changed.
 
-    Priors: "initialization", isotropic around the weights before the first step; "pretrained", the same, with your
-    statement that those were trained on other data than the certifying examples; "curvature", around initial weights,
-    but wider where the network is stiffer there, as seen on samples of the first validation loader
-    (``lightning_sloppy.posteriors.curvature_scales``); "split", isotropic around the trained weights, where a
-    :class:`PriorSplit` has kept the certifying examples from the training: then n is their number, and the bound is
-    usually several times smaller ("pretrained_split" where that training began at weights trained on other data).
-    Beside a :class:`PACBayesBound` it is the next evaluation of that run's schedule, so that all hold together.
+    Priors:
 
-    The weights at the start are judged: they must not make fewer mistakes than fresh initialisations do, unless you
-    state that they come from other data, nor far fewer than on the validation samples (docs/certificates.md).
+    * "initialization": isotropic around the initial weights.
+    * "pretrained": the same, with your statement that the initial weights were trained on other data than the
+      certifying examples.
+    * "curvature": around the initial weights, but wider in directions of larger curvature, measured there on samples
+      of the first validation loader (``lightning_sloppy.posteriors.curvature_scales``).
+    * "split": isotropic around the trained weights. A :class:`PriorSplit` keeps the certifying examples out of the
+      training; n is their number, and the bound is usually several times smaller.
+    * "pretrained_split": the same, if that training began with weights that were trained on other data.
+
+    If there is a :class:`PACBayesBound` in the fit, this certificate is the next evaluation in its schedule, so that
+    all bounds hold together.
+
+    The initial weights are checked: they must not make fewer mistakes than new initialisations do, unless you state
+    that they come from other data, nor far fewer than on the validation samples (docs/certificates.md).
 
     Args:
-        delta: Failure probability of everything that this run calls a bound, a PACBayesBound's included; None: that of
+        delta: Failure probability of all bounds of the run together, including those of a PACBayesBound. None: that of
             the PACBayesBound in the fit, else 0.05.
-        prior: Where the prior comes from; with it you state that it does not depend on the certifying examples.
-        learning: Time limit, rates, and what has a deviation of its own; None for the defaults of LearningPlan.
-        loss_fn: Mean-reduced loss of (outputs, targets) to learn from; None: found from the module and checked.
-        predict: What the model says, where its loss does not tell: ``predict(outputs)`` gives labels (N,), or
-            ``predict(outputs, targets)`` booleans (N,), true for a mistake; None: the class of the largest score, or
-            the sign of one logit, where the loss calls the outputs so.
-        duplicates: Your word on equal samples: "natural", draws of their own, as a table of few values has them;
-            "copies" of one draw, which count once; None: the larger of both bounds, which holds either way.
-        clean: Where training samples are read at random (augmentation): the same samples in the same order without, to
-            learn from and to judge on: a DataLoader or data set, a function that returns one, or the name of such a
-            method of the data module; with a PriorSplit all samples that it splits. What is certified is the error on
-            clean samples. None: as the training reads them, or that of the SloppyMonitor around it.
-        folder: Where networks and certificates go; None: ``certificate`` in the run's log folder.
-        seed: Of the learning and the draws; None: 0, or that of the SloppyMonitor around it.
-        strict: Raise errors instead of warning; None: no, or as in the SloppyMonitor.
+        prior: The prior. By choosing it you state that it does not depend on the certifying examples.
+        learning: Time limit, learning rates, and what gets a deviation of its own. None: the defaults of LearningPlan.
+        loss_fn: Mean-reduced loss of (outputs, targets) to minimise. None: found from the module and checked.
+        predict: The classifier, if the loss does not define it: ``predict(outputs)`` returns labels (N,), or
+            ``predict(outputs, targets)`` booleans (N,), true for a mistake. None: the class with the largest score, or
+            the sign of a single logit, if the loss treats the outputs as such.
+        duplicates: Your statement about equal samples. "natural": independent draws that happen to be equal.
+            "copies": copies of one draw, counted once. None: the larger of both bounds, valid in both cases.
+        clean: The training samples in the same order without random transforms (augmentation), for learning and
+            evaluation: a DataLoader, a data set, a function that returns one, or the name of such a method of the data
+            module. With a PriorSplit: all samples that it splits. The certificate is then for the error on clean
+            samples. None: the value of the SloppyMonitor, if any, else the samples as the training reads them.
+        folder: Folder of the networks and certificates. None: ``certificate`` in the run's log folder.
+        seed: Seed of the learning and the draws. None: that of the SloppyMonitor, if any, else 0.
+        strict: Raise errors instead of warning. None: as in the SloppyMonitor, if any, else false.
 
     Attributes:
-        certificates: Of the pair and of the first network, once they are there.
+        certificates: Certificates of the pair and of the first network, after the fit.
         learnt: How the posterior was found.
 
     Raises:
-        ConfigurationError: For arguments out of range; in ``setup`` for ``prior="split"`` without a PriorSplit,
-            ``prior="curvature"`` without validation samples, and beside a PACBayesBound of another delta.
+        ConfigurationError: For arguments out of range. In ``setup``: for ``prior="split"`` without a PriorSplit, for
+            ``prior="curvature"`` without validation samples, and if a PACBayesBound has another delta.
 
     Example:
         >>> FinalCertificate(learning=LearningPlan(seconds=60)).delta
@@ -128,8 +134,8 @@ class FinalCertificate(MeasuringCallback):
             raise ConfigurationError(f"prior={prior!r} is no known prior; pass one of {', '.join(FINAL_STATEMENTS)}.")
         if learning is not None and learning.directions and prior_name == "curvature":
             raise ConfigurationError(
-                "directions= are orthogonal where a prior is isotropic, and prior='curvature' is not; leave directions "
-                "0, or take another prior."
+                "directions= are orthogonal only if the prior is isotropic, and prior='curvature' is not; use "
+                "directions=0, or another prior."
             )
         self.prior = prior_name
         self.learning = learning or LearningPlan()
@@ -145,7 +151,7 @@ class FinalCertificate(MeasuringCallback):
         self._bound: PACBayesBound | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot be certified; what an earlier fit has left counts only for the initial weights."""
+        """Refuse what cannot be certified. The state of an earlier fit is used only for the initial weights."""
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
@@ -159,22 +165,22 @@ class FinalCertificate(MeasuringCallback):
             self.delta = 0.05 if self._bound is None else self._bound.delta
         if self._bound is not None and self._bound.delta != self.delta:
             raise ConfigurationError(
-                f"FinalCertificate has delta={self.delta} and PACBayesBound delta={self._bound.delta}, but one run has "
-                "one failure probability; give both the same."
+                f"FinalCertificate has delta={self.delta} and PACBayesBound delta={self._bound.delta}, but a run has "
+                "only one failure probability; use the same value in both."
             )
         if self.learning.seconds > trainer_internals.process_group_seconds(trainer) / 2:
             raise ConfigurationError(
-                f"The posterior may be learnt for {self.learning.seconds:g} s while other processes wait, and they "
-                f"give up after {trainer_internals.process_group_seconds(trainer):g} s; lower learning.seconds, or "
-                "raise the strategy's timeout to more than twice as much."
+                f"Learning the posterior may take {self.learning.seconds:g} s while other processes wait, and they "
+                f"time out after {trainer_internals.process_group_seconds(trainer):g} s; lower learning.seconds, or "
+                "increase the strategy's timeout to more than twice as much."
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the weights before the first step and all else in the network; look at the samples."""
+        """Store the initial weights and the rest of the network's state, and check the samples."""
         try:
             context = fit_context(trainer, pl_module)
         except Exception:
-            return  # the measurement at the end says what is wrong
+            return  # the measurement at the end reports the error
         known: CleanSamples | None = None
         split = None
         with suppress(Exception), measuring(pl_module):
@@ -193,18 +199,18 @@ class FinalCertificate(MeasuringCallback):
 
     @property
     def needs_loss(self) -> bool:
-        """The loss at the end is to be the one that the steps of the training confirm."""
+        """Whether the loss that the training steps confirm is used at the end."""
         return self.loss_fn is None
 
     def after_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Learn, certify, save; not in a dry run."""
+        """Learn, certify and save, except in a dry run."""
         if trainer.fast_dev_run:
             return
         step = max(trainer_internals.effective_batches(trainer) - 1, 0)
         self.run(trainer, pl_module, step=step, epoch=max(trainer.current_epoch - 1, 0))
 
     def take(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
-        """The final certificates, or why there are none."""
+        """The final certificates, or the reasons why there are none."""
         folder = folder_of(trainer, self.folder)
         if trainer.is_global_zero:
             forget_files(folder)
@@ -220,7 +226,7 @@ class FinalCertificate(MeasuringCallback):
         return replace(found, notes=(f"Networks and certificates: {folder}.",))
 
     def _examined(self, trainer: Trainer, context: FitContext, choice: LossChoice) -> Examined | Certificate:
-        """What the certificate will rest on; a certificate without a bound where something forbids one."""
+        """What the certificate needs, or a certificate without a bound if something forbids one."""
         classifier = unlearnable(choice) or model_classifier(trainer, context, choice, self.predict)
         if isinstance(classifier, Reason):
             return no_bound(context.samples.train_size(trainer) or 0, self.delta, classifier)
@@ -250,7 +256,7 @@ class FinalCertificate(MeasuringCallback):
         return Examined(classifier, samples, check, prior_mean)
 
     def _task(self, trainer: Trainer, context: FitContext, choice: LossChoice, examined: Examined) -> CertificateTask:
-        """The learning that is to be done; it takes the next number of an evaluation."""
+        """The task for the learning; it takes the next evaluation number."""
         samples, source = examined.samples, examined.samples.rows.source
         coordinates = coordinates_of(
             trainer,
@@ -289,10 +295,10 @@ class FinalCertificate(MeasuringCallback):
     def _learnt_and_certified(
         self, trainer: Trainer, context: FitContext, task: CertificateTask, folder: Path
     ) -> FinalCertificates:
-        """Learn the posterior under a progress bar, and judge the networks drawn from it."""
+        """Learn the posterior with a progress bar, and evaluate the networks drawn from it."""
         rank_zero_info(
-            f"Certificate: a posterior is learnt for at most {self.learning.seconds:g} s; networks and certificates "
-            f"will be in {folder}."
+            f"Certificate: learning a posterior for at most {self.learning.seconds:g} s. Networks and certificates "
+            f"will be saved in {folder}."
         )
         with progress(trainer, f"Certificate: learning a posterior, at most {self.learning.seconds:g} s", 100) as bar:
             shown = 0
@@ -308,7 +314,7 @@ class FinalCertificate(MeasuringCallback):
         return final
 
     def _evaluations(self) -> int:
-        """Of the run's schedule so far, those of a bound beside this one included."""
+        """Evaluations of the run so far, including those of a PACBayesBound."""
         return max(self._run_state.evaluation, 0 if self._bound is None else self._bound.run_state.evaluation)
 
     def _next_evaluation(self) -> int:
@@ -340,19 +346,19 @@ class FinalCertificate(MeasuringCallback):
             self.warn_once(f"There is no final certificate: {reason}", trainer=trainer, key=reason[:40])
 
     def paragraphs(self) -> list[str]:
-        """The certificate of the pair in words, and that of the network to deploy."""
+        """The certificate of the pair in words, and the bound of the network to deploy."""
         event = phrases.last_reported(self.measurements)
         if event is None or event.certificate is None:
             return [phrases.why_nothing(self.measurements)]
         single = phrases.value(event, "single")
-        deployable = [] if single is None else [f"For the first network alone, to be deployed: {single:.4f}."]
+        deployable = [] if single is None else [f"Bound for the first network alone, to be deployed: {single:.4f}."]
         return [*event.certificate.explain().splitlines(), *deployable, *event.notes]
 
     def resume_from(self, state: dict[str, Any]) -> None:
-        """Take up an earlier run at the next ``setup``: before a fit that restores no callbacks.
+        """Continue an earlier run at the next ``setup``, before a fit that restores no callbacks.
 
         Args:
-            state: As :meth:`state_dict` gives it.
+            state: The result of :meth:`state_dict`.
         """
         self._given = RunState.of(state)
 
@@ -361,10 +367,10 @@ class FinalCertificate(MeasuringCallback):
         return {"delta": self.delta, "prior": self.prior, "seed": self.seed}
 
     def state_dict(self) -> dict[str, Any]:
-        """Also the initial weights, the evaluations so far, and which split was trained on."""
+        """Also the initial weights, the number of evaluations, and the split that was trained on."""
         return {**super().state_dict(), **replace(self._run_state, evaluation=self._evaluations()).state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the run that wrote the checkpoint."""
+        """Continue the run that wrote the checkpoint."""
         super().load_state_dict(state_dict)
         self._run_state = RunState.of(state_dict)

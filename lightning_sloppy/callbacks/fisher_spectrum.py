@@ -1,4 +1,4 @@
-"""Fisher information of the training loss: all its eigenvalues on the probe, exact."""
+"""Fisher information of the training loss: all its eigenvalues on the probe samples, exact."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 AT_ONCE = (
-    "The loss of a batch is not the mean over its samples, so that no sample has a gradient of its own: the part of "
-    "the gradient that goes through its outputs is taken, on batches that may be larger than those of the training."
+    "The loss of a batch is not the mean over its samples, so there are no per-sample gradients. The part of the "
+    "gradient that passes through the outputs of a sample is used instead, and the batches may be larger than in "
+    "training."
 )
-"""What is said of a loss that compares the samples of a batch."""
+"""Note for a loss that compares the samples of a batch."""
 
 QUANTITIES = (
     Quantity(
@@ -111,37 +112,38 @@ HISTOGRAMS = (
 
 
 class FisherSpectrum(CurvatureInstrument):
-    """Track the spectrum of the Fisher information of the training loss on a fixed probe.
+    """Track the spectrum of the Fisher information of the training loss on fixed probe samples.
 
-    All non-zero eigenvalues through the N x N Gram matrix of per-sample gradients, hence the effective dimension, the
-    trace and the participation ratio without estimation error on the probe. They grow with N, so N and the values at
-    N/2 stand beside them. In the effective dimension a direction that holds a thousandth of the trace counts one
-    half; beside it ``N_eff(z) = sum lambda/(lambda + z)`` and the count ``p(n, epsilon) = #{lambda >= z}`` at the
-    scale of the prior, ``z = epsilon / (2 (n - 1))`` (Yang, Mao and Chaudhari, ICML 2022, arXiv 2110.14163).
+    Computes all non-zero eigenvalues from the N x N Gram matrix of per-sample gradients. The effective dimension, the
+    trace and the participation ratio therefore have no estimation error on the probe samples. They grow with N, so N
+    and the values at N/2 are reported as well. In the effective dimension, an eigenvalue that is a thousandth of the
+    trace counts 1/2. ``N_eff(z) = sum lambda/(lambda + z)`` and the count ``p(n, epsilon) = #{lambda >= z}`` are
+    reported at the scale of the prior, ``z = epsilon / (2 (n - 1))`` (Yang, Mao and Chaudhari, ICML 2022, arXiv
+    2110.14163).
 
     Args:
-        kind: "empirical" (gradients at the data's targets), "sampled" (at targets drawn from the model) or "exact"
-            (the Gauss-Newton matrix; N times the outputs rows, so small probes only).
-        parameters: Shell-style patterns of parameter names, such as "head.*": the block of those parameters. null: all
-            trainable parameters.
-        num_samples: Probe samples N, drawn once from the training data.
-        precision: "float64" for eigenvalues below the rounding of float32, at two to three times the cost; null: that
-            of the parameters.
-        epsilon: Prior precision; null: p / ||w0||^2 of all weights at the start, kept for the whole run.
-        schedule: When to measure, and what all measuring of the fit may cost; null: after every epoch.
-        loss_fn: Mean-reduced loss of (outputs, targets); null: guessed from the module, checked by the first step of
-            the training; "training_step": the step as a whole, whatever else it does.
-        measure_on: "fixed_samples": the same samples every time, so that curves show the network and not the draw;
-            where samples cannot be read by index (iterable data, several loaders), the first batches of the training.
-            "current_batch": the batch just trained on. null: "fixed_samples".
-        batch_size: Function of a batch that returns its number of samples; null: found from its tensors and outputs.
-        mode: "eval", or "train" with the flags of the fit and the random stream fixed. null: "eval".
-        name: Name in the tags ``sloppy_<name>/...``; null: "fisher", with the kind behind it unless it is empirical,
-            and with the patterns of ``parameters``.
-        seed: Of the probe samples and sampled targets. null: 0.
+        kind: "empirical" (gradients at the targets of the data), "sampled" (at targets drawn from the model) or "exact"
+            (the Gauss-Newton matrix; N times the number of outputs rows, so for few samples only).
+        parameters: Shell-style patterns of parameter names, such as "head.*": measure the block of these parameters.
+            null: all trainable parameters.
+        num_samples: Number of probe samples N, drawn once from the training data.
+        precision: "float64": resolves eigenvalues below the rounding errors of float32, at two to three times the cost.
+            null: that of the parameters.
+        epsilon: Prior precision. null: p / ||w0||^2 of all initial weights, constant for the whole run.
+        schedule: When to measure, and the limit on the cost of all measuring. null: after every epoch.
+        loss_fn: Mean-reduced loss of (outputs, targets). null: found from the module and compared with the first loss
+            of the training. "training_step": the loss that ``training_step`` returns.
+        measure_on: "fixed_samples": the same samples at every measurement, so that curves change with the network only;
+            if samples cannot be read by index (iterable data, several loaders), the first batches of the training.
+            "current_batch": the last training batch. null: "fixed_samples".
+        batch_size: Function that returns the number of samples in a batch. null: found from its tensors and outputs.
+        mode: "eval", or "train" with the flags of the fit and a fixed random stream. null: "eval".
+        name: Name in the tags ``sloppy_<name>/...``. null: "fisher", followed by the kind unless it is empirical, and
+            by the patterns of ``parameters``.
+        seed: Seed of the probe samples and sampled targets. null: 0.
         strict: Raise errors of measurements instead of warning. null: false.
 
-    Inside a SloppyMonitor, null means the monitor's own ``schedule``, ``loss_fn``, ``measure_on``, ``batch_size``,
+    Inside a SloppyMonitor, null means the monitor's value of ``schedule``, ``loss_fn``, ``measure_on``, ``batch_size``,
     ``mode``, ``epsilon``, ``seed`` and ``strict``.
 
     Raises:
@@ -204,11 +206,11 @@ class FisherSpectrum(CurvatureInstrument):
         return {**super().settings(), "kind": self.kind, "precision": self.precision}
 
     def cost_in_gradients(self, size: MeasurementSize) -> float:
-        """Two passes, and the inner products; ten times that for the columns of the exact kind."""
+        """Two passes, plus the inner products; ten times as much for the columns of the exact kind."""
         return 80.0 if self.kind == "exact" else 8.0
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, probe: Probe) -> Measurement:
-        """One Gram matrix, one eigenvalue decomposition, and those of the leading half."""
+        """Compute one Gram matrix, its eigenvalues, and those of the first half."""
         probe = probe.at(self.precision)
         scale, sentence = self.scale(trainer, probe.context)
         spectrum = fisher_of(
@@ -241,7 +243,7 @@ class FisherSpectrum(CurvatureInstrument):
         )
 
     def _too_many_rows(self, spectrum: Spectrum) -> str:
-        """Why there is no effective dimension, and how many samples would do."""
+        """Why there is no effective dimension, and how many samples are possible."""
         rows, samples = int(spectrum.detail["rows"]), max(spectrum.num_samples, 1)
         return (
             f"The Gram matrix of {samples:,} samples would have {rows:,} rows, above {ROW_LIMIT:,}, so there is no "
@@ -249,7 +251,7 @@ class FisherSpectrum(CurvatureInstrument):
         )
 
     def paragraphs(self) -> list[str]:
-        """The stiffest direction, the trace and the effective dimension."""
+        """Largest eigenvalue, trace and effective dimension."""
         event = phrases.last_reported(self.measurements)
         if event is None:
             return [phrases.why_nothing(self.measurements)]

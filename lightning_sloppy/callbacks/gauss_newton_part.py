@@ -1,4 +1,4 @@
-"""The Gauss-Newton part of a Hessian during a fit: exact on a small probe, or through probe vectors on all of it."""
+"""The Gauss-Newton part of a Hessian during a fit: exact on few samples, or estimated with probe vectors on all."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from lightning_sloppy.probing.probe import MOST_ROWS, Probe, small_probe
 from lightning_sloppy.records import Spectrum
 
 STOP_AT = 0.02
-"""Quadrature stops when the bracket of N_eff is this narrow: a fifth of what makes a value unresolved."""
+"""Quadrature stops at this width of the bracket of N_eff: a fifth of what makes a value unresolved."""
 
 
 def exact_gauss_newton(probe: Probe, *, parameters: Patterns, most: int) -> Spectrum | None:
-    """All eigenvalues through the Gram matrix of the first ``min(256, max(64, 1280 // outputs))`` probe samples.
+    """All eigenvalues from the Gram matrix of the first ``min(256, max(64, 1280 // outputs))`` probe samples.
 
     On 784-600-600-10 the 1,280 rows take 0.2 s, the quadrature on 1,024 samples 130 to 220 products (5 to 8 s). Up to
     256 parameters the products form the whole matrix of all samples anyway, so this is not needed.
 
     Args:
-        probe: Of the measurement.
+        probe: Probe of the measurement.
         parameters: Patterns of parameter names.
-        most: No more samples than these.
+        most: Maximum number of samples.
 
     Returns:
-        The spectrum; None where the matrix would have more than 2,560 rows, where there are at most 256 parameters, or
-        where the loss of a sample has no Hessian in its outputs (one that looks at other samples too).
+        The spectrum. None if the matrix would have more than 2,560 rows, if there are at most 256 parameters, or if
+        the loss of a sample has no Hessian with respect to its outputs (one that depends on other samples, too).
     """
     objective, layout = probe.choice.objective, ParameterLayout.of(probe.module, parameters)
     if layout.dim <= DENSE_LIMIT:
@@ -74,18 +74,18 @@ def estimated_gauss_newton(
     seed: int,
     on_product: Callable[[int], None],
 ) -> Spectrum:
-    """Trace and density through probe vectors.
+    """Trace and density estimated with probe vectors.
 
     Args:
-        objective: The loss, over the ranks.
-        batches: This rank's part of the probe.
+        objective: The loss, summed over the ranks.
+        batches: This rank's part of the probe samples.
         vectors: Probe vectors, (vectors, p).
-        steps: Greatest depth of the quadrature; 1 is enough for the trace. It stops earlier once the dimensions are
+        steps: Maximum depth of the quadrature; 1 is enough for the trace. It stops earlier when the dimensions are
             known to 2 %, and the count to a tenth.
-        z: Scale of the prior; None where it is not known.
+        z: Scale of the prior; None if it is unknown.
         parameters: Patterns of parameter names.
-        seed: Of the instrument.
-        on_product: Told of every product.
+        seed: Seed of the instrument.
+        on_product: Called after every product.
     """
     dim = vectors.shape[1]
 

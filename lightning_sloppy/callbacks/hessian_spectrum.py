@@ -1,4 +1,4 @@
-"""Hessian of the training loss: its ends, its trace, and the effective dimension of its Gauss-Newton part."""
+"""Hessian of the training loss: extreme eigenvalues, trace, and effective dimension of its Gauss-Newton part."""
 
 from __future__ import annotations
 
@@ -128,46 +128,46 @@ HISTOGRAMS = (
 )
 
 PROBES = 4
-"""Probe vectors unless told otherwise: a standard error of the trace of about a tenth."""
+"""Default number of probe vectors: the standard error of the trace is about a tenth."""
 
 MOST_START_BYTES = 256 * 1024**2
-"""Larger weights are not kept in checkpoints; the displacement of a resumed run then counts from where it resumed."""
+"""Larger weights are not saved in checkpoints; after a resume the displacement is measured from the resumed weights."""
 
 
 class HessianSpectrum(CurvatureInstrument):
-    """Track the spectrum of the Hessian of the training loss on a fixed probe.
+    """Track the spectrum of the Hessian of the training loss on fixed probe samples.
 
-    Top-k eigenpairs by magnitude with residuals (Lanczos, full reorthogonalisation), the trace by Rademacher probe
-    vectors, and effective dimensions of the Gauss-Newton part: one in which a direction with a thousandth of the trace
-    counts one half, and ``N_eff(z) = sum lambda/(lambda + z)`` with the count ``p(n, epsilon) = #{lambda >= z}`` at the
-    scale of the prior, ``z = epsilon / (2 (n - 1))`` (Yang, Mao and Chaudhari, ICML 2022, arXiv 2110.14163). They are
-    exact on a small probe; with ``probes`` they come from all probe samples by Lanczos quadrature, with its errors.
+    Computes the top k eigenpairs by magnitude with residuals (Lanczos with full reorthogonalisation), the trace with
+    Rademacher probe vectors, and effective dimensions of the Gauss-Newton part: one in which an eigenvalue that is a
+    thousandth of the trace counts 1/2, and ``N_eff(z) = sum lambda/(lambda + z)`` with the count ``p(n, epsilon) =
+    #{lambda >= z}`` at the scale of the prior, ``z = epsilon / (2 (n - 1))`` (Yang, Mao and Chaudhari, ICML 2022, arXiv
+    2110.14163). They are exact on few samples. With ``probes`` they are estimated on all by Lanczos quadrature.
 
     Args:
-        k: Eigenpairs, at least 1. Ten: about one for each class of the usual data sets.
-        probes: Rademacher probe vectors for the trace and, by quadrature on all probe samples, for the dimensions of
-            the Gauss-Newton part; at least 2. null: 4 vectors for the trace, and the Gauss-Newton part exactly on the
-            first ``min(256, max(64, 1280 // outputs))`` samples (on all where p <= 256); where samples times outputs
-            exceed 2,560 there, by quadrature with 4 vectors.
-        parameters: Shell-style patterns of parameter names, such as "head.*": the block of the Hessian that belongs to
-            them. null: all trainable parameters.
-        num_samples: Probe samples N, drawn once from the training data.
-        steps: Greatest depth of the quadrature; it stops earlier when the brackets are narrow.
-        tol: Residual relative to the largest magnitude; null: 1e-3 in float32, 1e-8 in float64.
-        epsilon: Prior precision; null: p / ||w0||^2 of all weights at the start, kept for the whole run.
-        schedule: When to measure, and what all measuring of the fit may cost; null: after every epoch.
-        loss_fn: Mean-reduced loss of (outputs, targets); null: guessed from the module, checked by the first step of
-            the training; "training_step": the step as a whole, whatever else it does.
-        measure_on: "fixed_samples": the same samples every time, so that curves show the network and not the draw;
-            where samples cannot be read by index (iterable data, several loaders), the first batches of the training.
-            "current_batch": the batch just trained on. null: "fixed_samples".
-        batch_size: Function of a batch that returns its number of samples; null: found from its tensors and outputs.
-        mode: "eval", or "train" with the flags of the fit and the random stream fixed. null: "eval".
-        name: Name in the tags ``sloppy_<name>/...``; null: "hessian", with the patterns of ``parameters`` behind it.
-        seed: Of the probe samples and vectors; the same ones serve at every measurement. null: 0.
+        k: Number of eigenpairs, at least 1. The default of 10 is about one per class of common data sets.
+        probes: Number of Rademacher probe vectors, at least 2, for the trace and, by quadrature on all probe samples,
+            for the dimensions of the Gauss-Newton part. null: 4 vectors for the trace; the Gauss-Newton part is exact
+            on the first ``min(256, max(64, 1280 // outputs))`` samples (on all if p <= 256), or estimated by quadrature
+            with 4 vectors if samples times outputs exceed 2,560.
+        parameters: Shell-style patterns of parameter names, such as "head.*": measure the block of the Hessian of
+            these parameters. null: all trainable parameters.
+        num_samples: Number of probe samples N, drawn once from the training data.
+        steps: Maximum depth of the quadrature. It stops earlier when the brackets are narrow.
+        tol: Residual relative to the largest magnitude. null: 1e-3 in float32, 1e-8 in float64.
+        epsilon: Prior precision. null: p / ||w0||^2 of all initial weights, constant for the whole run.
+        schedule: When to measure, and the limit on the cost of all measuring. null: after every epoch.
+        loss_fn: Mean-reduced loss of (outputs, targets). null: found from the module and compared with the first loss
+            of the training. "training_step": the loss that ``training_step`` returns.
+        measure_on: "fixed_samples": the same samples at every measurement, so that curves change with the network only;
+            if samples cannot be read by index (iterable data, several loaders), the first batches of the training.
+            "current_batch": the last training batch. null: "fixed_samples".
+        batch_size: Function that returns the number of samples in a batch. null: found from its tensors and outputs.
+        mode: "eval", or "train" with the flags of the fit and a fixed random stream. null: "eval".
+        name: Name in the tags ``sloppy_<name>/...``. null: "hessian", followed by the patterns of ``parameters``.
+        seed: Seed of the probe samples and vectors, which are the same at every measurement. null: 0.
         strict: Raise errors of measurements instead of warning. null: false.
 
-    Inside a SloppyMonitor, null means the monitor's own ``schedule``, ``loss_fn``, ``measure_on``, ``batch_size``,
+    Inside a SloppyMonitor, null means the monitor's value of ``schedule``, ``loss_fn``, ``measure_on``, ``batch_size``,
     ``mode``, ``epsilon``, ``seed`` and ``strict``.
 
     Raises:
@@ -234,28 +234,28 @@ class HessianSpectrum(CurvatureInstrument):
         self._start: Tensor | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget the directions of the last fit."""
+        """Clear the directions of the previous fit."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._directions = Directions()
             self._start = None
 
     def settings(self) -> dict[str, Any]:
-        """Also the pairs and the quadrature."""
+        """Also the number of pairs and the settings of the quadrature."""
         return {**super().settings(), "k": self.k, "probes": self.probes, "steps": self.steps, "tol": self.tol}
 
     def state_dict(self) -> dict[str, Any]:
-        """Also the weights at the start, from which displacements are measured.
+        """Also the initial weights, from which displacements are measured.
 
-        A tensor of the model's size: a seed would not tell them where somebody loads weights, and files beside a
-        checkpoint get lost. The bound keeps the same tensor, and a checkpoint holds a tensor once.
+        This is a tensor of the model's size. A seed would not reproduce loaded weights, and separate files get lost.
+        The bound keeps the same tensor, and a checkpoint stores it once.
         """
         start = self._start
         kept = {} if start is None or start.numel() * start.element_size() > MOST_START_BYTES else {"start": start}
         return {**super().state_dict(), **kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the scale, the clock and the start of the run that wrote the checkpoint."""
+        """Restore the scale, the clock and the initial weights of the run that wrote the checkpoint."""
         super().load_state_dict(state_dict)
         self._start = state_dict.get("start")
 
@@ -264,12 +264,12 @@ class HessianSpectrum(CurvatureInstrument):
         return MeasurementSize(self.num_samples, PROBES if self.probes is None else self.probes, self.k)
 
     def cost_in_gradients(self, size: MeasurementSize) -> float:
-        """A product costs about two; networks take 2 k + 5 of them for the pairs, and a quadrature half its depth."""
+        """A product costs about 2. The pairs of a network take 2 k + 5 products, a quadrature half its depth."""
         each = 2.0 if self.probes is None else 1 + self.steps / 2
         return 2.0 * (2 * size.k + 5 + size.probes * each)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, probe: Probe) -> Measurement:
-        """Hessian first, then its Gauss-Newton part, on the same probe and the same probe vectors."""
+        """Measure the Hessian, then its Gauss-Newton part, on the same samples with the same probe vectors."""
         context, choice = probe.context, probe.choice
         self._start = context.origin.resumed(self._start)
         scale, sentence = self.scale(trainer, context)
@@ -309,7 +309,7 @@ class HessianSpectrum(CurvatureInstrument):
                     seed=self.seed,
                     on_product=probe.advance,
                 )
-            except (ConfigurationError, UnsupportedError) as error:  # no reason to lose the Hessian
+            except (ConfigurationError, UnsupportedError) as error:  # keep the Hessian
                 notes.append(f"No Gauss-Newton part: {error}")
                 self.warn_once(f"{self._heading()}: {notes[-1]}", trainer=trainer, key=f"gauss_newton {self.name}")
         gauss_newton = seen if exact is None else exact
@@ -337,7 +337,7 @@ class HessianSpectrum(CurvatureInstrument):
         )
 
     def paragraphs(self) -> list[str]:
-        """The ends, the trace and the effective dimension."""
+        """Extreme eigenvalues, trace and effective dimension."""
         event = phrases.last_reported(self.measurements)
         if event is None:
             return [phrases.why_nothing(self.measurements)]
@@ -348,7 +348,7 @@ class HessianSpectrum(CurvatureInstrument):
         ]
         smallest, residual = phrases.value(event, "smallest"), phrases.value(event, "smallest_residual")
         if smallest is not None and residual is not None and residual > abs(smallest) / 10:
-            sentences.append(f"The smallest has not converged (residual {phrases.number(residual)}).")
+            sentences.append(f"The smallest eigenvalue has not converged (residual {phrases.number(residual)}).")
         few = phrases.value(event, "gauss_newton_samples")
         of = " of the Gauss-Newton part" + ("" if few is None else f" on {phrases.number(few)} samples")
         sentences.append(phrases.relative_dimension(event, of))
@@ -383,7 +383,7 @@ class HessianSpectrum(CurvatureInstrument):
 
 
 def _unresolved(estimates: dict[str, Estimate]) -> list[str]:
-    """A sentence for every value that must not be shown."""
+    """A sentence for every value that is not shown."""
     return [
         f"{name}: {estimate.status.value}"
         for name, estimate in estimates.items()

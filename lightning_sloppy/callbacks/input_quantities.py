@@ -1,4 +1,4 @@
-"""What is reported of the inputs, of the correlation matrix and of the two beside it."""
+"""Quantities of the inputs: of the correlation, covariance and second-moment matrices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Eigenspectrum of the training inputs, once, at train start."""
+"""Eigenvalue spectrum of the training inputs, once, at train start."""
 
 from __future__ import annotations
 
@@ -37,29 +37,30 @@ if TYPE_CHECKING:
 MOST_HALVED = 2_048  # features up to which the spectrum of half of the samples is formed: it costs as much again
 
 SAME = 0.05
-"""Part of the largest eigenvalue by which two readings of one data set may differ: transforms can be random."""
+"""Allowed difference between two readings of one data set (random transforms), relative to the largest eigenvalue."""
 
 
 class InputSpectrum(MeasuringCallback):
-    """Eigenvalues of the correlation matrix of the training inputs, before the first step.
+    """Track the eigenvalues of the correlation matrix of the training inputs, before the first step.
 
-    One pass of streaming second moments in float64 gives correlation, covariance and uncentred second moment
-    together. A sharp drop and then small eigenvalues spread evenly over many decades is a "sloppy" spectrum (Yang, Mao
-    and Chaudhari, ICML 2022, arXiv 2110.14163). Its participation ratio is
+    One pass over the data computes the second moments in float64, and from them the correlation, covariance and
+    uncentred second-moment matrices. A spectrum with a steep drop followed by small eigenvalues spread evenly over many
+    decades is called sloppy (Yang, Mao and Chaudhari, ICML 2022, arXiv 2110.14163). Its participation ratio is
     ``(sum lambda)^2 / sum lambda^2``.
 
     Args:
-        kind: The headline: "correlation" (constant columns left out and counted), "covariance" or "second_moment".
-        max_samples: Samples read at most, drawn at random from the training data. Of n Gaussian samples a separated
-            eigenvalue has the relative standard error sqrt(2/n) (Anderson 1963): 0.6 % for 50,000. Close ones are
-            spread by sampling, by up to ``2 sqrt(d/n)`` either way (Marchenko and Pastur 1967).
-        null: Compare with data without structure, and say whether the inputs are sloppy: shuffled columns for the
-            correlation, isotropic Gaussian samples for the other kinds. The shuffling costs a second pass of moments,
-            up to 2,048 features; above, the null is its limit for large d (Marchenko and Pastur 1967).
-        name: Name in the tags ``sloppy_<name>/...``; null: "input", with the kind behind it unless that is the
-            correlation.
-        seed: Of that draw; null: 0, or that of the SloppyMonitor around it.
-        strict: Raise errors of the measurement instead of warning; null: false, or as in the SloppyMonitor.
+        kind: The matrix to report first: "correlation" (constant columns are excluded and counted), "covariance" or
+            "second_moment".
+        max_samples: Maximum number of samples, drawn at random from the training data. With n Gaussian samples, a
+            separated eigenvalue has the relative standard error sqrt(2/n) (Anderson 1963): 0.6 % for 50,000. Sampling
+            spreads close ones by up to ``2 sqrt(d/n)`` in both directions (Marchenko and Pastur 1967).
+        null: Compare with data without structure, and report whether the inputs are sloppy. The null is shuffled
+            columns for the correlation, and isotropic Gaussian samples for the other kinds. Up to 2,048 features,
+            shuffling costs a second pass of moments; above, the null is its limit for large d (Marchenko and Pastur
+            1967).
+        name: Name in the tags ``sloppy_<name>/...``. null: "input", followed by the kind unless it is the correlation.
+        seed: Seed of the draw of samples. null: that of the SloppyMonitor, if any, else 0.
+        strict: Raise errors of the measurement instead of warning. null: as in the SloppyMonitor, if any, else false.
 
     Raises:
         ConfigurationError: For an unknown kind or fewer than 2 samples.
@@ -88,12 +89,10 @@ class InputSpectrum(MeasuringCallback):
     ) -> None:
         super().__init__(name=name, seed=seed, strict=strict)
         if kind not in get_args(InputKind):
-            raise ConfigurationError(
-                f"kind={kind!r} is no matrix of the inputs; choose one of {', '.join(get_args(InputKind))}."
-            )
+            raise ConfigurationError(f"kind={kind!r} is unknown; choose one of {', '.join(get_args(InputKind))}.")
         self.kind: InputKind = kind
         if max_samples < 2:
-            raise ConfigurationError(f"max_samples={max_samples} gives no spectrum; pass at least 2.")
+            raise ConfigurationError(f"max_samples={max_samples} is too small for a spectrum; pass at least 2.")
         self.max_samples = max_samples
         self.null = null
         self._earlier: Tensor | None = None
@@ -103,26 +102,26 @@ class InputSpectrum(MeasuringCallback):
         return {} if self.kind == "correlation" else {"kind": self.kind}
 
     def settings(self) -> dict[str, Any]:
-        """Matrix and samples."""
+        """Kind of matrix and number of samples."""
         return {"kind": self.kind, "max_samples": self.max_samples, "seed": self.seed}
 
     def state_dict(self) -> dict[str, Any]:
-        """Also the eigenvalues, d numbers: a resumed run measures again, and says when the inputs have changed."""
+        """Also the d eigenvalues: a resumed run measures again and warns if the inputs have changed."""
         known = None if self.latest is None or self.latest.spectrum is None else self.latest.spectrum.eigenvalues
         return {**super().state_dict(), **({} if known is None else {"eigenvalues": known})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember the inputs of the run that wrote the checkpoint."""
+        """Restore the eigenvalues of the run that wrote the checkpoint."""
         super().load_state_dict(state_dict)
         same = state_dict.get("settings") == self.settings()
         self._earlier = state_dict.get("eigenvalues") if same else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure once; the inputs do not change."""
+        """Measure once, because the inputs do not change."""
         self.run(trainer, pl_module, step=trainer_internals.effective_batches(trainer))
 
     def take(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
-        """One pass over the data set by its own indices; every rank reads a part."""
+        """Read the data set once by index; every rank reads a part."""
         start = time.perf_counter()
         moments, half, without = self._moments(trainer, context)
         seconds = time.perf_counter() - start
@@ -162,7 +161,7 @@ class InputSpectrum(MeasuringCallback):
     def _verdicts(
         self, spectra: dict[str, Spectrum], without: Moments | None
     ) -> tuple[dict[str, SloppinessVerdict], Spectrum | None]:
-        """Whether the headline and the second moment are sloppy, and the null of the headline."""
+        """Verdicts for the main matrix and the second moment, and the null of the main matrix."""
         nulls: dict[InputKind, Spectrum] = {}
         judged: set[InputKind] = {self.kind, "second_moment"}
         if self.null:
@@ -178,7 +177,7 @@ class InputSpectrum(MeasuringCallback):
         return verdicts, nulls.get(self.kind)
 
     def paragraphs(self) -> list[str]:
-        """Whether the inputs are sloppy, then decades, slope and dimension of the headline matrix."""
+        """Whether the inputs are sloppy, then decades, slope and dimension of the main matrix."""
         event = phrases.last_reported(self.measurements)
         if event is None:
             return [phrases.why_nothing(self.measurements)]
@@ -192,7 +191,7 @@ class InputSpectrum(MeasuringCallback):
         if (
             len(judged) > 1 and len(reasons) == 1 and judged[0].answer == "undetermined"
         ):  # too few features for any of the matrices
-            verdicts = [f"Whether the inputs are sloppy cannot be said: {reasons.pop()}."]
+            verdicts = [f"It is undetermined whether the inputs are sloppy: {reasons.pop()}."]
         sentences = [*verdicts, phrases.on_samples(event, "training samples")]
         if decades is not None:
             at_least = "at least " if event.estimates["decades"].lower_bound else ""
@@ -201,7 +200,7 @@ class InputSpectrum(MeasuringCallback):
         if slope is not None:
             quality = "" if fit is None else f" (R^2 = {fit:.2f})"
             change = f"{phrases.number(slope)} decades per index{quality}"
-            sentences.append(f"Behind the first drop its eigenvalues change by {change}.")
+            sentences.append(f"After the first drop its eigenvalues change by {change}.")
         features, ratio = phrases.value(event, "num_features"), phrases.value(event, "participation_ratio")
         sentences.append(phrases.relative_dimension(event, " of the inputs"))
         if ratio is not None:
@@ -212,27 +211,27 @@ class InputSpectrum(MeasuringCallback):
         if resolved is not None and features is not None and samples is not None:
             dependent = features - resolved
             if resolved < min(features, samples - 1):
-                sentences.append(f"{phrases.number(dependent)} directions are exact combinations of the others.")
+                sentences.append(f"{phrases.number(dependent)} directions are exact linear combinations of the others.")
         constant = phrases.value(event, "constant_columns")
         if constant:
-            sentences.append(f"{phrases.number(constant)} constant columns were left out.")
+            sentences.append(f"{phrases.number(constant)} constant columns were excluded.")
         return [" ".join(sentences), *event.notes]
 
     def _compare(self, trainer: Trainer, eigenvalues: Tensor) -> None:
-        """Say when a resumed run trains on other inputs than the run before."""
+        """Warn if a resumed run trains on other inputs than the previous run."""
         earlier, self._earlier = self._earlier, None
         if earlier is not None and not (
             earlier.shape == eigenvalues.shape
             and torch.allclose(earlier, eigenvalues, rtol=0, atol=SAME * float(earlier.max()))
         ):
             self.warn_once(
-                "The training inputs have another spectrum than those of the run that wrote the checkpoint, so its "
-                "curves go on over other data; look at the data set, its split and its transforms.",
+                "The spectrum of the training inputs differs from that of the run that wrote the checkpoint, so the "
+                "curves continue with different data; check the data set, its split and its transforms.",
                 trainer=trainer,
             )
 
     def _moments(self, trainer: Trainer, context: FitContext) -> tuple[Moments, Moments | None, Moments | None]:
-        """Moments of all ranks together, those of the first half of the samples, and those of shuffled columns."""
+        """Moments of all ranks together, of the first half of the samples, and of shuffled columns."""
         first, second, without = InputMoments(), InputMoments(), InputMoments()
         if trainer.strategy.root_device.type == "cuda":
             for part in (first, second, without):
@@ -245,7 +244,7 @@ class InputSpectrum(MeasuringCallback):
             half = first.compute()
         first.merge_state(second)
         whole = first.compute()
-        # The number of features is now known on every rank, so all of them gather or none.
+        # The number of features is now known on every rank, so either all of them gather or none.
         null = without.compute() if self._shuffles(len(whole.mean.reshape(-1))) else None
         return whole, half, null
 
@@ -276,13 +275,13 @@ class InputSpectrum(MeasuringCallback):
                     with torch.no_grad():
                         moments.update(inputs.to(moments.device))
                         if self._shuffles(moments.num_features or 0):
-                            # Within a chunk: of the correlations 1 / 1,024 is left, far below the noise of sampling.
+                            # Within a chunk: 1 / 1,024 of the correlations remain, far below the sampling noise.
                             without.update(shuffled(inputs, rng).to(without.device))
                     bar.advance(len(inputs))
 
 
 def _only_tensor(inputs: Any) -> Tensor:
-    """The inputs, also where a list or a dict holds them and no other tensor, as a data set without targets gives them.
+    """The single input tensor, also if it is the only tensor in a list or a dict.
 
     Raises:
         ConfigurationError: For several tensors or none, and for packed sequences.
@@ -293,5 +292,5 @@ def _only_tensor(inputs: Any) -> Tensor:
     many = f" with {len(leaves)} tensors" if len(leaves) > 1 else ""
     raise ConfigurationError(
         f"The input spectrum needs one tensor for each sample, but the inputs are a {type(inputs).__name__}{many}; "
-        "give a data set whose inputs are a single tensor."
+        "use a data set whose inputs are a single tensor."
     )

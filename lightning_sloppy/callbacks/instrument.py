@@ -1,4 +1,4 @@
-"""The base class of what measures on a probe: declare quantities, write ``measure``."""
+"""The base class of callbacks that measure on probe samples: declare quantities, write ``measure``."""
 
 from __future__ import annotations
 
@@ -52,30 +52,30 @@ def check_mode(mode: str | None) -> None:
 
 
 class Instrument(PeriodicCallback):
-    """Base class of what measures on a probe while the training runs: declare ``quantities``, write ``measure``.
+    """Base class of callbacks that measure on probe samples: declare ``quantities``, write ``measure``.
 
-    It measures at train start, whenever the schedule says, and at the end of the fit. Tags, loggers, monitors, charts,
-    costs, the closing summary, gaps where something fails, the limit on the time spent, and resuming come with it.
+    It measures at train start, at the steps of the schedule, and at the end of the fit. It provides tags, logging,
+    monitors, charts, costs, the closing summary, gaps when a measurement fails, the limit on the cost, and resuming.
 
     Args:
-        num_samples: Probe samples N, drawn once from the training data.
-        schedule: When to measure, and what all measuring of the fit may cost; None: after every epoch.
-        loss_fn: Mean-reduced loss of ``(outputs, targets)``; None: guessed from the module, checked by the first step
-            of the training; "training_step": the step as a whole, whatever else it does.
-        measure_on: "fixed_samples": the same samples every time, so that curves show the network and not the draw;
-            where samples cannot be read by index (iterable data, several loaders), the first batches of the training.
-            "current_batch": the batch just trained on.
-        batch_size: Function of a batch, as its loader gives it, that returns how many samples it holds; None: found
-            from its tensors and from what the module gives.
-        mode: "eval", or "train" with the flags of the fit and the random stream fixed; None: "eval".
-        name: Name of the instrument in its tags; None: made from the class and what differs from the defaults.
-        seed: Of the probe samples.
+        num_samples: Number of probe samples N, drawn once from the training data.
+        schedule: When to measure, and the limit on the cost of all measuring. None: after every epoch.
+        loss_fn: Mean-reduced loss of ``(outputs, targets)``. None: found from the module and compared with the first
+            loss of the training. "training_step": the loss that ``training_step`` returns.
+        measure_on: "fixed_samples": the same samples at every measurement, so that curves change with the network only;
+            if samples cannot be read by index (iterable data, several loaders), the first batches of the training.
+            "current_batch": the last training batch.
+        batch_size: Function that returns the number of samples in a batch of the loader. None: found from its tensors
+            and from the outputs of the module.
+        mode: "eval", or "train" with the flags of the fit and a fixed random stream. None: "eval".
+        name: Name of the instrument in its tags. None: the class name, followed by all settings that are not defaults.
+        seed: Seed of the probe samples.
         strict: Raise errors of measurements instead of warning.
 
     Attributes:
-        writes_nothing: Whether ``measure`` never changes weights or batches in place. By default it may: it is given
-            copies of the batches, and the weights are restored, for the price of a copy of the weights. The
-            instruments of the package need no copy.
+        writes_nothing: Whether ``measure`` never changes weights or batches in place. By default it may: it gets
+            copies of the batches, and the weights are restored, at the cost of a copy of the weights. The instruments
+            of the package need no copy.
 
     Raises:
         ConfigurationError: For arguments out of range.
@@ -129,8 +129,8 @@ class Instrument(PeriodicCallback):
     ) -> Mapping[str, Estimate | float] | Measurement:
         """Take one measurement.
 
-        The module is in eval mode and may be used freely: what happens to its weights, buffers, modes and attributes is
-        undone afterwards. Under DDP it is called on every rank with the same samples.
+        The module is in eval mode and may be used freely: changes to its weights, buffers, modes and attributes are
+        undone afterwards. Under DDP this is called on every rank with the same samples.
 
         Args:
             trainer: The running Trainer.
@@ -138,21 +138,20 @@ class Instrument(PeriodicCallback):
             probe: The samples and the loss.
 
         Returns:
-            The values by the names of the quantities; one that is estimated as an
-            :class:`~lightning_sloppy.Estimate` with its errors. Or a whole :class:`~lightning_sloppy.Measurement`, for
-            an instrument with a spectrum.
+            Values by quantity name, where an estimated value is an :class:`~lightning_sloppy.Estimate` with its
+            errors; or a complete :class:`~lightning_sloppy.Measurement`, for an instrument with a spectrum.
         """
 
     def full_size(self) -> MeasurementSize:
-        """How much a measurement does when it need not do less."""
+        """The size of a measurement that is not limited by its cost."""
         return MeasurementSize(self.num_samples)
 
     def cost_in_gradients(self, size: MeasurementSize) -> float:
-        """About how many gradients of the mean loss over the probe one measurement costs; by default ten."""
+        """Approximate cost of a measurement, in gradients of the mean loss over the probe samples; by default 10."""
         return 10.0
 
     def take(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
-        """Gather the probe, measure, and complete what is known of the measurement."""
+        """Read the probe samples, measure, and fill in the record."""
         probe = self.probe(trainer, context, step)
         with progress(trainer, f"{self._heading()}: measuring on {probe.num_samples:,} samples") as bar:
             probe = dataclasses.replace(probe, advance=bar.advance)
@@ -166,8 +165,8 @@ class Instrument(PeriodicCallback):
             return found
         if not isinstance(found, Mapping):
             raise ConfigurationError(
-                f"{type(self).__name__}.measure returned {type(found).__name__}; return the values by the names of the "
-                "quantities, or a Measurement."
+                f"{type(self).__name__}.measure returned {type(found).__name__}; return a mapping of quantity names to "
+                "values, or a Measurement."
             )
         return self.measurement(trainer, probe, {name: self._estimate(name, value) for name, value in found.items()})
 
@@ -179,8 +178,8 @@ class Instrument(PeriodicCallback):
         except (TypeError, ValueError, RuntimeError) as error:
             found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise ConfigurationError(
-                f"{type(self).__name__}.measure returned {found} for {name!r}; return a number, or an Estimate for one "
-                "with an error."
+                f"{type(self).__name__}.measure returned {found} for {name!r}; return a number, or an Estimate for a "
+                "value with an error."
             ) from error
 
     def measurement(
@@ -194,7 +193,7 @@ class Instrument(PeriodicCallback):
         notes: tuple[str, ...] = (),
         companions: Mapping[str, Spectrum] | None = None,
     ) -> Measurement:
-        """The record of a measurement on a probe: step, epoch, samples and data type are filled in."""
+        """The record of a measurement, with step, epoch, samples and data type filled in."""
         known = Cost() if spectrum is None else spectrum.cost
         return Measurement(
             step=probe.step,
@@ -233,16 +232,16 @@ class Instrument(PeriodicCallback):
         )
 
     def _chosen(self, trainer: Trainer, context: FitContext) -> LossChoice:
-        """The loss of the fit; in train mode every forward has the same random stream."""
+        """The loss of the fit; in train mode every forward uses the same random stream."""
         choice = context.losses.choice(trainer, self.loss_fn, self.batch_size, self.mode)
         if self.mode == "eval":
             return choice
         return dataclasses.replace(choice, objective=choice.objective.seeded(self.seed))
 
     def partition(self, context: FitContext, probe: Probe) -> tuple[LossChoice, list[Batch]]:
-        """This rank's part of the probe, and the loss that adds up over the ranks; of one process, the probe itself.
+        """This rank's part of the probe samples, and the loss that is summed over the ranks; with one process, all.
 
-        A loss that compares the samples of a batch is another one on larger batches than those of the training.
+        A loss that compares the samples of a batch changes with the size of the batch, so the batches keep theirs.
         """
         size = context.samples.training_batch if probe.choice.batchwise and self.measure_on == "fixed_samples" else None
         batches = probe.batches
@@ -253,30 +252,30 @@ class Instrument(PeriodicCallback):
         return dataclasses.replace(probe.choice, objective=objective), mine
 
     def seconds_of_a_gradient(self, trainer: Trainer, context: FitContext) -> float:
-        """Of the mean loss over the probe."""
+        """Seconds of one gradient of the mean loss over the probe samples."""
         return seconds_of_a_gradient(*self.partition(context, self.probe(trainer, context, 0)))
 
     def has_samples(self, trainer: Trainer, context: FitContext) -> bool:
-        """Whether the samples to measure on are there."""
+        """Whether the samples to measure on are available."""
         fixed = self.measure_on == "fixed_samples"
         if fixed and context.samples.indexable(trainer):
             return True
         return context.samples.streamed.num_samples >= (context.samples.own(self.size.num_samples) if fixed else 1)
 
     def wants_batch(self, trainer: Trainer) -> bool:
-        """Whether the batch that comes now will be measured on."""
+        """Whether the next batch will be measured on."""
         return self._waiting or (self.measure_on == "current_batch" and self.due(trainer))
 
     @property
     def needs_loss(self) -> bool:
-        """Whether samples that pass by now will be measured on, by a loss that is to be guessed."""
+        """Whether samples of the next batch will be measured on with a loss that is found from the module."""
         return self._waiting and self.loss_fn is None
 
     def settings(self) -> dict[str, Any]:
-        """Also which samples are measured on."""
+        """Also the choice of samples."""
         return {**super().settings(), "measure_on": self.measure_on, "mode": self.mode}
 
 
 def _status(estimates: Mapping[str, Estimate]) -> Status:
-    """Of values without a spectrum: exact ones have no errors."""
+    """Status of values without a spectrum: exact ones have no errors."""
     return Status.CONVERGED if any(each.total_error for each in estimates.values()) else Status.EXACT

@@ -1,4 +1,4 @@
-"""Jacobian of the outputs in the parameters: how many directions of the parameters move the outputs."""
+"""Jacobian of the outputs with respect to the parameters: how many directions of the parameters change the outputs."""
 
 from __future__ import annotations
 
@@ -89,44 +89,44 @@ HISTOGRAMS = (
 )
 
 NULL = "the network at the start on Gaussian inputs"
-"""What a trained network is compared with."""
+"""Null for the verdict on a trained network."""
 
 DOMINATES = 0.1
-"""Fraction of the trace in one sample above which it is named in a warning."""
+"""A sample with a larger fraction of the trace is named in a warning."""
 
 STOP_AT = 0.02
-"""Quadrature stops when the bracket of the dimension is this narrow: a fifth of what makes a value unresolved."""
+"""Quadrature stops at this width of the bracket of the dimension: a fifth of what makes a value unresolved."""
 
 
 class JacobianSpectrum(Instrument):
-    """Track the spectrum of the outputs' Jacobian in the parameters, each sample counting the same.
+    """Track the spectrum of the Jacobian of the outputs with respect to the parameters, with normalised samples.
 
-    The eigenvalues of ``K_ij / sqrt(tr K_ii tr K_jj)`` with ``K_ij = J_i J_j^T`` (the neural tangent kernel of the
-    probe), and their effective number: one that holds a thousandth of their sum counts one half. It needs no targets
-    and no loss, does not vanish when the samples are fitted, is nearly settled at 64 to 256 samples, and one sample
-    with a huge gradient changes little. Of all dimensions here it goes best with the generalisation gap. Among networks
-    trained on clean labels alone no dimension ranks generalisation well, and it depends on the preprocessing of the
-    inputs: compare runs with the same one.
+    Computes the eigenvalues of ``K_ij / sqrt(tr K_ii tr K_jj)`` with ``K_ij = J_i J_j^T`` (the neural tangent kernel of
+    the probe samples) and their effective number: an eigenvalue that is a thousandth of their sum counts 1/2. It needs
+    no targets and no loss, and does not vanish when the samples are fitted. At 64 to 256 samples it changes little with
+    N, and a single sample with a very large gradient has little effect. Of all dimensions in this package it correlates
+    best with the generalisation gap. Among networks trained on clean labels only, no dimension ranks generalisation
+    well. It depends on the preprocessing of the inputs: compare runs with the same preprocessing.
 
     Args:
-        outputs: Which outputs of a sample: a key of the mapping that ``forward`` returns, or a function of what it
-            returns; null: all floating-point tensors with a row for each sample. For classifiers the scores (logits).
-        normalize: Whether each sample counts the same; false gives the Fisher matrix of outputs of unit variance.
+        outputs: Which outputs of a sample to use: a key of the mapping that ``forward`` returns, or a function of the
+            return value. null: all floating-point tensors with a row for each sample. For classifiers: the logits.
+        normalize: Whether to give each sample equal weight. false: the Fisher matrix of outputs of unit variance.
         parameters: Shell-style patterns of parameter names, such as "head.*". null: all trainable parameters.
-        num_samples: Probe samples N; null: ``min(256, max(64, 1280 // outputs))``.
-        probes: Probe vectors where samples times outputs exceed 8,192, or 2,560 while ``num_samples`` is null; at
-            least 2.
-        steps: Greatest depth of the quadrature there.
-        null: Also measure the network at the start on Gaussian inputs without structure, of the probe's shape and mean
-            square, and say whether the network is sloppy beside them. Inputs must be one floating-point tensor.
-        precision: "float64" for eigenvalues below the rounding of float32, at two to three times the cost; null: that
-            of the parameters.
-        schedule: When to measure, and what all measuring of the fit may cost; null: after every epoch.
-        measure_on: "fixed_samples", or "current_batch" for the batch just trained on. null: "fixed_samples".
-        batch_size: Function of a batch that returns its number of samples; null: found from its tensors and outputs.
-        mode: "eval", or "train" with the flags of the fit and the random stream fixed. null: "eval".
-        name: Name in the tags ``sloppy_<name>/...``; null: "jacobian", with what differs from the defaults behind it.
-        seed: Of the probe samples and vectors. null: 0.
+        num_samples: Number of probe samples N. null: ``min(256, max(64, 1280 // outputs))``.
+        probes: Number of probe vectors, at least 2. They are used if samples times outputs exceed 8,192, or 2,560 if
+            ``num_samples`` is null.
+        steps: Maximum depth of the quadrature with probe vectors.
+        null: Also measure the untrained network on Gaussian inputs with the shape and mean square of the probe samples,
+            and report whether the network is sloppy compared with this null. Inputs must be one floating-point tensor.
+        precision: "float64": resolves eigenvalues below the rounding errors of float32, at two to three times the cost.
+            null: that of the parameters.
+        schedule: When to measure, and the limit on the cost of all measuring. null: after every epoch.
+        measure_on: "fixed_samples", or "current_batch" for the last training batch. null: "fixed_samples".
+        batch_size: Function that returns the number of samples in a batch. null: found from its tensors and outputs.
+        mode: "eval", or "train" with the flags of the fit and a fixed random stream. null: "eval".
+        name: Name in the tags ``sloppy_<name>/...``. null: "jacobian", followed by all settings that are not defaults.
+        seed: Seed of the probe samples and vectors. null: 0.
         strict: Raise errors of measurements instead of warning. null: false.
 
     Raises:
@@ -191,19 +191,19 @@ class JacobianSpectrum(Instrument):
         self._vectors: Tensor | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse patterns that match nothing, where the layers are there already."""
+        """Refuse patterns that match nothing, if the layers exist already."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._null = None
             refuse_unmatched(pl_module, self.parameters)
 
     def state_dict(self) -> dict[str, Any]:
-        """Also the eigenvalues of the null, which belongs to the weights at the start."""
+        """Also the eigenvalues of the null, which belongs to the initial weights."""
         null = {} if self._null is None else {"null": self._null.eigenvalues, "null_floor": self._null.floor}
         return {**super().state_dict(), **null}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the null of the run that wrote the checkpoint."""
+        """Restore the null of the run that wrote the checkpoint."""
         super().load_state_dict(state_dict)
         self._null = _known_null(state_dict["null"], state_dict["null_floor"]) if "null" in state_dict else None
 
@@ -214,7 +214,7 @@ class JacobianSpectrum(Instrument):
         return {**raw, **outputs, **({} if self.parameters is None else {"parameters": self.parameters})}
 
     def settings(self) -> dict[str, Any]:
-        """Also the matrix."""
+        """Also the settings of the matrix."""
         matrix = {
             "normalize": self.normalize,
             "parameters": self.parameters,
@@ -226,11 +226,11 @@ class JacobianSpectrum(Instrument):
         return {**super().settings(), **matrix}
 
     def cost_in_gradients(self, size: MeasurementSize) -> float:
-        """Two passes for each output, and the inner products."""
+        """Two passes for each output, plus the inner products."""
         return 60.0
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, probe: Probe) -> Measurement:
-        """One kernel, its eigenvalues, and those of its first half."""
+        """Compute one kernel, its eigenvalues, and those of its first half."""
         probe, seed = probe.at(self.precision), self.seed if self.mode == "train" else None
         objective = jacobian_objective(probe.module, self.outputs, seed=seed).at(probe.dtype)
         layout = ParameterLayout.of(probe.module, self.parameters)
@@ -269,7 +269,7 @@ class JacobianSpectrum(Instrument):
         return self._judged(found)
 
     def _judged(self, measurement: Measurement) -> Measurement:
-        """With the verdict beside the null, where there is one."""
+        """The measurement with the verdict from the null, if there is one."""
         spectrum, null = measurement.spectrum, self._null
         if null is None or spectrum is None or spectrum.truncated or not spectrum.status.ok:
             return measurement
@@ -281,7 +281,7 @@ class JacobianSpectrum(Instrument):
         return replace(measurement, estimates={**measurement.estimates, **beside}, verdicts={spectrum.matrix: verdict})
 
     def _batches(self, probe: Probe, objective: Objective, layout: ParameterLayout) -> tuple[list[Batch], int]:
-        """As many samples of the probe as the number of outputs allows, and that number."""
+        """As many probe samples as the number of outputs allows, and that number."""
         given = weighted(objective.located(probe.batches))
         few = [picked(batch, torch.arange(min(2, sample_count(batch)))) for batch in given]
         width = max(width_of(objective, layout, batch) for batch in few)  # sequences may differ in length
@@ -300,9 +300,9 @@ class JacobianSpectrum(Instrument):
         return Quadrature(self._vectors, self.steps, enough)
 
     def _dominating(self, trainer: Trainer, probe: Probe, spectrum: Spectrum) -> list[str]:
-        """A sentence about a sample that holds more than a tenth of the trace."""
+        """A sentence about a sample that contributes more than a tenth of the trace."""
         fraction = float(spectrum.detail.get("largest_sample_fraction", 0.0))
-        if fraction <= max(DOMINATES, 5 / max(spectrum.num_samples, 1)):  # of few samples each has its part
+        if fraction <= max(DOMINATES, 5 / max(spectrum.num_samples, 1)):  # few samples have large fractions anyway
             return []
         number, which = int(spectrum.detail["largest_sample"]), "of the probe"
         if self.measure_on == "fixed_samples" and probe.context.samples.indexable(trainer):
@@ -310,25 +310,25 @@ class JacobianSpectrum(Instrument):
             number = int(probe_indices(len(source), self.size.num_samples, self.seed)[number])
             which = "of the training data"
         sentence = (
-            f"Sample {number:,} {which} holds {fraction:.0%} of the trace of the Jacobian before samples are "
-            "normalised; look at its inputs."
+            f"Sample {number:,} {which} contributes {fraction:.0%} of the trace of the Jacobian before the samples are "
+            "normalised; inspect its inputs."
         )
         self.warn_once(sentence, trainer=trainer, key=f"dominating {number}")
         return [sentence]
 
     def paragraphs(self) -> list[str]:
-        """The effective dimension with its band, its error, its samples and its parameters."""
+        """Effective dimension with band, error, number of samples and number of parameters."""
         event = phrases.last_reported(self.measurements)
         if event is None:
             return [phrases.why_nothing(self.measurements)]
         samples, outputs = phrases.on_samples(event, "probe samples"), phrases.value(event, "num_outputs")
         sentences = [phrases.relative_dimension(event), phrases.when(event), samples]
         if outputs is not None:
-            sentences.append(f"Outputs of a sample: {phrases.number(outputs)}.")
+            sentences.append(f"Outputs per sample: {phrases.number(outputs)}.")
         sentences.append(phrases.on_half(event))
         n90 = phrases.value(event, "n90")
         if n90 is not None:
-            sentences.append(f"{phrases.number(n90)} directions together hold 90 % of the trace.")
+            sentences.append(f"{phrases.number(n90)} directions together contribute 90 % of the trace.")
         sentences += [verdict_in_words("The network", verdict) for verdict in event.verdicts.values()]
         return [" ".join(filter(None, sentences)), *event.notes]
 
@@ -337,7 +337,7 @@ def _without_structure(batches: list[Batch], seed: int) -> list[Batch]:
     """Gaussian inputs of the same shape and mean square, with the same weights.
 
     Raises:
-        ConfigurationError: When the inputs are no single tensor of floating point.
+        ConfigurationError: If the inputs are not a single floating-point tensor.
     """
     rng, found = generator(seed), []
     for batch in batches:
@@ -345,7 +345,7 @@ def _without_structure(batches: list[Batch], seed: int) -> list[Batch]:
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             raise ConfigurationError(
                 f"null=True needs inputs that are one floating-point tensor, but they are "
-                f"{getattr(inputs, 'dtype', type(inputs).__name__)}; leave null=False."
+                f"{getattr(inputs, 'dtype', type(inputs).__name__)}; use null=False."
             )
         noise = torch.randn(inputs.shape, generator=rng, dtype=torch.float64).to(inputs)
         found.append(batch.of(noise * inputs.square().mean().sqrt(), weights))
@@ -353,7 +353,7 @@ def _without_structure(batches: list[Batch], seed: int) -> list[Batch]:
 
 
 def _known_null(values: Tensor, floor: float) -> Spectrum:
-    """A null of which only the eigenvalues were kept."""
+    """A null restored from its eigenvalues."""
     return Spectrum(values, len(values), 0, "jacobian", floor, Status.EXACT, 0 * values, float(values[0]), 0.0)
 
 

@@ -1,4 +1,4 @@
-"""guard -> measure -> publish -> subscribers: the life of every measurement."""
+"""Base class of callbacks that measure: guard, measure, publish, call the subscribers."""
 
 from __future__ import annotations
 
@@ -33,44 +33,44 @@ if TYPE_CHECKING:
 
 
 class MeasurementSubscriber(SloppyCallback):
-    """A callback that is told of the measurements of another one."""
+    """A callback that receives the measurements of another one."""
 
     needs_eigenvectors: ClassVar[bool] = False
 
     fixed_steps: ClassVar[bool] = False
-    """Whether it needs measurements at the steps of the schedule and of one size, whatever they cost."""
+    """Whether it needs measurements at all steps of the schedule and of constant size, for any cost."""
 
     @abstractmethod
     def listens_to(self, callback: MeasuringCallback, trainer: Trainer) -> bool:
-        """Whether this callback wants to hear of ``callback``'s measurements in this fit."""
+        """Whether this callback receives the measurements of ``callback`` in this fit."""
 
     @abstractmethod
     def on_measurement(self, trainer: Trainer, pl_module: LightningModule, measurement: Measurement) -> None:
-        """Called once after every measurement, when its numbers are already published."""
+        """Called once after every measurement, after its numbers are published."""
 
 
 class MeasuringCallback(AwaitingCallback):
-    """Takes measurements, publishes them, and tells its subscribers, whatever the order of the callbacks.
+    """Takes measurements, publishes them, and passes them to its subscribers, for any order of the callbacks.
 
-    An error inside a measurement becomes one warning with its cause and a gap in the curves, never the end of a
-    training; ``strict=True`` raises it. The same holds for an error while a measurement is published, and for one in a
-    subscriber, unless the subscriber is strict itself or there are several processes: one that fails alone would leave
-    the others waiting.
+    An error in a measurement causes one warning and a gap in the curves, but does not end the training;
+    ``strict=True`` raises it. The same holds for an error while a measurement is published, and for one in a
+    subscriber, unless the subscriber is strict or there are several processes: if only one of them failed, the others
+    would wait for it.
 
     Args:
-        name: Of the instrument, in its tags and its state; None: ``default_name``, with what differs from the
-            defaults behind it.
-        seed: Of the samples and draws; None: 0, or that of the SloppyMonitor around it.
-        strict: Raise errors of measurements; None: no, or as in the SloppyMonitor around it.
+        name: Name of the instrument, in its tags and its state. None: ``default_name``, followed by all settings that
+            are not defaults.
+        seed: Seed of the samples and draws. None: that of the SloppyMonitor, if any, else 0.
+        strict: Raise errors of measurements. None: as in the SloppyMonitor, if any, else false.
 
     Attributes:
         default_name: Name of an instrument with default settings; by default the name of the class.
         title: The same in words; by default the name of the class.
         quantities: The scalars that it reports.
         histograms: The histograms that it reports.
-        costs: What is logged of the cost of a measurement: "seconds", "products", "peak_bytes".
-        reads_parameters: Whether every process must hold all parameters, which sharded strategies forbid.
-        cost_advice: What makes a measurement cheaper, one sentence.
+        costs: Which costs of a measurement are logged: "seconds", "products", "peak_bytes".
+        reads_parameters: Whether every process must hold all parameters, which excludes sharded strategies.
+        cost_advice: One sentence on how to reduce the cost.
         measurements: All measurements of this fit, in order, on every rank.
     """
 
@@ -94,7 +94,7 @@ class MeasuringCallback(AwaitingCallback):
         self._warned: set[str] = set()
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Check what a class declares where it is written.
+        """Check the declarations of a class when it is defined.
 
         Raises:
             ConfigurationError: For quantities or costs of another type.
@@ -106,12 +106,12 @@ class MeasuringCallback(AwaitingCallback):
                 continue
             if not isinstance(found, (tuple, list)) or not all(isinstance(each, kind) for each in found):
                 raise ConfigurationError(
-                    f"{cls.__name__}.{attribute} is {found!r}; give a tuple of {kind.__name__}, with a comma behind a "
+                    f"{cls.__name__}.{attribute} is {found!r}; use a tuple of {kind.__name__}, with a comma after a "
                     "single one."
                 )
 
     def __setattr__(self, attribute: str, value: Any) -> None:
-        """Refuse attributes that would take the place of a method of the package.
+        """Refuse attributes that would replace a method of the package.
 
         Raises:
             ConfigurationError: For such a name.
@@ -124,22 +124,22 @@ class MeasuringCallback(AwaitingCallback):
         super().__setattr__(attribute, value)
 
     def _settle(self, **settings: tuple[Any, Any]) -> None:
-        """Set attributes from (what was given, the default); what was not given can come from a monitor."""
+        """Set attributes from (given value, default). Values that were not given can come from a monitor."""
         for setting, (given, default) in settings.items():
             setattr(self, setting, default if given is None else given)
             if given is None:
                 self._defaults[setting] = default
 
     def adopt(self, settings: Mapping[str, Any]) -> None:
-        """Take the settings of the SloppyMonitor around this callback, where it was given none of its own."""
+        """Use the settings of the SloppyMonitor that contains this callback, if they were not set in it."""
         for setting, default in self._defaults.items():
             given = settings.get(setting)
             setattr(self, setting, default if given is None else given)
 
     def differences(self) -> dict[str, Any]:
-        """The arguments by which two callbacks of this class measure different things, where they are no defaults.
+        """The arguments that determine what is measured, if they are not the defaults.
 
-        They become part of the name and of the key of the state, so that both live in one fit.
+        They become part of the name and of the key of the state, so that one fit can have several such callbacks.
         """
         return {}
 
@@ -153,7 +153,7 @@ class MeasuringCallback(AwaitingCallback):
         if "_given_name" not in vars(self):
             raise ConfigurationError(
                 f"{type(self).__name__}.__init__ does not call super().__init__(); call it first, with the options "
-                "that are not its own."
+                "of the base class."
             )
         if self._given_name is not None:
             return self._given_name
@@ -162,16 +162,16 @@ class MeasuringCallback(AwaitingCallback):
 
     @property
     def state_key(self) -> str:
-        """Key of the state in a checkpoint: callbacks that measure different things have a state each."""
+        """Key of the state in a checkpoint: callbacks that measure different things have separate states."""
         differing = {"name": self._given_name} if self.name == self._given_name else self.differences()
         return self._generate_state_key(**differing) if differing else type(self).__qualname__
 
     @property
     def declaration(self) -> Declaration:
-        """All that this callback reports.
+        """Everything that this callback reports.
 
         Raises:
-            ConfigurationError: For quantities that do not fit together.
+            ConfigurationError: For inconsistent quantities.
         """
         return Declaration(
             self.name, self._heading(), self.quantities, self.histograms, tuple(self.costs), self.cost_advice
@@ -192,37 +192,37 @@ class MeasuringCallback(AwaitingCallback):
         """Take one measurement; called inside the guard."""
 
     def paragraphs(self) -> list[str]:
-        """What the closing summary says of the measurements; by default the headlines of the latest one."""
+        """Text of the closing summary about the measurements; by default the headlines of the latest one."""
         return paragraphs_of(self.measurements, self.declaration)
 
     @property
     def has_measured(self) -> bool:
-        """Whether a measurement was tried in this fit."""
+        """Whether a measurement was attempted in this fit."""
         return bool(self.measurements)
 
     def section(self) -> Section:
         """The paragraphs under their heading."""
         try:
             paragraphs = self.paragraphs()
-        except Exception as error:  # the others have something to say too
-            paragraphs = [f"Nothing can be said, because of an error: {error}"]
+        except Exception as error:  # keep the sections of the others
+            paragraphs = [f"This section could not be written, because of an error: {error}"]
         return Section(self._heading(), paragraphs, self.measurements)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget the last fit, refuse what can never work."""
+        """Clear the state of the last fit, and refuse unsupported configurations."""
         if stage != "fit":
             return
         if self.reads_parameters and not trainer_internals.strategy_is_supported(trainer):
             raise UnsupportedError(
                 f"{type(self).__name__} needs all parameters on every device, but the strategy is "
-                f"{type(trainer.strategy).__name__}; use strategy='auto' or 'ddp', or leave the callback out."
+                f"{type(trainer.strategy).__name__}; use strategy='auto' or 'ddp', or remove the callback."
             )
         name = self.declaration.name
         twins = [peer for peer in peers(trainer) if isinstance(peer, MeasuringCallback) and peer.name == name]
         if len(twins) > 1:
             raise ConfigurationError(
                 f"{' and '.join(type(twin).__name__ for twin in twins)} would write the same curves sloppy_{name}/...; "
-                "keep one of them, or give each a name= of its own where it takes one."
+                "keep one of them, or give each a different name= if it takes one."
             )
         notice_earlier_fits(pl_module)
         self.measurements = []
@@ -230,7 +230,7 @@ class MeasuringCallback(AwaitingCallback):
         self._forget_held()
 
     def subscribers(self, trainer: Trainer) -> list[MeasurementSubscriber]:
-        """Who wants to hear of these measurements."""
+        """The callbacks that receive these measurements."""
         return [
             peer
             for peer in peers(trainer)
@@ -238,16 +238,16 @@ class MeasuringCallback(AwaitingCallback):
         ]
 
     def run(self, trainer: Trainer, pl_module: LightningModule, *, step: int, epoch: int | None = None) -> None:
-        """Measure, publish under the x-value ``step``, tell the subscribers.
+        """Measure, publish at the x-value ``step``, and call the subscribers.
 
-        What was measured by a loss that is a guess is held back until a step of the training has confirmed the guess:
-        measured here, where weights and buffers are untouched by the step, and published within the step.
+        A measurement with a guessed loss is held back until a training step has confirmed the guess. It is made here,
+        before the step changes weights and buffers, and published within the step.
 
         Args:
             trainer: The Trainer.
             pl_module: The module.
             step: The x-value.
-            epoch: Of the step, where that is no longer the Trainer's current one.
+            epoch: Epoch of the step, if it is no longer the Trainer's current one.
         """
         trainer_internals.wait_for_device(trainer)
         start = time.perf_counter()
@@ -261,7 +261,7 @@ class MeasuringCallback(AwaitingCallback):
                 raise
             cause = in_words(error)
             self.warn_once(
-                f"The {self.name} measurement failed; training goes on. {cause} (strict=True raises it.)",
+                f"The {self.name} measurement failed; training continues. {cause} (strict=True raises this error.)",
                 trainer=trainer,
                 key=cause[:60],
             )
@@ -283,11 +283,11 @@ class MeasuringCallback(AwaitingCallback):
     def _report(
         self, trainer: Trainer, pl_module: LightningModule, context: FitContext | None, measurement: Measurement
     ) -> None:
-        """Publish a measurement and tell the subscribers."""
+        """Publish a measurement and call the subscribers."""
         self._publish(trainer, context, measurement)
         self.measurements.append(_light(measurement))
         listening: list[MeasurementSubscriber] = []
-        with self._tolerating(trainer, f"The subscribers of {self.name} are not told"):
+        with self._tolerating(trainer, f"The subscribers of {self.name} were not called"):
             listening = self.subscribers(trainer)
         for subscriber in listening:
             self._tell(trainer, pl_module, measurement, subscriber)
@@ -298,12 +298,12 @@ class MeasuringCallback(AwaitingCallback):
         try:
             subscriber.on_measurement(trainer, pl_module, measurement)
         except Exception as error:
-            # Of several processes one alone may have failed, and the others wait for it in a reduction.
+            # If only one of several processes failed, the others would wait for it in a reduction.
             if self.strict or getattr(subscriber, "strict", False) or trainer.world_size > 1:
                 raise
             who, cause = type(subscriber).__name__, in_words(error)
             self.warn_once(
-                f"{who} failed on a measurement of {self.name}; training goes on. {cause}",
+                f"{who} failed on a measurement of {self.name}; training continues. {cause}",
                 trainer=trainer,
                 key=f"{who} {cause}"[:90],
             )
@@ -317,27 +317,27 @@ class MeasuringCallback(AwaitingCallback):
                 write_layout(trainer, [peer.declaration for peer in family])
             overhead = None if context is None else self.overhead(context, measurement.step)
             publish(trainer, measurement, declaration, overhead=overhead)
-        with self._tolerating(trainer, f"Some of {self.name} is not logged"):
+        with self._tolerating(trainer, f"Some values of {self.name} are not logged"):
             unknown = undeclared(measurement, declaration)
             if unknown:
                 raise ConfigurationError(
                     f"{type(self).__name__} measured {', '.join(unknown)}, which is not among its quantities; declare "
-                    "it. What is declared is logged."
+                    "it. The declared values are logged."
                 )
 
     @contextmanager
     def _tolerating(self, trainer: Trainer, what: str) -> Iterator[None]:
-        """Turn any error into one warning, unless strict: curves are worth no training."""
+        """Turn any error into one warning, unless strict, so that it does not end the training."""
         try:
             yield
         except Exception as error:
             if self.strict:
                 raise
             cause = in_words(error)
-            self.warn_once(f"{what}; training goes on. {cause}", trainer=trainer, key=f"{what} {cause}"[:90])
+            self.warn_once(f"{what}; training continues. {cause}", trainer=trainer, key=f"{what} {cause}"[:90])
 
     def attempt(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
-        """One measurement, of all ranks or of none; with second tries where a callback knows any."""
+        """Take one measurement, on all ranks or on none. Subclasses may retry."""
 
         def guarded() -> Measurement:
             with measuring(pl_module, self.mode), trainer.profiler.profile(f"sloppy/{self.name}"):
@@ -346,11 +346,11 @@ class MeasuringCallback(AwaitingCallback):
         return context.ranks.together(guarded)
 
     def overhead(self, context: FitContext, step: int) -> float | None:
-        """Seconds of measuring per second of training, when it is this callback that publishes them."""
+        """Seconds of measuring per second of training, if this callback publishes them."""
         return None
 
     def warn_once(self, message: str, *, trainer: Trainer, key: str | None = None) -> None:
-        """Warn on rank 0, once in a fit for each key, whichever callback comes first."""
+        """Warn on rank 0, once per fit and key for all callbacks together."""
         family = [peer for peer in peers(trainer) if isinstance(peer, MeasuringCallback)] or [self]
         if not any((key or message) in peer._warned for peer in family):
             self._warned.add(key or message)
@@ -358,7 +358,7 @@ class MeasuringCallback(AwaitingCallback):
 
 
 def _light(measurement: Measurement) -> Measurement:
-    """Without the eigenvectors: k copies of the model for every measurement would fill the memory."""
+    """The measurement without its eigenvectors, which take k times the memory of the model."""
     if measurement.spectrum is None or measurement.spectrum.eigenvectors is None:
         return measurement
     return dataclasses.replace(measurement, spectrum=dataclasses.replace(measurement.spectrum, eigenvectors=None))

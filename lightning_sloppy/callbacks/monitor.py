@@ -1,4 +1,4 @@
-"""Everything in one callback."""
+"""All measurements in one callback."""
 
 from __future__ import annotations
 
@@ -35,44 +35,45 @@ SLOTS: dict[str, type[SloppyCallback]] = {
     "certificate": FinalCertificate,
     "early_stopping": EffectiveDimensionEarlyStopping,
 }
-"""The arguments of the monitor that hold a callback, in the order in which the callbacks run."""
+"""The arguments of the monitor that are callbacks, in the order in which the callbacks run."""
 
 
 class SloppyMonitor(SloppyCallback):
-    """Jacobian, input, Hessian and Fisher spectra, effective dimensions and a PAC-Bayes bound, in one line.
+    """Measure Jacobian, input, Hessian and Fisher spectra, effective dimensions and a PAC-Bayes bound.
 
-    It only watches: the trained weights are bitwise what they are without it. Each part is a callback: true stands for
-    the callback with its defaults, null and false switch it off. The monitor passes ``schedule``, ``loss_fn``,
-    ``measure_on``, ``batch_size``, ``mode``, ``epsilon``, ``clean``, ``seed`` and ``strict`` to each part that was not
-    given its own. A part with a schedule of its own has the limit on the cost that stands in it.
+    The training is not changed: the trained weights are bitwise identical to those of a run without the monitor. Each
+    part is a callback: true selects the callback with its defaults, null and false disable it. The monitor passes
+    ``schedule``, ``loss_fn``, ``measure_on``, ``batch_size``, ``mode``, ``epsilon``, ``clean``, ``seed`` and ``strict``
+    to each part in which they were not set. If a part has its own schedule, the cost limit of that schedule applies.
 
     Args:
-        jacobian: Spectrum of the outputs' derivative in the parameters, with the headline: the effective dimension.
-        input: Eigenspectrum of the training inputs at train start.
+        jacobian: Spectrum of the Jacobian of the outputs with respect to the parameters, with the effective dimension
+            to quote.
+        input: Eigenvalue spectrum of the training inputs at train start.
         hessian: Spectrum of the Hessian, for instance ``HessianSpectrum(k=5)``.
         fisher: Spectrum of the Fisher information, for instance ``FisherSpectrum(kind="exact", num_samples=100)``.
-        bound: PAC-Bayes bound at every measurement of a HessianSpectrum of all parameters, without one of a
-            FisherSpectrum; true is off without either.
-        certificate: Optimise and certify a posterior at the end of the fit; off by default, for it takes minutes.
-        early_stopping: Stop by hold-out loss and effective dimension; off by default.
-        clean: For bound and certificate, where training samples are read at random (augmentation): the same samples in
-            the same order without; see :class:`PACBayesBound`.
-        extra: Further instruments, such as a second FisherSpectrum or one of your own.
-        epsilon: Prior precision behind every effective dimension; null: p / ||w0||^2.
-        loss_fn: Mean-reduced loss of (outputs, targets); null: guessed from the module, checked by the first step of
-            the training; "training_step": the step as a whole, whatever else it does.
-        measure_on: "fixed_samples": the same samples every time, so that curves show the network and not the draw;
-            where samples cannot be read by index (iterable data, several loaders), the first batches of the training.
-            "current_batch": the batch just trained on.
-        batch_size: Function of a batch that returns its number of samples; null: found from its tensors and outputs.
-        mode: "eval", or "train" with the flags of the fit and the random stream fixed. Bounds are always in eval mode.
-        every_n_epochs: Measure after the last batch of every n-th epoch; null: 1 where no other interval is given.
-        every_n_steps: Measure after every n-th effective batch.
-        max_overhead: Limit of (seconds of measuring - grace_seconds) / (seconds of training without measuring), all
-            callbacks of the fit together; null: no limit. See :class:`Schedule`.
-        grace_seconds: Seconds of measuring that are free, so that short runs are measured as asked.
-        schedule: Instead of the four arguments before: a whole :class:`Schedule`.
-        seed: Of probe samples, probe vectors and draws.
+        bound: PAC-Bayes bound at every measurement of a HessianSpectrum of all parameters, or of a FisherSpectrum if
+            there is none. Without either, true has no effect.
+        certificate: Optimise and certify a posterior at the end of the fit. Off by default, because it takes minutes.
+        early_stopping: Stop by hold-out loss and effective dimension. Off by default.
+        clean: For bound and certificate, if training samples are read with random transforms (augmentation): the same
+            samples in the same order without them. See :class:`PACBayesBound`.
+        extra: Additional instruments, such as a second FisherSpectrum or your own.
+        epsilon: Prior precision for the effective dimensions at the scale of the prior. null: p / ||w0||^2.
+        loss_fn: Mean-reduced loss of (outputs, targets). null: found from the module and compared with the first loss
+            of the training. "training_step": the loss that ``training_step`` returns.
+        measure_on: "fixed_samples": the same samples at every measurement, so that curves change with the network only;
+            if samples cannot be read by index (iterable data, several loaders), the first batches of the training.
+            "current_batch": the last training batch.
+        batch_size: Function that returns the number of samples in a batch. null: found from its tensors and outputs.
+        mode: "eval", or "train" with the flags of the fit and a fixed random stream. Bounds always use eval mode.
+        every_n_epochs: Measure after the last batch of every n epochs. null: 1 if no other interval is given.
+        every_n_steps: Measure after every n effective batches.
+        max_overhead: Limit of (seconds of measuring - grace_seconds) / (seconds of training without measuring), for all
+            callbacks of the fit together. null: no limit. See :class:`Schedule`.
+        grace_seconds: Seconds of measuring that are not limited, so that short runs are measured as requested.
+        schedule: A :class:`Schedule`, instead of the four arguments above.
+        seed: Seed of probe samples, probe vectors and draws.
         strict: Raise errors of measurements instead of warning.
 
     Raises:
@@ -113,8 +114,8 @@ class SloppyMonitor(SloppyCallback):
         own = (every_n_epochs, every_n_steps, max_overhead, grace_seconds)
         if schedule is not None and own != (None, None, 0.1, 60.0):
             raise ConfigurationError(
-                "SloppyMonitor got schedule= beside every_n_epochs, every_n_steps, max_overhead or grace_seconds; put "
-                "them into the Schedule."
+                "SloppyMonitor got both schedule= and one of every_n_epochs, every_n_steps, max_overhead and "
+                "grace_seconds; put them into the Schedule."
             )
         given = {
             "jacobian": jacobian,
@@ -130,7 +131,7 @@ class SloppyMonitor(SloppyCallback):
         if bound is True and not any(
             isinstance(part, (HessianSpectrum, FisherSpectrum)) and part.parameters is None for part in self.parts
         ):
-            # There is nothing for a bound to follow; one that was asked for by itself says so at setup.
+            # There is no spectrum for the bound. A PACBayesBound that was passed explicitly raises at setup instead.
             del self._parts["bound"]
         checked_argument(loss_fn)
         check_measure_on(measure_on)
@@ -154,7 +155,7 @@ class SloppyMonitor(SloppyCallback):
                 part.adopt(settings)
 
     def _add(self, extra: Sequence[MeasuringCallback] | None) -> None:
-        """Take in instruments beyond those that have an argument."""
+        """Add the instruments of ``extra``."""
         if isinstance(extra, SloppyCallback):
             raise ConfigurationError(f"SloppyMonitor got extra={type(extra).__name__}(...); pass a list: extra=[...].")
         for instrument in extra or ():
@@ -165,27 +166,27 @@ class SloppyMonitor(SloppyCallback):
                 )
             if any(isinstance(part, MeasuringCallback) and part.name == instrument.name for part in self.parts):
                 raise ConfigurationError(
-                    f"SloppyMonitor got an instrument named {instrument.name!r} in extra=, but that is the name of "
-                    "another one of its parts; give it a name= of its own."
+                    f"SloppyMonitor got an instrument named {instrument.name!r} in extra=, but another of its parts "
+                    "has that name; give it a different name=."
                 )
-            # A part such as fisher=FisherSpectrum(kind="exact") has another name than its argument.
+            # The name of a part such as fisher=FisherSpectrum(kind="exact") differs from its argument.
             free = instrument.name not in self._parts
             self._parts[instrument.name if free else f"{instrument.name}_extra"] = instrument
 
     @property
     def parts(self) -> list[SloppyCallback]:
-        """The callbacks inside, in the order in which they run; early stopping comes after all that measure."""
+        """The callbacks of the monitor, in the order in which they run; early stopping comes last."""
         stopping = [part for name, part in self._parts.items() if name == "early_stopping"]
         return [part for name, part in self._parts.items() if name != "early_stopping"] + stopping
 
     @property
     def measurements(self) -> dict[str, list[Measurement]]:
-        """For each part ("jacobian", "input", "hessian", ..., names of extra ones) its measurements, in order."""
+        """The measurements of each part ("jacobian", "input", "hessian", ..., names of extra ones), in order."""
         return {name: part.measurements for name, part in self._parts.items() if isinstance(part, MeasuringCallback)}
 
     @property
     def latest(self) -> dict[str, Measurement | None]:
-        """For each part the latest measurement that did not fail."""
+        """The latest measurement of each part that did not fail."""
         return {name: part.latest for name, part in self._parts.items() if isinstance(part, MeasuringCallback)}
 
     def state_dict(self) -> dict[str, Any]:
@@ -194,7 +195,7 @@ class SloppyMonitor(SloppyCallback):
         return {name: state for name, state in states.items() if state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Give every part its state back; a part that is new in this run starts afresh."""
+        """Restore the state of every part. A part that is new in this run starts without one."""
         for name, state in state_dict.items():
             if name in self._parts:
                 self._parts[name].load_state_dict(state)
@@ -210,7 +211,7 @@ def _part(name: str, value: object) -> SloppyCallback | None:
     if not isinstance(value, kind):
         raise ConfigurationError(
             f"SloppyMonitor got {name}={value!r}; pass {name}=lightning_sloppy.{kind.__name__}(...), True for its "
-            "defaults, or None to switch it off."
+            "defaults, or None to disable it."
         )
     return value
 

@@ -43,39 +43,39 @@ if TYPE_CHECKING:
 
 
 class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
-    """Certify, from the training data alone, the true 0-1 error of two networks drawn around the model.
+    """Compute a PAC-Bayes bound on the true 0-1 error of two networks drawn around the model, from training data alone.
 
-    Prior ``N(w0, 1/epsilon)`` with w0 the weights before the first step and a fixed grid of epsilon as mixture;
-    posterior a low-rank Gaussian from the latest spectrum, its scale and mean chosen by a pilot; the bound is
-    that of an antithetic pair of draws, with the mean of ``ln dQ/dP`` divided by all n training examples and the risk
-    on a fresh subsample (Rivasplata et al. 2020, theorem 1; Viallard et al. 2024). Of delta, 0.6 is spent on the
-    PAC-Bayes event, 0.2 on the subsampled risk and 0.2 on the hold-out bound of the validation set.
+    The prior is ``N(w0, 1/epsilon)`` with w0 the initial weights, as a mixture over a fixed grid of epsilon. The
+    posterior is a low-rank Gaussian from the latest spectrum; a pilot chooses its scale and mean. The bound is that of
+    an antithetic pair: the mean of ``ln dQ/dP``, divided by all n training examples, and the risk on a new subsample
+    (Rivasplata et al. 2020, theorem 1; Viallard et al. 2024). Of delta, 0.6 is for the PAC-Bayes event, 0.2 for the
+    subsampled risk and 0.2 for the hold-out bound from the validation set.
 
-    It follows the measurements of a :class:`HessianSpectrum` of all parameters in the same Trainer, or without one
-    those of a :class:`FisherSpectrum`, and adds no product to them.
+    It uses the measurements of a :class:`HessianSpectrum` of all parameters in the same Trainer, or without one those
+    of a :class:`FisherSpectrum`. It adds no products.
 
     Args:
-        delta: Failure probability of everything that this run calls a bound.
-        prior: Your statement about the weights at the start: "initialization", that they do not depend on the
-            training examples; "pretrained", that they were trained on other data. It is repeated in the summary. The
-            weights are judged too: those that make fewer mistakes than fresh initialisations need the second, and
-            those that make far fewer than on the validation samples are refused.
-        risk_samples: Training examples on which the drawn networks are judged; all of them when there are no more.
-        predict: What the model says, where its loss does not tell: ``predict(outputs)`` gives labels (N,), or
-            ``predict(outputs, targets)`` booleans (N,), true for a mistake; null: the class of the largest score, or
-            the sign of one logit, where the loss calls the outputs so.
-        duplicates: Your word on equal samples: "natural", draws of their own, as a table of few values has them;
-            "copies" of one draw, which count once; null: the larger of both bounds, which holds either way.
-        clean: Where training samples are read at random (augmentation): the same samples in the same order without, to
-            judge on: a DataLoader or data set, a function that returns one, or the name of such a method of the data
-            module. What is certified is the error on clean samples. Null: as the training reads them, or that of the
-            SloppyMonitor around it.
-        seed: Of the draws and subsamples; null: 0, or that of the SloppyMonitor around it.
-        strict: Raise errors instead of warning; null: false, or as in the SloppyMonitor.
+        delta: Failure probability of all bounds of the run together.
+        prior: Your statement about the initial weights. "initialization": they do not depend on the training examples.
+            "pretrained": they were trained on other data. The summary repeats it. The weights are checked, too: if
+            they make fewer mistakes than new initialisations, "pretrained" is required; if they make far fewer than on
+            the validation samples, there is no bound.
+        risk_samples: Number of training examples on which the drawn networks are evaluated, at most all.
+        predict: The classifier, if the loss does not define it: ``predict(outputs)`` returns labels (N,), or
+            ``predict(outputs, targets)`` booleans (N,), true for a mistake. null: the class with the largest score, or
+            the sign of a single logit, if the loss treats the outputs as such.
+        duplicates: Your statement about equal samples. "natural": independent draws that happen to be equal.
+            "copies": copies of one draw, counted once. null: the larger of both bounds, valid in both cases.
+        clean: The training samples in the same order without random transforms (augmentation), for evaluation: a
+            DataLoader, a data set, a function that returns one, or the name of such a method of the data module. The
+            bound is then on the error on clean samples. null: the value of the SloppyMonitor, if any, else the
+            samples as the training reads them.
+        seed: Seed of the draws and subsamples. null: that of the SloppyMonitor, if any, else 0.
+        strict: Raise errors instead of warning. null: as in the SloppyMonitor, if any, else false.
 
     Attributes:
-        run_state: Of the run: the weights at its start, the latest bound, and the number of evaluations that are
-            spent; a certificate beside the curve spends one as well.
+        run_state: The initial weights, the latest bound and the number of evaluations so far. A final certificate
+            also counts as an evaluation.
 
     Raises:
         ConfigurationError: For delta outside (0, 1), or without a spectrum in the Trainer.
@@ -111,7 +111,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         if prior_name not in STATEMENTS:
             raise ConfigurationError(f"prior={prior!r} is no known statement; pass one of {', '.join(STATEMENTS)}.")
         if risk_samples < 2:
-            raise ConfigurationError(f"risk_samples={risk_samples} examples judge nothing; pass at least 2.")
+            raise ConfigurationError(f"risk_samples={risk_samples} is too small; pass at least 2 examples.")
         self.delta = delta
         self.prior = prior_name
         self.risk_samples = risk_samples
@@ -125,7 +125,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         self._forget()
 
     def _forget(self) -> None:
-        """Drop what belongs to one fit; the prior mean and the count of evaluations belong to the run."""
+        """Reset what belongs to one fit. The prior mean and the number of evaluations belong to the run."""
         self._resumed = False
         self._begun = False
         self._rows: Rows | None = None
@@ -137,7 +137,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         self._last_step: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that there is a spectrum to follow."""
+        """Check that there is a spectrum to use."""
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
@@ -145,35 +145,35 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         require_clean(trainer, pl_module, self.clean)
         if _followed(trainer) is None:
             raise ConfigurationError(
-                "PACBayesBound builds its posterior from the Hessian or the Fisher matrix, but neither HessianSpectrum "
-                "nor FisherSpectrum of all parameters is among the callbacks; add HessianSpectrum() to them."
+                "PACBayesBound builds its posterior from the Hessian or the Fisher matrix, but there is no "
+                "HessianSpectrum or FisherSpectrum of all parameters among the callbacks; add HessianSpectrum()."
             )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the weights: what validation writes into them depends on its samples."""
+        """Store the weights: validation may change them in a way that depends on its samples."""
         self._hold_out.look(trainer, pl_module, remember=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Compare them, before there is a step."""
+        """Compare them before the first step."""
         self._hold_out.look(trainer, pl_module)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Whether validation has chosen the checkpoint."""
+        """Record whether validation selected the checkpoint."""
         self._hold_out.resume(trainer, checkpoint)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the weights: what is written into them before another fit may depend on validation samples."""
+        """Store the weights: changes before another fit may depend on validation samples."""
         self._hold_out.end_fit(trainer, pl_module)
 
     def listens_to(self, callback: MeasuringCallback, trainer: Trainer) -> bool:
-        """The Hessian's measurements, else the Fisher matrix's."""
+        """Use the measurements of the Hessian, or those of the Fisher matrix if there is none."""
         return callback is _followed(trainer)
 
     def on_measurement(self, trainer: Trainer, pl_module: LightningModule, measurement: Measurement) -> None:
         """Evaluate the bound at the step of the measurement, once for each step.
 
-        A resumed run begins with a measurement that the run before may have had, or would not have had: it gets no
-        part of delta, so that evaluations are numbered as in a run that was never cut.
+        A resumed run begins with a measurement that the previous run may or may not have made. It uses no part of
+        delta, so that evaluations are numbered as in an uninterrupted run.
         """
         followed = _followed(trainer)
         if self._resumed and followed is not None and followed.measured_at == measurement.step:
@@ -188,11 +188,11 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             self._spectrum = None
 
     def take(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
-        """One evaluation: posterior, fresh pair, fresh subsample, bound; and the hold-out bound beside it."""
+        """One evaluation: posterior, new pair, new subsample, bound, and the hold-out bound."""
         known = self.run_state.prior_mean
         stated = self.prior in PRETRAINED and known is None and context.origin.begins
         if not self._begun and (context.origin.fresh or stated):
-            # Weights that no fit has touched begin a new run; others go on with the prior that is known, if any.
+            # Weights that no fit has changed begin a new run. Otherwise the known prior, if any, is kept.
             self.run_state, self._choice = RunState(context.origin.weights, frozen=dict(context.origin.digests)), None
             if context.origin.fresh:
                 self._hold_out.start_run()
@@ -253,7 +253,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         classifier: Classifier,
         source: SampleSource,
     ) -> list[str]:
-        """Judge the weights at the start, once in a fit, and again when validation samples are there to judge on."""
+        """Check the initial weights, once per fit, and again when validation samples become available."""
         assert self.run_state.prior_mean is not None
         validation = trainer_internals.validation_loaders(trainer)
         if self._start_check is None or (validation and not self._start_check.looked_for_unseen):
@@ -305,7 +305,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         vectors = torch.zeros(len(weights), 0) if spectrum.eigenvectors is None else spectrum.eigenvectors
         known = self.run_state.prior_mean
         start = known if known is not None and len(known) == len(weights) else context.origin.weights
-        # The evaluation number seeds the draws: fresh ones each time, the same ones on every rank.
+        # The evaluation number seeds the draws: new ones at each evaluation, the same ones on every rank.
         number = max(self.run_state.evaluation, 1)
         draws = generator((self.seed + 1) * 1_000_003 + number if not reasons else self.seed)
         evidence = Evidence(
@@ -318,8 +318,8 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             distinct=rows.distinct,
             risk=counter,
             risk_samples=self.risk_samples,
-            # A whole search at evaluations 1, 2, 4, 8, ...: in between the choice moves little, and every second
-            # evaluation takes the last one as it is.
+            # A full search at evaluations 1, 2, 4, 8, ... In between the choice changes little, and every second
+            # evaluation reuses the previous one.
             start=self._choice if number & (number - 1) else None,
             search=number % 2 == 0,
         )
@@ -346,7 +346,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         return replace(found.certificate, remarks=(*found.certificate.remarks, check.words), start_error=check.error)
 
     def paragraphs(self) -> list[str]:
-        """The bound with its conditions, or the reasons why there is none; and the hold-out bound."""
+        """The bound with its conditions, or the reasons why there is none, and the hold-out bound."""
         event = phrases.last_reported(self.measurements)
         if event is None:
             return [phrases.why_nothing(self.measurements)]
@@ -367,11 +367,11 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         return [*paragraphs, *event.notes]
 
     def settings(self) -> dict[str, Any]:
-        """Failure probability, statement about the prior, examples to judge on."""
+        """Failure probability, statement about the prior, examples for evaluation."""
         return {"delta": self.delta, "prior": self.prior, "risk_samples": self.risk_samples, "seed": self.seed}
 
     def state_dict(self) -> dict[str, Any]:
-        """Also initial weights and the numbers of evaluations: without them a resumed run has no bound."""
+        """Also initial weights and numbers of evaluations: without them a resumed run has no bound."""
         if self.run_state.prior_mean is None:
             return super().state_dict()
         return {
@@ -382,7 +382,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the prior of the run that wrote the checkpoint."""
+        """Restore the prior of the run that wrote the checkpoint."""
         super().load_state_dict(state_dict)
         self.run_state = RunState.of(state_dict)
         choice = state_dict.get("choice")
@@ -392,7 +392,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
 
 
 def _followed(trainer: Trainer) -> HessianSpectrum | FisherSpectrum | None:
-    """Whose measurements the bound follows: a spectrum of all parameters, of the Hessian if there is one."""
+    """The spectrum of all parameters that the bound uses: of the Hessian if there is one, else of the Fisher matrix."""
     for kind in (HessianSpectrum, FisherSpectrum):
         for peer in peers(trainer):
             if isinstance(peer, kind) and peer.parameters is None:

@@ -1,4 +1,4 @@
-"""Measurements that come again and again: when, and how much each may cost."""
+"""Base class of callbacks that measure repeatedly: when they measure, and how much each measurement may cost."""
 
 from __future__ import annotations
 
@@ -24,40 +24,41 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 SAVING = 0.8
-"""A smaller measurement must come down to this fraction of the cost: fewer pairs save little beside the quadrature."""
+"""A smaller measurement must reduce the cost to this fraction: with a quadrature, fewer pairs save little."""
 
 
 def check_schedule(schedule: object) -> None:
-    """Check that a schedule is one.
+    """Check that the argument is a Schedule or None.
 
     Raises:
-        ConfigurationError: For anything else but None.
+        ConfigurationError: For any other type.
     """
     if schedule is not None and not isinstance(schedule, Schedule):
         raise ConfigurationError(
-            f"schedule={schedule!r} was asked for; pass lightning_sloppy.Schedule(...), for instance "
+            f"schedule={schedule!r} is not a Schedule; pass lightning_sloppy.Schedule(...), for instance "
             "Schedule(every_n_steps=100)."
         )
 
 
 class PeriodicCallback(MeasuringCallback):
-    """Measures at train start, whenever the schedule says, and at the end of the fit, at a limited cost.
+    """Measures at train start, at the steps of the schedule, and at the end of the fit, at a limited cost.
 
-    What is due at one step is one round, taken or left out as a whole by one decision of rank 0. The first and the last
-    measurement always happen; one before the first product is timed so that it does not take longer than half the
-    grace. A round that the limit does not allow yet is left out, so that the interval stretches as far as it must;
-    where a whole run would have fewer than 10 rounds, each one measures less: probe vectors, then samples, then k.
+    All measurements that are due at the same step form a round. Rank 0 decides whether a round is measured or skipped
+    as a whole. The first and the last measurement always happen; a gradient is timed before the first one so that it
+    takes at most half of ``grace_seconds``. A round that the limit does not allow yet is skipped, so the interval
+    grows. If a whole run would have fewer than 10 rounds, each round measures less: fewer probe vectors, then fewer
+    samples, then a smaller k.
 
     Args:
-        size: How much one measurement does, unless it must do less.
-        schedule: When to measure, and what all measuring of the fit may cost; None: after every epoch.
+        size: Size of a measurement that is not limited by its cost.
+        schedule: When to measure, and the limit on the cost of all measuring. None: after every epoch.
         name: Name in the tags.
-        seed: Of the samples and draws.
+        seed: Seed of the samples and draws.
         strict: Raise errors of measurements.
 
     Attributes:
-        size: How much the next measurement does.
-        expected_seconds: What it will take, by the latest one, subscribers included.
+        size: Size of the next measurement.
+        expected_seconds: Its expected time, estimated from the latest one, including subscribers.
     """
 
     schedule: Schedule
@@ -86,27 +87,27 @@ class PeriodicCallback(MeasuringCallback):
 
     @abstractmethod
     def cost_in_gradients(self, size: MeasurementSize) -> float:
-        """About how many gradients of the mean loss over the probe one measurement costs."""
+        """Approximate cost of a measurement, in gradients of the mean loss over the probe samples."""
 
     @abstractmethod
     def seconds_of_a_gradient(self, trainer: Trainer, context: FitContext) -> float:
-        """Wall-clock seconds of one on the probe; called inside the guard."""
+        """Wall-clock seconds of one such gradient; called inside the guard."""
 
     @abstractmethod
     def has_samples(self, trainer: Trainer, context: FitContext) -> bool:
-        """Whether the samples to measure on are there."""
+        """Whether the samples to measure on are available."""
 
     @abstractmethod
     def wants_batch(self, trainer: Trainer) -> bool:
-        """Whether the batch that comes now will be measured on."""
+        """Whether the next batch will be measured on."""
 
     @property
     def measured_at(self) -> int | None:
-        """Effective batches that were done at the latest measurement; None before the fit."""
+        """Number of effective batches before the latest measurement; None before the fit."""
         return self._measured_at
 
     def cheaper(self, size: MeasurementSize) -> tuple[MeasurementSize, float] | None:
-        """The next smaller size, and its cost as a fraction of this one's; None when it would hardly save anything."""
+        """The next smaller size, and its cost as a fraction of this one's; None if it would save little."""
         smaller = size.smaller()
         if smaller is None:
             return None
@@ -114,14 +115,14 @@ class PeriodicCallback(MeasuringCallback):
         return (smaller, fraction) if fraction <= SAVING else None
 
     def _cost(self, size: MeasurementSize) -> float:
-        """In gradients; one where nobody knows, so that sizes are compared by their samples alone."""
+        """Cost in gradients, or 1 if it is unknown, so that sizes are compared by their number of samples only."""
         try:
             return max(float(self.cost_in_gradients(size)), 1e-9)
         except Exception:
             return 1.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget the last fit."""
+        """Clear the state of the last fit."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._measured_at = self._epoch = None
@@ -134,9 +135,9 @@ class PeriodicCallback(MeasuringCallback):
             self.size = self._size_asked_for
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """First measurement, so that monitors exist before any check; ``on_fit_start`` would be too early for data.
+        """Make the first measurement, so that monitors exist before any check; data are not ready in ``on_fit_start``.
 
-        A probe of streamed batches is not there yet; then the first measurement comes when it is.
+        If the probe samples are streamed batches, the first measurement is made when enough of them have been seen.
         """
         self._measured_at = trainer_internals.effective_batches(trainer)
         self._waiting = not self._ready(trainer, pl_module)
@@ -145,10 +146,10 @@ class PeriodicCallback(MeasuringCallback):
             self.run(trainer, pl_module, step=self._measured_at)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Copy the batch where it will be measured on, before the step can change it."""
+        """Copy the batch if it will be measured on, before the step can change it."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self.wants_batch(trainer):
-            with suppress(ConfigurationError):  # without a context the measurement says what is wrong
+            with suppress(ConfigurationError):  # without a context the measurement reports the error
                 wanted = max(peer.size.num_samples for peer in _periodic(trainer))
                 samples, number = fit_context(trainer, pl_module).samples, trainer_internals.batch_number(trainer)
                 said = (getattr(peer, "batch_size", None) for peer in _periodic(trainer))
@@ -158,10 +159,10 @@ class PeriodicCallback(MeasuringCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure after a batch that is due: before validation, at the x-value of the batch's own metrics."""
+        """Measure after a batch if due: before validation, at the x-value of the metrics of this batch."""
         self._epoch = trainer.current_epoch
         if self._waiting and trainer_internals.batch_steps(trainer):
-            # After a whole epoch there is nothing new to wait for.
+            # After a whole epoch there are no new batches to wait for.
             ready = self._ready(trainer, pl_module) or trainer_internals.is_last_batch(trainer)
             self._waiting = not trainer.strategy.reduce_boolean_decision(ready)
             now = not self._waiting
@@ -177,19 +178,19 @@ class PeriodicCallback(MeasuringCallback):
             self.run(trainer, pl_module, step=step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Last measurement, if training went on since the one before."""
+        """Make the last measurement, if there was a step since the previous one."""
         self._end_of_steps(trainer, pl_module)
         done = trainer_internals.effective_batches(trainer)
         if self._measured_at is not None and done > self._measured_at:
             self._measured_at = done
             self._waiting = False
             self._publishes_overhead = not any((peer._measured_at or 0) < done for peer in self._later(trainer))
-            # The Trainer counts the epoch that has just ended already.
+            # The Trainer already counts the epoch that has just ended.
             self.run(trainer, pl_module, step=done - 1, epoch=self._epoch)
         super().on_train_end(trainer, pl_module)
 
     def due(self, trainer: Trainer) -> bool:
-        """Whether the schedule wants a measurement after the batch that just ended."""
+        """Whether the schedule has a measurement after the batch that has just ended."""
         return trainer_internals.batch_steps(trainer) and self.schedule.due(
             trainer_internals.effective_batches(trainer) + 1,
             epoch=trainer.current_epoch,
@@ -197,20 +198,20 @@ class PeriodicCallback(MeasuringCallback):
         )
 
     def run(self, trainer: Trainer, pl_module: LightningModule, *, step: int, epoch: int | None = None) -> None:
-        """Measure, and remember what it cost, subscribers included."""
+        """Measure, and record the cost, including subscribers."""
         trainer_internals.wait_for_device(trainer)
         start = time.perf_counter()
         super().run(trainer, pl_module, step=step, epoch=epoch)
         self._note_cost(trainer, time.perf_counter() - start)
 
     def _release(self, trainer: Trainer, pl_module: LightningModule, context: FitContext) -> None:
-        """What was held back; its subscribers are a part of its cost."""
+        """Publish the held measurements. The time of their subscribers is added to the cost."""
         if not self._held:
             return
         trainer_internals.wait_for_device(trainer)
         start, before, confirmed = time.perf_counter(), self.expected_seconds, context.losses.is_confirmed(self.mode)
         super()._release(trainer, pl_module, context)
-        if confirmed:  # else it was measured anew, and that has noted its own cost
+        if confirmed:  # otherwise it was measured again, and that has recorded its cost
             self._note_cost(trainer, before + time.perf_counter() - start)
 
     def _note_cost(self, trainer: Trainer, seconds: float) -> None:
@@ -222,7 +223,7 @@ class PeriodicCallback(MeasuringCallback):
             self._say_costly(trainer, context)
 
     def attempt(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
-        """Measure; out of memory, free what is cached and measure less until it fits."""
+        """Measure. If the device runs out of memory, empty its cache and retry with a smaller size."""
         while True:
             try:
                 return super().attempt(trainer, pl_module, context, step)
@@ -230,24 +231,24 @@ class PeriodicCallback(MeasuringCallback):
                 smaller = self.size.smaller()
                 if smaller is None:
                     raise MemoryError(
-                        f"The device has no memory left, even for {self.size}; lower num_samples, k or probes, or "
-                        f"leave the callback out. {str(error).splitlines()[0]}"
+                        f"The device does not have enough memory, even for {self.size}; lower num_samples, k or "
+                        f"probes, or remove the callback. {str(error).splitlines()[0]}"
                     ) from error
-                message = f"the device has no memory for {self.size}"
+                message = f"the device does not have enough memory for {self.size}"
             torch.cuda.empty_cache()
             self._resize(smaller, message)
 
     def overhead(self, context: FitContext, step: int) -> float | None:
-        """Published once in a round, by its last callback, and not before there was any training to compare with."""
+        """The overhead, if this is the last callback of the round and there was training to compare with."""
         return context.clock.overhead if self._publishes_overhead and step > 0 else None
 
     def settings(self) -> dict[str, Any]:
-        """Samples and schedule."""
+        """Number of samples, seed and schedule."""
         asked = {"num_samples": self._size_asked_for.num_samples, "seed": self.seed}
         return {**asked, **dataclasses.asdict(self.schedule)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Also what measuring has cost so far, and how much a measurement does."""
+        """Also the cost of measuring so far, and the size of a measurement."""
         measuring_seconds, training_seconds = self._clock
         return {
             **super().state_dict(),
@@ -258,33 +259,33 @@ class PeriodicCallback(MeasuringCallback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the clock and the size of the run that wrote the checkpoint, if the same size was asked for."""
+        """Continue with the clock and, if the arguments are the same, the size of the run that wrote the checkpoint."""
         super().load_state_dict(state_dict)
         self._clock = (state_dict.get("measuring_seconds", 0.0), state_dict.get("training_seconds", 0.0))
         if state_dict.get("size_asked_for") == dataclasses.asdict(self._size_asked_for):
             self.size = MeasurementSize(**state_dict["size"])
 
     def _ready(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        """Whether the samples are there; True also where nothing is, for then the measurement says why."""
+        """Whether the samples are available; also True if there are none, because the measurement then says why."""
         try:
             return self.has_samples(trainer, fit_context(trainer, pl_module))
         except ConfigurationError:
             return True
 
     def _resume_clock(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take up the clock of a resumed run; else see that the first measurement is within reason."""
+        """Continue the clock of a resumed run; otherwise limit the cost of the first measurement."""
         try:
             context = fit_context(trainer, pl_module)
         except Exception:
-            return  # the measurement itself says what is wrong
+            return  # the measurement itself reports the error
         if self._clock != (0.0, 0.0):
             context.clock.resume(*self._clock)
         elif self.schedule.max_overhead is not None and not self._is_fixed(trainer):
             size = trainer.strategy.broadcast(self._affordable(trainer, pl_module, context))
-            self._resize(size, "a timed gradient says that it would take long")
+            self._resize(size, "a timed gradient shows that they would take too long")
 
     def _affordable(self, trainer: Trainer, pl_module: LightningModule, context: FitContext) -> MeasurementSize:
-        """The size whose predicted time is half the grace at most, for there is a last measurement as well."""
+        """The size whose predicted time is at most half of ``grace_seconds``: the last measurement needs time, too."""
         trainer_internals.wait_for_device(trainer)
         start, size = time.perf_counter(), self.size
 
@@ -295,7 +296,7 @@ class PeriodicCallback(MeasuringCallback):
         try:
             seconds = context.ranks.together(timed)
         except Exception:
-            return size  # the measurement itself says what is wrong, and other ranks wait for an answer
+            return size  # the measurement itself reports the error, and other ranks wait for an answer
         context.clock.measuring_seconds += time.perf_counter() - start
         seconds *= self._cost(size)
         while seconds > self.schedule.grace_seconds / 2 and (cheaper := self.cheaper(size)) is not None:
@@ -304,44 +305,44 @@ class PeriodicCallback(MeasuringCallback):
         return size
 
     def _resize(self, size: MeasurementSize, reason: str) -> None:
-        """Change how much a measurement does, and say so."""
+        """Change the size of the measurements, and report it."""
         if size != self.size:
             limit = f"max_overhead={self.schedule.max_overhead} or grace_seconds={self.schedule.grace_seconds:g}"
             rank_zero_info(
-                f"The {self.name} measurements use {size} instead of {self.size}, for {reason}; pass these numbers, or "
-                f"raise {limit}."
+                f"The {self.name} measurements use {size} instead of {self.size}, because {reason}; pass these "
+                f"numbers, or increase {limit}."
             )
             self.size = size
 
     def _is_fixed(self, trainer: Trainer) -> bool:
-        """Whether somebody needs every measurement of the schedule, with the samples that were asked for."""
+        """Whether a subscriber needs every measurement of the schedule, with the requested number of samples."""
         return any(listener.fixed_steps for listener in self.subscribers(trainer))
 
     def _say_costly(self, trainer: Trainer, context: FitContext) -> None:
-        """Once, where measurements that may not be left out exceed the limit by themselves."""
+        """Report once if measurements that may not be skipped exceed the limit on their own."""
         if self._said_costly or not self._is_fixed(trainer):
             return
         training = context.clock.training_seconds
         if not self.schedule.allows(0.0, measuring=self._own_seconds, training=training):
             self._said_costly = True
             rank_zero_info(
-                f"The {self.name} measurements, which early stopping watches, took {self._own_seconds:.1f} s beside "
-                f"{training:.1f} s of training, above max_overhead={self.schedule.max_overhead}. They are not thinned "
-                "out, so that the stop does not depend on the machine; measure less often (schedule=), lower "
-                "num_samples, or raise max_overhead."
+                f"The {self.name} measurements, which early stopping uses, took {self._own_seconds:.1f} s for "
+                f"{training:.1f} s of training, above max_overhead={self.schedule.max_overhead}. None of them is "
+                "skipped, so that the stop does not depend on the machine; measure less often (schedule=), lower "
+                "num_samples, or increase max_overhead."
             )
 
     def _later(self, trainer: Trainer) -> list[PeriodicCallback]:
-        """Those that come later in a round."""
+        """The callbacks that come later in a round."""
         family = _periodic(trainer)
         return family[family.index(self) + 1 :]
 
     def _admitted(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        """The decision about this round: made by the first callback of it, on rank 0, and the same for all."""
+        """Whether this round is measured: decided by its first callback, on rank 0, for all of them."""
         try:
             context = fit_context(trainer, pl_module)
         except Exception:
-            return True  # the measurement says what is wrong
+            return True  # the measurement reports the error
         step = trainer_internals.effective_batches(trainer)
         if self._is_fixed(trainer):
             return True
@@ -357,15 +358,16 @@ class PeriodicCallback(MeasuringCallback):
             )
             taken, sizes, costs = trainer.strategy.broadcast(decision)
             for peer, size, cost in zip(due, sizes, costs, strict=True):
-                peer._resize(size, "within the limit there would be few measurements")
+                peer._resize(size, "otherwise the limit would allow only few measurements")
                 peer.expected_seconds = cost
             context.decision = (step, taken)
             if not taken and not context.stretched:
                 context.stretched = True
                 rank_zero_info(
-                    f"From step {step} on measurements come less often than asked for: so far they took "
-                    f"{context.clock.measuring_seconds:.1f} s, training {context.clock.training_seconds:.1f} s. The "
-                    "curve sloppy_cost/overhead shows it; max_overhead and grace_seconds set the limit."
+                    f"From step {step} on, measurements are less frequent than requested: so far they took "
+                    f"{context.clock.measuring_seconds:.1f} s, and training took "
+                    f"{context.clock.training_seconds:.1f} s. See the curve sloppy_cost/overhead; max_overhead and "
+                    "grace_seconds set the limit."
                 )
         return context.decision[1]
 

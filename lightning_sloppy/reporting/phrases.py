@@ -1,4 +1,4 @@
-"""The words of the closing summary: when, on what, which value with which error, and why something is missing."""
+"""Sentences of the closing summary: step, samples, values with their errors, and why a value is missing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lightning_sloppy.records import Estimate, Measurement
 
 
 def paragraphs_of(events: Sequence[Measurement], declaration: Declaration) -> list[str]:
-    """What the closing summary says of an instrument that has no words of its own: its headlines.
+    """Default text of the closing summary for an instrument: its headlines.
 
     Args:
-        events: Its measurements in the order of time.
-        declaration: Of the instrument.
+        events: Its measurements in order of time.
+        declaration: Declaration of the instrument.
 
     >>> from lightning_sloppy.records import Cost, Status
     >>> event = Measurement(9, 1, "norm", None, {"size": Estimate(2.5)}, Cost(), Status.EXACT, num_samples=64)
@@ -40,7 +40,7 @@ def _valued(event: Measurement, quantity: Quantity) -> str:
 
 
 def last_reported(events: Sequence[Measurement]) -> Measurement | None:
-    """The latest measurement that brought something, be it only a bound's reasons."""
+    """The latest measurement with a usable value or a certificate (which may contain only reasons)."""
     brought = [e for e in events if e.certificate is not None or any(map(usable, e.estimates.values()))]
     return brought[-1] if brought else None
 
@@ -48,14 +48,14 @@ def last_reported(events: Sequence[Measurement]) -> Measurement | None:
 def why_nothing(events: Sequence[Measurement]) -> str:
     """A sentence for an instrument without any value."""
     if not events:
-        return "Missing: no measurement took place."
+        return "Missing: no measurement was made."
     last = events[-1]
     reason = "No value was finite." if last.status.ok else last.status.value
     return " ".join(["Missing.", *(last.notes or (reason,))])
 
 
 def when(event: Measurement) -> str:
-    """Step and epoch, and what was wrong with the measurement."""
+    """Step and epoch, and the status of the measurement if it is not OK."""
     again = "" if event.status.ok or event.status.name == "UNAVAILABLE" else f" {event.status.value}"
     return f"Step {event.step:,}, epoch {event.epoch}.{again}"
 
@@ -67,7 +67,7 @@ def on_samples(event: Measurement, kind: str) -> str:
 
 
 def named(event: Measurement, names: Mapping[str, str]) -> str:
-    """Several values in one sentence, each behind its words; what has no value is called missing."""
+    """Several values in one sentence, each after its name; without a value: "missing"."""
     found = []
     for quantity, words in names.items():
         estimate = event.estimates.get(quantity)
@@ -77,7 +77,7 @@ def named(event: Measurement, names: Mapping[str, str]) -> str:
 
 
 def relative_dimension(event: Measurement, of: str = "") -> str:
-    """The effective dimension at a thousandth of the trace, or why nobody knows."""
+    """The effective dimension at a thousandth of the trace, or why it is missing."""
     estimate = event.estimates.get("effective_dimension")
     name = f"Effective dimension{of}"
     if estimate is None:
@@ -86,7 +86,7 @@ def relative_dimension(event: Measurement, of: str = "") -> str:
         return f"{name}: missing. {estimate.status.value}"
     counts = {what: value(event, f"num_{what}") for what in ("parameters", "features")}
     total = "".join(f" of {number(count)} {what}" for what, count in counts.items() if count is not None)
-    return f"{name}: {with_error(estimate)}{total} (a direction with a thousandth of the trace counts one half)."
+    return f"{name}: {with_error(estimate)}{total} (an eigenvalue that is a thousandth of the trace counts 1/2)."
 
 
 def on_half(event: Measurement) -> str:
@@ -96,7 +96,7 @@ def on_half(event: Measurement) -> str:
 
 
 def dimension_at_prior(event: Measurement) -> str:
-    """The effective dimension at the scale of the prior with its errors; nothing where there is none."""
+    """The effective dimension at the scale of the prior with its errors, or an empty string."""
     estimate, z = event.estimates.get("effective_dimension_at_prior"), value(event, "z")
     if estimate is None or z is None:
         return ""
@@ -122,13 +122,13 @@ def with_error(estimate: Estimate) -> str:
     error = estimate.total_error
     if not (error > 0 and math.isfinite(error)):
         return f"{bound}{number(estimate.value)}"
-    # The value to the digits of its error, and that to two: the rest is noise.
+    # The error with two digits, and the value with the same number of decimals: further digits are noise.
     decimals = max(0, 1 - math.floor(math.log10(error)))
     return f"{bound}{estimate.value:,.{decimals}f} +- {error:,.{decimals}f}"
 
 
 def number(value: float, *, digits: int = 4) -> str:
-    """Write a number with a few significant digits, whole ones in full with thousands separated.
+    """Format a number with a few significant digits; whole numbers in full with thousands separators.
 
     >>> number(837610.0), number(12.3456), number(0.00018912), number(-5.0)
     ('837,610', '12.35', '0.0001891', '-5')
@@ -141,14 +141,14 @@ def number(value: float, *, digits: int = 4) -> str:
 
 
 def verdict(certificate: Certificate | None) -> str:
-    """Whether there is a bound, what it certifies and what it rests on."""
+    """Whether there is a bound, what it certifies and what it was computed from."""
     if certificate is None:
         return "There is no PAC-Bayes bound."
     if not certificate.valid:
         return "There is no PAC-Bayes bound, because:"
     kind = "hold-out" if certificate.kind == "hold_out" else "PAC-Bayes"
     if certificate.value >= 1.0:
-        said = f"The {kind} bound is vacuous (1.0): it says nothing yet."
+        said = f"The {kind} bound is vacuous (1.0): it guarantees nothing yet."
     else:
         said = f"The {kind} bound on the true error is {certificate.value:.4f}."
     who = {
@@ -160,14 +160,14 @@ def verdict(certificate: Certificate | None) -> str:
         rests.append(f"complexity {number(certificate.log_ratio)} nats for n = {certificate.n:,}")
     return (
         f"{said} It certifies {who}, with probability at least {1 - certificate.delta:g} over the draw of the "
-        f"examples and of the weights, and rests on: {', '.join(rests)}."
+        f"examples and of the weights. It was computed from: {', '.join(rests)}."
     )
 
 
 def lowest_bound(events: Sequence[Measurement], latest: Certificate) -> list[str]:
-    """Name the lowest bound of the run when it is an earlier one: all of them hold together."""
+    """Report the lowest bound of the run if it is an earlier one: all of them hold together."""
     valid = [(e.certificate.value, e.step) for e in events if e.certificate is not None and e.certificate.valid]
     value, step = min(valid)
     if value >= latest.value:
         return []
-    return [f"The lowest of the run was {value:.4f} at step {step:,}; it holds too, for the pair drawn there."]
+    return [f"The lowest bound of the run was {value:.4f} at step {step:,}. It also holds, for the pair drawn there."]

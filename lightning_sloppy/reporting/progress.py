@@ -1,8 +1,8 @@
-"""Progress of long work beside Lightning's own bars, and never in their way.
+"""Progress display for long measurements, compatible with Lightning's progress bars.
 
-A second live display garbles a Rich screen, so under the Rich bar the work becomes one more task of the same display;
-under the TQDM bar it is one more line below. Anything that goes wrong in the display costs one warning and the display,
-never the measurement.
+With the Rich bar, the work is an additional task of the same display, because a second live display would corrupt the
+screen. With the TQDM bar it is an additional line below. An error in the display causes one warning and disables the
+display, but does not affect the measurement.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 PATIENCE_SECONDS = 2.0
-"""Work that takes less shows nothing: a bar that flashes up tells nobody anything."""
+"""Work that takes less time than this is not displayed."""
 
 _REFRESH_SECONDS = 0.2
 
-# Rich tasks that are hidden and can be shown again, for each display: Lightning indexes the tasks by position, so none
-# may ever be removed, and a new one for each measurement would add up.
+# Hidden Rich tasks that can be shown again, for each display. Lightning indexes the tasks by position, so none may be
+# removed, and a new one for each measurement would accumulate.
 _idle_tasks: WeakKeyDictionary[Any, dict[bool, list[Any]]] = WeakKeyDictionary()
 
 
 class Display(Protocol):
-    """One way to show how far some work has come."""
+    """A display of the progress of some work."""
 
     def advance(self, steps: int) -> None:
-        """Show that ``steps`` more are done."""
+        """Show that ``steps`` more steps are done."""
 
     def close(self) -> None:
-        """Take the display away."""
+        """Remove the display."""
 
 
 class Progress:
-    """What :func:`progress` yields: tell it about finished steps, it decides whether and how to show them."""
+    """The object that :func:`progress` yields. It receives finished steps and decides whether to show them."""
 
     def __init__(self, open_display: Callable[[], Display | None], *, patience: float) -> None:
         """Start the clock; ``open_display`` is called once, at the first step after ``patience`` seconds."""
@@ -62,7 +62,7 @@ class Progress:
             self._guarded(lambda: display.advance(unseen))
 
     def close(self) -> None:
-        """Take the display away. Never raises."""
+        """Remove the display. Never raises."""
         self._open_display = None
         if self._display is not None:
             display, self._display = self._display, None
@@ -74,8 +74,8 @@ class Progress:
         except Exception as error:
             self._display = None
             rank_zero_warn(
-                f"The progress display failed ({type(error).__name__}: {error}); the work itself goes on without it. "
-                "Pass enable_progress_bar=False to the Trainer to do without one."
+                f"The progress display failed ({type(error).__name__}: {error}); the work itself continues without it. "
+                "Pass enable_progress_bar=False to the Trainer to disable it."
             )
 
 
@@ -83,16 +83,16 @@ class Progress:
 def progress(
     trainer: Trainer, title: str, total: int | None = None, *, patience: float = PATIENCE_SECONDS
 ) -> Iterator[Progress]:
-    """Show the progress of work inside a hook, in the way that suits the Trainer's progress bar.
+    """Show the progress of work inside a hook, with a display that suits the Trainer's progress bar.
 
-    Nothing is shown for work shorter than ``patience``, when the user disabled the bar, and on other ranks. Beyond
-    that: a task in a live Rich bar, a line under a TQDM bar, else one line of text when the work turns out to be long.
+    Nothing is shown for work shorter than ``patience``, if the user disabled the bar, and on other ranks. Otherwise it
+    shows a task in a live Rich bar, a line under a TQDM bar, or else one line of text if the work takes long.
 
     Args:
         trainer: The running Trainer.
-        title: What is being done, for instance "Hessian: measuring on 1,024 samples". A bar shows the part before the
-            colon only, since a long text would squeeze Lightning's own bars.
-        total: Number of steps, or None when it is not known.
+        title: Name of the work, for instance "Hessian: measuring on 1,024 samples". A bar shows only the part before
+            the colon, because a long text would reduce the width of Lightning's bars.
+        total: Number of steps, or None if it is unknown.
         patience: Seconds before anything is shown.
 
     Yields:
@@ -133,7 +133,7 @@ class _RichTask:
         self._refreshed = 0.0
 
     def _idle(self) -> list[Any]:
-        # Lightning gives tasks of infinite size a class of their own, so the two kinds cannot stand in for each other.
+        # Lightning uses a separate class for tasks of infinite size, so the two kinds are not interchangeable.
         return _idle_tasks.setdefault(self._progress, {}).setdefault(self._finite, [])
 
     def advance(self, steps: int) -> None:
@@ -150,10 +150,10 @@ class _RichTask:
 
 class _TqdmLine:
     def __init__(self, bar: Any, title: str, total: int | None) -> None:
-        # Imported here because a Trainer with another bar does not need tqdm's notebook machinery.
+        # Imported here, because a Trainer with another bar does not need tqdm.
         from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-        # Lightning's train and validation bars take two lines from process_position on, once there is a train bar.
+        # Lightning's train and validation bars use two lines from process_position on, if there is a train bar.
         lines = 2 if _has_train_bar(bar) else 0
         self._line = Tqdm(
             desc=title, total=total, position=2 * bar.process_position + lines, leave=False, file=sys.stdout
@@ -169,5 +169,5 @@ class _TqdmLine:
 def _has_train_bar(bar: Any) -> bool:
     try:
         return bar.train_progress_bar is not None
-    except TypeError:  # raised by the property as long as the bar does not exist
+    except TypeError:  # raised by the property while the bar does not exist
         return False

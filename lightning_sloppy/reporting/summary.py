@@ -1,7 +1,7 @@
-"""The closing summary: what was measured, in words and numbers, for somebody who did not watch the curves.
+"""The closing summary: the results of all instruments as text.
 
-Plain data in, text out: no Trainer, no logger, no colour codes. What is missing is said to be missing, with the reason
-that the measurement gave.
+The functions take plain data and return plain text, without a Trainer, a logger or colour codes. A missing value is
+reported as missing, with the reason from the measurement.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ WIDTH = 100
 
 @dataclass(frozen=True)
 class Section:
-    """What the summary says of one instrument.
+    """The section of the summary about one instrument.
 
     Attributes:
         title: Heading.
-        paragraphs: Text; those that begin with "- " are items of a list.
-        events: The measurements of the fit, for their cost and their failures.
+        paragraphs: Text. Paragraphs that begin with "- " are list items.
+        events: The measurements of the fit, for their costs and failures.
     """
 
     title: str
@@ -38,14 +38,13 @@ def summarise(
     log_dirs: Sequence[str] = (),
     fit_seconds: float | None = None,
 ) -> str:
-    """Return the closing summary of a run, wrapped at 100 columns; only the command to type is never broken.
+    """Return the closing summary of a run, wrapped at 100 columns (except for the TensorBoard command).
 
     Args:
-        sections: One for each instrument. An instrument that was not asked for has none; one that measured nothing
-            says so.
+        sections: One section for each instrument of the fit, including those without a measurement.
         stop: Why and when the training stopped, as a sentence.
-        log_dirs: Folders that hold event files.
-        fit_seconds: Wall-clock seconds of the whole fit, for the part that measuring took.
+        log_dirs: Folders with event files.
+        fit_seconds: Wall-clock seconds of the whole fit, for the fraction that measuring took.
     """
     texts = [_section(section.title, section.paragraphs) for section in sections]
     texts.append(_section("Stop", [stop]))
@@ -68,7 +67,7 @@ def _cost(sections: Sequence[Section], fit_seconds: float | None) -> str:
         where = ", ".join(f"{title} {len(events):,}" for title, events in failed if events)
         reasons = (note for _, events in failed for event in events for note in event.notes)
         sentences.append(
-            f"Failed measurements, seen as gaps: {where}. The first: {next(reasons, 'no reason is known')}"
+            f"Failed measurements (gaps in the curves): {where}. The first: {next(reasons, 'no reason is known')}"
         )
     return " ".join(sentences)
 
@@ -79,10 +78,10 @@ def _times(count: int) -> str:
 
 def _event_files(log_dirs: Sequence[str]) -> str:
     if not log_dirs:
-        return "Event files\n  None were written: the Trainer has no logger with a folder."
+        return "Event files\n  None were written, because the Trainer has no logger with a folder."
     lines = ["Event files"]
     for folder in log_dirs:
-        lines += [*_wrap(f"They are in {folder}. To look at the curves, type:"), ""]
+        lines += [*_wrap(f"They are in {folder}. To view the curves, run:"), ""]
         lines += [f"    tensorboard --logdir {shlex.quote(folder)}", ""]
     return "\n".join(lines).rstrip()
 

@@ -1,4 +1,4 @@
-"""The tables of the documentation, from the declarations."""
+"""Generate the tables of the documentation from the declarations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEAD = ("| {} | What it means and what to do about it |", "| --- | --- |")
 
 
 def tables(declarations: Sequence[Declaration]) -> dict[str, str]:
-    """Markdown tables: one for each instrument by its name, and those of the errors and of the costs.
+    """Markdown tables: one for each instrument by its name, one for the errors and one for the costs.
 
     >>> from lightning_sloppy.quantities import Quantity
     >>> print(tables([Declaration("norm", "Norm", [Quantity("size", "Length.", unit="metres")])])["norm"])
@@ -35,10 +35,10 @@ def tables(declarations: Sequence[Declaration]) -> dict[str, str]:
 
 
 def filled(page: str, found: Mapping[str, str]) -> str:
-    """Put each table between its two marks: ``<!-- table: hessian -->`` and ``<!-- end of table -->``.
+    """Insert each table between its two marks: ``<!-- table: hessian -->`` and ``<!-- end of table -->``.
 
     Raises:
-        KeyError: For a mark with a name that has no table.
+        KeyError: For a mark whose name has no table.
     """
     marked = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
     return marked.sub(lambda match: f"{match[1]}{found[match[2]]}\n{match[3]}", page)

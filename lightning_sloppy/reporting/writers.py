@@ -1,7 +1,7 @@
-"""Hands a measurement to every logger at one step, and its scalars to Lightning's monitors.
+"""Pass a measurement to every logger at one step, and its scalars to Lightning's monitors.
 
-What a logger can do is found by asking its experiment for a method, never by its class: the classes of ``lightning``
-and ``pytorch_lightning`` differ, and third parties write their own.
+The abilities of a logger are determined from the methods of its experiment, not from its class: the classes of
+``lightning`` and ``pytorch_lightning`` differ, and third parties write their own.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ _warned: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 def publish(
     trainer: Trainer, measurement: Measurement, declaration: Declaration, *, overhead: float | None = None
 ) -> None:
-    """Tell everyone about a measurement: monitors first, then each logger, all at ``measurement.step``.
+    """Publish a measurement: to the monitors, then to each logger, all at ``measurement.step``.
 
-    Call it on every rank. A logger that raises is warned about once and skipped; the others and the training go on.
-    No logger at all is legal: the monitors still work. A logger's ``prefix`` applies to scalars only.
+    Call this function on every rank. If a logger raises, a warning is issued once and the logger is skipped; the other
+    loggers and the training continue. Without a logger, the monitors still work. A logger's ``prefix`` applies to
+    scalars only.
 
     Args:
         trainer: The running Trainer.
-        measurement: What was measured; values that are not loggable are left out, so the last finite ones stay.
-        declaration: Of the instrument that measured.
-        overhead: Seconds of measuring per second of training so far, logged when given.
+        measurement: The measurement. Values that are not loggable are skipped, so monitors keep the last finite ones.
+        declaration: Declaration of the instrument.
+        overhead: Seconds of measuring per second of training so far; None: not logged.
     """
     values = scalars(measurement, declaration, overhead=overhead)
     _update_monitors(trainer, values)
@@ -47,7 +48,7 @@ def publish(
     shapes = histograms(measurement, declaration)
     for logger in trainer.loggers:
         with attempt(trainer, logger, "log a measurement"):
-            experiment = getattr(logger, "experiment", None)  # the base class of loggers does not promise one
+            experiment = getattr(logger, "experiment", None)  # the base class of loggers does not guarantee one
             logger.log_metrics(_complete(experiment, values, declaration), step=measurement.step)
             if hasattr(experiment, "add_histogram_raw"):
                 _write_histograms(experiment, shapes, measurement.step)
@@ -55,7 +56,7 @@ def publish(
 
 @contextmanager
 def attempt(trainer: Trainer, logger: object, deed: str) -> Iterator[None]:
-    """Turn any error of a logger into one warning for each Trainer and logger class: curves are worth no training."""
+    """Turn any error of a logger into one warning for each Trainer and logger class, so that training continues."""
     try:
         yield
     except Exception as error:
@@ -65,15 +66,15 @@ def attempt(trainer: Trainer, logger: object, deed: str) -> Iterator[None]:
             seen.add(key)
             rank_zero_warn(
                 f"{type(logger).__name__} could not {deed}: {type(error).__name__}: {error}. Training and the other "
-                "loggers go on; this is said once. Look at the logger's settings and at its connection."
+                "loggers continue. This warning is shown once; check the logger's settings and its connection."
             )
 
 
 def _update_monitors(trainer: Trainer, values: Mapping[str, float]) -> None:
-    """Write detached scalars where ModelCheckpoint, EarlyStopping and the schedulers look.
+    """Write scalars to the metrics that ModelCheckpoint, EarlyStopping and the schedulers read.
 
-    They must be tensors (EarlyStopping squeezes them) without a graph (ModelCheckpoint deep-copies them), on the
-    device of Lightning's own entries so that two of them can be compared.
+    They must be tensors (EarlyStopping squeezes them) without a graph (ModelCheckpoint deep-copies them), on the same
+    device as Lightning's own entries, so that they can be compared.
     """
     device = trainer.strategy.root_device
     trainer.callback_metrics.update(
@@ -84,10 +85,10 @@ def _update_monitors(trainer: Trainer, values: Mapping[str, float]) -> None:
 def _complete(experiment: object, values: dict[str, float], declaration: Declaration) -> dict[str, float]:
     """Pad the scalars with NaN for a logger that keeps a list of columns.
 
-    A CSV file is rewritten as a whole whenever a new column appears, so from the first measurement of an instrument on
-    every column that it may ever need is there. Other loggers would draw the NaN, so they get only what was measured.
+    A CSV file is rewritten completely when a column is added, so all columns of an instrument are written from its
+    first measurement on. Other loggers would plot the NaN, so they get the measured values only.
     """
-    # A dummy experiment answers every attribute with a function, hence the look at the type.
+    # A dummy experiment returns a function for every attribute, hence the check of the type.
     if not isinstance(getattr(experiment, "metrics_keys", None), list):
         return values
     return {**dict.fromkeys(expected_tags(declaration), math.nan), **values}

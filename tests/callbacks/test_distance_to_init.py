@@ -253,7 +253,7 @@ def test_bad_input_has_one_sentence(tmp_path, monkeypatch):
         DistanceToInit(-1.0)
     with pytest.raises(ConfigurationError, match="constant, linear"):
         DistanceToInit(1.0, schedule="cosine")
-    with pytest.raises(ConfigurationError, match="optimises by hand"):
+    with pytest.raises(ConfigurationError, match="uses manual optimisation"):
         trainer(tmp_path, callbacks=[DistanceToInit(1.0)]).fit(Manual(), data())
     with pytest.raises(ConfigurationError, match="matches no trainable parameter"):
         trainer(tmp_path, callbacks=[DistanceToInit(1.0, parameters="head.*")]).fit(Regressor(), data())

@@ -172,9 +172,9 @@ def test_training_losses_are_no_hold_out_loss(tmp_path):
 
 
 def test_a_named_metric_that_nobody_logs_is_said_once(tmp_path):
-    with pytest.warns(UserWarning, match="asked to watch 'valid', but the validation logged val_loss") as caught:
+    with pytest.warns(UserWarning, match="monitors 'valid', but the validation logged val_loss") as caught:
         fitted(tmp_path, FLAT, Told(OLD), epochs=3, options={"hold_out": "valid"})
-    assert len([each for each in caught if "asked to watch" in str(each.message)]) == 1
+    assert len([each for each in caught if "Early stopping monitors" in str(each.message)]) == 1
 
 
 def test_noise_is_undetermined_and_said_once(tmp_path, caplog):
@@ -182,7 +182,7 @@ def test_noise_is_undetermined_and_said_once(tmp_path, caplog):
         stopping, runs = fitted(tmp_path, FLAT, Told(OLD), noise=0.04, epochs=9)
     assert stopping.stopping_reason is StoppingReason.UNDETERMINED
     assert runs.current_epoch == 9
-    assert len([record for record in caplog.records if "raise probes or rel_tol" in record.getMessage()]) == 1
+    assert len([record for record in caplog.records if "increase probes or rel_tol" in record.getMessage()]) == 1
 
 
 def test_patience_counts_epochs_however_often_is_measured(tmp_path):
@@ -306,7 +306,7 @@ def test_what_is_watched_is_measured_at_every_step_of_its_schedule_whatever_it_c
     assert steps == (asked if watched else [0, batches - 1])
     assert [event.step for event in hessian.measurements] == [0, batches - 1]
     assert (jacobian.size.num_samples == 200) is watched
-    costly = [record for record in caplog.records if "which early stopping watches, took" in record.getMessage()]
+    costly = [record for record in caplog.records if "which early stopping uses, took" in record.getMessage()]
     assert len(costly) == watched
 
 
@@ -382,7 +382,7 @@ def test_without_a_monitor_it_watches_the_best_that_is_measured(tmp_path, parts,
     [
         ({"monitor": "val_loss"}, "sloppy_jacobian/effective_dimension"),
         ({"patience": 0}, "patience >= 1"),
-        ({"hold_out": "val_acc"}, "an accuracy should grow"),
+        ({"hold_out": "val_acc"}, "an accuracy should increase"),
         ({"patience_unit": "batches"}, "'epochs' or 'steps'"),
     ],
 )

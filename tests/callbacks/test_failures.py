@@ -49,7 +49,7 @@ def test_a_sample_that_cannot_be_read(tmp_path):
     # Not a SubsetRandomSampler: that one says which samples there are.
     data = DataLoader(Cursed(), 16, sampler=list(range(48)))
     fisher = FisherSpectrum(num_samples=49)
-    with pytest.warns(UserWarning, match="training goes on. OSError: truncated file") as caught:
+    with pytest.warns(UserWarning, match="training continues. OSError: truncated file") as caught:
         trainer(tmp_path, callbacks=[fisher], max_epochs=2).fit(Classifier(), data)
     assert [m.status for m in fisher.measurements] == [Status.FAILED] * 3
     assert len([w for w in caught if "truncated" in str(w.message)]) == 1

@@ -221,7 +221,7 @@ def test_a_failure_ends_nothing(tmp_path):
     (tmp_path / "taken").write_text("no folder")
     final = FinalCertificate(learning=QUICK, folder=str(tmp_path / "taken"))
     host = trainer(tmp_path, callbacks=[final], max_epochs=1)
-    with pytest.warns(UserWarning, match="The certificate measurement failed; training goes on. .*taken"):
+    with pytest.warns(UserWarning, match="The certificate measurement failed; training continues. .*taken"):
         host.fit(Classifier(), loader(blobs(200)))
     assert final.certificates is None
 
@@ -441,7 +441,7 @@ def test_a_run_is_certified_from_its_file_alone(tmp_path):
     bare.fit(Classifier(), loader(blobs(200)))
     bare.save_checkpoint(tmp_path / "last.ckpt", weights_only=True)
     assert host_of_certificates().certify(Classifier(), Data(blobs(200)), **options).certificates[0].valid
-    with pytest.raises(ConfigurationError, match="is trained itself; give a freshly made one"):
+    with pytest.raises(ConfigurationError, match="is already trained; pass a newly constructed one"):
         host_of_certificates().certify(model, Data(blobs(200)), **options)
     with pytest.raises(ConfigurationError, match="weights of another model than the configured Regressor"):
         host_of_certificates().certify(Regressor(), Data(blobs(200)), **options)
@@ -451,7 +451,7 @@ def test_a_run_is_certified_from_its_file_alone(tmp_path):
     with pytest.raises(ConfigurationError, match="cannot be read"):
         host_of_certificates().certify(Classifier(), Data(blobs(200)), ckpt_path=str(tmp_path / "junk.ckpt"))
     torch.save([1], tmp_path / "list.ckpt")
-    with pytest.raises(ConfigurationError, match="is no checkpoint of Lightning"):
+    with pytest.raises(ConfigurationError, match="is not a checkpoint of Lightning"):
         host_of_certificates().certify(Classifier(), Data(blobs(200)), ckpt_path=str(tmp_path / "list.ckpt"))
 
 

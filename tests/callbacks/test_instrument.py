@@ -128,7 +128,7 @@ def test_the_probe_is_the_training_loss_on_fixed_samples(tmp_path):
     ("returned", "said", "logged"),
     [
         ({"size": 1.0, "length": 2.0}, "Norms measured size, which is not among its quantities; declare it", True),
-        (3.0, "Norms.measure returned float; return the values by the names", False),
+        (3.0, "Norms.measure returned float; return a mapping of quantity names", False),
         ({"length": "long"}, "Norms.measure returned 'long' for 'length'; return a number", False),
         ({"length": torch.ones(2)}, r"returned a tensor of shape (2,) for 'length'; return a number", False),
     ],
@@ -178,7 +178,7 @@ class Listener(MeasurementSubscriber):
 def test_a_subscriber_that_fails_is_one_warning_and_the_others_are_told(tmp_path):
     norms, first, second = Norms(num_samples=16), Listener(), Listener("second")
     host = trainer(tmp_path, callbacks=[first, norms, second], max_epochs=2)
-    with pytest.warns(UserWarning, match="Listener failed on a measurement of norms; training goes on. OSError"):
+    with pytest.warns(UserWarning, match="Listener failed on a measurement of norms; training continues. OSError"):
         host.fit(Classifier(), loader())
     assert (first.heard, second.heard) == (3, 3)
     assert float(host.callback_metrics["sloppy_norms/length"]) > 0
@@ -193,7 +193,7 @@ def test_a_publisher_that_fails_is_one_warning(tmp_path, monkeypatch):
     monkeypatch.setattr("lightning_sloppy.callbacks.measuring.publish", broken)
     norms = Norms(num_samples=16)
     with pytest.warns(
-        UserWarning, match="A measurement of norms could not be published; training goes on. RuntimeError: no ink"
+        UserWarning, match="A measurement of norms could not be published; training continues. RuntimeError: no ink"
     ):
         trainer(tmp_path, callbacks=[norms], max_epochs=2).fit(Classifier(), loader())
     assert len(norms.measurements) == 3
@@ -289,7 +289,7 @@ def test_a_block_of_the_parameters_beside_the_whole(tmp_path):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: [FisherSpectrum(), FisherSpectrum(num_samples=8)], "sloppy_fisher/.*name= of its own"),
+        (lambda: [FisherSpectrum(), FisherSpectrum(num_samples=8)], "sloppy_fisher/.*a different name="),
         (lambda: [Norms(name="fisher"), FisherSpectrum()], "Norms and FisherSpectrum would write the same curves"),
         (lambda: [HessianSpectrum(parameters="tail.*")], "tail"),
         (lambda: [HessianSpectrum(parameters="net.4.*"), PACBayesBound()], "of all parameters"),
@@ -322,7 +322,7 @@ def test_a_name_is_overridden(tmp_path):
     assert {"sloppy_small/trace", "sloppy_large/trace"} <= set(host.callback_metrics)
     assert (a.latest.num_samples, b.latest.num_samples) == (8, 16)
     for wrong in ("Large", "a/b", "cost"):
-        with pytest.raises(ConfigurationError, match=r"cannot stand in a tag|cannot be named"):
+        with pytest.raises(ConfigurationError, match=r"is not valid in a tag|cannot be named"):
             trainer(tmp_path, callbacks=[FisherSpectrum(name=wrong)]).fit(Classifier(), loader())
 
 
@@ -435,7 +435,9 @@ def test_what_an_instrument_writes_is_undone(tmp_path, fails):
     first, second = Vandal(num_samples=16, schedule=Schedule(every_n_steps=1)), Vandal(num_samples=16, name="second")
     first.fails = second.fails = fails
     if fails:
-        with pytest.warns(UserWarning, match=r"KeyError: 'conf' \(test_instrument.py:\d+\) \(strict=True raises it"):
+        with pytest.warns(
+            UserWarning, match=r"KeyError: 'conf' \(test_instrument.py:\d+\) \(strict=True raises this error"
+        ):
             watched = fitted(first, second)
     else:
         watched = fitted(first, second)
@@ -486,7 +488,7 @@ def test_a_forgotten_super_is_a_sentence(tmp_path):
 
 @pytest.mark.parametrize("declared", [Quantity("a", "One."), ("a",), "a"])
 def test_quantities_of_another_type_are_refused_where_they_are_written(declared):
-    with pytest.raises(ConfigurationError, match=r"Wrong.quantities is .* give a tuple of Quantity, with a comma"):
+    with pytest.raises(ConfigurationError, match=r"Wrong.quantities is .* use a tuple of Quantity, with a comma"):
         type("Wrong", (Instrument,), {"quantities": declared})
 
 

@@ -142,7 +142,7 @@ def test_other_inputs_than_before_are_noticed(tmp_path):
     run(blobs(64)).save_checkpoint(tmp_path / "run.ckpt")
     run(blobs(64), tmp_path / "run.ckpt")
     other = TensorDataset(torch.randn(64, 6), torch.zeros(64, dtype=torch.long))
-    with pytest.warns(UserWarning, match="training inputs have another spectrum than those of the run that wrote"):
+    with pytest.warns(UserWarning, match="spectrum of the training inputs differs from that of the run that wrote"):
         run(other, tmp_path / "run.ckpt")
 
 

@@ -94,7 +94,7 @@ class Failing(MeasuringCallback):
 
 def test_a_failing_measurement_changes_nothing_and_warns_once(tmp_path):
     plain, _, plain_streams = run(tmp_path, [])
-    with pytest.warns(UserWarning, match="training goes on. RuntimeError: broken on purpose") as caught:
+    with pytest.warns(UserWarning, match="training continues. RuntimeError: broken on purpose") as caught:
         watched, _, watched_streams = run(tmp_path, [Failing()])
     assert len([w for w in caught if "broken on purpose" in str(w.message)]) == 1
     for mine, theirs in zip(watched.state_dict().values(), plain.state_dict().values(), strict=True):

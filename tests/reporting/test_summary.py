@@ -57,14 +57,14 @@ def test_the_whole_story_in_words_and_numbers():
     for sentence in (
         "N = 1,437 training samples. The correlation matrix spans 3.21 decades.",
         "change by -0.0412 decades per index (R^2 = 0.97).",
-        "Effective dimension of the inputs: 41.5 of 61 features (a direction with a thousandth of the trace counts one",
+        "Effective dimension of the inputs: 41.5 of 61 features (an eigenvalue that is a thousandth of the trace",
         "Participation ratio: 17.3.",
-        "3 constant columns were left out.",
+        "3 constant columns were excluded.",
         "Step 414, epoch 22. N = 1,024 probe samples.",
         "Largest eigenvalue 8.25, smallest -0.125, trace 40.0 +- 1.5.",
-        "Effective dimension of the Gauss-Newton part: 459.7 +- 5.9 of 4,570 parameters (a direction with a thousandth",
+        "Effective dimension of the Gauss-Newton part: 459.7 +- 5.9 of 4,570 parameters (an eigenvalue that is",
         "At the scale of the prior, z = 0.00245, it is 300.0 +- 4.0.",
-        "Effective dimension: 166 of 4,570 parameters (a direction with a thousandth of the trace counts one half).",
+        "Effective dimension: 166 of 4,570 parameters (an eigenvalue that is a thousandth of the trace counts 1/2).",
         "At the scale of the prior, z = 0.00245, it is 88.",
         "On the first half of the samples it is 120.5.",
         "The PAC-Bayes bound on the true error is 0.3123. It certifies the pair of networks drawn around the model",
@@ -109,14 +109,14 @@ def test_a_vacuous_bound_is_called_vacuous():
 def test_the_lowest_bound_of_the_run_is_named_when_it_is_not_the_last():
     early = event("bound", {}, certificate=certificate(value=0.2501), step=100)
     late = event("bound", {}, certificate=certificate(value=0.3), step=200)
-    assert "The lowest of the run was 0.2501 at step 100" in flat(summary({"bound": [early, late]}, stop=STOP))
+    assert "The lowest bound of the run was 0.2501 at step 100" in flat(summary({"bound": [early, late]}, stop=STOP))
     assert "lowest" not in summary({"bound": [late, early]}, stop=STOP)
 
 
 @pytest.mark.parametrize(
     ("events", "expected"),
     [
-        ([], "Missing: no measurement took place."),
+        ([], "Missing: no measurement was made."),
         ([event("fisher", {}, status=Status.FAILED)], f"Missing. {Status.FAILED.value}"),
         (
             [event("fisher", {}, status=Status.UNAVAILABLE, notes=("The batch is not a pair; pass loss_fn=.",))],
@@ -177,5 +177,8 @@ def test_long_notes_are_wrapped():
 def test_failed_measurements_are_counted_with_the_first_reason():
     failed = event("hessian", {}, status=Status.FAILED, notes=("The device has no memory left; lower k.",))
     text = flat(summary({"hessian": [failed, HESSIAN, failed], "fisher": [FISHER]}, stop=STOP))
-    assert "Failed measurements, seen as gaps: Hessian 2. The first: The device has no memory left; lower k." in text
+    assert (
+        "Failed measurements (gaps in the curves): Hessian 2. The first: The device has no memory left; lower k."
+        in text
+    )
     assert "Failed measurements" not in flat(summary({"fisher": [FISHER]}, stop=STOP))

@@ -43,13 +43,13 @@ def test_every_explanation_is_a_sentence_or_two(declaration):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Quantity("Trace", "Sum."), "small letters"),
-        (lambda: Quantity("a/b", "Sum."), "small letters"),
-        (lambda: Quantity("", "Sum."), "small letters"),
+        (lambda: Quantity("Trace", "Sum."), "lower-case letters"),
+        (lambda: Quantity("a/b", "Sum."), "lower-case letters"),
+        (lambda: Quantity("", "Sum."), "lower-case letters"),
         (lambda: Quantity("trace_sem", "Sum."), "ends like the error"),
         (lambda: Quantity("trace", " "), "no explanation"),
         (lambda: Declaration("cost", "Cost"), "cannot be named 'cost'"),
-        (lambda: Declaration("Mine", "Mine"), "small letters"),
+        (lambda: Declaration("Mine", "Mine"), "lower-case letters"),
         (lambda: Declaration("a", "A", [Quantity("x", "X."), Quantity("x", "Y.")]), "A declares x more than once"),
         (lambda: Declaration("a", "A", [Quantity("x", "X.")], [SpectrumHistogram("x", "Y.")]), "more than once"),
         (lambda: Declaration("a", "A", [Quantity("x", "X.", band=("low", "x"))]), "declares no low, but the band"),

@@ -49,7 +49,8 @@ def test_the_statement_says_who_with_which_probability_and_provided_what() -> No
     assert WHOLE.statement() == (
         "With probability at least 95 % over the draw of the 55,000 certifying examples and of the weights, the error "
         "of a classifier that picks one of the two networks drawn around the model at random is at most 0.1234, "
-        "provided that: The examples are independent draws. The user's statement: the weights at the start do not depend on the examples."
+        "provided that: The examples are independent draws. "
+        "The user's statement: the weights at the start do not depend on the examples."
     )
 
 

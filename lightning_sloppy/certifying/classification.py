@@ -1,4 +1,4 @@
-"""What a fit's network says of a sample, and what is a mistake of it."""
+"""The classifier of a fit's network, and checks that it classifies single samples."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 TOGETHER = 16
-"""Samples that are judged in one batch and in two."""
+"""Number of samples that are evaluated in one batch and in two."""
 APART = 1e-3
-"""Difference of two evaluations, by the largest output, that is no rounding."""
+"""A larger difference of two evaluations, relative to the largest output, is not a rounding error."""
 
 
 def model_classifier(
     trainer: Trainer, context: FitContext, choice: LossChoice, predict: Predict | None
 ) -> Classifier | Reason:
-    """The model's own classifier, or why there is no error on n known examples to count.
+    """The classifier of the model, or the reason why errors on n known examples cannot be counted.
 
     Args:
         trainer: The Trainer.
-        context: Of the fit.
+        context: Context of the fit.
         choice: The loss.
-        predict: The user's own rule; None asks the loss what outputs are.
+        predict: The user's rule; None: derived from the loss.
 
     Raises:
-        ConfigurationError: For a ``predict`` that gives no label or boolean for each sample.
+        ConfigurationError: If ``predict`` does not return a label or boolean for each sample.
     """
     if not context.samples.indexable(trainer):
         return Reason(
-            "The training samples cannot be read by index (iterable data, several loaders), so no error on n known "
-            "examples can be counted; use one map-style data set, or leave the bound out.",
+            "The training samples cannot be read by index (iterable data, several loaders), so errors on n known "
+            "examples cannot be counted; use one map-style data set, or disable the bound.",
             flag="no_sample",
         )
     key = (choice.objective, id(predict))  # callables need not have a hash
     if key not in context.classifiers:
         context.classifiers[key] = _found(trainer, context, choice, predict)
     return context.classifiers[key] or Reason(
-        f"The bound is for classification with scores (N, C) of the classes (N,), or one logit for targets 0 and 1, "
-        f"and the objective ({choice.source}) does not say that the outputs are that; pass predict=, a function from "
-        "outputs to labels, or, where it is a loss of torch that was not found, that as loss_fn=; or leave the bound "
-        "out (bound=None in SloppyMonitor).",
+        f"The bound is for classification with scores (N, C) and classes (N,), or with one logit for targets 0 and 1, "
+        f"but the objective ({choice.source}) does not show that the outputs are such scores; pass predict=, a "
+        "function from outputs to labels, or, if it is a loss of torch that was not found, pass it as loss_fn=; or "
+        "disable the bound (bound=None in SloppyMonitor).",
         flag="loss_not_bounded",
     )
 
@@ -75,28 +75,29 @@ def unlearnable(choice: LossChoice) -> Reason | None:
     if choice.objective.has_outputs:
         return None
     return Reason(
-        "A posterior is learnt by a loss of outputs and targets, and only the whole training_step is known; pass the "
+        "Learning a posterior needs a loss of outputs and targets, but only the whole training_step is known; pass the "
         "loss as loss_fn=.",
         flag="loss_not_bounded",
     )
 
 
 def coupled(trainer: Trainer, context: FitContext, choice: LossChoice, source: SampleSource) -> list[str]:
-    """Why the network is no function of one sample: what it says of some depends on those beside them in the batch.
+    """The reason if the network is not a function of single samples: outputs depend on the other samples of the batch.
 
-    Batch statistics in eval mode and attention over the batch do that: 16 samples are judged in one batch and in two.
-    Where two reads of a sample differ nobody can tell, and that is a reason of its own.
+    This happens with batch statistics in eval mode and attention over the batch. To detect it, 16 samples are evaluated
+    in one batch and in two. If two reads of a
+    sample differ, this cannot be decided, and the random reads are a reason by themselves.
 
     Args:
         trainer: The Trainer.
-        context: Of the fit.
-        choice: The loss, whose objective gives the outputs.
+        context: Context of the fit.
+        choice: The loss, whose objective computes the outputs.
         source: The samples.
     """
     indices = probe_indices(len(source), TOGETHER, seed=6)
     if len(indices) < 4 or validity.reads_differ(trainer, context, source):
         return []
-    # Beside its weights: behind a head of zeros nothing would show, and the drawn networks have no such head.
+    # With noise on the weights: a head of zeros would hide the effect, and drawn networks have no such head.
     table = moved(choice.objective.copied_parameters())
 
     def rows(part: Tensor) -> list[Tensor]:
@@ -114,9 +115,9 @@ def coupled(trainer: Trainer, context: FitContext, choice: LossChoice, source: S
         ):
             return [
                 Reason(
-                    f"What the network says of a sample depends on the others in its batch ({len(indices)} samples in "
-                    "one batch and in two differ), so it is no classifier of single samples; look for batch statistics "
-                    "in eval mode (track_running_stats=False) or attention over the batch.",
+                    f"The outputs for a sample depend on the other samples in its batch ({len(indices)} samples in "
+                    "one batch and in two differ), so the network does not classify single samples; look for batch "
+                    "statistics in eval mode (track_running_stats=False) or attention over the batch.",
                     flag="batch_coupled_prediction",
                 )
             ]

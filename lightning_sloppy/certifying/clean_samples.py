@@ -1,4 +1,4 @@
-"""The samples of a certificate as they are read for it: the training's own, or the same ones without augmentation."""
+"""The samples of a certificate: those of the training, or the same ones without augmentation."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ Clean = str | DataLoader[Any] | Dataset[Any] | Callable[[], Any]
 """A loader, a data set, a function that gives either, or the name of a method of the data module that does."""
 
 CLEAN_CONDITION = (
-    "The examples are read from clean=, the same samples in the same order without random transforms; certified is the "
-    "error on samples that are read so."
+    "The examples are read from clean=, the same samples in the same order without random transforms. The bound is for "
+    "the error on samples that are read in this way."
 )
 
 
@@ -38,10 +38,9 @@ class CleanSamples:
     """Samples as a certificate reads them.
 
     Attributes:
-        source: The samples, each at the index that it has in the training data; where something forbids to read them
-            otherwise, the training's own.
-        reasons: What forbids a bound.
-        conditions: What is granted about them.
+        source: The samples, each at its index in the training data. If ``clean`` cannot be used: those of the training.
+        reasons: Why there is no bound; empty if there is one.
+        conditions: Conditions of a bound that concern them.
     """
 
     source: SampleSource
@@ -50,7 +49,7 @@ class CleanSamples:
 
 
 def checked_clean(clean: Clean | None) -> Clean | None:
-    """Return it if samples may come from it.
+    """Return the argument if it can provide samples.
 
     Raises:
         ConfigurationError: For anything else.
@@ -59,16 +58,16 @@ def checked_clean(clean: Clean | None) -> Clean | None:
     if clean is None or isinstance(clean, (str, DataLoader)) or indexed or callable(clean):
         return clean
     raise ConfigurationError(
-        f"clean={clean!r} gives no samples; pass a DataLoader or a data set with length and index, a function that "
+        f"clean={clean!r} provides no samples; pass a DataLoader or a data set with length and index, a function that "
         "returns one, or the name of such a method of the data module."
     )
 
 
 def require_clean(trainer: Trainer, module: LightningModule, clean: Clean | None) -> None:
-    """Check at ``setup`` that a name is one of a method.
+    """Check at ``setup`` that a name is the name of a method.
 
     Raises:
-        ConfigurationError: When neither the data module nor the module has it.
+        ConfigurationError: If neither the data module nor the module has it.
     """
     if isinstance(clean, str):
         _named(trainer, module, clean)
@@ -95,7 +94,7 @@ def clean_samples(
 
 
 def _agreed(own: CleanSamples, given: SampleSource) -> CleanSamples:
-    """What the first rank with an objection says, on every rank: one of them alone may read at random."""
+    """The reasons of the first rank that has any, on every rank: perhaps only one of them reads at random."""
     said = gathered_over_ranks((own.reasons, own.conditions))
     reasons, conditions = next((found for found in said if found[0]), said[0])
     return CleanSamples(given if reasons else own.source, reasons, conditions)
@@ -130,11 +129,11 @@ def _clean(
 
 
 def _opened(trainer: Trainer, context: FitContext, clean: Clean) -> SampleSource | Reason:
-    """The samples behind the user's word."""
+    """The samples that the user's argument provides."""
     given = _named(trainer, context.module, clean) if isinstance(clean, str) else clean
     try:
         made: Any = given() if callable(given) and not hasattr(given, "__getitem__") else given
-        # A data set is put together into batches as the training's is.
+        # A data set uses the collate function of the training.
         collate = None if isinstance(made, DataLoader) else context.samples.source(trainer).loader.collate_fn
         loader = made if isinstance(made, DataLoader) else DataLoader(made, collate_fn=collate)
         return SampleSource(loader)
@@ -148,20 +147,20 @@ def _named(trainer: Trainer, module: LightningModule, name: str) -> Any:
         if found is not None:
             return found
     raise ConfigurationError(
-        f"clean={name!r} is the name of no method of the data module or the module; give one that returns the training "
-        "samples without random transforms, as a loader or a data set."
+        f"clean={name!r} is not the name of a method of the data module or the module; pass one that returns the "
+        "training samples without random transforms, as a loader or a data set."
     )
 
 
 def _labels(context: FitContext, given: SampleSource, clean: SampleSource) -> tuple[str, ...] | Reason:
-    """Whether both have the same labels; a condition where nobody can see that."""
+    """Check that both have the same labels; returns a condition if this cannot be checked."""
     indices = probe_indices(len(given), LOOKED_AT, seed=2).sort().values
     readable = _steady(context, given)
     if not readable:
         return (
-            "The labels of clean= and of the training data were not compared, for those of the training data cannot "
-            "be told apart or are read at random; that they are the same samples in the same order is the user's "
-            "statement.",
+            "The labels of clean= and of the training data were not compared, because those of the training data "
+            "cannot be identified or are random. It is the user's statement that they are the same samples in the same "
+            "order.",
         )
     differ, kept = 0, ([], [])  # type: tuple[int, tuple[list[Tensor], list[Tensor]]]
     with random_streams(), given.untouched(), clean.untouched():
@@ -171,7 +170,7 @@ def _labels(context: FitContext, given: SampleSource, clean: SampleSource) -> tu
             for place in readable:
                 first, second = trained[place], judged[place] if len(judged) == len(trained) else None
                 if second is None or first.shape != second.shape:
-                    return _other("clean= gives labels of another shape than the training data")
+                    return _other("The labels of clean= have another shape than those of the training data")
                 found = _unequal(first, second)
                 unequal |= found.reshape(len(rows), -1).any(1) if first.shape[:1] == (len(rows),) else found.any()
                 for labels, tensor in zip(kept, (first, second), strict=True):
@@ -180,8 +179,8 @@ def _labels(context: FitContext, given: SampleSource, clean: SampleSource) -> tu
     if not differ:
         return ()
     if len(readable) == 1 and not _unequal(*(torch.cat(labels).sort().values for labels in kept)).any():
-        return _other("clean= gives the labels of the training data in another order")
-    return _other(f"clean= gives other labels than the training data for {differ:,} of {len(indices):,} samples")
+        return _other("clean= has the labels of the training data in another order")
+    return _other(f"clean= has other labels than the training data for {differ:,} of {len(indices):,} samples")
 
 
 def _steady(context: FitContext, source: SampleSource) -> list[int]:
@@ -215,8 +214,8 @@ def _unequal(first: Tensor, second: Tensor) -> Tensor:
 
 def _other(what: str) -> Reason:
     return Reason(
-        f"{what}, so they are not the same samples in the same order; give the data set of the training with its "
-        "random transforms off.",
+        f"{what}, so they are not the same samples in the same order; pass the data set of the training without its "
+        "random transforms.",
         flag="other_samples",
     )
 
@@ -231,8 +230,8 @@ def _random_reads() -> Reason:
 
 def _random_clean() -> Reason:
     return Reason(
-        "Two reads of the same sample of clean= differ, so the n examples are not fixed; give it without random "
-        "transforms (a data set is put into batches by the training's collate_fn; a DataLoader has its own), and "
-        "augment in no hook that runs on every batch (on_after_batch_transfer).",
+        "Two reads of the same sample of clean= differ, so the n examples are not fixed; remove its random transforms "
+        "(a data set uses the collate_fn of the training, a DataLoader its own), and do not augment in a hook that "
+        "runs on every batch (on_after_batch_transfer).",
         flag="augmentation_in_certification",
     )

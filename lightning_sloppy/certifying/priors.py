@@ -1,4 +1,4 @@
-"""What each prior asks of a fit: samples that certify, samples that shape the prior, and what forbids a bound."""
+"""What each prior needs from a fit: certifying samples, samples that determine the prior, and reasons for no bound."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Prior = Literal["initialization", "initialisation", "pretrained", "curvature", "
 
 
 def is_split(prior: str) -> bool:
-    """Whether the prior is the trained network, and samples that it has not seen certify.
+    """Whether the prior's mean is the trained network, with certifying samples that it has not seen.
 
     >>> is_split("pretrained_split"), is_split("pretrained")
     (True, False)
@@ -38,12 +38,12 @@ def is_split(prior: str) -> bool:
 
 @dataclass(frozen=True)
 class Samples:
-    """What a certificate is made of.
+    """The samples of a certificate.
 
     Attributes:
-        rows: The samples that certify.
-        held_out: Samples that shape the prior, where they do: those of the first validation loader.
-        reasons: What forbids a bound.
+        rows: The certifying samples.
+        held_out: The samples that determine the prior, those of the first validation loader; None if it needs none.
+        reasons: Why there is no bound; empty if there is one.
     """
 
     rows: Rows
@@ -52,21 +52,21 @@ class Samples:
 
 
 def require_samples(trainer: Trainer, prior: str, duplicates: str | None = None) -> None:
-    """Check at ``setup`` that the fit offers what the prior asks for, and says the same of equal samples.
+    """Check at ``setup`` that the fit provides what the prior needs, and that statements about equal samples agree.
 
     Raises:
-        ConfigurationError: When it does not.
+        ConfigurationError: If not.
     """
     if is_split(prior) and not isinstance(getattr(trainer, "datamodule", None), PriorSplit):
         raise ConfigurationError(
-            f"FinalCertificate(prior={prior!r}) was asked for, but the fit's data module is no PriorSplit, so no "
+            f"FinalCertificate(prior={prior!r}) needs a PriorSplit as data module, but the fit has none, so no "
             "examples are kept for certifying; pass datamodule=PriorSplit(your_datamodule)."
         )
     stated = getattr(getattr(trainer, "datamodule", None), "duplicates", None)
     if is_split(prior) and (stated == "natural") != (duplicates == "natural"):
         raise ConfigurationError(
             f"PriorSplit has duplicates={stated!r} and the certificate duplicates={duplicates!r}, but equal samples "
-            "are draws of their own in both or in none; give both the same."
+            "must be independent draws in both or in neither; use the same value in both."
         )
     if prior == "curvature" and not trainer_internals.has_validation(trainer):
         raise _no_validation()
@@ -74,18 +74,18 @@ def require_samples(trainer: Trainer, prior: str, duplicates: str | None = None)
 
 def _no_validation() -> ConfigurationError:
     return ConfigurationError(
-        "FinalCertificate(prior='curvature') looks at the network's start on validation samples, but the fit has none; "
-        "give val_dataloaders, or take prior='initialization'."
+        "FinalCertificate(prior='curvature') measures the initial network on validation samples, but the fit has none; "
+        "pass val_dataloaders, or use prior='initialization'."
     )
 
 
 def trained_samples(trainer: Trainer, context: FitContext, prior: str, clean: Clean | None) -> CleanSamples:
-    """The samples that the fit trains on, as a certificate reads them.
+    """The training samples, as a certificate reads them.
 
     Args:
         trainer: The Trainer.
-        context: Of the fit.
-        prior: Where the prior comes from.
+        context: Context of the fit.
+        prior: Name of the prior.
         clean: The user's samples without random transforms; None: as the training reads them.
     """
     return clean_samples(trainer, context, clean, context.samples.source(trainer), part=is_split(prior))
@@ -100,18 +100,18 @@ def samples_for(
     clean: Clean | None = None,
     duplicates: str | None = None,
 ) -> Samples:
-    """The samples of a certificate, and why there may be none.
+    """The samples of a certificate, with the reasons if there is no bound.
 
     Args:
         trainer: The Trainer.
-        context: Of the fit.
-        prior: Where the prior comes from.
-        run: What is known of the run.
+        context: Context of the fit.
+        prior: Name of the prior.
+        run: State of the run.
         clean: The same samples without random transforms; None: as the training reads them.
-        duplicates: The user's word on equal samples.
+        duplicates: The user's statement about equal samples.
 
     Raises:
-        ConfigurationError: For validation samples that cannot be read by index, where they shape the prior.
+        ConfigurationError: If the prior needs validation samples and they cannot be read by index.
     """
     known = trained_samples(trainer, context, prior, clean)
     if is_split(prior):
@@ -135,7 +135,7 @@ def _held_out(trainer: Trainer, context: FitContext, loader: DataLoader[Any]) ->
         _, targets = context.samples.read(trainer, source, torch.arange(1), 1)[0]
     except Exception as error:
         raise ConfigurationError(
-            f"prior='curvature' looks at the samples of the first validation loader, and they cannot be read: {error}"
+            f"prior='curvature' uses the samples of the first validation loader, but they cannot be read: {error}"
         ) from error
     if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point():
         raise ConfigurationError(
@@ -169,8 +169,8 @@ def _split(
     if run.split is None or not trained_here:
         reasons.append(
             Reason(
-                "The weights were trained before this fit, or on other samples than this split's, so they may have "
-                "seen the certifying examples; train on this PriorSplit from fresh weights, or resume with this "
+                "The weights were trained before this fit, or on other samples than those of this split, so they may "
+                "depend on the certifying examples; train new weights on this PriorSplit, or resume with this "
                 "callback.",
                 flag="prior_depends_on_sample",
             )

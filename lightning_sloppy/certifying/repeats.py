@@ -1,4 +1,4 @@
-"""Samples that come more than once: which of them count."""
+"""Equal samples: which of them count."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lightning_sloppy.probing.digests import first_of_equals
 from lightning_sloppy.probing.samples import SampleSource
 
 Duplicates = Literal["natural", "copies"]
-"""The user's word on equal rows: draws of their own, as tables of few values have them, or copies of one draw."""
+"""The user's statement about equal samples: independent draws (as in tables with few values), or copies of one draw."""
 
-_NATURAL = "Equal samples are independent draws that came out alike, as the user states (duplicates='natural')."
+_NATURAL = "Equal samples are independent draws that happen to be equal, as the user states (duplicates='natural')."
 _COPIES = "Equal samples are copies of one draw, as the user states (duplicates='copies'), and count once."
 
 GROUPED = (
-    "Equal samples lie on one side of the split, and each is taken for copies of one draw (duplicates='natural' in "
-    "PriorSplit and in the certificate states that they are draws of their own, and splits them as such)."
+    "Equal samples are on the same side of the split and are treated as copies of one draw (duplicates='natural' in "
+    "PriorSplit and in the certificate states that they are independent draws, which are split one by one)."
 )
 
 
@@ -29,9 +29,9 @@ class Rows:
     """The samples of a certificate.
 
     Attributes:
-        source: The samples; each counts once that is there several times by its index.
-        distinct: Indices of the different ones, where a bound must hold on these as well; None where it need not.
-        conditions: What is granted about equal ones.
+        source: The samples, each index once.
+        distinct: Indices of the different samples, if a bound must also hold on these; else None.
+        conditions: Conditions of a bound that concern equal samples.
     """
 
     source: SampleSource
@@ -40,15 +40,15 @@ class Rows:
 
 
 def require_duplicates(duplicates: str | None) -> None:
-    """Check the user's word.
+    """Check the user's statement.
 
     Raises:
-        ConfigurationError: For any other.
+        ConfigurationError: For an unknown one.
     """
     if duplicates not in (None, "natural", "copies"):
         raise ConfigurationError(
-            f"duplicates={duplicates!r} is no known statement; pass 'natural' for equal samples that are draws of "
-            "their own, 'copies' for copies of one draw, or None for a bound that holds either way."
+            f"duplicates={duplicates!r} is no known statement; pass 'natural' for equal samples that are independent "
+            "draws, 'copies' for copies of one draw, or None for a bound that is valid in both cases."
         )
 
 
@@ -60,18 +60,18 @@ def certifying_rows(
     *,
     grouped: bool = False,
 ) -> Rows:
-    """Which samples a bound counts.
+    """The samples that a bound counts.
 
-    A sample that a subset, a concatenation or a sampler has several times is one. Samples of equal content may be
-    either: with the same targets they are what copies look like, and what draws from a table of few values do. The
-    larger of the bound on all and the bound on the different ones holds in both cases; not for a mixture of them.
+    A sample that occurs several times in a subset, a concatenation or a sampler counts once. Samples with equal inputs
+    and targets can be copies, or independent draws from a table with few values. The larger of the bound on all and the
+    bound on the different ones is valid in both cases, but not for a mixture of them.
 
     Args:
-        context: Of the fit.
-        source: The samples as they are given.
-        duplicates: The user's word; None for the bound that holds either way.
-        conditions: What is granted about the samples besides.
-        grouped: Whether equal samples lie on one side of a split, which takes them for one draw.
+        context: Context of the fit.
+        source: The samples.
+        duplicates: The user's statement; None for the bound that is valid in both cases.
+        conditions: Other conditions that concern the samples.
+        grouped: Whether equal samples are on the same side of a split, which treats them as one draw.
     """
     once = source.each_once()
     digests = context.samples.digests(once)
@@ -89,9 +89,9 @@ def certifying_rows(
         distinct,
         (
             *conditions,
-            f"{len(once) - len(distinct):,} of the {len(once):,} samples equal others. The bound is the larger of the "
-            f"one on all and the one on the {len(distinct):,} different ones: it holds if all samples are independent "
-            "draws, and if all repeats are copies and no value has a probability of its own, but not for a mixture of "
-            "the two (duplicates='natural' or 'copies' states which it is).",
+            f"{len(once) - len(distinct):,} of the {len(once):,} samples are equal to others. The bound is the larger "
+            f"of the one on all samples and the one on the {len(distinct):,} different ones. It holds if all samples "
+            "are independent draws, and if all repeats are copies and no value has a positive probability, but not for "
+            "a mixture of the two (state the case with duplicates='natural' or 'copies').",
         ),
     )

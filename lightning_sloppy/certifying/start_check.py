@@ -1,4 +1,4 @@
-"""Whether the weights at the start can be an initialisation, judged by their own mistakes."""
+"""Start check: whether the initial weights can be an initialisation, judged by their errors."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 FRESH = 200
-"""Initialisations that weights are compared with: one honest start in 201 is below them all."""
+"""Number of initialisations for comparison: one valid start in 201 has fewer mistakes than all of them."""
 LOOKED_AT = 2_000
-"""Samples on which they are judged, at most."""
+"""Maximum number of samples on which they are evaluated."""
 LEVEL = 1e-3
-"""Probability with which honest weights are refused by samples that they cannot have seen."""
+"""Probability that the comparison with unseen samples refuses valid weights."""
 
 
 @dataclass(frozen=True)
 class StartCheck:
-    """What the weights at the start do on the samples that certify, beside what they should do.
+    """Errors of the initial weights on the certifying samples, compared with new initialisations and unseen samples.
 
     Attributes:
-        error: Their error rate.
-        samples: Samples behind it.
-        tried: Fresh initialisations looked at: until one makes no more mistakes, at most 200.
+        error: Error rate of the initial weights.
+        samples: Number of samples for ``error``.
+        tried: Number of new initialisations that were evaluated: until one makes no more mistakes, at most 200.
         below: Whether all 200 make more mistakes.
         drawn: Whether some parameters can be initialised again.
-        kept: Names of parameters that cannot, though others can.
-        constant: Whether they say the same of every sample, and so have learnt a class at most.
+        kept: Names of parameters that cannot, although others can.
+        constant: Whether the prediction is the same for every sample, so that at most a class can have been learnt.
         unseen_error: Error rate on samples that the weights cannot have seen; NaN without such samples.
-        unseen_samples: Samples behind it.
-        level: Probability of so many fewer mistakes on the certifying samples, had the weights seen neither kind.
-        seen: Whether it is below 1e-3, and also below that of every fresh initialisation, where there are some.
-        looked_for_unseen: Whether there were validation samples to look at.
-        stated: Whether the user states that they come from other data, so that nothing is initialised.
+        unseen_samples: Number of samples for ``unseen_error``.
+        level: Probability of so few mistakes on the certifying samples for weights that have seen neither kind.
+        seen: Whether it is below 1e-3, and also below that of every new initialisation, if there are any.
+        looked_for_unseen: Whether there were validation samples.
+        stated: Whether the user states that the weights come from other data, so that nothing is initialised.
     """
 
     error: float
@@ -71,14 +71,14 @@ class StartCheck:
 
     @property
     def words(self) -> str:
-        """The error of the weights at the start, and what it was compared with."""
-        found = f"The weights at the start have an error of {self.error:.4f} on {self.samples:,} samples"
+        """The error of the initial weights, and the results of the comparisons."""
+        found = f"The initial weights have an error of {self.error:.4f} on {self.samples:,} samples"
         if self.constant:
-            found += ", of all of which they say the same"
+            found += ", with the same prediction for all of them"
         elif self.tried and self.below:
-            found += f"; all of {self.tried} fresh initialisations tried have more"
+            found += f"; all of {self.tried} new initialisations have a larger error"
         elif self.tried:
-            found += f"; {_ordinal(self.tried)} fresh initialisation tried has no more"
+            found += f"; {_ordinal(self.tried)} new initialisation does not have a larger error"
         if self.unseen_samples:
             found += f"; on {self.unseen_samples:,} validation samples it is {self.unseen_error:.4f}"
         return found + "."
@@ -88,52 +88,51 @@ class StartCheck:
         """What was not checked, as conditions."""
         if self.stated:
             return (
-                "The start was not compared with fresh initialisations, for the user states that its weights come from "
-                "other data.",
+                "The initial weights were not compared with new initialisations, because the user states that they "
+                "come from other data.",
             )
         if not self.drawn:
             return (
-                "The start was not checked: the module cannot be initialised again (its layers have no "
-                "reset_parameters, and it keeps no hyper-parameters to be made from), so nobody has seen that its "
-                "weights at the start are an initialisation.",
+                "The initial weights are an initialisation. This was not checked, because the module cannot be "
+                "initialised again: its layers have no reset_parameters, and it has no saved hyper-parameters from "
+                "which to construct it.",
             )
         if self.kept:
             return (
-                f"The start was checked only in part: {len(self.kept)} of the parameters cannot be initialised again "
-                f"(first: {self.kept[0]}).",
+                f"The initial weights were checked only in part: {len(self.kept)} of the parameters cannot be "
+                f"initialised again (first: {self.kept[0]}).",
             )
         return ()
 
 
 PRETRAINED = ("pretrained", "pretrained_split")
-"""Priors with which the user states that the weights at the start come from other data."""
+"""Priors with which the user states that the initial weights come from other data."""
 
 
 def start_reasons(check: StartCheck, prior: str) -> list[str]:
-    """Why the weights at the start forbid a bound.
+    """Reasons why there is no bound with these initial weights.
 
     Args:
-        check: What they do.
+        check: The start check.
         prior: The user's statement.
     """
     stated = prior in PRETRAINED
     if check.seen:
         return [
             Reason(
-                f"The weights at the start make {check.error:.4f} mistakes a sample on {check.samples:,} of those that "
-                f"certify, but {check.unseen_error:.4f} on {check.unseen_samples:,} validation samples, which has "
-                f"a probability of {check.level:.1g} for weights that have seen neither; start from weights that no "
-                "certifying sample has shaped (or, if the validation samples come from another distribution, give "
-                "others).",
+                f"The initial weights have an error of {check.error:.4f} on {check.samples:,} certifying samples, but "
+                f"{check.unseen_error:.4f} on {check.unseen_samples:,} validation samples. For weights that have seen "
+                f"neither, this has a probability of {check.level:.1g}; start from weights that do not depend on the "
+                "certifying samples (or, if the validation samples come from another distribution, use others).",
                 flag="prior_depends_on_sample",
             )
         ]
     if check.below and not stated:
         return [
             Reason(
-                f"The weights at the start are no initialisation: their error on {check.samples:,} samples is "
-                f"{check.error:.4f}, and {check.tried} fresh initialisations of the module all have more; start from "
-                "fresh weights, or, if they were trained on other data than these samples, state so with "
+                f"The initial weights are not an initialisation: their error on {check.samples:,} samples is "
+                f"{check.error:.4f}, and all of {check.tried} new initialisations of the module have a larger one; "
+                "start from new weights, or, if they were trained on other data than these samples, pass "
                 f"{'prior=' + repr('pretrained_split') if prior == 'split' else 'prior=' + repr('pretrained')}.",
                 flag="prior_depends_on_sample",
             )
@@ -152,20 +151,21 @@ def checked_start(
     prior: str,
     validation: list[DataLoader[Any]],
 ) -> StartCheck:
-    """Judge the weights at the start on the samples that certify, on unseen ones, and fresh initialisations beside.
+    """Evaluate the initial weights on certifying and on unseen samples, and compare them with new initialisations.
 
-    Of honest weights about six initialisations are looked at, for one is soon no better; of those that are refused all
-    200, with a forward of at most 2,000 samples each. All ranks are told what the first has found.
+    For valid weights about six initialisations are evaluated, because one of them soon makes no more mistakes. For
+    weights that are refused, all 200 are, with a forward of at most 2,000 samples each. The result of rank 0 is used on
+    all ranks.
 
     Args:
         trainer: The Trainer.
-        context: Of the fit.
-        objective: Gives outputs.
-        classifier: What is a mistake.
-        source: The samples that certify.
-        start: Parameters, and buffers that are others now, by name.
-        prior: The user's statement; with one about other data nothing is initialised.
-        validation: Loaders of samples that the weights cannot have seen; the first one counts.
+        context: Context of the fit.
+        objective: Computes outputs.
+        classifier: Defines mistakes.
+        source: The certifying samples.
+        start: Initial parameters, and buffers that have changed, by name.
+        prior: The user's statement. If it is about other data, nothing is initialised.
+        validation: Loaders of samples that the weights cannot have seen. The first one is used.
     """
     seen = _Side(ErrorCounter(trainer, context, source, objective, classifier), len(source))
     unseen, unseen_mistakes = _unseen(trainer, context, objective, classifier, start, validation)
@@ -179,7 +179,7 @@ def checked_start(
 
 
 class _Side:
-    """Samples on which networks are judged."""
+    """Samples on which networks are evaluated."""
 
     def __init__(self, counter: ErrorCounter, total: int) -> None:
         self._counter = counter
@@ -199,7 +199,7 @@ def _judged(
     mistakes = seen.mistakes(start)
     level = _level(mistakes, seen, unseen_mistakes, unseen)
     drawn = fresh is not None and bool(fresh.drawn)
-    # Where every sample is called the same, nothing but a class can have been learnt: heads that start at zero.
+    # If all predictions are equal (a head that starts at zero), at most a class can have been learnt.
     constant = seen.says_one_thing(start)
     below, suspicious = drawn and not constant, level < LEVEL and not (drawn and constant)
     tried = 0
@@ -209,7 +209,7 @@ def _judged(
         others = seen.mistakes(table)
         below = below and others > mistakes
         if suspicious and unseen is not None:
-            # Validation samples of another distribution tell fresh weights apart, too.
+            # If validation samples come from another distribution, the errors of new weights differ, too.
             suspicious = _level(others, seen, unseen.mistakes(table), unseen) > level
     return StartCheck(
         error=mistakes / seen.samples,
@@ -227,7 +227,7 @@ def _judged(
 
 
 def _level(mistakes: int, seen: _Side, unseen_mistakes: int, unseen: _Side | None) -> float:
-    """Probability of at most so many mistakes among the seen, given those of both (Fisher's exact test, one-sided)."""
+    """Probability of at most so many mistakes on the seen samples, given the total (Fisher's exact test, one-sided)."""
     if unseen is None:
         return 1.0
     both = seen.samples + unseen.samples
@@ -242,10 +242,10 @@ def _unseen(
     start: Mapping[str, Tensor],
     validation: list[DataLoader[Any]],
 ) -> tuple[_Side | None, int]:
-    """The samples of the first validation loader, where they can be judged as those of the training are.
+    """The samples of the first validation loader, if they can be evaluated like those of the training.
 
     Returns:
-        Them, and the mistakes of the weights at the start on them.
+        The samples, and the number of mistakes of the initial weights on them.
     """
     if not validation:
         return None, 0
@@ -258,13 +258,13 @@ def _unseen(
 
 
 def _initialisations(module: LightningModule, start: Mapping[str, Tensor]) -> Initialisations | None:
-    with suppress(Exception):  # of classes that are no plain modules
+    with suppress(Exception):  # of classes that are not plain modules
         return Initialisations(module, start, _rebuild(module))
     return None
 
 
 def _rebuild(module: LightningModule) -> Callable[[], nn.Module] | None:
-    """The module's class called with its hyper-parameters; None where they hold modules or do not tell all."""
+    """A constructor of the module from its hyper-parameters; None if they contain modules or are incomplete."""
     given = dict(module.hparams)
     if any(isinstance(value, (nn.Module, Tensor)) for value in given.values()):
         return None
@@ -278,7 +278,7 @@ def _rebuild(module: LightningModule) -> Callable[[], nn.Module] | None:
 
 
 def _ordinal(number: int) -> str:
-    """The position of a thing among others.
+    """An ordinal number.
 
     >>> _ordinal(1), _ordinal(22), _ordinal(113)
     ('the 1st', 'the 22nd', 'the 113th')

@@ -1,4 +1,4 @@
-"""What would make a bound invalid, looked for in the data and the module; every finding is a sentence."""
+"""Checks of the data and the module for anything that makes a bound invalid. Each finding is a sentence."""
 
 from __future__ import annotations
 
@@ -28,36 +28,36 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 TWICE = 16
-"""Samples read twice to see whether reading is random."""
+"""Number of samples that are read twice to check whether reading is random."""
 
 
 def split_reasons(
     trainer: Trainer, context: FitContext, certifying: SampleSource, trained: SampleSource, *, natural: bool = False
 ) -> list[str]:
-    """Why samples that a fit was to leave out cannot certify; buffers may depend on the others, as the weights do.
+    """Reasons why samples that were kept out of a fit cannot certify. Buffers may depend on the training samples.
 
     Args:
         trainer: The Trainer.
-        context: Of the fit.
-        certifying: Samples that certify.
-        trained: Samples that were trained on, as certifying ones are read.
-        natural: Whether equal samples are independent draws, so that only the same ones must not be on both sides.
+        context: Context of the fit.
+        certifying: The certifying samples.
+        trained: The training samples, read in the same way as the certifying ones.
+        natural: Whether equal samples are independent draws, so that only identical ones must not be on both sides.
     """
     reasons: list[str] = []
     shared = shared_samples(context, certifying, trained, natural=natural)
     if shared:
-        reasons.append(_seen(f"{shared:,} of the certifying samples are training samples as well"))
+        reasons.append(_seen(f"{shared:,} of the certifying samples are also training samples"))
     held_out = [SampleSource(loader) for loader in _indexable(trainer_internals.validation_loaders(trainer))]
     watched = sum(shared_samples(context, certifying, source, natural=natural) for source in held_out)
     if watched:
-        reasons.append(_seen(f"{watched:,} of the certifying samples are validation samples, which may have chosen it"))
+        reasons.append(_seen(f"{watched:,} of the certifying samples are validation samples and may have selected it"))
     if context.layout != ParameterLayout.of(context.module):
         reasons.append(_changed_parameters())
     return [*reasons, *_low_precision(context)]
 
 
 def shared_samples(context: FitContext, first: SampleSource, second: SampleSource, *, natural: bool) -> int:
-    """How many samples two sources have in common: the same ones, or equal ones."""
+    """Number of samples that two sources have in common: identical ones, or equal ones."""
     same = len(first.identities() & second.identities())
     if natural:
         return same
@@ -73,18 +73,18 @@ def held_out_reasons(
     *,
     natural: bool = False,
 ) -> list[str]:
-    """Why samples that shape the prior may not: some of them certify, or nobody can see that none does.
+    """Reasons why held-out samples must not determine the prior: some of them certify, or this cannot be checked.
 
     Args:
         trainer: The Trainer.
-        context: Of the fit.
-        certifying: Samples that certify.
-        held_out: Samples that shape the prior.
+        context: Context of the fit.
+        certifying: The certifying samples.
+        held_out: The samples that determine the prior.
         natural: Whether equal samples are independent draws.
     """
     used = sample_digests(held_out, curvature_indices(len(held_out)))
     if context.ranks.count > 1:
-        # First of all: ranks with other samples could otherwise leave here by different ways.
+        # Check this first: ranks with different samples could otherwise return at different places.
         both = (context.samples.digests(certifying).fingerprint, used.fingerprint)
         if len(set(gathered_over_ranks(both))) > 1:
             return [_unseen("The processes hold different training or validation samples (a split without a seed?)")]
@@ -93,7 +93,7 @@ def held_out_reasons(
     shared = len(certifying.identities() & held_out.identities())
     if not natural:
         shared = max(shared, len(context.samples.digests(certifying).distinct & used.distinct))
-    return [_seen(f"{shared:,} of the training samples are validation samples as well")] if shared else []
+    return [_seen(f"{shared:,} of the training samples are also validation samples")] if shared else []
 
 
 def _indexable(loaders: list[DataLoader[Any]]) -> list[DataLoader[Any]]:
@@ -115,8 +115,8 @@ def _seen(what: str) -> Reason:
 
 def _unseen(what: str) -> Reason:
     return Reason(
-        f"{what}, so nobody can see that the samples which shape the prior do not certify; read them without random "
-        "transforms, and split with a seed.",
+        f"{what}, so it cannot be checked that the samples that determine the prior are not certifying samples; read "
+        "them without random transforms, and split with a seed.",
         flag="prior_depends_on_sample",
     )
 
@@ -129,7 +129,7 @@ def _changed_parameters() -> Reason:
 
 
 def reads_differ(trainer: Trainer, context: FitContext, source: SampleSource) -> bool:
-    """Whether a sample read twice, under different random streams, comes out differently."""
+    """Whether two reads of a sample, with different random streams, differ."""
     indices = probe_indices(len(source), TWICE, seed=1)
     with random_streams(), source.untouched():
         (batch,) = context.samples.read(trainer, source, indices, TWICE, untouched=False)
@@ -142,28 +142,28 @@ def reads_differ(trainer: Trainer, context: FitContext, source: SampleSource) ->
 
 
 def module_reasons(context: FitContext, prior_mean: Tensor | None, start: Mapping[str, str] | None = None) -> list[str]:
-    """Why the weights or buffers of the module forbid a PAC-Bayes bound at this moment.
+    """Reasons why there is no PAC-Bayes bound with the current weights and buffers of the module.
 
     Args:
-        context: Of the fit.
-        prior_mean: Weights before the first step; None when nobody knows them.
-        start: Digests of buffers and frozen parameters before the first step; None: those of this fit's start.
+        context: Context of the fit.
+        prior_mean: The initial weights; None if they are unknown.
+        start: Digests of buffers and frozen parameters before the first step; None: those at the start of this fit.
     """
     reasons: list[str] = []
     if prior_mean is None:
         reasons.append(
             Reason(
-                "The weights were trained before this fit (or hold gradients of a tuner) and the callback's state with "
-                "the initial weights is missing; start from fresh weights, or resume from a checkpoint with this "
-                "callback.",
+                "The weights were trained before this fit (or have gradients from a tuner), and the state of the "
+                "callback with the initial weights is missing; start from newly initialised weights, or resume from a "
+                "checkpoint with this callback.",
                 flag="prior_depends_on_sample",
             )
         )
     elif len(prior_mean) != context.layout.dim:
         reasons.append(
             Reason(
-                f"The checkpoint holds {len(prior_mean):,} initial weights, but the module has {context.layout.dim:,} "
-                "trainable parameters; resume with the same model.",
+                f"The checkpoint contains {len(prior_mean):,} initial weights, but the module has "
+                f"{context.layout.dim:,} trainable parameters; resume with the same model.",
                 flag="other_architecture",
             )
         )
@@ -173,8 +173,8 @@ def module_reasons(context: FitContext, prior_mean: Tensor | None, start: Mappin
     if names:
         reasons.append(
             Reason(
-                f"Batch statistics of the training data are kept by {len(names)} of the layers (first: {names[0]}), "
-                "and the prior does not cover them; use GroupNorm or LayerNorm, or keep them in eval mode from the "
+                f"{len(names)} of the layers store batch statistics of the training data (first: {names[0]}), which "
+                "the prior does not include; use GroupNorm or LayerNorm, or keep these layers in eval mode from the "
                 "start.",
                 flag="buffers_depend_on_sample",
             )
@@ -184,8 +184,8 @@ def module_reasons(context: FitContext, prior_mean: Tensor | None, start: Mappin
     if moved:
         reasons.append(
             Reason(
-                f"Buffers or frozen parameters changed during training (first: {moved[0]}): they depend on the data, "
-                "and the prior does not cover them; make them trained parameters or constants.",
+                f"Buffers or frozen parameters changed during training (first: {moved[0]}). They depend on the data, "
+                "and the prior does not include them; make them trainable parameters or constants.",
                 flag="buffers_depend_on_sample",
             )
         )
@@ -193,32 +193,32 @@ def module_reasons(context: FitContext, prior_mean: Tensor | None, start: Mappin
 
 
 def _low_precision(context: FitContext) -> list[str]:
-    # Frozen weights carry no noise that a rounding could take away.
+    # Frozen weights have no noise that rounding could remove.
     low = [p.dtype for p in context.module.parameters() if p.requires_grad and p.dtype in HALF]
     if not low:
         return []
     return [
         Reason(
-            f"Weights in {str(low[0]).removeprefix('torch.')} round away the noise of the posterior; keep the "
-            "parameters in float32 (mixed precision does).",
+            f"In {str(low[0]).removeprefix('torch.')}, rounding of the weights removes the noise of the posterior; "
+            "keep the parameters in float32 (mixed precision does).",
             flag="low_precision",
         )
     ]
 
 
 def module_conditions(context: FitContext) -> tuple[str, ...]:
-    """What is granted about the module."""
+    """Conditions of a bound that concern the module."""
     low = [p.dtype for p in context.module.parameters() if not p.requires_grad and p.dtype in HALF]
     if not low:
         return ()
     return (
-        f"Frozen weights in {str(low[0]).removeprefix('torch.')} are widened to float32 before the networks are "
-        "judged; deploy them so.",
+        f"Frozen weights in {str(low[0]).removeprefix('torch.')} are converted to float32 before the networks are "
+        "evaluated; deploy them in float32.",
     )
 
 
 def batch_statistics(context: FitContext) -> list[str]:
-    """Names of layers that keep statistics of the training data in buffers; in eval mode at the start they do not."""
+    """Names of layers that store statistics of the training data in buffers, except those in eval mode at the start."""
     training = {id(child) for child, flag in context.modes if flag}
     return [
         name
@@ -230,5 +230,5 @@ def batch_statistics(context: FitContext) -> list[str]:
 
 
 def changed_frozen(module: nn.Module, start: Mapping[str, str]) -> list[str]:
-    """Names of buffers and frozen parameters that are not as they were: functions of the data, for all one knows."""
+    """Names of buffers and frozen parameters that have changed, and may therefore depend on the data."""
     return [name for name, digest in frozen_digests(module).items() if start.get(name) != digest]

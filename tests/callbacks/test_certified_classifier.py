@@ -47,12 +47,12 @@ class Embedding(Classifier):
 
 @pytest.mark.slow
 def test_scores_of_an_embedding_are_not_certified(tmp_path):
-    with pytest.warns(UserWarning, match="does not say that the outputs are that; pass predict="):
+    with pytest.warns(UserWarning, match="does not show that the outputs are such scores; pass predict="):
         final = fit(tmp_path, model=Embedding())
     assert flags(final) == ("loss_not_bounded",)
     live = PACBayesBound(strict=True)
     host = trainer(tmp_path, callbacks=[HessianSpectrum(k=2, num_samples=64), live], max_epochs=1)
-    with pytest.warns(UserWarning, match="does not say that the outputs are that"):
+    with pytest.warns(UserWarning, match="does not show that the outputs are such scores"):
         host.fit(Embedding(), loader(blobs(200)))
     assert live.measurements[-1].certificate.flags == ("loss_not_bounded",)
 
@@ -127,7 +127,7 @@ def test_a_rule_serves_where_only_the_step_is_known(tmp_path):
     live = PACBayesBound(strict=True, predict=lambda outputs: outputs.argmax(1))
     final = FinalCertificate(learning=QUICK, predict=lambda outputs: outputs.argmax(1))
     host = trainer(tmp_path, callbacks=[HessianSpectrum(k=2, num_samples=64), live, final], max_epochs=1)
-    with pytest.warns(UserWarning, match="A posterior is learnt by a loss of outputs and targets"):
+    with pytest.warns(UserWarning, match="Learning a posterior needs a loss of outputs and targets"):
         host.fit(Penalised(), loader(blobs(200)))
     assert live.measurements[-1].certificate.valid
     assert flags(final) == ("loss_not_bounded",)
@@ -162,7 +162,7 @@ class Hidden(Statistics):
 @pytest.mark.parametrize("kind", [Statistics, Hidden, Attending])
 def test_a_network_of_whole_batches_is_no_classifier_of_samples(tmp_path, kind):
     live = PACBayesBound(strict=True)
-    with pytest.warns(UserWarning, match="depends on the others in its batch"):
+    with pytest.warns(UserWarning, match="depend on the other samples in its batch"):
         final = fit(tmp_path, model=kind(), before=[HessianSpectrum(k=2, num_samples=64), live], epochs=1)
     assert flags(final) == ("batch_coupled_prediction",)
     assert {event.certificate.flags for event in live.measurements} == {("batch_coupled_prediction",)}
@@ -188,7 +188,7 @@ def test_frozen_weights_may_be_in_half_precision(tmp_path):
     pair = fit(tmp_path, model=Adapted(), before=before, folder=str(folder)).certificates[0]
     assert live.latest.certificate.valid
     assert pair.valid
-    assert "Frozen weights in bfloat16 are widened to float32" in pair.statement()
+    assert "Frozen weights in bfloat16 are converted to float32" in pair.statement()
     inputs, targets = blobs(600).tensors
     rates = []
     for name in pair.networks:
@@ -202,6 +202,6 @@ def test_frozen_weights_may_be_in_half_precision(tmp_path):
 def test_trained_weights_may_not(tmp_path):
     model = Adapted()
     model.net[0].requires_grad_(True)
-    with pytest.warns(UserWarning, match="round away the noise"):
+    with pytest.warns(UserWarning, match="rounding of the weights removes the noise"):
         final = fit(tmp_path, model=model, epochs=1)
     assert flags(final) == ("low_precision",)

@@ -89,7 +89,7 @@ def test_the_clean_samples_are_judged_and_the_conditions_say_so(tmp_path):
     assert pair.empirical_risk == pytest.approx(sum(rates) / 2)
     assert single.empirical_risk == pytest.approx(rates[0])
     for certificate in (pair, single):
-        assert "certified is the error on samples that are read so" in certificate.statement()
+        assert "the error on samples that are read in this way" in certificate.statement()
 
 
 @pytest.mark.slow
@@ -143,7 +143,7 @@ def test_a_method_of_the_data_module_through_the_monitor(tmp_path):
     assert monitor.latest["bound"].certificate.valid
     assert final.certificates[0].valid
     assert final.certificates[0].evaluation == 3
-    with pytest.raises(ConfigurationError, match="clean='cleaner' is the name of no method of the data module"):
+    with pytest.raises(ConfigurationError, match="clean='cleaner' is not the name of a method of the data module"):
         fit(tmp_path, data=NoisyData(), clean="cleaner")
 
 
@@ -188,17 +188,17 @@ def one_other(targets):
         (
             lambda: Relabelled(torch.randperm(300, generator=torch.Generator().manual_seed(1))),
             "other_samples",
-            "clean= gives the labels of the training data in another order",
+            "clean= has the labels of the training data in another order",
         ),
         (
             lambda: Relabelled(labels=one_other),
             "other_samples",
-            "clean= gives other labels than the training data for 1 of 300 samples",
+            "clean= has other labels than the training data for 1 of 300 samples",
         ),
         (
             lambda: Relabelled(labels=lambda targets: torch.nn.functional.one_hot(targets)),
             "other_samples",
-            "clean= gives labels of another shape",
+            "The labels of clean= have another shape",
         ),
         (Noisy, "augmentation_in_certification", "Two reads of the same sample of clean= differ"),
         (lambda: DataLoader(Stream(), batch_size=4), "no_sample", "clean= cannot be read by index"),
@@ -216,11 +216,11 @@ def test_other_samples_are_refused_by_both(tmp_path, clean, flag, sentence):
 
 def test_what_gives_no_samples_is_no_argument():
     for kind in (FinalCertificate, PACBayesBound):
-        with pytest.raises(ConfigurationError, match="clean=3 gives no samples; pass a DataLoader or a data set"):
+        with pytest.raises(ConfigurationError, match="clean=3 provides no samples; pass a DataLoader or a data set"):
             kind(clean=3)
-    with pytest.raises(ConfigurationError, match="clean=3 gives no samples"):
+    with pytest.raises(ConfigurationError, match="clean=3 provides no samples"):
         SloppyMonitor(clean=3)
-    with pytest.raises(ConfigurationError, match=r"Stream object.* gives no samples"):
+    with pytest.raises(ConfigurationError, match=r"Stream object.* provides no samples"):
         FinalCertificate(clean=Stream())
 
 
@@ -345,7 +345,7 @@ def test_a_split_of_clean_copies_is_seen(tmp_path):
         def clean_dataloader(self):
             return DataLoader(ConcatDataset([blobs(150), blobs(150)]), batch_size=50)
 
-    with pytest.warns(UserWarning, match="of the certifying samples are training samples as well"):
+    with pytest.warns(UserWarning, match="of the certifying samples are also training samples"):
         final = certified(tmp_path, PriorSplit(Twice(), 0.5), prior="split", clean="clean_dataloader")
     assert flags(final) == ("prior_depends_on_sample",)
     with pytest.warns(UserWarning, match="clean= has 150 samples, but the training data are split from another"):

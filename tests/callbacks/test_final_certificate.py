@@ -89,7 +89,7 @@ def test_beside_the_live_bound_it_is_the_next_evaluation(tmp_path):
     live = PACBayesBound(strict=True)
     final = fit(tmp_path, before=[HessianSpectrum(k=2, num_samples=64), live], epochs=2)
     assert final.certificates[0].evaluation == len(live.measurements) + 1 == 4
-    with pytest.raises(ConfigurationError, match="give both the same"):
+    with pytest.raises(ConfigurationError, match="use the same value in both"):
         fit(tmp_path, before=[HessianSpectrum(), PACBayesBound(delta=0.1)], epochs=1, delta=0.05)
 
 
@@ -129,7 +129,7 @@ def test_a_split_prior_certifies_on_what_training_never_saw(tmp_path):
 
 
 def test_a_split_prior_needs_a_split(tmp_path):
-    with pytest.raises(ConfigurationError, match="is no PriorSplit"):
+    with pytest.raises(ConfigurationError, match="needs a PriorSplit"):
         fit(tmp_path, prior="split")
 
 
@@ -151,7 +151,7 @@ def test_copies_lie_on_one_side_of_the_split_and_count_once(tmp_path):
     split = PriorSplit(Data(twice))
     pair = fit(tmp_path, data=split, prior="split").certificates[0]
     assert (pair.valid, pair.n, pair.n_prior) == (True, 100, 200)
-    assert "Equal samples lie on one side of the split" in pair.statement()
+    assert "Equal samples are on the same side of the split" in pair.statement()
     sides = [{index % 200 for index in side.dataset.indices} for side in (split.train_dataloader(),)]
     assert len(sides[0]) == 100
     assert (

@@ -149,14 +149,14 @@ def test_the_scales_are_those_of_the_start_on_held_out_samples(tmp_path, seen):
 def test_validation_samples_that_are_trained_on_forbid_the_prior(tmp_path):
     samples = blobs(400)
     shared = TensorDataset(*(tensor[:50] for tensor in samples.tensors))
-    with pytest.warns(UserWarning, match="50 of the training samples are validation samples as well"):
+    with pytest.warns(UserWarning, match="50 of the training samples are also validation samples"):
         final = fit(tmp_path, data=HeldOut(samples, shared), prior="curvature")
     assert flags(final) == ("prior_depends_on_sample",)
     assert final.certificates is None
 
 
 def test_without_validation_samples_it_ends_before_the_training(tmp_path):
-    with pytest.raises(ConfigurationError, match="looks at the network's start on validation samples, but the fit has"):
+    with pytest.raises(ConfigurationError, match="measures the initial network on validation samples, but the fit has"):
         fit(tmp_path, data=blobs(200), prior="curvature")
 
 
@@ -379,7 +379,7 @@ def test_held_out_samples_that_may_certify_are_noticed(tmp_path, kind):
                 return DataLoader(Noisy(samples), batch_size=50)
             return DataLoader(samples, batch_size=50, collate_fn=doubled)
 
-    sentence = {"same data set": "are validation samples as well", "random reads": "Two reads of one validation"}[kind]
+    sentence = {"same data set": "are also validation samples", "random reads": "Two reads of one validation"}[kind]
     with pytest.warns(UserWarning, match=sentence):
         final = fit(tmp_path, data=Hiding(samples), prior="curvature")
     assert flags(final) == ("prior_depends_on_sample",)
@@ -388,7 +388,7 @@ def test_held_out_samples_that_may_certify_are_noticed(tmp_path, kind):
 @pytest.mark.parametrize(
     ("held_out", "sentence"),
     [
-        (Streaming(), "first validation loader, and they cannot be read"),
+        (Streaming(), "first validation loader, but they cannot be read"),
         (TensorDataset(torch.randn(60, 6)), "needs validation batches of inputs and class indices"),
         (TensorDataset(torch.randn(60, 6), torch.randn(60, 3)), "needs validation batches of inputs and class indices"),
     ],

@@ -76,7 +76,7 @@ def test_a_frozen_half_is_certified_and_so_is_its_checkpoint(tmp_path, half):
 def test_the_same_weights_trained_are_refused(tmp_path):
     live, final = PACBayesBound(strict=True), FinalCertificate(learning=QUICK, strict=True)
     host = trainer(tmp_path, callbacks=[HessianSpectrum(k=2, num_samples=64), live, final], max_epochs=1)
-    with pytest.warns(UserWarning, match="Weights in bfloat16 round away the noise"):
+    with pytest.warns(UserWarning, match="In bfloat16, rounding of the weights removes the noise"):
         host.fit(Adapted(torch.bfloat16, trained=True), loader(blobs(100)))
     assert flags(final) == ("low_precision",)
     assert live.measurements[-1].certificate.flags == ("low_precision",)

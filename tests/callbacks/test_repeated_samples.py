@@ -121,7 +121,7 @@ def test_copies_by_index_count_once(tmp_path, make, count):
     for certificate in (*final.certificates, live.latest.certificate):
         assert certificate.valid
         assert certificate.n == certificate.risk_samples == count
-        assert not any("equal others" in text for text in certificate.conditions)
+        assert not any("are equal to others" in text for text in certificate.conditions)
 
 
 def test_each_sample_is_read_once_in_its_first_place():
@@ -151,7 +151,7 @@ def test_a_split_of_a_table_keeps_equal_rows_together(tmp_path, duplicates):
     errors = [rate(tmp_path / "mine" / name, inputs, targets.long()) for name in pair.networks]
     assert (pair.valid, pair.n) == (True, len(rest))
     assert pair.empirical_risk == pytest.approx(sum(errors) / 2)
-    assert "Equal samples lie on one side of the split" in pair.statement()
+    assert "Equal samples are on the same side of the split" in pair.statement()
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ def test_a_split_of_natural_rows_is_one_of_single_rows(tmp_path):
     pair = certified(tmp_path, split, prior="split", duplicates="natural").certificates[0]
     assert rows_of(split.train_dataloader()) & rows_of(split.certification_dataloader())
     assert (pair.valid, pair.n, pair.n_prior) == (True, 200, 200)
-    assert "one side of the split" not in pair.statement()
+    assert "the same side of the split" not in pair.statement()
     twice = PriorSplit(Data(ConcatDataset([data := table(100), data])), seed=1, duplicates="natural")
     pair = certified(tmp_path, twice, prior="split", duplicates="natural").certificates[0]
     assert (pair.valid, pair.n, pair.n_prior) == (True, 50, 100)
@@ -273,4 +273,4 @@ def test_packed_sequences_have_a_bound(tmp_path):
     certificate = live.latest.certificate
     assert certificate.valid
     assert certificate.n == certificate.risk_samples == 20
-    assert not any("equal others" in text for text in certificate.conditions)
+    assert not any("are equal to others" in text for text in certificate.conditions)

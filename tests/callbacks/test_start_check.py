@@ -116,7 +116,10 @@ def test_trained_weights_are_no_initialisation(tmp_path, way, labels):
         final = certified(tmp_path, model, data, before=[HessianSpectrum(k=2, num_samples=64), live])
     assert flags(final) == ("prior_depends_on_sample",)
     assert final.measurements[-1].certificate.start_error < 0.05
-    assert "200 fresh initialisations of the module all have more" in final.measurements[-1].certificate.reasons[0]
+    assert (
+        "all of 200 new initialisations of the module have a larger one"
+        in final.measurements[-1].certificate.reasons[0]
+    )
     assert not any(m.certificate.valid for m in live.measurements)
 
 
@@ -134,7 +137,7 @@ def test_fresh_weights_are_one_and_their_error_stands_in_the_certificate(tmp_pat
     for certificate in found:
         assert certificate.valid
         assert certificate.start_error == pytest.approx(error)
-        assert any("fresh initialisation tried has no more" in remark for remark in certificate.remarks)
+        assert any("new initialisation does not have a larger error" in remark for remark in certificate.remarks)
         assert not any("not checked" in condition for condition in certificate.conditions)
 
 
@@ -160,7 +163,7 @@ def test_weights_from_other_data_need_the_users_word(tmp_path):
         assert certificate.valid
         assert error < certificate.value < 0.4
         assert "trained on other data" in certificate.prior
-        assert any("was not compared with fresh initialisations" in each for each in certificate.conditions)
+        assert any("were not compared with new initialisations" in each for each in certificate.conditions)
         assert not any("cannot be initialised again" in each for each in certificate.conditions)
         assert any("on 400 validation samples it is" in remark for remark in certificate.remarks)
     # Also where this process has seen the other training, and no state is there to go on with.
@@ -174,7 +177,7 @@ def test_unseen_samples_refute_the_users_word(tmp_path, prior):
     make = Wide if prior == "pretrained" else lambda: Forgotten(128)
     model = copied(tmp_path, make, trained(tmp_path, make, data))
     live = PACBayesBound(strict=True, prior=prior)
-    with pytest.warns(UserWarning, match=r"from step 0 on: .* validation samples, which has a probability of"):
+    with pytest.warns(UserWarning, match=r"from step 0 on: .* this has a probability of"):
         final = certified(
             tmp_path,
             model,
@@ -207,7 +210,7 @@ def test_a_module_that_its_class_can_make_again(tmp_path):
     assert fresh.valid
     assert "not checked" not in fresh.statement()
     model = copied(tmp_path, make, trained(tmp_path, make, data))
-    with pytest.warns(UserWarning, match="are no initialisation"):
+    with pytest.warns(UserWarning, match="are not an initialisation"):
         final = certified(tmp_path, model, data)
     assert flags(final) == ("prior_depends_on_sample",)
 
@@ -218,7 +221,7 @@ def test_a_module_that_nobody_can_make_again_says_so(tmp_path):
     final = certified(tmp_path, Forgotten(128), samples("coins"), before=[HessianSpectrum(k=2, num_samples=64), live])
     for certificate in (*final.certificates, live.latest.certificate):
         assert certificate.valid
-        assert "The start was not checked" in certificate.statement()
+        assert "This was not checked" in certificate.statement()
         assert 0.4 < certificate.start_error < 0.6
 
 
@@ -240,7 +243,7 @@ def test_a_module_of_which_a_part_can_be_made_again(tmp_path):
         final.certificates[0].statement()
     )
     model = copied(tmp_path, Partly, trained(tmp_path, Partly, data))
-    with pytest.warns(UserWarning, match="are no initialisation"):
+    with pytest.warns(UserWarning, match="are not an initialisation"):
         certified(tmp_path, model, data)
 
 
@@ -253,7 +256,7 @@ def test_a_head_of_zeros_on_a_rare_class_is_no_trained_one(tmp_path):
     nn.init.zeros_(model.net[2].bias)
     final = certified(tmp_path, model, data)
     assert final.certificates[0].valid
-    assert any("of all of which they say the same" in remark for remark in final.certificates[0].remarks)
+    assert any("with the same prediction for all of them" in remark for remark in final.certificates[0].remarks)
 
 
 class Data(LightningDataModule):
@@ -298,7 +301,7 @@ def test_a_configuration_with_trained_weights_is_no_prior_of_a_file(tmp_path):
     fine = trainer(tmp_path, max_epochs=1)
     fine.fit(copied(tmp_path, Wide, model), DataLoader(data, 100))
     fine.save_checkpoint(tmp_path / "fine.ckpt", weights_only=True)
-    with pytest.warns(UserWarning, match="are no initialisation"):
+    with pytest.warns(UserWarning, match="are not an initialisation"):
         final = host.certify(
             copied(tmp_path, Wide, model), Data(data), ckpt_path=str(tmp_path / "fine.ckpt"), learning=PLAN
         )

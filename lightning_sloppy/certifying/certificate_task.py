@@ -1,4 +1,4 @@
-"""What is asked of a final certificate, and where the answer begins."""
+"""The task of a final certificate, and the posteriors from which its optimisation starts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RunState:
     Attributes:
         prior_mean: Weights before the first step.
         evaluation: Evaluations of the schedule so far.
-        split: Fingerprint of the samples that were trained on; None: nobody knows.
+        split: Fingerprint of the training samples; None if unknown.
         frozen: Digests of buffers and frozen parameters before the first step.
         buffers: The buffers themselves at that moment, by name, where training may move them.
         value: The latest bound of the run's PACBayesBound; NaN for none.

@@ -140,13 +140,13 @@ def _judging_stream(task: CertificateTask, posterior: ScaledGaussian) -> torch.G
 
 
 def forget_files(folder: Path) -> None:
-    """Take away what an earlier run has left under the names that are written here: it would vouch for another."""
+    """Remove the files of an earlier run with the same names: they would certify other networks."""
     for name in (PAIR, SINGLE, *CHECKPOINTS):
         (folder / name).unlink(missing_ok=True)
 
 
 def save(trainer: Trainer, context: FitContext, folder: Path, final: FinalCertificates) -> FinalCertificates:
-    """Write both networks as normal checkpoints, and the certificates beside them; on rank 0, without a word to others.
+    """Write both networks as normal checkpoints, together with the certificates, on rank 0.
 
     Args:
         trainer: The Trainer; its module holds each network while it is written, and its own weights again afterwards.
@@ -184,8 +184,9 @@ def _compare(context: FitContext, state: Mapping[str, Tensor], weights: Tensor) 
         written = state.get(name)
         if written is None or not torch.equal(real_view(written).to(judged), judged):
             raise ConfigurationError(
-                f"The checkpoint of a certified network would hold another {name} than was judged, so nothing was "
-                "written; look for hooks that change the state (on_save_checkpoint), or parameters of mixed precision."
+                f"In the checkpoint of a certified network, {name} would differ from the evaluated network, so nothing "
+                "was written; check for hooks that change the state (on_save_checkpoint), and for parameters of mixed "
+                "precision."
             )
 
 

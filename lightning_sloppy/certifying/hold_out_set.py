@@ -1,4 +1,4 @@
-"""The validation samples as a hold-out set: whether a bound may rest on them, and which delta is left for it."""
+"""The validation samples as a hold-out set: whether they can be used for a bound, and with which delta."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 LARGEST = 10_000
-"""Validation samples judged: that many place an error rate to half a percent, and more would slow a fit."""
+"""Maximum number of validation samples: enough for an error rate to half a percent; more would slow a fit."""
 
 
 class HoldOut:
@@ -64,8 +64,8 @@ class HoldOut:
         """Look at the checkpoint that the fit goes on from, before :meth:`load`."""
         monitor = chosen_by(trainer, checkpoint)
         self._chosen = monitor and (
-            f"No hold-out bound: the fit goes on from a checkpoint that was kept for its {monitor}, so the weights may "
-            "depend on the validation samples; go on from the latest one (ModelCheckpoint(save_last=True))."
+            f"No hold-out bound: the fit resumes from a checkpoint that was selected by {monitor}, so the weights may "
+            "depend on the validation samples; resume from the latest one (ModelCheckpoint(save_last=True))."
         )
 
     def end_fit(self, trainer: Trainer, module: nn.Module) -> None:
@@ -105,7 +105,7 @@ class HoldOut:
             delta: Failure probability of the run.
             step: Of the measurement.
             trained: Samples that were trained on, as a certificate reads them.
-            duplicates: The user's word on equal samples; without it the larger of the bounds on all and on the
+            duplicates: The user's statement about equal samples. None: the larger of the bounds on all and on the
                 different ones.
         """
         if not self._opened:
@@ -121,18 +121,18 @@ class HoldOut:
                 self.note = "No hold-out bound: the training was stopped before the first evaluation."
             else:
                 self.note = (
-                    f"The hold-out bound is that of step {self._last[0]}: the training was stopped, and the step of "
-                    "the end may have been chosen by the validation samples."
+                    f"The hold-out bound is that of step {self._last[0]}: the training was stopped, and the validation "
+                    "samples may have determined the last step."
                 )
             return None if self._last is None else self._last[1]
         self.evaluation += 1
         weights, conditions = context.layout.vector(context.module), (HOLD_OUT_CONDITION, *self._rows.conditions)
         self._evaluated = (trainer.global_step, weights_hash(weights))
-        self.note = f"The hold-out bound rests on this: {' '.join(conditions)}"
+        self.note = f"Conditions of the hold-out bound: {' '.join(conditions)}"
         counted = [probe_indices(len(self._rows.source), LARGEST, seed=3)]
         if self._rows.distinct is not None:
             counted.append(self._rows.distinct[probe_indices(len(self._rows.distinct), LARGEST, seed=3)])
-        # One evaluation: the larger of the two is claimed.
+        # One evaluation: the larger of the two is reported.
         found = max(
             (
                 hold_out_certificate(
@@ -168,8 +168,8 @@ class HoldOut:
             if at == trainer.global_step and before != sums:
                 self._opened, self._counter = True, None
                 self._chosen = self.note = (
-                    "No hold-out bound: weights were written during a validation (the best checkpoint restored, or an "
-                    "average swapped in?), so they may depend on the validation samples."
+                    "No hold-out bound: the weights were changed during a validation (was the best checkpoint "
+                    "restored, or an average swapped in?), so they may depend on the validation samples."
                 )
 
     def _open(
@@ -184,7 +184,7 @@ class HoldOut:
         """Look at the validation samples once; returns why they cannot serve."""
         loaders = trainer_internals.validation_loaders(trainer)
         if len(loaders) != 1:
-            return f"No hold-out bound: there are {len(loaders)} validation loaders; give one."
+            return f"No hold-out bound: there are {len(loaders)} validation loaders; use one."
         try:
             source = SampleSource(loaders[0]).each_once()
         except ConfigurationError as error:
@@ -201,24 +201,24 @@ class HoldOut:
         origin = context.origin
         if not origin.fresh and not trainer.ckpt_path and self._left not in ("", weights_hash(origin.weights)):
             self._chosen = (
-                "No hold-out bound: weights were written between two fits (the best checkpoint restored?), so they may "
-                "depend on the validation samples."
+                "No hold-out bound: the weights were changed between two fits (was the best checkpoint restored?), so "
+                "they may depend on the validation samples."
             )
         if self._chosen:
             return self._chosen
         if trainer_internals.steers_by_validation(trainer):
             return "No hold-out bound: a learning-rate schedule reacts to a monitored value."
         if trainer_internals.reloads_loaders(trainer):
-            return "No hold-out bound: the loaders are made anew during the fit, so the split may change."
+            return "No hold-out bound: the loaders are created again during the fit, so the split may change."
         if validity.reads_differ(trainer, context, source):
             return "No hold-out bound: two reads of one validation sample differ."
         training = context.samples.digests(trained)
         if not context.origin.fresh and self._trained_on != training.fingerprint:
-            return "No hold-out bound: the weights were trained before on samples that are not known here."
+            return "No hold-out bound: the weights were trained before on unknown samples."
         self._trained_on = training.fingerprint
         shared = validity.shared_samples(context, trained, source, natural=natural)
         if shared:
-            return f"No hold-out bound: {shared:,} validation samples are training samples as well."
+            return f"No hold-out bound: {shared:,} validation samples are also training samples."
         return ""
 
     def state(self) -> dict[str, Any]:

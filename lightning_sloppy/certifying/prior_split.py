@@ -32,30 +32,32 @@ PASSED_ON = (
     "on_before_batch_transfer",
     "on_after_batch_transfer",
 )
-"""What the Trainer must find here exactly where the inner data module overrides it."""
+"""Methods that are taken from the inner data module, because the Trainer checks whether they are overridden."""
 
 
 class PriorSplit(LightningDataModule):
-    """Wraps a data module: training sees a random part of its training samples, the rest certifies.
+    """A data module that uses a random part of another one's training samples for training, and the rest to certify.
 
-    So the trained network may be the mean of a prior: it depends on the part alone. With
-    ``FinalCertificate(prior="split")`` the posterior is then learnt around it, and judged on the samples that were left
-    out: ``n`` is their number (Ambroladze et al., NeurIPS 2006; Perez-Ortiz et al., JMLR 2021). The split is uniform
-    and seeded; one by classes would use the labels of the samples that certify. Equal samples (inputs and targets) lie
-    on one side: as copies of a draw that the prior has seen they could not certify. They are looked for among tensors
-    of any number, and among up to 60,000 samples of other data sets, unless these are read at random.
+    The trained network depends on the first part only and can therefore be the mean of a prior. With
+    ``FinalCertificate(prior="split")`` the posterior is learnt around it and evaluated on the samples that were not
+    used for training; ``n`` is their number (Ambroladze et al., NeurIPS 2006; Perez-Ortiz et al., JMLR 2021). The split
+    is uniform and seeded. A split by class would use the labels of the certifying samples. Equal samples (inputs and
+    targets) are on the same side, because copies of a draw that the prior has seen cannot certify. Equal samples are
+    searched for among any number of tensors, and among up to 60,000 samples of other data sets, unless these are read
+    with random transforms.
 
     Args:
-        datamodule: Its ``train_dataloader`` gives one loader with an indexable data set and a plain sampler.
-        prior_fraction: Part that training sees, in (0, 1); 0.5 is usual.
-        seed: Of the split.
-        duplicates: Your word on equal samples, the same as the certificate's: "natural", draws of their own, which are
-            split one by one; "copies" of one draw, or None: split together. Then the fraction is one of different
-            samples.
+        datamodule: Data module whose ``train_dataloader`` returns one loader with an indexable data set and a plain
+            sampler.
+        prior_fraction: Fraction of the samples that is used for training, in (0, 1); 0.5 is usual.
+        seed: Seed of the split.
+        duplicates: Your statement about equal samples, the same as for the certificate. "natural": independent draws,
+            which are split one by one. "copies" (of one draw) or None: they are split together, and the fraction is
+            that of different samples.
 
     Raises:
-        ConfigurationError: For a fraction out of range or another word; when the loader is asked for, if its samples
-            cannot be split.
+        ConfigurationError: For a fraction out of range or an unknown statement. When the loader is requested: if its
+            samples cannot be split.
 
     Example:
         >>> from lightning_sloppy.demo import DigitsDataModule
@@ -75,7 +77,7 @@ class PriorSplit(LightningDataModule):
     ) -> None:
         super().__init__()
         if not 0.0 < prior_fraction < 1.0:
-            raise ConfigurationError(f"prior_fraction={prior_fraction} must lie in (0, 1): give for instance 0.5.")
+            raise ConfigurationError(f"prior_fraction={prior_fraction} must be in (0, 1); pass for instance 0.5.")
         require_duplicates(duplicates)
         self.datamodule = datamodule
         self.duplicates = duplicates
@@ -87,7 +89,7 @@ class PriorSplit(LightningDataModule):
             setattr(self, name, getattr(datamodule, name))
 
     def __getattr__(self, name: str) -> Any:
-        """What only the inner data module has: its number of classes, its transforms."""
+        """Attributes of the inner data module, such as its number of classes or its transforms."""
         inner = self.__dict__.get("datamodule")
         if inner is None:
             raise AttributeError(name)
@@ -110,22 +112,22 @@ class PriorSplit(LightningDataModule):
         self.datamodule.teardown(stage)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """The part that training sees; the same however often a fit asks for it."""
+        """The part that is used for training; the same at every call in a fit."""
         loader, part, _ = self._parts()
         return _like(loader, part, shuffle=isinstance(loader.sampler, RandomSampler), drop_last=loader.drop_last)
 
     def certification_dataloader(self) -> DataLoader[Any]:
-        """The samples that certify, in order of their indices."""
+        """The certifying samples, in order of their indices."""
         loader, _, rest = self._parts()
         return _like(loader, rest, shuffle=False, drop_last=False)
 
     def gave(self, dataset: Any) -> bool:
-        """Whether this data set is the part that training sees."""
+        """Whether this data set is the part that is used for training."""
         return self._split is not None and dataset is self._split[1]
 
     @property
     def grouped(self) -> bool:
-        """Whether there are equal samples, and each lies on one side with all that equal it."""
+        """Whether there are equal samples that were kept on the same side."""
         self._parts()
         return self._grouped
 
@@ -160,21 +162,21 @@ class PriorSplit(LightningDataModule):
         random = type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == total
         if type(loader.batch_sampler) is not BatchSampler or not (random or type(sampler) is SequentialSampler):
             raise ConfigurationError(
-                f"PriorSplit needs a loader that shuffles or not, but found {type(sampler).__name__} in "
-                f"{type(loader.batch_sampler).__name__}; weights, quotas and replacement spoil the independence of the "
-                "samples."
+                f"PriorSplit needs a loader with shuffle=True or False, but found {type(sampler).__name__} in "
+                f"{type(loader.batch_sampler).__name__}; with weights, quotas or replacement the samples are not "
+                "independent."
             )
         return loader
 
     def _groups(self, source: SampleSource, places: Tensor) -> Tensor:
-        """A number for each sample, (n,), the same for those that must lie on one side; at least those of one place."""
+        """A group number for each sample, (n,). Samples of one group are on the same side."""
         if self.duplicates == "natural" or not (source.in_memory or len(source) <= LOOKED_AT):
             return places
         with random_streams():
             groups = groups_of_equals(source)
             if int(groups.max()) >= int(places.max()):
                 return places
-            # Samples that are read at random may come out equal by chance.
+            # Samples that are read with random transforms may be equal by chance.
             return groups if torch.equal(groups, groups_of_equals(source)) else places
 
     def _indices(self, groups: Tensor, loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
@@ -188,7 +190,8 @@ class PriorSplit(LightningDataModule):
         if len(part) < least or len(rest) < 2:
             raise ConfigurationError(
                 f"prior_fraction={self.prior_fraction} of {total:,} different samples leaves too few for one of the "
-                f"parts ({len(part):,} to train on and {len(rest):,} to certify; a batch has {loader.batch_size})."
+                f"parts ({len(part):,} for training and {len(rest):,} to certify; the batch size is "
+                f"{loader.batch_size})."
             )
         return part, rest
 

@@ -106,7 +106,7 @@ class Evidence:
         risk: Counts the mistakes of flat weights on training examples given by their indices (CPU, int64).
         risk_samples: Examples looked at, half of them for each network. Where n is no larger, both networks
             see all n and the risk costs nothing. 10,000 cost .005 to .01 of bound.
-        pilot_samples: Examples behind each of at most 20 pilot risks that choose the posterior.
+        pilot_samples: Number of examples for each of at most 20 pilot risks that choose the posterior.
         start: Where the search for the posterior begins, when a good choice was known a little earlier.
         search: Whether to search from there; False takes the start as it is, and costs no passes.
         distinct: Indices of examples of different content, where others may be copies of these.
@@ -132,8 +132,8 @@ class Evidence:
         """Check what can be checked before anything is drawn."""
         if self.weights.dtype not in (torch.float32, torch.float64):
             raise ConfigurationError(
-                f"A bound was asked for weights in {self.weights.dtype}, whose rounding is as large as the posterior's "
-                "noise; keep the parameters in float32 (mixed precision does)."
+                f"The weights are in {self.weights.dtype}, whose rounding errors are as large as the noise of the "
+                "posterior; keep the parameters in float32 (mixed precision does)."
             )
         if self.n < 1 or self.risk_samples < 2 or self.pilot_samples < 1:
             raise ConfigurationError(

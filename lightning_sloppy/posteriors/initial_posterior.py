@@ -57,7 +57,7 @@ def stiff_start(
         risk: Counts mistakes of points on examples.
         generator: Source of noise and examples.
         dtype: Type of the points handed to ``risk``.
-        samples: Examples behind each risk.
+        samples: Number of examples for each risk.
 
     Returns:
         The posterior, around the prior's mean 0, in float64.

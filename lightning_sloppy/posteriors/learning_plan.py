@@ -1,4 +1,4 @@
-"""How a posterior is optimised, as a person writes it down."""
+"""The settings for the optimisation of a posterior."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Literal, get_args
 from lightning_sloppy.errors import ConfigurationError
 
 Spread = Literal["weights", "layers", "kronecker"]
-"""What has a deviation of its own."""
+"""What gets a separate deviation: each weight, each parameter tensor, or each Kronecker direction."""
 
 
 @dataclass(frozen=True)
 class LearningPlan:
-    """How a posterior is optimised.
+    """Settings for the optimisation of a posterior.
 
     Args:
         seconds: Time limit.
-        epochs: Passes over the examples at most; None for as many as the time allows.
-        batch_size: Examples in a step, all judged by one draw of the weights.
-        mean_rate: Adam's learning rate of the mean.
-        spread_rate: Adam's learning rate of the logarithms of deviations and factors.
-        spread: "weights": a deviation for each weight, 3 p numbers more while learning. "layers": one for each
-            parameter tensor, few numbers and quickly learnt. "kronecker": one for each direction of the Kronecker
-            eigenbasis of each layer, in whose coordinates the surrogate must be given: usually the tightest. A step
-            costs more, most with convolutions of many channels.
-        directions: Leading eigenvectors of the Hessian at the trained weights that get a precision of their own, 12 p
-            bytes each while learning. Weights are then drawn once for each batch, for such noise is not that of
-            single outputs, and gradients are noisier: hence 0.
+        epochs: Maximum number of passes over the examples. None: as many as the time allows.
+        batch_size: Number of examples in a step.
+        mean_rate: Adam's learning rate for the mean.
+        spread_rate: Adam's learning rate for the logarithms of deviations and factors.
+        spread: "weights": a deviation for each weight, which needs 3 p additional numbers while learning. "layers": one
+            for each parameter tensor, few numbers that are learnt quickly. "kronecker": one for each direction of the
+            Kronecker eigenbasis of each layer; the surrogate must be given in these coordinates. This is usually the
+            tightest, but a step costs more, especially for convolutions with many channels.
+        directions: Number of leading eigenvectors of the Hessian at the trained weights that get a separate precision.
+            Each needs 12 p bytes while learning. Weights are then drawn once for each batch, because this noise cannot
+            be drawn for single outputs, and gradients are noisier. The default is therefore 0.
 
     Raises:
         ConfigurationError: For numbers out of range.
@@ -45,13 +45,13 @@ class LearningPlan:
         """Check the numbers."""
         if min(self.seconds, self.batch_size) <= 0 or (self.epochs is not None and self.epochs < 1):
             raise ConfigurationError(
-                f"seconds={self.seconds}, epochs={self.epochs} and batch_size={self.batch_size} were asked for; all "
-                "must be positive, epochs may be None."
+                f"seconds={self.seconds}, epochs={self.epochs} and batch_size={self.batch_size} must be positive; "
+                "epochs may be None."
             )
         if self.directions < 0:
-            raise ConfigurationError(f"directions={self.directions} were asked for; give how many, 0 for none.")
+            raise ConfigurationError(f"directions={self.directions} is negative; pass a number, 0 for none.")
         if min(self.mean_rate, self.spread_rate) < 0 or self.spread not in get_args(Spread):
             raise ConfigurationError(
-                f"mean_rate={self.mean_rate}, spread_rate={self.spread_rate} and spread={self.spread!r} were asked "
-                "for; rates may not be negative, and spread is 'weights', 'layers' or 'kronecker'."
+                f"mean_rate={self.mean_rate}, spread_rate={self.spread_rate} and spread={self.spread!r} are not valid; "
+                "rates must not be negative, and spread must be 'weights', 'layers' or 'kronecker'."
             )

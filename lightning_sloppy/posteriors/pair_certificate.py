@@ -1,4 +1,4 @@
-"""From a spectrum to a certificate: spend delta on a pair that was drawn and judged, and write down everything."""
+"""The certificate of a pair drawn from a posterior that is built from a spectrum."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from lightning_sloppy.posteriors.gaussian import PRIOR_GRID
 from lightning_sloppy.posteriors.posterior_search import Choice
 from lightning_sloppy.version import __version__
 
-_CLAMPED = "The right side of the inequality was negative and was taken as 0."
-_EDGE = "The precision of the prior is an end of its grid: a wider one, written down before, might have done better."
-_SHRUNK = "The posterior mean is moreover scaled by tau lambda / (tau lambda + epsilon) in each direction."
+_CLAMPED = "The right side of the inequality was negative and was replaced by 0."
+_EDGE = "The precision of the prior is an end of its grid. A wider grid, fixed beforehand, might give a better bound."
+_SHRUNK = "The posterior mean is also scaled by tau lambda / (tau lambda + epsilon) in each direction."
 
 
 @dataclass(frozen=True)
@@ -48,27 +48,27 @@ def certify(
     conditions: Sequence[str] = (),
     prior: str = "initialization",
 ) -> Evaluated:
-    """Bound the mean true 0-1 error of two networks drawn around the weights, or give only the parts of a bound.
+    """Bound the mean true 0-1 error of two networks drawn around the weights, or return only the parts of a bound.
 
-    With probability at least ``1 - delta`` over the draw of the n examples and of the weights, the bounds of
-    all evaluations of a run hold at once, hold-out bounds included. Provided: the examples are independent
-    draws, the prior mean does not depend on them, each ``evaluation`` number is used once, and the network
-    has no state but its weights. When one of these fails, ``reasons`` says so and there is no bound: the value is
-    NaN and no delta is spent, while displacement, covariance, log-ratio and Gibbs error still tell how training goes.
+    With probability at least ``1 - delta`` over the draw of the n examples and of the weights, the bounds of all
+    evaluations of a run hold together, including hold-out bounds. This requires that the examples are independent
+    draws, the prior mean does not depend on them, each ``evaluation`` number is used once, and the network has no state
+    except its weights. If one of these conditions fails, ``reasons`` must contain it. There is then no bound: the value
+    is NaN and no delta is used, but displacement, covariance, log-ratio and Gibbs error are still computed.
 
     Args:
         evidence: Weights, prior, spectrum and examples.
-        delta: Failure probability of all that the run calls a bound; 0.6 of it is spent here on PAC-Bayes and
-            0.2 on subsampled risks, both in parts 6/(pi^2 t^2).
+        delta: Failure probability of all bounds of the run together; 0.6 of it is used here for PAC-Bayes and 0.2 for
+            subsampled risks, both in parts 6/(pi^2 t^2).
         evaluation: Number t of this evaluation, from 1.
-        generator: Source of all randomness; the choice of the posterior gets a stream of its own.
-        reasons: Why there is no bound, sentences; empty for a bound.
-        conditions: Statements under which the bound holds, kept in the certificate.
-        prior: The user's statement about the prior mean, kept in the certificate.
+        generator: Source of all randomness; the choice of the posterior uses a separate stream.
+        reasons: Sentences that say why there is no bound; empty for a bound.
+        conditions: Conditions of the bound, which are stored in the certificate.
+        prior: The user's statement about the prior mean, which is stored in the certificate.
 
     Returns:
-        A certificate of kind "pac_bayes_pair", and the posterior behind it. Its ``log_ratio`` is that of the drawn
-        pair, and so is its bound; the two KL parts are beside it to be looked at.
+        A certificate of kind "pac_bayes_pair", and the posterior. ``log_ratio`` and the bound are those of the drawn
+        pair; the two parts of the KL divergence are for information.
 
     Raises:
         ConfigurationError: If an argument is out of range, shapes disagree, or ``risk`` returns no count.
@@ -113,14 +113,14 @@ def certify(
 
 
 def bounded(parts: Certificate, *, subsample: int | None = None, among: Among | None = None) -> Certificate:
-    """The same certificate with the bound that its parts make, what costs most in it, and what is worth knowing.
+    """The certificate with the bound that follows from its parts, its largest term, and remarks.
 
     Args:
-        parts: With error, log-ratio and both probabilities.
-        subsample: Examples looked at where not each network saw all n.
-        among: The same draws on the different examples; the larger of both bounds is given. Each alone holds at the
-            probability of the certificate in one of two cases (all examples are draws, or the others are copies), so
-            nothing more is spent.
+        parts: Certificate with error, log-ratio and both probabilities.
+        subsample: Number of evaluated examples, if not every network was evaluated on all n.
+        among: The same draws on the different examples; the larger of both bounds is returned. Each of them holds with
+            the probability of the certificate in one of two cases (all examples are draws, or the others are copies),
+            so no additional failure probability is used.
     """
     if among is not None:
         alternative = replace(
@@ -166,7 +166,7 @@ def weakest_term(
 
     Args:
         rate: Error rate seen.
-        risk_upper: The same after paying for the subsample.
+        risk_upper: Upper limit of the error rate on all examples, if only a subsample was evaluated.
         budget: Nats for each example inside the inverted kl.
         displacement: KL of the mean, nats.
         covariance: KL of the covariance, nats.

@@ -197,10 +197,10 @@ def family_kl(
 
 
 def posterior_dimension(family: PosteriorFamily, *, epsilon: float, tau: float) -> float:
-    """``N_eff = sum_i tau lambda_i / (tau lambda_i + epsilon)``: how many directions a member pins down.
+    """``N_eff = sum_i tau lambda_i / (tau lambda_i + epsilon)``: how many directions a member determines.
 
-    The risk that its noise adds is ``N_eff / (2 tau)`` for a quadratic loss. The p - k directions without an eigenvalue
-    of their own count by their mean one.
+    The risk that its noise adds is ``N_eff / (2 tau)`` for a quadratic loss. The p - k directions without a computed
+    eigenvalue count with their mean one.
 
     Args:
         family: From :func:`posterior_family`.

@@ -1,4 +1,4 @@
-"""The last word on a posterior: fresh draws judged on all examples, a certificate for the pair and one for a single."""
+"""Certificates of a posterior from new draws evaluated on all examples: one for the pair, one for a single network."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ def certify_posterior(
         ConfigurationError: For fewer than two examples, or delta out of range.
     """
     if n < 2:
-        raise ConfigurationError(f"A certificate was asked for from {n} examples; it needs at least 2.")
+        raise ConfigurationError(f"A certificate needs at least 2 examples, but there are {n}; pass more examples.")
     require_probability(delta, "delta")
     if coordinates is not None and coordinates.origin.dtype != torch.float64:
-        raise ConfigurationError("Networks are judged in coordinates of float64; pass those, not a quick copy.")
+        raise ConfigurationError("The coordinates of a certificate must be float64; pass those.")
     drawn_as = dtype if coordinates is None else torch.float64  # a network is rounded when its weights are known
     judged = judge_pair(posterior, prior_mean, risk, n=n, generator=generator, dtype=drawn_as, samples=n)
     first, second = judged.networks
@@ -94,7 +94,7 @@ def certify_posterior(
     place = min(range(len(parts)), key=lambda j: sum(parts[j]))
     if not math.isfinite(sum(parts[place])) or not all(map(math.isfinite, judged.log_ratios)):
         raise ConfigurationError(
-            "The KL of the posterior is not a finite number, so nothing can be certified; look for NaN in the weights."
+            "The KL divergence of the posterior is not finite, so there is no bound; check the weights for NaN."
         )
     rank = getattr(posterior, "rank", 0)
     base = template or Certificate("", "", math.nan, valid=True, n=n, delta=delta)

@@ -188,7 +188,7 @@ def select_posterior(
         risk: Counts mistakes of flat weights on indices.
         generator: A source of its own, never used again for the certificate.
         dtype: Type of the weights handed to ``risk``.
-        pilot_samples: Examples behind each pilot risk, half of them for each network of the pair.
+        pilot_samples: Number of examples for each pilot risk, half of them for each network of the pair.
         max_evaluations: Most pilot risks, at least 1; 20 at the defaults cost 20,000 forward passes.
         start: A choice that was good a little earlier; the search then goes on from there, with half the draws
             on half the samples, at about a quarter of the cost.

@@ -1,9 +1,9 @@
-"""From declarations to tags, and from a measurement to its scalars under their tags.
+"""Tags of declared quantities, and the scalars of a measurement by tag.
 
-A tag is ``sloppy_<instrument>/<quantity>``, characters ``[a-z0-9_/]``, exactly one slash. TensorBoard groups its cards
-by the text before the slash, so an instrument is one block of cards. The two errors of an estimate stand beside it
-under tags that end in ``_sem`` and ``_truncation``. What is not declared is not logged: no curve appears without an
-explanation.
+A tag is ``sloppy_<instrument>/<quantity>``, with the characters ``[a-z0-9_/]`` and exactly one slash. TensorBoard
+groups its cards by the text before the slash, so an instrument is one block of cards. The two errors of an estimate are
+logged under tags that end in ``_sem`` and ``_truncation``. Only declared quantities are logged, so that every curve has
+an explanation.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ OVERHEAD = Quantity(
     "after the first `grace_seconds` of measuring.",
     chart="Overhead",
 )
-"""The one cost of all instruments together."""
+"""The cost of all instruments together."""
 
-# After these nothing that was computed can be trusted, not even what happens to be finite.
+# With these statuses, no value is reliable, even if it is finite.
 _WORTHLESS = (Status.FAILED, Status.NON_FINITE)
 
 
@@ -35,7 +35,7 @@ def tag(group: str, quantity: str) -> str:
 
 
 def cost_quantities(declaration: Declaration) -> list[Quantity]:
-    """What is logged of the cost of an instrument's measurements, in the group of costs."""
+    """The logged costs of an instrument's measurements, in the group of costs."""
     name, title, advice = declaration.name, declaration.title, declaration.cost_advice
     explained = {
         "seconds": f"Wall-clock seconds per measurement: {title}. {advice}".strip(),
@@ -53,9 +53,9 @@ def cost_quantities(declaration: Declaration) -> list[Quantity]:
 
 
 def expected_tags(declaration: Declaration) -> tuple[str, ...]:
-    """Every scalar tag that an instrument can be expected to log during a run.
+    """Every scalar tag that an instrument may log during a run.
 
-    A logger that must know its columns beforehand (CSV) is given exactly these, NaN where there is no value.
+    A logger that must know its columns in advance (CSV) gets exactly these, with NaN where there is no value.
 
     >>> expected_tags(Declaration("norm", "Norm", [Quantity("size", "Length of the weights.")]))
     ('sloppy_norm/size', 'sloppy_cost/seconds_norm', 'sloppy_cost/overhead')
@@ -72,17 +72,16 @@ def undeclared(measurement: Measurement, declaration: Declaration) -> list[str]:
 
 
 def scalars(measurement: Measurement, declaration: Declaration, *, overhead: float | None = None) -> dict[str, float]:
-    """Return every loggable number of a measurement under its tag.
+    """Return every loggable number of a measurement by its tag.
 
-    An estimate is loggable when it is declared and finite, its own status is ok (never UNRESOLVED), and the measurement
-    did not fail. A value known only as a lower bound is never returned under the name of a functional of the whole
-    spectrum. Both errors stand beside an estimate that has one. The cost is returned even for a measurement that
-    failed: the time was spent.
+    An estimate is loggable if it is declared and finite, its status is ok (never UNRESOLVED), and the measurement did
+    not fail. A lower bound is never returned under the name of a functional of the whole spectrum. For an estimate with
+    an error, both errors are returned as well. The cost is returned even if the measurement failed.
 
     Args:
-        measurement: The event.
-        declaration: Of the instrument that measured.
-        overhead: Seconds of measuring per second of training so far, when the caller wants it logged.
+        measurement: The measurement.
+        declaration: Declaration of the instrument.
+        overhead: Seconds of measuring per second of training so far; None: not logged.
 
     >>> from lightning_sloppy.records import Cost
     >>> half = Estimate(3.0, standard_error=0.5)

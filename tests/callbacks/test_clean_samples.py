@@ -305,16 +305,16 @@ def test_labels_in_a_mapping_are_found(tmp_path):
 def test_hold_out_samples_are_looked_for_among_the_clean_ones(tmp_path):
     held_out = DataLoader(Subset(blobs(300), range(200, 300)), 50)
     live = live_bound(tmp_path, Subset(Noisy(300), range(250)), held_out=held_out, clean=blobs(300))
-    assert "50 validation samples are training samples" in live.measurements[-1].notes[0]
+    assert "50 validation samples are also training samples" in live.measurements[-1].notes[0]
     live = live_bound(tmp_path, Noisy(300), held_out=held_out, clean=blobs(300))
-    assert "100 validation samples are training samples" in live.measurements[-1].notes[0]
+    assert "100 validation samples are also training samples" in live.measurements[-1].notes[0]
     live = live_bound(tmp_path, Noisy(300), held_out=DataLoader(blobs(100, seed=8), 50), clean=blobs(300))
     assert "hold_out" in live.latest.estimates
     same, other = Noisy(300, size=0), blobs(300)  # the clean samples look otherwise: the place alone tells
     other.tensors = (other.tensors[0] + 1, other.tensors[1])
     held_out = DataLoader(Subset(same, range(150, 250)), 50)
     live = live_bound(tmp_path, Subset(same, range(200)), held_out=held_out, clean=other)
-    assert "50 validation samples are training samples" in live.measurements[-1].notes[0]
+    assert "50 validation samples are also training samples" in live.measurements[-1].notes[0]
 
 
 @pytest.mark.slow

@@ -165,7 +165,7 @@ def test_samples_on_both_sides_of_the_split_forbid_it(tmp_path, monkeypatch):
     monkeypatch.setattr("lightning_sloppy.certifying.prior_split.PriorSplit._groups", lambda _, source, places: places)
     inputs, targets = blobs(200).tensors
     twice = TensorDataset(torch.cat([inputs, inputs]), torch.cat([targets, targets]))
-    with pytest.warns(UserWarning, match="training samples as well"):
+    with pytest.warns(UserWarning, match="also training samples"):
         final = fit(tmp_path, data=PriorSplit(Data(twice)), prior="split")
     assert "prior_depends_on_sample" in flags(final)
 

@@ -232,7 +232,7 @@ def test_shared_samples_forbid_the_hold_out_bound(tmp_path):
     data = blobs(200)
     bound = fit(tmp_path, data=Subset(data, range(150)), held_out=loader(Subset(data, range(100, 200)), shuffle=False))
     assert "hold_out" not in bound.measurements[-1].estimates
-    assert "50 validation samples are training samples" in bound.measurements[-1].notes[0]
+    assert "50 validation samples are also training samples" in bound.measurements[-1].notes[0]
 
 
 @pytest.mark.slow
@@ -273,7 +273,7 @@ def test_hold_out_bounds_have_a_count_of_their_own(tmp_path):
 @pytest.mark.slow
 def test_equal_samples_in_different_data_sets_are_found(tmp_path):
     bound = fit(tmp_path, data=blobs(200), held_out=loader(blobs(200), shuffle=False))
-    assert "200 validation samples are training samples" in bound.measurements[-1].notes[0]
+    assert "200 validation samples are also training samples" in bound.measurements[-1].notes[0]
 
 
 @pytest.mark.slow
@@ -283,7 +283,7 @@ def test_a_fit_that_was_not_watched_is_noticed_by_its_gradients(tmp_path):
     trainer(tmp_path, max_epochs=1).fit(model, loader(blobs(200)))
     bound = fit(tmp_path, model, held_out=loader(blobs(60, seed=8), shuffle=False))
     assert "trained before this fit" in why_there_is_none(bound)
-    assert "trained before on samples that are not known" in bound.measurements[-1].notes[0]
+    assert "trained before on unknown samples" in bound.measurements[-1].notes[0]
 
 
 @pytest.mark.slow
@@ -386,5 +386,5 @@ def test_weights_that_a_validation_writes_have_no_hold_out_bound(tmp_path):
     host = trainer(tmp_path, callbacks=[HessianSpectrum(k=3, num_samples=64), bound, Restoring()], max_epochs=3)
     host.fit(Classifier(), loader(blobs(200)), loader(blobs(100, seed=8), shuffle=False))
     assert ["hold_out" in m.estimates for m in bound.measurements] == [True, True, False, False]
-    assert "weights were written during a validation" in bound.measurements[-1].notes[0]
+    assert "weights were changed during a validation" in bound.measurements[-1].notes[0]
     assert all(m.certificate.valid for m in bound.measurements)

@@ -182,7 +182,7 @@ def test_hold_out_samples_of_a_table_need_the_users_word(tmp_path):
         assert ("hold_out" in live.measurements[-1].estimates) == there
     live = PACBayesBound(strict=True, duplicates="natural")
     certified(tmp_path, data, live=live, held_out=DataLoader(Subset(data, range(50)), 50), duplicates="natural")
-    assert "50 validation samples are training samples" in live.measurements[-1].notes[0]
+    assert "50 validation samples are also training samples" in live.measurements[-1].notes[0]
 
 
 @pytest.mark.slow

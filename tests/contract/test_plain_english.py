@@ -107,30 +107,13 @@ PHRASES = (
 
 IN_CODE = frozenset(
     {
-        "behind each",
-        "behind every",
         "behind the first drop",
-        "beside it",
         "beside them",
         "counts one half",
         "cut at k",
-        "draws of their own",
-        "go on as before",
-        "goes best with",
         "is said once",
-        "layers that thaw",
-        "nobody can see",
-        "nobody has seen",
         "nobody knows",
-        "paying for",
-        "pins down",
-        "quick copy",
-        "say the same",
-        "stand beside",
-        "stands beside",
         "that pass by",
-        "the user's word",
-        "what costs most",
     }
 )
 """Phrases that docstrings and messages of the package still hold. Rewrite them there, then remove them here."""

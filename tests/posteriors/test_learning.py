@@ -195,9 +195,9 @@ def test_random_labels_are_never_certified_below_chance(seed: int) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n": 1}, "it needs at least 2"),
+        ({"n": 1}, "needs at least 2 examples"),
         ({"delta": 1.5}, "delta must lie strictly between 0 and 1, found 1.5"),
-        ({"prior_mean": torch.full((FEATURES * CLASSES,), math.nan)}, "KL of the posterior is not a finite number"),
+        ({"prior_mean": torch.full((FEATURES * CLASSES,), math.nan)}, "KL divergence of the posterior is not finite"),
     ],
 )
 def test_what_cannot_be_certified_is_said(problem: Problem, change: dict[str, object], message: str) -> None:
@@ -216,10 +216,10 @@ def test_what_cannot_be_certified_is_said(problem: Problem, change: dict[str, ob
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seconds": 0}, "all must be positive"),
+        ({"seconds": 0}, "must be positive"),
         ({"epochs": 0}, "epochs=0"),
-        ({"mean_rate": -1.0}, "rates may not be negative"),
-        ({"spread": "blocks"}, "spread is 'weights', 'layers' or 'kronecker'"),
+        ({"mean_rate": -1.0}, "rates must not be negative"),
+        ({"spread": "blocks"}, "spread must be 'weights', 'layers' or 'kronecker'"),
     ],
 )
 def test_plans_that_make_no_sense(options: dict[str, object], message: str) -> None:

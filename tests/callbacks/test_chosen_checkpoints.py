@@ -59,10 +59,10 @@ def test_the_best_checkpoint_is_refused_and_so_is_what_goes_on_from_there(tmp_pa
         bound = next(c for c in host.callbacks if isinstance(c, PACBayesBound))
     else:
         bound, host = run(tmp_path, epochs=3, checkpoint=kept(tmp_path), ckpt_path=checkpoint.best_model_path)
-    assert "that was kept for its val_loss, so the weights may depend on the validation" in refused(bound)
+    assert "that was selected by val_loss, so the weights may depend on the validation" in refused(bound)
     host.save_checkpoint(tmp_path / "later.ckpt")
     bound, _ = run(tmp_path, epochs=4, ckpt_path=tmp_path / "later.ckpt")
-    assert "that was kept for its val_loss" in refused(bound)
+    assert "that was selected by val_loss" in refused(bound)
 
 
 @pytest.mark.slow

@@ -132,7 +132,9 @@ def test_a_checkpoint_without_the_beginning_is_named(tmp_path):
     host = trainer(tmp_path, max_epochs=1)
     host.fit(Regressor(), data())
     host.save_checkpoint(tmp_path / "run.ckpt")
-    with pytest.warns(UserWarning, match=r"does not know where the training of net.0.weight, net.0.bias, net.2.weight"):
+    with pytest.warns(
+        UserWarning, match=r"does not know the initial weights of net.0.weight, net.0.bias, net.2.weight"
+    ):
         trainer(tmp_path, callbacks=[DistanceToInit(GAMMA)], max_epochs=2).fit(
             Regressor(), data(), ckpt_path=tmp_path / "run.ckpt"
         )
@@ -157,7 +159,7 @@ def test_layers_that_are_trained_later_are_named_and_the_others_keep_their_begin
     host.fit(first, data())
     host.save_checkpoint(tmp_path / "run.ckpt")
     again = DistanceToInit(GAMMA)
-    with pytest.warns(UserWarning, match=r"does not know where the training of net.0.weight, net.0.bias began"):
+    with pytest.warns(UserWarning, match=r"does not know the initial weights of net.0.weight, net.0.bias \("):
         trainer(tmp_path, callbacks=[again], max_epochs=3).fit(
             Thawed(frozen=False), data(), ckpt_path=tmp_path / "run.ckpt", **SAFELY
         )

@@ -110,7 +110,7 @@ def test_with_hold_out_samples_it_stops_when_their_loss_is_old_and_the_dimension
         "lowest val_loss was 0.5, at epoch 2."
     )
     said = [record.getMessage() for record in caplog.records]
-    assert len([each for each in said if "watches val_loss as the hold-out loss" in each]) == 1
+    assert len([each for each in said if "uses val_loss as the hold-out loss" in each]) == 1
     assert sentence in said
 
 

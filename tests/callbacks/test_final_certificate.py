@@ -137,7 +137,7 @@ def test_a_split_prior_needs_a_split(tmp_path):
 def test_batch_norm_is_covered_by_a_split_prior_alone(tmp_path):
     model = Classifier(batch_norm=True)
     assert fit(tmp_path, data=PriorSplit(Data(blobs(400))), model=model, prior="split").certificates[0].valid
-    with pytest.warns(UserWarning, match="Batch statistics"):
+    with pytest.warns(UserWarning, match="batch statistics"):
         final = fit(tmp_path, model=Classifier(batch_norm=True))
     assert flags(final) == ("buffers_depend_on_sample",)
     assert math.isnan(final.measurements[-1].certificate.value)
@@ -357,7 +357,7 @@ def test_files_of_an_earlier_run_do_not_stay_beside_a_refusal(tmp_path):
     folder = tmp_path / "mine"
     fit(tmp_path, folder=str(folder))
     assert len(list(folder.glob("*"))) == 4
-    with pytest.warns(UserWarning, match="Batch statistics"):
+    with pytest.warns(UserWarning, match="batch statistics"):
         fit(tmp_path, model=Classifier(batch_norm=True), folder=str(folder))
     assert not list(folder.glob("*"))
 

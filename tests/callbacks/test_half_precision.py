@@ -69,7 +69,7 @@ def test_a_frozen_half_is_certified_and_so_is_its_checkpoint(tmp_path, half):
         assert found[1].empirical_risk == pytest.approx(errors[0])
     for certificate in (live.latest.certificate, *final.certificates, *again.certificates):
         assert certificate.value < 1 - 1 / CLASSES
-        assert f"Frozen weights in {str(half).removeprefix('torch.')} are widened" in certificate.statement()
+        assert f"Frozen weights in {str(half).removeprefix('torch.')} are converted" in certificate.statement()
 
 
 @pytest.mark.slow

@@ -147,7 +147,7 @@ def test_the_overhead_stays_below_its_limit_and_near_it(tmp_path, monkeypatch, c
     assert max(gaps) - min(gaps) <= 1, "the interval stretches evenly"
     for index, step in enumerate(steps[2:-1], start=2):
         assert 0.5 * (index + 1) - 1.0 <= overhead * (step + 2) + 1e-6
-    said = [record.getMessage() for record in caplog.records if "less often than asked" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "less frequent than requested" in record.getMessage()]
     assert len(said) == 1
 
 

@@ -112,7 +112,7 @@ def test_trained_weights_are_no_initialisation(tmp_path, way, labels):
     data = samples(labels)
     model = way(tmp_path, Wide, trained(tmp_path, Wide, data))
     live = PACBayesBound(strict=True)
-    with pytest.warns(UserWarning, match="No PAC-Bayes bound from step 0 on: The weights at the start are no init"):
+    with pytest.warns(UserWarning, match="No PAC-Bayes bound from step 0 on: The initial weights are not an init"):
         final = certified(tmp_path, model, data, before=[HessianSpectrum(k=2, num_samples=64), live])
     assert flags(final) == ("prior_depends_on_sample",)
     assert final.measurements[-1].certificate.start_error < 0.05
@@ -145,7 +145,7 @@ def test_fresh_weights_are_one_and_their_error_stands_in_the_certificate(tmp_pat
 def test_weights_from_other_data_need_the_users_word(tmp_path):
     elsewhere, here = samples("sign", seed=1), samples("sign", seed=2)
     model = trained(tmp_path, Wide, elsewhere)
-    with pytest.warns(UserWarning, match="state so with prior='pretrained'"):
+    with pytest.warns(UserWarning, match="pass prior='pretrained'"):
         certified(tmp_path, copied(tmp_path, Wide, model), here)
     held_out = DataLoader(samples("sign", seed=3), 100)
     live = PACBayesBound(strict=True, prior="pretrained")
@@ -281,7 +281,7 @@ def test_a_split_does_not_wash_weights_that_have_seen_both_parts(tmp_path, make)
     torch.manual_seed(0)
     assert certified(tmp_path, make(), PriorSplit(Data(data)), prior="split").certificates[0].valid
     model = trained(tmp_path, make, data)
-    with pytest.warns(UserWarning, match="state so with prior='pretrained_split'"):
+    with pytest.warns(UserWarning, match="pass prior='pretrained_split'"):
         final = certified(tmp_path, copied(tmp_path, make, model), PriorSplit(Data(data)), prior="split")
     assert flags(final) == ("prior_depends_on_sample",)
     here = PriorSplit(Data(samples("sign", seed=2)))

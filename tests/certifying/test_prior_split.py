@@ -132,7 +132,7 @@ class Stream(IterableDataset):
             ),
             "found RandomSampler in BatchSampler",
         ),
-        (lambda samples: DataLoader(samples, batch_size=30, drop_last=True), "a batch has 30"),
+        (lambda samples: DataLoader(samples, batch_size=30, drop_last=True), "the batch size is 30"),
     ],
 )
 def test_loaders_that_cannot_be_split(make, message: str) -> None:
@@ -141,7 +141,7 @@ def test_loaders_that_cannot_be_split(make, message: str) -> None:
 
 
 def test_fractions_that_leave_nothing() -> None:
-    with pytest.raises(ConfigurationError, match=r"must lie in \(0, 1\)"):
+    with pytest.raises(ConfigurationError, match=r"must be in \(0, 1\)"):
         PriorSplit(Data(), 1.0)
     with pytest.raises(ConfigurationError, match="leaves too few"):
         PriorSplit(Data(count=4), 0.1).train_dataloader()

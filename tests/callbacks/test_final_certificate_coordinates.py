@@ -98,7 +98,7 @@ def test_leading_directions_are_learnt_beside_every_spread(tmp_path, prior, spre
 def test_directions_and_a_prior_of_several_scales_do_not_go_together():
     with pytest.raises(ConfigurationError, match="directions= are orthogonal only if the prior is isotropic"):
         FinalCertificate(prior="curvature", learning=plan("weights", directions=2))
-    with pytest.raises(ConfigurationError, match="directions=-1 were asked for"):
+    with pytest.raises(ConfigurationError, match="directions=-1 is negative"):
         plan("weights", directions=-1)
 
 

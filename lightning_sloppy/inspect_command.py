@@ -80,7 +80,7 @@ def _inspected(options: argparse.Namespace, of_data: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lightning-sloppy inspect",
-        description="Look at a table before any model: columns that say the same, independent directions, missing "
+        description="Look at a table before any model: columns that repeat each other, independent directions, missing "
         "values, noise, and how sure all of it is. Prints one page.",
         epilog="--data CLASS_PATH [--data.ARGUMENT VALUE ...] takes the training samples of a LightningDataModule "
         "instead of a PATH. Exit code 2: a table that cannot be read or used.",
@@ -96,7 +96,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="COLUMN",
         help="columns to keep apart and to report by themselves",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the report, and the arrays beside it as .npz")
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        help="write the report to FILE, and the arrays to a file of the same name with the ending .npz",
+    )
     parser.add_argument(
         "--missing",
         action="append",

@@ -85,8 +85,8 @@ def coupled(trainer: Trainer, context: FitContext, choice: LossChoice, source: S
     """The reason if the network is not a function of single samples: outputs depend on the other samples of the batch.
 
     This happens with batch statistics in eval mode and attention over the batch. To detect it, 16 samples are evaluated
-    in one batch and in two. If two reads of a
-    sample differ, this cannot be decided, and the random reads are a reason by themselves.
+    in one batch and in two. If two reads of a sample differ, this cannot be decided, and the random reads are a reason
+    by themselves.
 
     Args:
         trainer: The Trainer.

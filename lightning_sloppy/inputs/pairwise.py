@@ -21,7 +21,7 @@ import numpy.typing as npt
 Floats: TypeAlias = "npt.NDArray[np.float64]"
 
 FEWEST_COMMON = 30
-"""Rows that two columns need in common: the correlation of fewer says little beside its error of ``1 / sqrt(n)``."""
+"""Rows that two columns need in common: with fewer, the error of a correlation, about ``1 / sqrt(n)``, is large."""
 
 _ROUNDING = 1e-12
 """Variance beside the mean square below which a column is constant over the rows in common."""

@@ -13,7 +13,7 @@ SETTLED = 0.05
 TOO_FEW = "no intervals: too few independent rows for so many columns"
 
 SMALL = 0.05
-"""Relative difference between two treatments up to which they say the same."""
+"""Relative difference between two treatments up to which they agree."""
 
 
 def answers_of(report: DataReport) -> list[Answer]:
@@ -92,7 +92,7 @@ def _directions(report: DataReport) -> Answer:
 
 
 def _drop(report: DataReport) -> Answer:
-    question = "Which columns can be dropped because others say the same?"
+    question = "Which columns can be dropped because others repeat them?"
     pairs = f"|r| > {report.threshold:g}"
     encoded = [set(names) for names in report.encoded.values()]
     dependent = [

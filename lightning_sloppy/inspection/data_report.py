@@ -257,7 +257,7 @@ class DataReport:
         return json.dumps(_plain(self.to_dict()), indent=1, allow_nan=False)
 
     def save(self, path: str | Path) -> Path:
-        """Write the JSON, and beside it the arrays with the ending ``.npz``.
+        """Write the JSON, and the arrays to a file of the same name with the ending ``.npz``.
 
         Args:
             path: Of the JSON.

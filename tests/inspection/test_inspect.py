@@ -121,7 +121,7 @@ def test_json_has_the_stable_keys(report, tmp_path) -> None:
 def test_the_answers_name_what_to_do(report) -> None:
     said = {answer.question.split("?")[0]: answer for answer in report.answers}
     for name in report.drop:
-        assert f'"{name}"' in said["Which columns can be dropped because others say the same"].answer
+        assert f'"{name}"' in said["Which columns can be dropped because others repeat them"].answer
     assert '"dead"' in said["Which sensors are dead"].answer
     assert "late (row 300)" in said["Which sensors are dead"].answer
     assert "missing at random" in said["What do missing values do"].evidence

@@ -48,7 +48,7 @@ def test_prints_one_page_and_writes_json_and_arrays(capsys, table, tmp_path) -> 
     assert '1 column: ["heat copy"]' in flat
     for question in (
         "How many independent directions are there?",
-        "Which columns can be dropped because others say the same?",
+        "Which columns can be dropped because others repeat them?",
         "Which sensors are dead?",
         "What do missing values do?",
         "Would more rows help?",

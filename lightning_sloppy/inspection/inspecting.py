@@ -41,7 +41,7 @@ from lightning_sloppy.records import SloppinessVerdict
 Missing = Literal["pairwise", "em", "error"]
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, how many steps are behind, and how many there are (0 where nobody knows)."""
+"""Told what is being done, how many steps are done, and how many there are (0 if unknown)."""
 
 MOSTLY_MISSING = 0.5
 

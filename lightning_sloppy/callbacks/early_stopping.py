@@ -172,8 +172,8 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
                 self._say_once(
                     "blind",
                     f"Early stopping on {self.monitor} cannot decide at step {measurement.step:,}, because the value "
-                    f"could not be measured. {' '.join(measurement.notes)} As long as it is missing, only a hold-out "
-                    "loss stops the training.",
+                    f"could not be measured. {''.join(note + ' ' for note in measurement.notes)}As long as it is "
+                    "missing, only a hold-out loss stops the training.",
                     warn=True,
                 )
             return

@@ -95,7 +95,7 @@ class IDXDataModule(InMemoryDataModule):
         if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels) or len(labels) == 0:
             raise ConfigurationError(
                 f"{images_path} has the shape {tuple(images.shape)} and {labels_path} {tuple(labels.shape)}: images"
-                " (n, height, width) and as many labels (n,) are needed. Do the two files belong together?"
+                " (n, height, width) and as many labels (n,) are needed; check that the files belong together."
             )
         return images.unsqueeze(1).float().div_(255), labels.long()
 

@@ -22,7 +22,7 @@ TYPES = {UNSIGNED_BYTE: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4",
 
 
 def read_idx(path: Path) -> Tensor:
-    """One IDX file of unsigned bytes as a uint8 tensor; unpacked when its name ends in ``.gz``.
+    """One IDX file of unsigned bytes as a uint8 tensor; decompressed if its name ends in ``.gz``.
 
     The format: two zero bytes, one byte for the type, one for the number of dimensions, the dimensions as
     big-endian 32-bit integers, then the values in C order.
@@ -62,19 +62,19 @@ def _values(path: Path, types: dict[int, str], beginning: str, kind: str) -> npt
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError) as error:
-        raise ConfigurationError(f"{path} cannot be read ({error}): fetch the file again.") from error
+        raise ConfigurationError(f"{path} cannot be read ({error}); download the file again.") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in types:
         raise ConfigurationError(
             f"{path} should be an IDX file{kind}, but begins with {content[:4].hex(' ') or 'nothing'}"
-            f" instead of {beginning}: fetch the file again, and let its name end in .gz only if it is packed."
+            f" instead of {beginning}; download the file again, and end its name in .gz only if it is compressed."
         )
     start = 4 + 4 * content[3]
     shape = struct.unpack(f">{content[3]}I", content[4:start]) if len(content) >= start else (0,)
     kept = np.dtype(types[content[2]])
     if len(content) < start or len(content) - start != math.prod(shape) * kept.itemsize:
         raise ConfigurationError(
-            f"{path} announces {math.prod(shape)} values in the shape {shape} and holds"
-            f" {max(len(content) - start, 0) // kept.itemsize}: it is incomplete, fetch it again."
+            f"{path} declares {math.prod(shape)} values in the shape {shape}, but contains"
+            f" {max(len(content) - start, 0) // kept.itemsize}: it is incomplete; download it again."
         )
     values = np.frombuffer(bytearray(content[start:]), dtype=kept).reshape(shape)
     return values.astype(kept.newbyteorder("="), copy=False)

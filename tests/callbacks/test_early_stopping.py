@@ -403,9 +403,9 @@ class Blind(Scripted):
 def test_values_that_are_not_resolved_are_not_judged(tmp_path):
     stopping = EffectiveDimensionEarlyStopping(hold_out=None)
     runs = trainer(tmp_path, callbacks=[stopping, Blind(FLAT)], max_epochs=12)
-    with pytest.warns(UserWarning, match="cannot judge step 0") as caught:
+    with pytest.warns(UserWarning, match="cannot decide at step 0") as caught:
         runs.fit(Told([0.0], training=[1.0, 0.5, *[0.3] * 30]), loader())
-    assert len([each for each in caught if "cannot judge" in str(each.message)]) == 1
+    assert len([each for each in caught if "cannot decide" in str(each.message)]) == 1
     assert stopping.curves.dimension == []
     assert stopping.stopping_reason is StoppingReason.NOT_STOPPED
     assert runs.current_epoch == 12

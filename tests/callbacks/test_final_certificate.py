@@ -346,7 +346,7 @@ class Averaging(Classifier):
 
 def test_a_file_that_would_hold_other_weights_is_not_written(tmp_path):
     folder = tmp_path / "mine"
-    with pytest.warns(UserWarning, match="another net.0.weight than was judged"):
+    with pytest.warns(UserWarning, match="net.0.weight would differ from the evaluated network"):
         final = fit(tmp_path, model=Averaging(), folder=str(folder), strict=False)
     assert final.certificates is None
     assert not list(folder.glob("*"))

@@ -318,7 +318,7 @@ class Manual(Counted):
 
 def test_under_manual_optimisation_a_loss_is_asked_for(tmp_path):
     fisher = FisherSpectrum(num_samples=16)
-    with pytest.warns(UserWarning, match="Under manual optimisation .* pass loss_fn="):
+    with pytest.warns(UserWarning, match="Under manual optimisation.* pass loss_fn="):
         fitted(tmp_path, Manual(), fisher)
     assert {m.status for m in fisher.measurements} == {Status.FAILED}
     given = FisherSpectrum(num_samples=16, loss_fn=F.cross_entropy, strict=True)

@@ -92,9 +92,9 @@ def test_a_sample_that_dominates_is_named(tmp_path):
     inputs[37] *= 1000
     callback = JacobianSpectrum()
     host = trainer(tmp_path, callbacks=[callback], max_epochs=1)
-    with pytest.warns(UserWarning, match="Sample 37 of the training data holds 100% of the trace") as caught:
+    with pytest.warns(UserWarning, match="Sample 37 of the training data contributes 100% of the trace") as caught:
         host.fit(Classifier(lr=0.0), DataLoader(TensorDataset(inputs, targets), 20))
-    assert len([w for w in caught if "holds" in str(w.message)]) == 1
+    assert len([w for w in caught if "contributes" in str(w.message)]) == 1
     assert callback.latest.estimates["largest_sample_fraction"].value > 0.99
     assert any("Sample 37" in paragraph for paragraph in callback.paragraphs())
 
@@ -187,7 +187,7 @@ def test_it_is_the_first_of_the_monitor_and_of_the_summary(tmp_path, capsys):
     assert next(iter(watcher.latest)) == "jacobian"
     (first, *_) = watcher.parts[0].paragraphs()
     value = watcher.latest["jacobian"].estimates["effective_dimension"].value
-    assert first.startswith(f"Effective dimension: {value:.4g} of 83 parameters (a direction with a thousandth of")
+    assert first.startswith(f"Effective dimension: {value:.4g} of 83 parameters (an eigenvalue that is a thousandth of")
 
 
 @pytest.mark.parametrize("wrong", [{"probes": 1}, {"steps": 1}, {"num_samples": 1}])

@@ -185,7 +185,7 @@ def test_a_sample_that_holds_the_trace_is_named_by_its_place_in_the_data(tmp_pat
     inputs[place] *= 100
     part = JacobianSpectrum(num_samples=PROBE, seed=5, schedule=NEVER)
     model = Classifier(lr=0.0)
-    with pytest.warns(UserWarning, match=f"Sample {place:,} of the training data holds"):
+    with pytest.warns(UserWarning, match=f"Sample {place:,} of the training data contributes"):
         fitted(tmp_path, part, model, DataLoader(TensorDataset(inputs, targets), 50))
     norms = per_sample_norms(model, inputs[probe_indices(TRAIN, PROBE, 5)])
     fraction = float(norms[40] / norms.sum())

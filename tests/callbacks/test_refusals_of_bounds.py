@@ -142,7 +142,7 @@ def held_out(tmp_path, data=None, **options):
 def test_loaders_that_are_made_anew_have_no_hold_out_bound(tmp_path, every):
     said, there = held_out(tmp_path, reload_dataloaders_every_n_epochs=every)
     assert there is (every == 0)
-    assert ("the loaders are made anew during the fit, so the split may change" in said) is (every > 0)
+    assert ("the loaders are created again during the fit, so the split may change" in said) is (every > 0)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.01])

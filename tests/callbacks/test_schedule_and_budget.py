@@ -375,9 +375,9 @@ def test_what_early_stopping_watches_is_said_to_be_costly_by_all_that_it_took(tm
     with caplog.at_level(logging.INFO):
         trainer(tmp_path, callbacks=[fisher, stopping], max_epochs=2).fit(clock.model(), loader(blobs(64)))
     assert x_values(fisher) == [0, 1, 3, 5, 7]
-    said = [record.getMessage() for record in caplog.records if "which early stopping watches" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "which early stopping uses" in record.getMessage()]
     assert len(said) == 1
-    assert "took 3.0 s beside 4.0 s of training" in said[0]
+    assert "took 3.0 s for 4.0 s of training" in said[0]
 
 
 def test_the_exact_kind_is_known_to_cost_ten_times_as_much(tmp_path, monkeypatch):

@@ -94,7 +94,7 @@ def test_too_few_features_are_said_once(tmp_path) -> None:
     part = InputSpectrum(strict=True)
     trainer(tmp_path, callbacks=[part], max_epochs=1).fit(Classifier(), loader())
     words = " ".join(part.paragraphs())
-    assert words.startswith("Whether the inputs are sloppy cannot be said: fewer than 10 eigenvalues are resolved")
+    assert words.startswith("It is undetermined whether the inputs are sloppy: fewer than 10 eigenvalues are resolved")
     assert words.count("fewer than 10") == 1
 
 

@@ -121,7 +121,7 @@ class Stream(IterableDataset):
     ("make", "message"),
     [
         (lambda samples: [DataLoader(samples)], "one training DataLoader, but Data gives a list"),
-        (lambda _: DataLoader(Stream(), batch_size=2), "a data set with length and index"),
+        (lambda _: DataLoader(Stream(), batch_size=2), "a data set with a length and an index"),
         (
             lambda samples: DataLoader(samples, sampler=WeightedRandomSampler([1.0] * 50, 50)),
             "found WeightedRandomSampler in BatchSampler",

@@ -187,7 +187,7 @@ def test_too_many_rows_say_what_to_lower() -> None:
 def test_outputs_must_have_a_row_for_each_sample() -> None:
     module = nn.Sequential(nn.Linear(4, 3), nn.Flatten(0))
     batches = [(torch.zeros(2, 4), torch.zeros(6))]
-    with pytest.raises(ConfigurationError, match=r"a row for each of the 2 samples .*forward gave \(6,\)"):
+    with pytest.raises(ConfigurationError, match=r"one row for each of the 2 samples, .*forward returned \(6,\)"):
         gram_matrix(Case(module, F.mse_loss, batches))
 
 

@@ -191,7 +191,7 @@ def test_weights_of_a_loss_of_ones_own() -> None:
 
     untold = hessian_spectrum(module, batches, hidden, k=3)
     assert "pass sample_weights=" in str(untold.detail["weights"])
-    with pytest.raises(ConfigurationError, match="one weight"):
+    with pytest.raises(ConfigurationError, match="one non-negative weight"):
         hessian_spectrum(module, batches, own, sample_weights=lambda y: torch.ones(2))
 
 

@@ -49,6 +49,7 @@ def _inspected(options: argparse.Namespace, of_data: list[str]) -> int:
         )
     if options.json is not None:
         _writable(Path(options.json))
+        _spares(Path(options.json), options.path)
     data = _of_datamodule(of_data) if of_data else options.path
 
     from rich.console import Console
@@ -170,6 +171,17 @@ def _of_datamodule(arguments: list[str]) -> Any:
             "data as a file instead."
         )
     return dataset if hasattr(dataset, "__len__") else loader
+
+
+def _spares(report: Path, table: str | None) -> None:
+    """Refuse to write the report or its arrays over the table.
+
+    Raises:
+        ConfigurationError: When the report would overwrite it.
+    """
+    written = (report, report.with_suffix(".npz"), Path(f"{report}.npz"))
+    if table is not None and Path(table).resolve() in {path.resolve() for path in written}:
+        raise ConfigurationError(f"The report would overwrite {table}; choose another name for --json.")
 
 
 def _writable(path: Path) -> None:

@@ -23,13 +23,14 @@ def chosen_by(trainer: Trainer, checkpoint: Mapping[str, Any]) -> str:
         trainer: The Trainer, which loads the file.
         checkpoint: What is in it.
     """
-    loaded = Path(str(trainer.ckpt_path)).name
+    # ``save_last="link"`` makes last.ckpt a link to a file that may have been chosen.
+    loaded = {Path(str(trainer.ckpt_path)).name, Path(str(trainer.ckpt_path)).resolve().name}
     keeping_all = {callback.state_key for callback in trainer.checkpoint_callbacks if _keeps_all(callback)}
     for key, state in checkpoint.get("callbacks", {}).items():
         if not isinstance(state, Mapping) or state.get("monitor") in PROGRESS:
             continue
         kept = [state.get("best_model_path"), *(() if key in keeping_all else state.get("best_k_models", ()))]
-        if loaded in {Path(str(path)).name for path in kept if path}:
+        if loaded & {Path(str(path)).name for path in kept if path}:
             return str(state["monitor"])
     return ""
 

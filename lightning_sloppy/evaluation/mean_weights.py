@@ -29,6 +29,7 @@ from lightning_sloppy.evaluation.inner_loss import IGNORED
 from lightning_sloppy.evaluation.loss_checks import AGREEMENT
 from lightning_sloppy.evaluation.nests import leaves_of
 from lightning_sloppy.evaluation.ranks import gathered_over_ranks
+from lightning_sloppy.evaluation.sample_rows import moved
 from lightning_sloppy.evaluation.target_weights import TargetWeights
 from lightning_sloppy.evaluation.weights import known_loss
 
@@ -148,17 +149,21 @@ class _Split:
 
 
 def _losses(objective: Objective, asked: Sequence[Parts]) -> list[_Split]:
-    """Losses of samples and parts, where that of all is finite."""
-    table, found = objective.copied_parameters(), []
+    """Losses of samples and parts, where that of all is finite: here and at moved weights.
+
+    A last layer of zeros gives every sample the same loss, and then any weights fit.
+    """
+    own, found = objective.copied_parameters(), []
     for parts in asked:
-        try:
-            split = _Split(parts, *(float(objective.loss_value(table, part)) for part in parts))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # a loss for batches of one size; what is wrong with the whole one the measurement says
-            continue
-        if math.isfinite(split.whole):
-            found.append(split)
+        for table in (own, moved(own)):
+            try:
+                split = _Split(parts, *(float(objective.loss_value(table, part)) for part in parts))
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # a loss for batches of one size; what is wrong with the whole one the measurement says
+                continue
+            if math.isfinite(split.whole):
+                found.append(split)
     return found
 
 

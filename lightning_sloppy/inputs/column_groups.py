@@ -69,7 +69,7 @@ def column_groups(
 
 def natural(name: str) -> list[tuple[int, int, str]]:
     """A key that sorts "sensor 9" before "sensor 10", whatever the order of the columns was."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def hierarchical_order(correlation: Floats) -> list[int]:

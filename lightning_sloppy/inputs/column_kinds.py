@@ -215,6 +215,8 @@ def is_none(cells: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 
 def _number(text: str) -> float | None:
+    if "_" in text:  # Python reads 0001_01 as a number, a table means an identifier
+        return None
     try:
         return float(text)
     except ValueError:

@@ -259,3 +259,29 @@ def test_outputs_without_a_row_for_each_sample_are_named() -> None:
     batches = [({"features": torch.ones(3, 4).double(), "mask": torch.ones(3, 1).double()}, torch.zeros(3))]
     with pytest.raises(ConfigurationError, match="row for each of the 3 samples"):
         fisher_spectrum(module, batches, lambda out, _: out["total"] ** 2)
+
+
+def test_a_mean_over_labels_is_found_behind_a_head_of_zeros() -> None:
+    """Every sample has the same loss there, so any weights fit at these parameters."""
+    torch.manual_seed(0)
+    head = nn.Linear(4, 5).double()
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+
+    def masked(outputs: Tensor, targets: Tensor) -> Tensor:
+        valid = targets != -1
+        terms = nn.functional.cross_entropy(outputs.movedim(-1, 1), targets.clamp_min(0), reduction="none")
+        return (terms * valid).sum() / valid.sum()
+
+    inputs, targets = torch.randn(8, 6, 4).double(), torch.randint(0, 5, (8, 6))
+    targets[:4, 1:] = -1  # one valid label in each sample of the first batch, six in each of the second
+    found = hessian_spectrum(head, [(inputs[:4], targets[:4]), (inputs[4:], targets[4:])], masked, k=25)
+    names = [name for name, _ in head.named_parameters()]
+    flat = torch.cat([p.detach().flatten() for p in head.parameters()])
+
+    def mean(weights: Tensor) -> Tensor:
+        parts = dict(zip(names, (weights[:20].view(5, 4), weights[20:]), strict=True))
+        return masked(torch.func.functional_call(head, parts, (inputs,)), targets)
+
+    right = torch.linalg.eigvalsh(torch.autograd.functional.hessian(mean, flat)).flip(0)
+    torch.testing.assert_close(found.eigenvalues, right, rtol=1e-8, atol=1e-10)

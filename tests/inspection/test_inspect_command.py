@@ -110,3 +110,15 @@ def test_help_shows_the_options(capsys) -> None:
     assert code == 0
     for option in ("PATH", "--target", "--json", "--missing", "--threshold", "--data CLASS_PATH"):
         assert option in page
+
+
+@pytest.mark.parametrize("report", ["table.csv", "table.json"])
+def test_a_table_is_never_overwritten(capsys, table, report) -> None:
+    name = table if report == "table.csv" else table.with_suffix(".npz")
+    if report == "table.json":
+        np.savez(name, values=np.random.default_rng(0).standard_normal((50, 3)))
+    before = name.read_bytes()
+    code, _, errors = run(capsys, name, "--json", table.parent / report)
+    assert code == 2
+    assert "would overwrite" in errors
+    assert name.read_bytes() == before

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_sloppy.errors import ConfigurationError, SloppyError
 from lightning_sloppy.inputs.column_groups import THRESHOLD
+from lightning_sloppy.inspection.data_report import arrays_beside
 
 BAD_INPUT = 2
 """Exit code for a table that cannot be read or used, as for arguments that cannot be parsed."""
@@ -31,14 +32,11 @@ def run_inspect(arguments: Sequence[str]) -> int:
     try:
         return _inspected(options, of_data)
     except SloppyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        said = str(error)
     except MemoryError:
-        print(
-            f"error: The memory does not suffice for {options.path or 'these data'}; select columns first.",
-            file=sys.stderr,
-        )
-        return BAD_INPUT
+        said = f"The memory does not suffice for {options.path or 'these data'}; select columns first."
+    sys.stderr.write(f"error: {said}\n")
+    return BAD_INPUT
 
 
 def _inspected(options: argparse.Namespace, of_data: list[str]) -> int:
@@ -70,7 +68,10 @@ def _inspected(options: argparse.Namespace, of_data: list[str]) -> int:
             progress=progress,
         )
     if options.json is not None:
-        arrays = report.save(options.json)
+        try:
+            arrays = report.save(options.json)
+        except OSError as error:
+            raise ConfigurationError(f"The report cannot be written to {options.json} ({error}).") from error
     console = Console(width=None if sys.stdout.isatty() else 120)
     print_page(report, console)
     if options.json is not None:
@@ -179,11 +180,10 @@ def _spares(report: Path, table: str | None) -> None:
     Raises:
         ConfigurationError: When the report would overwrite it.
     """
-    written = (report, report.with_suffix(".npz"), Path(f"{report}.npz"))
-    if table is not None and Path(table).resolve() in {path.resolve() for path in written}:
+    if table is not None and Path(table).resolve() in {report.resolve(), arrays_beside(report).resolve()}:
         raise ConfigurationError(f"The report would overwrite {table}; choose another name for --json.")
 
 
 def _writable(path: Path) -> None:
-    if path.is_dir() or not path.resolve().parent.is_dir():
+    if path.is_dir() or arrays_beside(path).is_dir() or not path.resolve().parent.is_dir():
         raise ConfigurationError(f"The report cannot be written to {path}; name a file in a folder that exists.")

@@ -75,8 +75,7 @@ class ColumnKind:
             row, text = self.first_text
             raise ConfigurationError(
                 f"The column {self.name!r} mixes numbers and text: row {row} (counted from 0) is {text!r}; correct "
-                f"it, name "
-                f"the text as missing (--missing {text!r}), or leave the column out."
+                f"it, name the text as missing (--missing {text!r}), or leave the column out."
             )
         if different <= MOST_CATEGORIES and not (self.all_different and self.texts > MOST_CATEGORIES):
             if different < 2:
@@ -123,9 +122,9 @@ class CellReader:
         numbers = np.full(len(cells), np.nan)
         texts: npt.NDArray[Any] = np.full(len(cells), None, dtype=object)
         for index, cell in enumerate(cells.tolist()):
-            if cell is None or cell != cell or type(cell).__name__ in ("NAType", "NaTType"):
+            if cell is None or type(cell).__name__ in ("NAType", "NaTType"):  # pandas.NA has no truth value
                 continue
-            if isinstance(cell, (int, float)):
+            if isinstance(cell, (int, float, np.number)):
                 numbers[index] = float(cell)
                 continue
             word = (cell.decode(errors="replace") if isinstance(cell, bytes) else str(cell)).strip()
@@ -159,8 +158,7 @@ def look(kind: ColumnKind, numbers: Floats, texts: npt.NDArray[Any] | None) -> N
         if len(infinite):
             raise ConfigurationError(
                 f"Row {start + int(infinite[0])} (counted from 0) of the column {kind.name!r} is infinite; correct "
-                f"it, or "
-                "name infinities as missing (--missing inf)."
+                "it, or name infinities as missing (--missing inf)."
             )
     known = numbers[finite]
     kind.rows += len(numbers)
@@ -200,8 +198,8 @@ def one_hot(kind: ColumnKind, numbers: Floats, texts: npt.NDArray[Any] | None) -
         numbers: Of a chunk.
         texts: Of a chunk.
     """
-    categories = sorted({*kind.seen, *(f"{value:g}" for value in kind.different_numbers)})
-    cells = np.array([f"{value:g}" if value == value else None for value in numbers], dtype=object)
+    categories = sorted({*kind.seen, *map(as_word, kind.different_numbers)})
+    cells = np.array([as_word(value) if value == value else None for value in numbers], dtype=object)
     if texts is not None:
         cells = np.where(is_none(texts), cells, texts)
     missing = is_none(cells)
@@ -212,6 +210,16 @@ def one_hot(kind: ColumnKind, numbers: Floats, texts: npt.NDArray[Any] | None) -
 def is_none(cells: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Which objects are None, (n,)."""
     return np.array([cell is None for cell in cells.tolist()], dtype=np.bool_)
+
+
+def as_word(value: float) -> str:
+    """A number as people write it, different for different numbers.
+
+    >>> as_word(3.0), as_word(-0.0), as_word(1234567.0), as_word(0.1)
+    ('3', '0', '1234567', '0.1')
+    """
+    value = float(value) + 0.0  # the negative zero is zero
+    return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
 
 
 def _number(text: str) -> float | None:

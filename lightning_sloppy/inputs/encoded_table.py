@@ -198,6 +198,12 @@ def _encoded(
             encoded[kind.name] = tuple(name for name, _ in one_hot(kind, *nothing))
             names += encoded[kind.name]
             parents += [kind.name] * len(encoded[kind.name])
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ConfigurationError(
+            f"{source.origin} has a column {twice[0]!r}, and a category of another column gets the same name; rename "
+            "the column."
+        )
     d = len(names)
     if d > MAX_FEATURES:
         raise ConfigurationError(

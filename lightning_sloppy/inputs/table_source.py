@@ -116,13 +116,12 @@ def _recognised(data: Any, missing: frozenset[str]) -> TableSource:
         return _matrix(_array(data), f"The {'tensor' if isinstance(data, Tensor) else 'array'}")
     if isinstance(data, (list, tuple)) and data:
         try:
-            return _matrix(np.asarray(data), "The list")
+            return _matrix(_array(data), "The list")
         except ValueError as error:
             raise ConfigurationError(f"The list given as a table has rows of different lengths ({error}).") from error
     raise ConfigurationError(
         f"A table was asked for, but a {type(data).__name__} was given; pass a path, a pandas or polars frame, an "
-        f"array or "
-        "tensor of shape (n, ...), or a data set."
+        "array or tensor of shape (n, ...), or a data set."
     )
 
 
@@ -175,8 +174,7 @@ def _text(path: Path, missing: frozenset[str]) -> TableSource:
                         if extra.any():
                             raise ConfigurationError(
                                 f"{path} cannot be read as a table: row {int(extra.idxmax())} (counted from 0) has "
-                                f"more "
-                                f"than {len(dialect.names)} cells."
+                                f"more than {len(dialect.names)} cells."
                             )
                         yield [frame.iloc[:, index].to_numpy() for index in kept]
         except UnicodeDecodeError as error:
@@ -302,8 +300,7 @@ def _matrix(values: npt.NDArray[Any], origin: str) -> TableSource:
     if names is None:
         raise ConfigurationError(
             f"{origin} has {features:,} numbers in each row, but at most {MAX_FEATURES:,} columns are handled; "
-            f"select or "
-            "pool features first."
+            "select or pool features first."
         )
     size = max(1, CHUNK_CELLS // max(features, 1))
 
@@ -365,8 +362,7 @@ def _inputs(item: Any) -> Any:
     if isinstance(item, Mapping):
         raise ConfigurationError(
             f"The samples are mappings with the keys {', '.join(map(str, list(item)[:5]))}; give a data set of "
-            f"tensors or "
-            "of pairs (inputs, targets)."
+            "tensors or of pairs (inputs, targets)."
         )
     return item
 
@@ -375,4 +371,6 @@ def _array(values: Any) -> npt.NDArray[Any]:
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         return np.asarray((values.float() if values.dtype in (torch.bfloat16, torch.float16) else values).numpy())
+    if isinstance(values, np.ma.MaskedArray):  # what is masked is missing
+        values = np.ma.filled(values.astype(float), np.nan) if values.dtype.kind in "biuf" else values.filled(None)
     return np.asarray(values)

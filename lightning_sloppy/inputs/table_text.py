@@ -34,7 +34,7 @@ class Dialect:
         delimiter: One character, or the pattern of white space.
         decimal: "." or ",".
         names: Of the columns.
-        header: Lines before the first row: 1 when the first names the columns, else 0.
+        header: Records before the first row, the names and blank lines above them; 0 without names.
         row_numbers: Whether the first column has no name and counts the rows, as pandas writes it.
     """
 
@@ -55,11 +55,11 @@ def sniffed(path: Path, missing: Collection[str]) -> Dialect:
     Raises:
         ConfigurationError: Unreadable, empty, not UTF-8, or a column named twice.
     """
-    lines = _first_lines(path)
+    blank, lines = _first_lines(path)
     if not lines:
         raise ConfigurationError(f"{path} is empty; give a file with at least two rows.")
     delimiter = _delimiter(lines, path)
-    cells = [_split(line, delimiter) for line in lines]
+    cells = _records(lines, delimiter)
     first, rest = cells[0], cells[1:]
     decimal = "," if delimiter != "," and _decimal_commas(rest or cells) else "."
     header = _is_header(first, rest, missing, decimal)
@@ -67,13 +67,14 @@ def sniffed(path: Path, missing: Collection[str]) -> Dialect:
     width = min(widths)
     names = [cell.strip() for cell in first] if header else [str(index) for index in range(width)]
     if header and widths == {len(names) + 1}:
-        names = ["", *names]  # the column of row names has no heading (as R writes it)
+        # Rows that end with a delimiter have an empty last cell; else the row names have no heading (as R writes it).
+        names = ["", *names] if any(row[-1].strip() for row in rest) else [*names, ""]
     row_numbers = header and names[0] == "" and [row[0].strip() for row in rest] == [str(i) for i in range(len(rest))]
     names = [name or f"unnamed {index}" for index, name in enumerate(names)]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ConfigurationError(f"{path} names the column {twice[0]!r} twice; give every column a name of its own.")
-    return Dialect(delimiter, decimal, tuple(names), int(header), row_numbers)
+    return Dialect(delimiter, decimal, tuple(names), (blank + 1) * header, row_numbers)
 
 
 def opened(path: Path) -> IO[bytes]:
@@ -107,7 +108,8 @@ def is_number(cell: str, decimal: str = ".") -> bool:
     return bool(_NUMBER.fullmatch(text)) or (decimal == "," and bool(_COMMA_NUMBER.fullmatch(text)))
 
 
-def _first_lines(path: Path) -> list[str]:
+def _first_lines(path: Path) -> tuple[int, list[str]]:
+    """How many blank lines come first, and the lines after them that are not blank."""
     try:
         with opened(path) as file:
             raw = [line for line in (file.readline(1 << 24) for _ in range(SNIFFED)) if line]
@@ -120,7 +122,9 @@ def _first_lines(path: Path) -> list[str]:
         text = joined.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigurationError(not_utf8(path, error)) from error
-    return [line for line in io.StringIO(text, newline=None).read().split("\n") if line.strip()]
+    lines = io.StringIO(text, newline=None).read().split("\n")
+    blank = next((index for index, line in enumerate(lines) if line.strip()), 0)
+    return blank, [line for line in lines if line.strip()]
 
 
 def not_utf8(path: Path, error: UnicodeDecodeError) -> str:
@@ -149,6 +153,16 @@ def _delimiter(lines: list[str], path: Path) -> str:
     if width > 1 and often >= 0.9 * len(lines) and ".csv" not in plain:
         return r"\s+"
     return best if scores[best][0] > 0.5 else ","
+
+
+def _records(lines: list[str], delimiter: str) -> list[list[str]]:
+    """The cells of each record; names in quotes may hold line breaks."""
+    alone = [_split(line, delimiter) for line in lines]
+    if delimiter == r"\s+" or lines[0].count('"') % 2 == 0:
+        return alone
+    together = list(csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter))
+    # A quote that is never closed takes all that follows: then it is a character like others.
+    return together if len(together) > len(lines) // 2 else alone
 
 
 def _split(line: str, delimiter: str) -> list[str]:

@@ -171,8 +171,8 @@ class DataReport:
         deduplicated: After leaving out what the groups list to drop.
         dominating_rows: Rows that rule the matrix, counted from 0.
         ranks, clipped: Participation ratio of ranks, and of values cut off at five deviations.
-        shrunk: Participation ratio of the shrunk correlation, and how far it was shrunk (0 to 1); None unless asked
-        for. autocorrelation: Median lag-1 autocorrelation of the columns.
+        shrunk: Participation ratio of the shrunk correlation, and the shrinkage (0 to 1); None unless asked for.
+        autocorrelation: Median lag-1 autocorrelation of the columns.
         effective_rows: Rows that count as independent.
         resampled: "rows" or "blocks of k rows", or why there are no intervals.
         half: Participation ratio that half of the rows give on average.
@@ -266,7 +266,7 @@ class DataReport:
             Path of the arrays.
         """
         path = Path(path)
-        arrays = path.with_suffix(".npz") if path.suffix == ".json" else Path(f"{path}.npz")
+        arrays = arrays_beside(path)
         text = self.to_json() + "\n"
         partial = [path.with_name(path.name + ".partial"), arrays.with_name(arrays.name + ".partial")]
         try:
@@ -349,6 +349,15 @@ class DataReport:
             "verdicts": {kind: asdict(verdict) for kind, verdict in self.verdicts.items()},
             "targets": [asdict(target) for target in self.targets],
         }
+
+
+def arrays_beside(report: Path) -> Path:
+    """The file of the arrays that belong to a report.
+
+    >>> str(arrays_beside(Path("a.json"))), str(arrays_beside(Path("a.txt")))
+    ('a.npz', 'a.txt.npz')
+    """
+    return report.with_suffix(".npz") if report.suffix == ".json" else Path(f"{report}.npz")
 
 
 def _spectrum(found: SpectrumReport) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.calibration import ITERATIONS, MOST_COLUMNS, calibrated_eigenvalues
 from lightning_sloppy.inputs.column_groups import THRESHOLD, column_groups, hierarchical_order
+from lightning_sloppy.inputs.column_kinds import as_word
 from lightning_sloppy.inputs.encoded_table import EncodedTable, encoded_table
 from lightning_sloppy.inputs.gaussian_em import MOST_ITERATIONS, gaussian_em
 from lightning_sloppy.inputs.half_samples import Halves, half_eigenvalues, halves_of, halves_of_parts
@@ -58,9 +59,9 @@ SAVED_BYTES = 64 * 1024**2
 def inspect(
     data: Any,
     *,
-    target: str | Sequence[str] = (),
+    target: str | int | Sequence[str | int] = (),
     missing: Missing = "pairwise",
-    missing_codes: Sequence[str | float] = (),
+    missing_codes: str | float | Sequence[str | float] = (),
     threshold: float = THRESHOLD,
     shrinkage: Shrinkage | None = None,
     intervals: bool = True,
@@ -106,8 +107,10 @@ def inspect(
         raise ConfigurationError(f"threshold={threshold} is no absolute correlation; pass a number between 0 and 1.")
     if shrinkage is not None and shrinkage not in get_args(Shrinkage):
         raise ConfigurationError(f"shrinkage={shrinkage!r} is unknown; choose one of {', '.join(get_args(Shrinkage))}.")
-    targets = [target] if isinstance(target, str) else list(target)
-    codes = [f"{code:g}" if isinstance(code, (int, float)) else str(code) for code in missing_codes]
+    if seed < 0:
+        raise ConfigurationError(f"seed={seed} is negative; pass 0 or more.")
+    targets = [str(each) for each in _several(target)]
+    codes = [as_word(code) if isinstance(code, (int, float)) else str(code) for code in _several(missing_codes)]
     tell = progress or _untold
     counted = 0
 
@@ -118,6 +121,11 @@ def inspect(
 
     table = encoded_table(table_source(data, codes), targets, codes, read)
     return _Inspection(table, missing, threshold, shrinkage, intervals, seed, tell).report()
+
+
+def _several(given: Any) -> list[Any]:
+    """What was given, one or several."""
+    return [given] if isinstance(given, (str, int, float)) else list(given)
 
 
 @dataclass

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from lightning_sloppy.inputs.column_kinds import as_word
 from lightning_sloppy.inspection.data_report import TargetReport
 
 MOST_CLASSES = 20
@@ -45,7 +46,7 @@ def _joined(targets: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any] | None:
 def _report(name: str, cells: npt.NDArray[Any]) -> TargetReport:
     known = np.array([cell is not None and cell == cell for cell in cells])
     present = cells[known]
-    words = [cell if isinstance(cell, str) else f"{cell:g}" for cell in present.tolist()]
+    words = [cell if isinstance(cell, str) else as_word(cell) for cell in present.tolist()]
     counts = Counter(words)
     missing = int((~known).sum())
     if len(counts) > MOST_CLASSES and cells.dtype != object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule
-from support.certified import QUICK, fit, flags
+from support.certified import QUICK, certifying_trainer, fit, flags
 from support.tiny import FEATURES, SAFELY, Classifier, blobs, loader, trainer
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler
 
@@ -17,7 +17,6 @@ from lightning_sloppy import (
     PriorSplit,
     SloppyMonitor,
 )
-from lightning_sloppy.callbacks.certifying_trainer import CertifyingTrainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*"),
@@ -368,15 +367,7 @@ def test_a_resume_and_the_certifying_of_a_checkpoint(tmp_path, prior):
     host = trainer(tmp_path, callbacks=[resumed], max_epochs=2)
     host.fit(Classifier(), datamodule=data(), ckpt_path=path, **SAFELY)
     assert resumed.certificates[0].valid
-    later = CertifyingTrainer(
-        accelerator="cpu",
-        logger=False,
-        default_root_dir=tmp_path,
-        enable_progress_bar=False,
-        max_epochs=1,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
+    later = certifying_trainer(tmp_path)
     options = {"ckpt_path": str(path), "learning": QUICK, "prior": prior}
     found = later.certify(Classifier(), data(), clean="clean_dataloader", **options)
     assert found.certificates[0].n == (150 if prior == "split" else 300)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.utils.checkpoint
-from support.certified import QUICK, Data, fit, flags, true_error
+from support.certified import QUICK, Data, certifying_trainer, fit, flags, true_error
 from support.tiny import CLASSES, SAFELY, Classifier, Regressor, blobs, loader, trainer
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -21,7 +21,6 @@ from lightning_sloppy import (
     PACBayesBound,
     PriorSplit,
 )
-from lightning_sloppy.callbacks.certifying_trainer import CertifyingTrainer
 from lightning_sloppy.certifying import certified_networks
 from lightning_sloppy.posteriors.pair_certificate import weights_hash
 
@@ -429,30 +428,26 @@ def test_a_run_is_certified_from_its_file_alone(tmp_path):
     host.save_checkpoint(tmp_path / "last.ckpt", weights_only=False)
     options = {"ckpt_path": str(tmp_path / "last.ckpt"), "learning": QUICK}
 
-    def host_of_certificates() -> CertifyingTrainer:
-        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "max_epochs": 1}
-        return CertifyingTrainer(accelerator="cpu", default_root_dir=tmp_path, enable_checkpointing=False, **quiet)
-
-    again = host_of_certificates().certify(Classifier(), Data(blobs(200)), **options)
+    again = certifying_trainer(tmp_path).certify(Classifier(), Data(blobs(200)), **options)
     assert again.certificates[0].evaluation == 2
     assert again.certificates[0].prior_hash == first.certificates[0].prior_hash
     # Without the state of a run the fresh module is the prior, and a trained one is refused.
     bare = trainer(tmp_path, max_epochs=1)
     bare.fit(Classifier(), loader(blobs(200)))
     bare.save_checkpoint(tmp_path / "last.ckpt", weights_only=True)
-    assert host_of_certificates().certify(Classifier(), Data(blobs(200)), **options).certificates[0].valid
+    assert certifying_trainer(tmp_path).certify(Classifier(), Data(blobs(200)), **options).certificates[0].valid
     with pytest.raises(ConfigurationError, match="is already trained; pass a newly constructed one"):
-        host_of_certificates().certify(model, Data(blobs(200)), **options)
+        certifying_trainer(tmp_path).certify(model, Data(blobs(200)), **options)
     with pytest.raises(ConfigurationError, match="weights of another model than the configured Regressor"):
-        host_of_certificates().certify(Regressor(), Data(blobs(200)), **options)
+        certifying_trainer(tmp_path).certify(Regressor(), Data(blobs(200)), **options)
     with pytest.raises(ConfigurationError, match=r"There is no checkpoint none\.ckpt"):
-        host_of_certificates().certify(Classifier(), Data(blobs(200)), ckpt_path="none.ckpt")
+        certifying_trainer(tmp_path).certify(Classifier(), Data(blobs(200)), ckpt_path="none.ckpt")
     (tmp_path / "junk.ckpt").write_bytes(b"junk")
     with pytest.raises(ConfigurationError, match="cannot be read"):
-        host_of_certificates().certify(Classifier(), Data(blobs(200)), ckpt_path=str(tmp_path / "junk.ckpt"))
+        certifying_trainer(tmp_path).certify(Classifier(), Data(blobs(200)), ckpt_path=str(tmp_path / "junk.ckpt"))
     torch.save([1], tmp_path / "list.ckpt")
     with pytest.raises(ConfigurationError, match="is not a checkpoint of Lightning"):
-        host_of_certificates().certify(Classifier(), Data(blobs(200)), ckpt_path=str(tmp_path / "list.ckpt"))
+        certifying_trainer(tmp_path).certify(Classifier(), Data(blobs(200)), ckpt_path=str(tmp_path / "list.ckpt"))
 
 
 @pytest.mark.slow
@@ -534,15 +529,9 @@ def test_a_file_is_certified_behind_all_that_any_of_its_callbacks_has_spent(tmp_
         for state, number in zip(states.values(), spent, strict=True):
             state["evaluation"] = number
         torch.save(content, tmp_path / "other.ckpt")
-        again = CertifyingTrainer(
-            accelerator="cpu",
-            default_root_dir=tmp_path,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            logger=False,
-            max_epochs=1,
-        ).certify(Classifier(), Data(blobs(200)), ckpt_path=str(tmp_path / "other.ckpt"), learning=QUICK)
+        again = certifying_trainer(tmp_path).certify(
+            Classifier(), Data(blobs(200)), ckpt_path=str(tmp_path / "other.ckpt"), learning=QUICK
+        )
         assert again.certificates[0].evaluation == 8
 
 

@@ -7,13 +7,12 @@ import sys
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from support.certified import Data, fit, flags, true_error
+from support.certified import Data, certifying_trainer, fit, flags, true_error
 from support.tiny import CLASSES, SAFELY, Classifier, blobs, trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sloppy import ConfigurationError, FinalCertificate, LearningPlan, PriorSplit
-from lightning_sloppy.callbacks.certifying_trainer import CertifyingTrainer
 from lightning_sloppy.certifying import curvature_coordinates as coordinates_module
 from lightning_sloppy.curvature.diagonal import fisher_diagonal
 from lightning_sloppy.curvature.parameters import ParameterLayout
@@ -263,10 +262,7 @@ def test_a_checkpoint_is_certified_with_a_curvature_prior(tmp_path):
     host = trainer(tmp_path, callbacks=[first], max_epochs=2)
     host.fit(Classifier(), datamodule=data())
     host.save_checkpoint(tmp_path / "last.ckpt")
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    again = CertifyingTrainer(
-        accelerator="cpu", max_epochs=1, default_root_dir=tmp_path, enable_checkpointing=False, **quiet
-    )
+    again = certifying_trainer(tmp_path)
     path = str(tmp_path / "last.ckpt")
     final = again.certify(Classifier(), data(), path, prior="curvature", learning=plan("kronecker"))
     assert final.certificates[0].valid

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.certified import QUICK, Data, flags
+from support.certified import QUICK, Data, certifying_trainer, flags
 from support.tiny import CLASSES, FEATURES, Classifier, blobs, loader, trainer
 from torch import Tensor, nn
 
 from lightning_sloppy import FinalCertificate, HessianSpectrum, PACBayesBound
-from lightning_sloppy.callbacks.certifying_trainer import CertifyingTrainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*"),
@@ -50,15 +49,7 @@ def test_a_frozen_half_is_certified_and_so_is_its_checkpoint(tmp_path, half):
     host = trainer(tmp_path, callbacks=[HessianSpectrum(k=2, num_samples=64), live, final], max_epochs=2)
     host.fit(model, loader(blobs(300)))
     host.save_checkpoint(tmp_path / "last.ckpt")
-    later = CertifyingTrainer(
-        accelerator="cpu",
-        logger=False,
-        default_root_dir=tmp_path,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        max_epochs=1,
-    )
+    later = certifying_trainer(tmp_path)
     options = {"ckpt_path": str(tmp_path / "last.ckpt"), "learning": QUICK, "folder": str(tmp_path / "b")}
     again = later.certify(Adapted(half), Data(blobs(300)), **options)
     assert all(m.certificate.valid for m in live.measurements)

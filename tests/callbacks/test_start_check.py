@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from scipy.stats import fisher_exact
-from support.certified import TwoClasses, flags
+from support.certified import TwoClasses, certifying_trainer, flags
 from support.tiny import SAFELY, loader, trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -22,7 +22,6 @@ from lightning_sloppy import (
     PACBayesBound,
     PriorSplit,
 )
-from lightning_sloppy.callbacks.certifying_trainer import CertifyingTrainer
 from lightning_sloppy.certifying.start_check import _judged
 
 pytestmark = [
@@ -296,8 +295,7 @@ def test_a_split_does_not_wash_weights_that_have_seen_both_parts(tmp_path, make)
 def test_a_configuration_with_trained_weights_is_no_prior_of_a_file(tmp_path):
     data = samples("coins")
     model = trained(tmp_path, Wide, data)
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "max_epochs": 1}
-    host = CertifyingTrainer(accelerator="cpu", default_root_dir=tmp_path, enable_checkpointing=False, **quiet)
+    host = certifying_trainer(tmp_path)
     fine = trainer(tmp_path, max_epochs=1)
     fine.fit(copied(tmp_path, Wide, model), DataLoader(data, 100))
     fine.save_checkpoint(tmp_path / "fine.ckpt", weights_only=True)

@@ -60,7 +60,7 @@ PROMISES = {
     ),
     "a summary is printed at the end": ("reporting/test_summary.py::test_the_whole_story_in_words_and_numbers",),
     "each callback of the monitor can be replaced, or disabled with None": (
-        "callbacks/test_instrument.py::test_the_monitor_passes_on_what_a_part_was_not_given",
+        "callbacks/test_several_instruments.py::test_the_monitor_passes_on_what_a_part_was_not_given",
         "callbacks/test_life_in_a_trainer.py::test_a_monitor_without_spectra_of_the_model_has_no_bound",
     ),
     "the Jacobian needs no labels": ("callbacks/test_jacobian_spectrum.py::test_it_needs_no_loss_and_picks_outputs",),
@@ -86,7 +86,7 @@ PROMISES = {
         "callbacks/test_distance_to_init.py::test_it_is_the_term_in_the_loss",
     ),
     "two callbacks of the same class get different names in tags and checkpoints": (
-        "callbacks/test_instrument.py::test_two_fisher_spectra_have_a_name_and_a_state_each",
+        "callbacks/test_several_instruments.py::test_two_fisher_spectra_have_a_name_and_a_state_each",
     ),
     "the base class adds curves, charts, CSV columns, the summary and the schedule": (
         "callbacks/test_instrument.py::test_a_minimal_instrument_has_all_that_the_others_have",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -200,3 +201,15 @@ def test_scores_that_are_no_numbers_are_mistakes_whatever_argmax_makes_of_them(b
 def test_a_logit_that_is_no_number_is_a_mistake_for_both_labels(loss, label):
     found = classifier_of(loss, torch.rand(4), torch.tensor([0.0, 1.0, 0.0, 1.0]))
     assert found.mistakes(torch.tensor([torch.nan]), torch.tensor([label])).tolist() == [True]
+
+
+def test_a_loss_without_a_hash_is_taken_as_it_is():
+    @dataclass
+    class Own:
+        scale: float = 2.0
+
+        def __call__(self, outputs, targets):
+            return self.scale * F.mse_loss(outputs.squeeze(1), targets)
+
+    own = Own()
+    assert for_one_number(own, torch.zeros(4, 1), torch.zeros(4)) is own

@@ -33,7 +33,7 @@ def numbers(table: EncodedTable) -> np.ndarray:
     return table.values * table.scale + table.shift
 
 
-def same(table: EncodedTable, *, names: bool = True) -> None:
+def assert_same(table: EncodedTable, *, names: bool = True) -> None:
     if names:
         assert table.names == tuple(FRAME.columns)
     np.testing.assert_allclose(numbers(table), FRAME.to_numpy(float), rtol=0, atol=1e-12)
@@ -57,13 +57,13 @@ def same(table: EncodedTable, *, names: bool = True) -> None:
 )
 def test_files_of_text(tmp_path, name, options) -> None:
     FRAME.to_csv(tmp_path / name, index=False, **options)
-    same(read(tmp_path / name))
-    same(read(str(tmp_path / name)))
+    assert_same(read(tmp_path / name))
+    assert_same(read(str(tmp_path / name)))
 
 
 def test_the_row_numbers_of_pandas_are_no_column(tmp_path) -> None:
     FRAME.to_csv(tmp_path / "t.csv")
-    same(read(tmp_path / "t.csv"))
+    assert_same(read(tmp_path / "t.csv"))
 
 
 @pytest.mark.parametrize("index", [True, False])
@@ -71,16 +71,16 @@ def test_columns_numbered_by_pandas_have_a_header(tmp_path, index) -> None:
     frame = FRAME.copy()
     frame.columns = range(4)
     frame.to_csv(tmp_path / "t.csv", index=index)
-    same(read(tmp_path / "t.csv"), names=False)
+    assert_same(read(tmp_path / "t.csv"), names=False)
 
 
 def test_files_without_a_header(tmp_path) -> None:
     FRAME.to_csv(tmp_path / "t.csv", header=False, index=False)
     table = read(tmp_path / "t.csv")
     assert table.names == ("0", "1", "2", "3")
-    same(table, names=False)
+    assert_same(table, names=False)
     FRAME.to_csv(tmp_path / "t.data", header=False, index=False, sep=" ", na_rep="NaN")
-    same(read(tmp_path / "t.data"), names=False)
+    assert_same(read(tmp_path / "t.data"), names=False)
 
 
 def test_a_header_of_numbers_and_words_above_numbers(tmp_path) -> None:
@@ -96,11 +96,11 @@ def test_a_header_of_numbers_and_words_above_numbers(tmp_path) -> None:
 
 def test_columnar_and_numpy_files(tmp_path) -> None:
     FRAME.to_parquet(tmp_path / "t.parquet")
-    same(read(tmp_path / "t.parquet"))
+    assert_same(read(tmp_path / "t.parquet"))
     np.save(tmp_path / "t.npy", FRAME.to_numpy(float))
-    same(read(tmp_path / "t.npy"), names=False)
+    assert_same(read(tmp_path / "t.npy"), names=False)
     np.savez(tmp_path / "columns.npz", **{name: FRAME[name] for name in FRAME})
-    same(read(tmp_path / "columns.npz"))
+    assert_same(read(tmp_path / "columns.npz"))
     np.savez(tmp_path / "two.npz", x=FRAME.to_numpy(float)[:, :3], y=FRAME["count"])
     table = read(tmp_path / "two.npz", targets=["y"])
     assert table.names == ("x 0", "x 1", "x 2")
@@ -121,12 +121,12 @@ def test_idx_files(tmp_path, code, kind) -> None:
 def test_objects_in_memory() -> None:
     values = FRAME.to_numpy(float)
     tensor = torch.from_numpy(values)
-    same(read(FRAME))
-    same(read({name: FRAME[name].to_numpy() for name in FRAME}))
+    assert_same(read(FRAME))
+    assert_same(read({name: FRAME[name].to_numpy() for name in FRAME}))
     loader = DataLoader(TensorDataset(tensor, torch.zeros(120)), batch_size=7)
     for data in (values, tensor, values.tolist(), TensorDataset(tensor, torch.zeros(120)), loader, Samples(tensor)):
-        same(read(data), names=False)
-    same(read(Stream(tensor)), names=False)
+        assert_same(read(data), names=False)
+    assert_same(read(Stream(tensor)), names=False)
     assert read(tensor.reshape(120, 2, 2)).names == ("0,0", "0,1", "1,0", "1,1")
     np.testing.assert_allclose(numbers(read(tensor[:, [0, 2]].bfloat16())), values[:, [0, 2]], atol=0.02)
 
@@ -134,16 +134,16 @@ def test_objects_in_memory() -> None:
 def test_polars_and_arrow_tables() -> None:
     polars = pytest.importorskip("polars")
     arrow = pytest.importorskip("pyarrow")
-    same(read(polars.DataFrame({name: FRAME[name].to_numpy() for name in FRAME})))
-    same(read(polars.LazyFrame({name: FRAME[name].to_numpy() for name in FRAME})))
-    same(read(arrow.Table.from_pandas(FRAME)))
+    assert_same(read(polars.DataFrame({name: FRAME[name].to_numpy() for name in FRAME})))
+    assert_same(read(polars.LazyFrame({name: FRAME[name].to_numpy() for name in FRAME})))
+    assert_same(read(arrow.Table.from_pandas(FRAME)))
 
 
 def test_nullable_types_of_pandas() -> None:
     frame = FRAME.copy()
     frame["count"] = frame["count"].astype("Int64")
     frame["b [K]"] = frame["b [K]"].astype("Float64")
-    same(read(frame))
+    assert_same(read(frame))
     frame["flag"] = pd.array([True, None, False] * 40, dtype="boolean")
     assert np.isnan(read(frame).values[:, -1]).sum() == 40
 
@@ -327,3 +327,40 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"needs pandas.*'lightning-sloppy\[data\]'"):
         read(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "firsts"),
+    [
+        ("x,y\n1,2,\n3,5,\n4,4,\n", ("x", "y"), (1.0, 2.0)),
+        ('"x\nunit",y\n1,2\n3,5\n4,4\n', ("x\nunit", "y"), (1.0, 2.0)),
+        ("\n\nx,y\n1,2\n3,5\n4,4\n", ("x", "y"), (1.0, 2.0)),
+        ("x,y\na,1,2\nb,3,5\nc,4,4\n", ("x", "y"), (1.0, 2.0)),
+    ],
+    ids=["delimiter at the end", "line break in a name", "blank lines above", "row names without a heading"],
+)
+def test_names_stand_above_their_own_columns(tmp_path, text, names, firsts) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    table = read(tmp_path / "t.csv")
+    used = [table.names.index(name) for name in names]
+    np.testing.assert_allclose(numbers(table)[0, used], firsts)
+    assert table.rows == 3
+
+
+def test_what_is_masked_is_missing() -> None:
+    values = np.ma.masked_greater(np.where(np.arange(80).reshape(40, 2) % 7 == 0, 1e20, np.random.rand(40, 2)), 1e10)  # noqa: NPY002
+    table = read(values)
+    assert np.isnan(table.values).sum() == values.mask.sum() > 0
+    assert numbers(table)[~np.isnan(table.values)].max() <= 1
+
+
+def test_texts_of_pandas_with_na_are_read() -> None:
+    frame = FRAME.copy()
+    frame["kind"] = pd.array(["a", "b", pd.NA] * 40, dtype="string")
+    assert np.isnan(read(frame).values[:, -1]).sum() == 40
+
+
+def test_a_category_that_gets_the_name_of_a_column_is_refused() -> None:
+    frame = FRAME.assign(a=["x", "y", "z"] * 40).assign(**{"a=x": np.arange(120.0) ** 2})
+    with pytest.raises(ConfigurationError, match="'a=x', and a category of another column gets the same name"):
+        read(frame)

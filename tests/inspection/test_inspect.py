@@ -333,3 +333,18 @@ def test_progress_is_told() -> None:
     assert stages[0] == "reading rows"
     counted = [(done, total) for stage, done, total in told if stage == "intervals"]
     assert counted[-1][0] == counted[-1][1] == len(counted)
+
+
+def test_long_codes_are_missing_and_close_classes_are_two() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((90, 3))
+    values[:10, 0] = 9_999_999
+    frame = pd.DataFrame(values, columns=["a", "b", "c"]).assign(site=np.where(np.arange(90) % 3, 1234560, 1234561))
+    report = inspect(frame, missing_codes=9_999_999, target="site", intervals=False)
+    assert report.to_dict()["missing_rate"] == pytest.approx(10 / 270)
+    assert report.targets[0].rates == {"1234560": pytest.approx(2 / 3), "1234561": pytest.approx(1 / 3)}
+
+
+def test_columns_and_targets_may_be_numbers() -> None:
+    frame = pd.DataFrame(np.random.default_rng(0).standard_normal((60, 4)))
+    assert inspect(frame, target=2, intervals=False).columns == 3

@@ -122,3 +122,17 @@ def test_a_table_is_never_overwritten(capsys, table, report) -> None:
     assert code == 2
     assert "would overwrite" in errors
     assert name.read_bytes() == before
+
+
+def test_a_folder_in_place_of_the_arrays_is_refused_before_anything_is_written(capsys, table, tmp_path) -> None:
+    (tmp_path / "r.npz").mkdir()
+    code, _, errors = run(capsys, table, "--json", tmp_path / "r.json")
+    assert code == 2
+    assert "cannot be written" in errors
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_a_negative_seed_is_one_sentence(capsys, table) -> None:
+    code, _, errors = run(capsys, table, "--seed", "-1")
+    assert code == 2
+    assert errors.strip().splitlines()[-1] == "error: seed=-1 is negative; pass 0 or more."

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sloppy import FinalCertificate, LearningPlan
+from lightning_sloppy.callbacks import CertifyingTrainer
 from support.tiny import SAFELY, Classifier, blobs, loader, trainer
 
 QUICK = LearningPlan(seconds=60, epochs=4, batch_size=50)
@@ -63,3 +64,8 @@ def true_error(path, model=None) -> float:
 
 def flags(final: FinalCertificate) -> tuple[str, ...]:
     return final.measurements[-1].certificate.flags
+
+
+def certifying_trainer(tmp_path) -> CertifyingTrainer:
+    """What ``lightning-sloppy certify`` runs, without its output."""
+    return trainer(tmp_path, kind=CertifyingTrainer, max_epochs=1)

@@ -83,9 +83,11 @@ def loader(dataset: TensorDataset | None = None, *, batch_size: int = 16, shuffl
     return DataLoader(blobs() if dataset is None else dataset, batch_size, shuffle=shuffle)
 
 
-def trainer(tmp_path, *, callbacks=(), max_epochs: int = 2, logger=False, **options) -> lightning.Trainer:
+def trainer(
+    tmp_path, *, kind=lightning.Trainer, callbacks=(), max_epochs: int = 2, logger=False, **options
+) -> lightning.Trainer:
     options = {"enable_checkpointing": False, "enable_progress_bar": False, **options}
-    return lightning.Trainer(
+    return kind(
         max_epochs=max_epochs,
         callbacks=callbacks if not isinstance(callbacks, tuple) else list(callbacks),
         default_root_dir=tmp_path,

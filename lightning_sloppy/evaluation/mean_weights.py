@@ -174,7 +174,7 @@ def _candidates(batches: Sequence[AnyBatch]) -> Iterator[tuple[TargetWeights, Pa
     for candidate in _readings(few):
         try:
             weights = [candidate.of(batch) for batch in few]
-        except (IndexError, AssertionError):  # batches of several kinds
+        except (IndexError, TypeError):  # batches of several kinds
             continue
         every = torch.cat(weights)
         if not bool(torch.isfinite(every).all()) or bool((every < 0).any()) or not every.max() > 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -30,7 +29,9 @@ class TargetWeights:
     def of(self, batch: AnyBatch) -> Tensor:
         """(n,), float64 on the CPU."""
         rows = rows_in(batch)
-        entries = cast(Tensor, leaves_of(batch[1])[self.leaf])
+        entries = leaves_of(batch[1])[self.leaf]
+        if not isinstance(entries, Tensor):
+            raise TypeError(f"Labels are tensors, but a {type(entries).__name__} came.")
         axis = (rows.targets or rows.inputs)[self.leaf]
         entries = entries.detach()
         if axis is not None:

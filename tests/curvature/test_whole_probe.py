@@ -285,3 +285,19 @@ def test_a_mean_over_labels_is_found_behind_a_head_of_zeros() -> None:
 
     right = torch.linalg.eigvalsh(torch.autograd.functional.hessian(mean, flat)).flip(0)
     torch.testing.assert_close(found.eigenvalues, right, rtol=1e-8, atol=1e-10)
+
+
+def test_targets_of_two_kinds_are_measured() -> None:
+    """A tensor in one batch, a packed sequence in the next: no weights are read from such targets."""
+    torch.manual_seed(0)
+    module = nn.Linear(3, 2).double()
+
+    def loss(outputs: Tensor, targets: Any) -> Tensor:
+        return F.mse_loss(outputs, targets if isinstance(targets, Tensor) else targets.data)
+
+    inputs, targets = torch.randn(2, 4, 3).double(), torch.randn(2, 4, 2).double()
+    packed = nn.utils.rnn.pack_sequence(list(targets[1].unsqueeze(1)))
+    found = hessian_spectrum(module, [(inputs[0], targets[0]), (inputs[1], packed)], loss, k=8)
+    plain = hessian_spectrum(module, list(zip(inputs, targets, strict=True)), F.mse_loss, k=8)
+    torch.testing.assert_close(found.eigenvalues, plain.eigenvalues)
+    assert found.num_samples == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -42,19 +43,27 @@ def peak_bytes(device: torch.device) -> int | None:
 
 @contextmanager
 def counted_graph() -> Iterator[list[int]]:
-    """Count the bytes that the graph built inside will keep; the list holds one number afterwards."""
-    seen: dict[int, int] = {}
+    """Count the bytes that the graphs built inside hold at the end; the list holds one number afterwards.
+
+    A graph that is gone by then does not count, so hold what is to be counted. The number depends on the graph alone:
+    were tensors counted as they are saved, a freed one whose address the allocator uses again would change it.
+    """
+    saved: list[weakref.ref[torch.Tensor]] = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if (
-            tensor.layout is torch.strided and not tensor.is_nested
-        ):  # sparse and ragged ones have no storage of their own
-            storage = tensor.untyped_storage()
-            seen[storage.data_ptr()] = storage.nbytes()
         # Not the tensor itself: a node that saves its own output would then keep itself alive for ever.
-        return tensor.detach()
+        packed = tensor.detach()
+        saved.append(weakref.ref(packed))
+        return packed
 
     total: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield total
-    total.append(sum(seen.values()))
+    held: dict[int, int] = {}
+    for reference in saved:
+        tensor = reference()
+        # Sparse and ragged tensors have no storage of their own.
+        if tensor is not None and tensor.layout is torch.strided and not tensor.is_nested:
+            storage = tensor.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+    total.append(sum(held.values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_sloppy.errors import SloppyError
-from lightning_sloppy.probing.context import close_context
-from lightning_sloppy.reporting.summary import Section, summarise
+from lightning_sloppy.probing.context import FitContext, close_context
+from lightning_sloppy.probing.run_facts import run_facts
+from lightning_sloppy.probing.schedule import Schedule
+from lightning_sloppy.reporting.summary import summarise
+from lightning_sloppy.runs.run import InstrumentRun, Run, RunFacts
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -34,6 +37,9 @@ NOT_THEIRS = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).paren
 
 class SloppyCallback(Callback, ABC):
     """A callback for the Trainers of both ``lightning`` and ``pytorch_lightning``, which share no classes."""
+
+    facts: RunFacts = RunFacts()
+    """Facts about the latest fit, as of the latest measurement or its end; on rank 0."""
 
     @property
     def parts(self) -> list[SloppyCallback]:
@@ -72,9 +78,13 @@ class SloppyCallback(Callback, ABC):
         """Whether there are measurements to report."""
         return False
 
-    def section(self) -> Section | None:
-        """Section of the closing summary about the measurements; None for a callback that does not measure."""
+    def instrument_run(self) -> InstrumentRun | None:
+        """What it measured in this fit; None for a callback that does not measure."""
         return None
+
+    def record(self) -> Run:
+        """The record of the latest fit, or of the running one so far, for the parts of this callback."""
+        return _record(self.parts, next((part.facts for part in self.parts if part.facts.module), RunFacts()))
 
     def after_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called once at the end of the training, after the last measurement of every callback of the fit."""
@@ -89,11 +99,11 @@ class SloppyCallback(Callback, ABC):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the summary once, after the last measurement of every callback."""
         if stage == "fit":
-            _close(self, trainer)
+            _close(self, trainer, "ended")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Print the summary, because ``teardown`` is not called after an exception."""
-        _close(self, trainer)
+        _close(self, trainer, "failed" if isinstance(exception, Exception) else "was interrupted")
 
 
 def plain(value: Any) -> Any:
@@ -137,7 +147,23 @@ def peers(trainer: Trainer) -> list[SloppyCallback]:
     return [part for callback in trainer.callbacks if isinstance(callback, SloppyCallback) for part in callback.parts]
 
 
-def _close(callback: SloppyCallback, trainer: Trainer) -> None:
+def gather_facts(trainer: Trainer, context: FitContext | None, *, end: str = "") -> RunFacts:
+    """Facts about the fit so far, also stored in all callbacks of the fit. Call it on rank 0."""
+    family = peers(trainer)
+    schedules = [found for part in family if isinstance(found := getattr(part, "schedule", None), Schedule)]
+    sentences = [sentence for part in family for sentence in part.summary_sentences()]
+    facts = run_facts(trainer, context, schedule=next(iter(schedules), None), end=end, sentences=sentences)
+    for part in family:
+        part.facts = facts
+    return facts
+
+
+def _record(parts: Sequence[SloppyCallback], facts: RunFacts) -> Run:
+    measured = [each for part in parts if (each := part.instrument_run()) is not None]
+    return Run({each.declaration.name: each for each in measured}, facts)
+
+
+def _close(callback: SloppyCallback, trainer: Trainer, end: str) -> None:
     """The first callback of the fit prints the summary for all, if anything was measured, and clears the context."""
     family = peers(trainer)
     if not family or callback.parts[0] is not family[0]:
@@ -145,12 +171,12 @@ def _close(callback: SloppyCallback, trainer: Trainer) -> None:
     try:
         context = close_context(trainer)
         if trainer.is_global_zero and any(peer.has_measured for peer in family):
-            sections = [section for peer in family if (section := peer.section()) is not None]
-            sentences = [sentence for peer in family for sentence in peer.summary_sentences()]
+            facts = gather_facts(trainer, context, end=end)
+            run = _record(family, facts)
             rank_zero_info(
                 summarise(
-                    sections,
-                    stop=" ".join([_end(trainer), *sentences]),
+                    list(run.instruments.values()),
+                    stop=" ".join([_end(facts), *facts.end_sentences]),
                     log_dirs=[folder for logger in trainer.loggers if (folder := _event_folder(logger))],
                     fit_seconds=None if context is None else context.clock.fit_seconds,
                 )
@@ -165,10 +191,9 @@ def _event_folder(logger: Any) -> str:
     return str(folder) if folder and any(Path(folder).glob("events.out.tfevents.*")) else ""
 
 
-def _end(trainer: Trainer) -> str:
-    how = "was interrupted" if trainer.interrupted else "ended"
-    epochs, steps = trainer.current_epoch, trainer.global_step
-    return f"Training {how} after {_counted(epochs, 'epoch')} and {_counted(steps, 'optimiser step')}."
+def _end(facts: RunFacts) -> str:
+    ended = _counted(facts.epochs, "epoch"), _counted(facts.steps, "optimiser step")
+    return f"Training {facts.end} after {' and '.join(ended)}."
 
 
 def _counted(number: int, word: str) -> str:

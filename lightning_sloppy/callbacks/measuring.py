@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_sloppy.callbacks.awaiting import AwaitingCallback
-from lightning_sloppy.callbacks.base import SloppyCallback, in_words, peers
+from lightning_sloppy.callbacks.base import SloppyCallback, gather_facts, in_words, peers
 from lightning_sloppy.curvature.memory import peak_bytes
 from lightning_sloppy.errors import ConfigurationError, UnsupportedError
 from lightning_sloppy.probing import trainer_internals
@@ -24,9 +24,9 @@ from lightning_sloppy.quantities import Declaration, Quantity, SpectrumHistogram
 from lightning_sloppy.records import Cost, Measurement, Status
 from lightning_sloppy.reporting.layout import write_layout
 from lightning_sloppy.reporting.phrases import paragraphs_of
-from lightning_sloppy.reporting.summary import Section
 from lightning_sloppy.reporting.tags import undeclared
 from lightning_sloppy.reporting.writers import publish
+from lightning_sloppy.runs.run import InstrumentRun, RunFacts
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -200,13 +200,14 @@ class MeasuringCallback(AwaitingCallback):
         """Whether a measurement was attempted in this fit."""
         return bool(self.measurements)
 
-    def section(self) -> Section:
-        """The paragraphs under their heading."""
+    def instrument_run(self) -> InstrumentRun:
+        """The measurements of this fit, and their paragraphs."""
         try:
             paragraphs = self.paragraphs()
         except Exception as error:  # keep the sections of the others
             paragraphs = [f"This section could not be written, because of an error: {error}"]
-        return Section(self._heading(), paragraphs, self.measurements)
+        kind = self.default_name or _snake(type(self).__name__)
+        return InstrumentRun(kind, self.declaration, tuple(self.measurements), tuple(paragraphs))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Clear the state of the last fit, and refuse unsupported configurations."""
@@ -226,6 +227,7 @@ class MeasuringCallback(AwaitingCallback):
             )
         notice_earlier_fits(pl_module)
         self.measurements = []
+        self.facts = RunFacts()
         self._warned = set()
         self._forget_held()
 
@@ -317,6 +319,8 @@ class MeasuringCallback(AwaitingCallback):
                 write_layout(trainer, [peer.declaration for peer in family])
             overhead = None if context is None else self.overhead(context, measurement.step)
             publish(trainer, measurement, declaration, overhead=overhead)
+            if trainer.is_global_zero:
+                gather_facts(trainer, context)
         with self._tolerating(trainer, f"Some values of {self.name} are not logged"):
             unknown = undeclared(measurement, declaration)
             if unknown:

@@ -1,14 +1,13 @@
 """From a measurement to what people look at: tags, writers, histograms, layout, progress and the closing summary."""
 
 from lightning_sloppy.reporting.progress import Progress
-from lightning_sloppy.reporting.summary import Section, summarise
+from lightning_sloppy.reporting.summary import summarise
 from lightning_sloppy.reporting.tables import filled
 from lightning_sloppy.reporting.tags import expected_tags, scalars, tag
 from lightning_sloppy.reporting.writers import publish
 
 __all__ = [
     "Progress",
-    "Section",
     "expected_tags",
     "filled",
     "publish",

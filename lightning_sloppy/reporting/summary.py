@@ -9,30 +9,15 @@ from __future__ import annotations
 import shlex
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from lightning_sloppy.records import Measurement, Status
+from lightning_sloppy.records import Status
+from lightning_sloppy.runs.run import InstrumentRun
 
 WIDTH = 100
 
 
-@dataclass(frozen=True)
-class Section:
-    """The section of the summary about one instrument.
-
-    Attributes:
-        title: Heading.
-        paragraphs: Text. Paragraphs that begin with "- " are list items.
-        events: The measurements of the fit, for their costs and failures.
-    """
-
-    title: str
-    paragraphs: Sequence[str]
-    events: Sequence[Measurement]
-
-
 def summarise(
-    sections: Sequence[Section],
+    sections: Sequence[InstrumentRun],
     *,
     stop: str,
     log_dirs: Sequence[str] = (),
@@ -41,28 +26,31 @@ def summarise(
     """Return the closing summary of a run, wrapped at 100 columns (except for the TensorBoard command).
 
     Args:
-        sections: One section for each instrument of the fit, including those without a measurement.
+        sections: One for each instrument of the fit, including those without a measurement.
         stop: Why and when the training stopped, as a sentence.
         log_dirs: Folders with event files.
         fit_seconds: Wall-clock seconds of the whole fit, for the fraction that measuring took.
     """
-    texts = [_section(section.title, section.paragraphs) for section in sections]
+    texts = [_section(section.declaration.title, section.paragraphs) for section in sections]
     texts.append(_section("Stop", [stop]))
     texts.append(_section("Cost", [_cost(sections, fit_seconds)]))
     return "\n".join(["Summary", "=======", *texts, _event_files(log_dirs)])
 
 
-def _cost(sections: Sequence[Section], fit_seconds: float | None) -> str:
-    spent = [sum(event.cost.seconds for event in section.events) for section in sections]
+def _cost(sections: Sequence[InstrumentRun], fit_seconds: float | None) -> str:
+    spent = [sum(event.cost.seconds for event in section.measurements) for section in sections]
     each = ", ".join(
-        f"{section.title} {seconds:.1f} s ({_times(len(section.events))})"
+        f"{section.declaration.title} {seconds:.1f} s ({_times(len(section.measurements))})"
         for section, seconds in zip(sections, spent, strict=True)
     )
     total, part = sum(spent), ""
     if fit_seconds is not None and fit_seconds > 0:
         part = f", {100 * total / fit_seconds:.0f} % of the {fit_seconds:.1f} s of the fit"
     sentences = [f"Measuring took {total:.1f} s{part}{': ' + each if each else ''}."]
-    failed = [(section.title, [e for e in section.events if e.status is Status.FAILED]) for section in sections]
+    failed = [
+        (section.declaration.title, [e for e in section.measurements if e.status is Status.FAILED])
+        for section in sections
+    ]
     if any(events for _, events in failed):
         where = ", ".join(f"{title} {len(events):,}" for title, events in failed if events)
         reasons = (note for _, events in failed for event in events for note in event.notes)

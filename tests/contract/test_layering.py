@@ -24,6 +24,7 @@ FLOORS = [
     {"posteriors"},
     {"bounds", "measures", "curvature", "inputs"},
     {"evaluation", "linalg"},
+    {"runs"},
     {"records"},
     {"certificate", "quantities"},
     {"errors", "version"},

@@ -43,5 +43,5 @@ def summary(groups: Mapping[str, Sequence[Measurement]], **options: Any) -> str:
     for name, events in groups.items():
         instrument = MAKERS[name]()
         instrument.measurements = list(events)
-        sections.append(instrument.section())
+        sections.append(instrument.instrument_run())
     return summarise(sections, **options)

@@ -6,6 +6,7 @@ Time is counted in epochs or in steps, not in measurements, because the number o
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -120,7 +121,7 @@ def judge(rule: Rule, curves: Curves, now: float) -> Condition:
     >>> judge(Rule(patience=5, rel_tol=0.1, growth=1.5), curves, now=6).name
     'HOLD_OUT'
     """
-    flat = _flatness(rule, curves.dimension, now)
+    flat = _flatness(rule.rel_tol, rule.patience, curves.dimension, now)
     best = curves.best_hold_out
     if best is not None:
         waited = now - best[0]
@@ -136,20 +137,68 @@ def judge(rule: Rule, curves: Curves, now: float) -> Condition:
     return Condition.PLATEAU if _training_settled(rule, curves.training, now) else Condition.TRAINING
 
 
-def _flatness(rule: Rule, points: list[list[float]], now: float) -> Condition | None:
+@dataclass(frozen=True)
+class Settling:
+    """Whether a curve of effective dimensions has settled.
+
+    Attributes:
+        condition: None if it has settled, else the reason why not.
+        since: Time from which on it changes by no more than the tolerance within any window; NaN if not settled.
+        now: Time of the last value.
+        window: Length of the window.
+        first: First value in the last window.
+        last: Last value.
+    """
+
+    condition: Condition | None
+    since: float
+    now: float
+    window: float
+    first: float
+    last: float
+
+
+def settling(rel_tol: float, window: float, points: Sequence[Sequence[float]]) -> Settling:
+    """Whether and since when a curve has settled, by the rule for the dimension in :func:`judge`.
+
+    It is judged at every measurement, going back from the last one as long as it has settled there. ``since`` is the
+    first time in the window of the earliest such measurement.
+
+    Args:
+        rel_tol: Relative change within the window up to which it has settled.
+        window: Length of the window, in the unit of the times.
+        points: Time, value, standard error and trace of each measurement, in order of time; at least one.
+
+    >>> growing = [[float(t), 10.0 + 20 * t, 0.0, 1.0] for t in range(5)]
+    >>> settling(0.05, 5, growing + [[float(t), 100.0, 0.0, 1.0] for t in range(5, 15)]).since
+    5.0
+    """
+    now, last = points[-1][0], points[-1][1]
+    condition = _flatness(rel_tol, window, points, now)
+    since = math.nan
+    for end in range(len(points), 0, -1):
+        seen = points[:end]
+        if _flatness(rel_tol, window, seen, seen[-1][0]) is not None:
+            break
+        since = next(point[0] for point in seen if point[0] >= seen[-1][0] - window)
+    first = next(point[1] for point in points if point[0] >= now - window)
+    return Settling(condition, since, now, window, first, last)
+
+
+def _flatness(rel_tol: float, window: float, points: Sequence[Sequence[float]], now: float) -> Condition | None:
     """None if the dimension has settled, else the reason why it has not."""
-    start = now - rule.patience
-    window = [point for point in points if point[0] >= start]
-    if len(window) < 2 or points[0][0] > start:
+    start = now - window
+    inside = [point for point in points if point[0] >= start]
+    if len(inside) < 2 or points[0][0] > start:
         return Condition.COLLECTING
-    values, traces = [point[1] for point in window], [point[3] for point in window]
+    values, traces = [point[1] for point in inside], [point[3] for point in inside]
     mean = sum(values) / len(values)
     if min(values) < 1 or max(traces) > TRACE_FACTOR * min(traces):
         return Condition.CHANGING
-    noise = 2 * max(point[2] for point in window) / mean
-    if noise > rule.rel_tol:
+    noise = 2 * max(point[2] for point in inside) / mean
+    if noise > rel_tol:
         return Condition.UNDETERMINED
-    return None if (max(values) - min(values)) / mean + noise <= rule.rel_tol else Condition.CHANGING
+    return None if (max(values) - min(values)) / mean + noise <= rel_tol else Condition.CHANGING
 
 
 def _training_settled(rule: Rule, points: list[list[float]], now: float) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 
+from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.schedule import Schedule
 from lightning_sloppy.runs.run import RunFacts
@@ -47,6 +48,7 @@ def run_facts(
         module=type(trainer.lightning_module).__name__,
         epochs=trainer.current_epoch,
         steps=trainer.global_step,
+        epoch_steps=trainer_internals.steps_of_an_epoch(trainer),
         end=end,
         end_sentences=tuple(sentences),
         grace_seconds=None if schedule is None else schedule.grace_seconds,

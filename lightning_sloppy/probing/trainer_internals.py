@@ -92,6 +92,12 @@ def epochs_done(trainer: Trainer, *, within: bool) -> float:
     return trainer.current_epoch + (part if within or part < 1 else 0.0)
 
 
+def steps_of_an_epoch(trainer: Trainer) -> int | None:
+    """Effective batches of one epoch, as they are accumulated now; None if the loader does not know its length."""
+    planned = trainer.num_training_batches
+    return math.ceil(planned / trainer.accumulate_grad_batches) if 0 < planned < math.inf else None
+
+
 def training_loaders(trainer: Trainer) -> list[DataLoader[Any]]:
     """All training loaders, flattened. Reading this attribute does not start an iterator."""
     return [leaf for leaf in pytree.tree_leaves(trainer.train_dataloader) if leaf is not None]

@@ -23,6 +23,7 @@ class RunFacts:
         num_training_samples: Number of training samples n, or None.
         epochs: Completed epochs.
         steps: Optimiser steps.
+        epoch_steps: Effective batches of one epoch, the unit of the x-axis; None if not known.
         end: How the training ended: "ended", "was interrupted", "failed", or "" while it is running.
         end_sentences: Sentences about the end: why it stopped, and what an early stop saw.
         measuring_seconds: Wall-clock seconds of measuring.
@@ -41,6 +42,7 @@ class RunFacts:
     num_training_samples: int | None = None
     epochs: int = 0
     steps: int = 0
+    epoch_steps: int | None = None
     end: str = ""
     end_sentences: tuple[str, ...] = ()
     measuring_seconds: float = 0.0

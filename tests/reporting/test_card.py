@@ -1,0 +1,245 @@
+"""The card: five answers from the record of a run, and one warning."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from support.instruments import DECLARED
+
+from lightning_sloppy.certificate import Certificate, Reason
+from lightning_sloppy.measures.stopping import Condition, Curves, Rule, judge, settling
+from lightning_sloppy.records import Cost, Estimate, Measurement, Status
+from lightning_sloppy.reporting.card import HEADINGS, card, settled
+from lightning_sloppy.runs.run import InstrumentRun, Run, RunFacts
+
+FACTS = RunFacts(
+    module="Net", num_parameters=5018, epochs=10, steps=200, epoch_steps=20, end="ended", measuring_seconds=8.3,
+    training_seconds=1.9, grace_seconds=60.0, max_overhead=0.1,
+)  # fmt: skip
+EARLIER = (90.0, 60.0, 70.0, 80.0)
+
+
+def event(group: str, estimates: dict[str, float | Estimate], **fields: object) -> Measurement:
+    named = {name: each if isinstance(each, Estimate) else Estimate(each) for name, each in estimates.items()}
+    settings = {"step": 199, "epoch": 9, "cost": Cost(), "status": Status.EXACT, **fields}
+    return Measurement(group=group, spectrum=None, estimates=named, **settings)
+
+
+def instrument(kind: str, *events: Measurement) -> InstrumentRun:
+    return InstrumentRun(kind, DECLARED[kind], events)
+
+
+def run_of(*instruments: InstrumentRun, facts: RunFacts = FACTS) -> Run:
+    return Run({each.declaration.name: each for each in instruments}, facts)
+
+
+def dimensions(values: Sequence[float], **beside: float) -> InstrumentRun:
+    """One measurement before the first step and one after every epoch of 20 steps, as in a fit."""
+    events = [
+        event("jacobian", {"effective_dimension": each, "num_parameters": 5018, "num_samples": 128, **beside},
+              step=max(20 * epoch - 1, 0), epoch=max(epoch - 1, 0))
+        for epoch, each in enumerate(values)
+    ]  # fmt: skip
+    return instrument("jacobian", *events)
+
+
+def certificate(**fields: object) -> Certificate:
+    known = {"kind": "pac_bayes_pair", "certified_predictor": "pair_of_draws", "value": 0.8345, "valid": True,
+             "n": 1438, "delta": 0.05, "guess_error": 0.8983}  # fmt: skip
+    return Certificate(**{**known, **fields})
+
+
+def bounded(kind: str = "bound", *, hold_out: float | None = None, **fields: object) -> InstrumentRun:
+    beside = {} if hold_out is None else {"hold_out": hold_out}
+    return instrument(kind, event(kind, beside, certificate=certificate(**fields)))
+
+
+DATA = instrument(
+    "input",
+    event("input", {"participation_ratio": 19.64, "participation_ratio_low": 18.1, "participation_ratio_high": 20.9,
+                    "num_features": 60, "num_samples": 1438}),
+)  # fmt: skip
+
+
+def texts(run: Run) -> dict[str, str]:
+    return dict(card(run).lines)
+
+
+def test_five_lines_with_numbers_units_and_errors():
+    run = run_of(
+        DATA, dimensions([*EARLIER, *[107.0] * 7], effective_dimension_half_samples=101.0), bounded(hold_out=0.0936)
+    )
+    found = card(run)
+    assert [heading for heading, _ in found.lines] == list(HEADINGS)
+    lines = dict(found.lines)
+    assert lines["Data"].startswith("20 [18, 21] of 60 features count as independent directions")
+    assert "n = 1,438 samples" in lines["Data"]
+    assert lines["Network"].startswith("107 effective directions of 5,018 parameters")
+    assert "Jacobian, N = 128 samples, exact for these; 101 on half of them" in lines["Network"]
+    assert lines["Settled"].startswith("since epoch 4 of 10: within 5 epochs it changes by at most 5 %")
+    assert lines["Guarantee"] == (
+        "true error at most 0.8345 with probability 0.95 (PAC-Bayes bound, of two networks drawn around the model); "
+        "guessing has 0.8983; hold-out bound of the model itself 0.0936"
+    )
+    assert lines["Cost"] == (
+        "8.3 s of measuring beside 1.9 s of training, a ratio of 4.4; the first 60 s are not limited (grace_seconds)"
+    )
+    assert found.warning == ""
+    assert max(map(len, found.text().splitlines())) <= 100
+    assert " ".join(found.text().split()).startswith("Data 20 [18, 21] of 60 features")
+
+
+def test_every_line_says_why_it_has_no_number():
+    lines = texts(run_of(facts=RunFacts()))
+    assert lines["Data"] == "not measured, because this fit has no InputSpectrum"
+    assert lines["Network"] == "not measured, because this fit has no JacobianSpectrum"
+    assert lines["Settled"].startswith("undetermined: no effective dimension")
+    assert lines["Guarantee"] == "not measured, because this fit has no PACBayesBound or FinalCertificate"
+    assert lines["Cost"] == "not known yet"
+    failed = event("input", {}, status=Status.FAILED, notes=("The inputs are a list with 2 tensors.",))
+    found = card(run_of(instrument("input", failed), instrument("jacobian")))
+    assert dict(found.lines)["Data"] == "missing. The inputs are a list with 2 tensors."
+    assert dict(found.lines)["Network"] == "not measured yet"
+    assert (
+        found.warning == "Inputs: the measurement failed, so values are missing: The inputs are a list with 2 tensors."
+    )
+
+
+def test_an_interval_is_rounded_by_its_width_and_a_value_without_one_is_not():
+    narrow = {"participation_ratio": 2.0312, "participation_ratio_low": 2.01, "participation_ratio_high": 2.05}
+    assert texts(run_of(instrument("input", event("input", narrow))))["Data"].startswith("2.03 [2.01, 2.05] features")
+    alone = event("input", {"participation_ratio": 19.64, "num_features": 60, "num_samples": 1438})
+    assert texts(run_of(instrument("input", alone)))["Data"].startswith("19.64 of 60 features")
+
+
+def test_an_estimated_dimension_has_its_error_and_another_matrix_its_name():
+    estimated = event(
+        "hessian",
+        {"effective_dimension": Estimate(51.7, 2.0, 0.5), "num_parameters": 5018, "gauss_newton_samples": 128},
+        num_samples=1024,
+    )
+    line = texts(run_of(instrument("hessian", estimated)))["Network"]
+    assert line.startswith("51.7 +- 2.5 effective directions of 5,018 parameters")
+    assert "Gauss-Newton part, N = 128 samples; there is no JacobianSpectrum" in line
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([50.0 + 10 * epoch for epoch in range(11)], "not yet, it is still growing: 100 became 150 within 5 epochs"),
+        ([250.0 - 10 * epoch for epoch in range(11)], "not yet, it is still falling: 200 became 150 within 5 epochs"),
+        ([100.0, 120.0] * 5 + [100.0], "not yet, it is still falling: 120 became 100 within 5 epochs"),
+        ([100.0, 120.0, 100.0, 100.0, 120.0, 110.0, 100.0, 100.0], "not yet, it is still changing: 100 became 100"),
+        ([100.0, 100.0], "undetermined: judging it takes two measurements or more over the last 5 epochs, and 1"),
+    ],
+)
+def test_a_dimension_that_has_not_settled(values, expected):
+    assert texts(run_of(dimensions(values)))["Settled"].startswith(expected)
+
+
+def test_a_short_training_is_judged_over_a_third_of_it():
+    facts = replace(FACTS, epochs=1, epoch_steps=1000)
+    events = [
+        event("jacobian", {"effective_dimension": 80.0 + min(step, 500) / 10}, step=max(step - 1, 0), epoch=0)
+        for step in range(0, 1001, 50)
+    ]  # fmt: skip
+    found = settled(run_of(instrument("jacobian", *events), facts=facts))
+    assert found is not None
+    assert found[0].condition is None
+    assert found[0].window == pytest.approx(1 / 3)
+    # At 700 steps the window begins at 367: 117.5 at 400 to 130 is 10 %; at 800, 125 at 450 to 130 is 4 %.
+    assert found[0].since == pytest.approx(0.45)
+    few = settled(run_of(instrument("jacobian", *events[::5]), facts=facts))
+    assert few is not None
+    assert few[0].condition is Condition.COLLECTING
+
+
+def test_settling_is_the_condition_of_the_early_stop_at_every_measurement():
+    """The same answer as the early stop gives where only the dimension decides: its hold-out loss has waited."""
+    rng = random.Random(0)
+    seen = set()
+    for _ in range(200):
+        level, points = 100.0, []
+        for time in range(rng.randint(2, 16)):
+            level *= 1 + rng.choice([0.0, 0.0, 0.004, 0.05]) * rng.choice([-1, 1])
+            points.append([float(time), level, rng.choice([0.0] * 30 + [4.0]), rng.choice([1.0] * 30 + [3.0]), 10.0])
+        flat = [
+            judge(
+                Rule(5, 0.05, 2.0), Curves(points[:end], hold_out=[[points[end - 1][0] - 6, 1.0]]), points[end - 1][0]
+            )
+            for end in range(1, len(points) + 1)
+        ]
+        found = settling(0.05, 5, points)
+        assert (found.condition is None) == (flat[-1] is Condition.HOLD_OUT)
+        if found.condition is None:
+            run = next((back for back, each in enumerate(reversed(flat)) if each is not Condition.HOLD_OUT), len(flat))
+            first = points[len(points) - run][0]
+            assert found.since == max(first - 5, 0.0)
+        else:
+            assert found.condition is flat[-1]
+            assert math.isnan(found.since)
+        seen.add(found.condition)
+    assert seen == {None, Condition.CHANGING, Condition.COLLECTING, Condition.UNDETERMINED}
+
+
+def test_a_final_certificate_comes_before_the_live_bound():
+    run = run_of(bounded(hold_out=0.09), bounded("certificate", value=0.41))
+    assert texts(run)["Guarantee"].startswith(
+        "true error at most 0.4100 with probability 0.95 (final PAC-Bayes certificate"
+    )
+    assert texts(run)["Guarantee"].endswith("hold-out bound of the model itself 0.0900")
+    without = bounded("certificate", valid=False, value=math.nan, reasons=(Reason("The weights hold NaN."),))
+    assert texts(run_of(bounded(), without))["Guarantee"].startswith("true error at most 0.8345")
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"value": 1.0}, "nothing: the PAC-Bayes bound is 1, and no error rate is larger; guessing has 0.8983;"),
+        ({"value": 0.95}, "guessing has 0.8983, so it is of no use; hold-out"),
+        ({"valid": False, "value": math.nan, "reasons": (Reason("The start is unknown."), Reason("NaN."))},
+         "there is no PAC-Bayes bound: The start is unknown (and 1 more reasons); hold-out bound of the model itself"),
+    ],
+)  # fmt: skip
+def test_a_bound_that_guarantees_nothing_is_said_to(fields, expected):
+    assert expected in texts(run_of(bounded(hold_out=0.09, **fields)))["Guarantee"]
+
+
+def test_the_limit_on_the_cost_after_the_grace():
+    late = replace(FACTS, measuring_seconds=75.0, training_seconds=1000.0)
+    assert texts(run_of(facts=late))["Cost"] == (
+        "75.0 s of measuring beside 1000.0 s of training, a ratio of 0.075; max_overhead = 0.1 limits it after the "
+        "first 60 s"
+    )
+    assert texts(run_of(facts=replace(late, max_overhead=None)))["Cost"].endswith("there is no limit")
+
+
+@pytest.mark.parametrize(
+    ("instruments", "expected"),
+    [
+        ([dimensions([107.0], effective_dimension_half_samples=60.0)], "107, but 60 on half of the samples"),
+        ([dimensions([640.0])], "near its maximum of 1,000; use n90"),
+        ([instrument("jacobian", event("jacobian", {"effective_dimension": Estimate(50.0, 9.0, 0.0)}))], "50.0 +- 9.0"),
+        ([instrument("jacobian", event("jacobian", {"effective_dimension": 50.0}),
+                     event("jacobian", {"effective_dimension": Estimate(math.nan, status=Status.UNRESOLVED)}))],
+         "(Jacobian) is missing at the end. Unresolved"),
+        ([dimensions([50.0]), instrument("hessian", event("hessian", {}, status=Status.NON_FINITE))],
+         "Hessian at step 199: Not finite"),
+        ([instrument("fisher", event("fisher", {}, status=Status.FAILED, notes=("No loss.",)), event("fisher", {}))],
+         "Fisher matrix: 1 of 2 measurements failed, so values are missing: No loss."),
+        ([instrument("input", event("input", {"participation_ratio": 9.0, "num_features": 60, "num_samples": 120}))],
+         "120 samples for 60 features"),
+    ],
+)  # fmt: skip
+def test_what_makes_the_numbers_unreliable_is_one_line(instruments, expected):
+    assert expected in card(run_of(*instruments)).warning
+
+
+def test_further_warnings_are_counted():
+    run = run_of(dimensions([640.0], effective_dimension_half_samples=300.0))
+    assert card(run).warning.endswith("(1 more below)")
+    assert "Warning" in card(run).text()

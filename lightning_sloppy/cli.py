@@ -1,24 +1,26 @@
-"""The command line: Lightning's CLI with the classes of this package (``fit``), ``certify``, and ``inspect``."""
+"""The command line: which verb runs, its help, and what every verb has in common. Imports torch only when needed."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
+import platform
 import sys
-import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import lightning_sloppy
-from lightning_sloppy.errors import MissingExtraError, SloppyError
+from lightning_sloppy.command_line import help_pages, json_file
+from lightning_sloppy.command_line.mistakes import nearest
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.version import __version__
 
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
+WRONG_INPUT, FAILED = 2, 1
+"""Exit codes, as in ``command_line.faults``, which imports more."""
 
-DESCRIPTION = """Fit a Lightning module and measure its spectra, effective dimensions and a PAC-Bayes bound. Give any
-LightningModule and LightningDataModule by class path, and the classes of this package also by name only.
-"lightning-sloppy inspect PATH" looks at a table before any model."""
+HELP = ("--help", "-h")
+CERTIFY_NEEDS = "pip install 'lightning-sloppy[cli]'"
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -28,74 +30,101 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Arguments without the program's name. None: those of the process.
 
     Raises:
-        MissingExtraError: If jsonargparse is not installed.
-        SystemExit: On ``--help``, ``--print_config``, arguments that cannot be parsed, and errors of this package.
+        SystemExit: On help and ``--version``, and with an exit code other than 0: 1 if the verb failed or there is no
+            certificate, 2 for wrong input. See docs/command_line.md.
+        Exception: An error in the user's own code, or any error with ``--debug``.
     """
-    if importlib.util.find_spec("jsonargparse") is None:
-        raise MissingExtraError(
-            "The command line needs jsonargparse, which is not installed: pip install 'lightning-sloppy[cli]'."
-        )
     words = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
     # As `python -m` does: modules in the working folder can be named in a configuration.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    if words[:1] == ["inspect"]:
-        if any(word.startswith("--data") for word in words):
-            _know_names()
-        from lightning_sloppy.inspect_command import run_inspect
+    code = _run(words, debug)
+    if code is not None:
+        sys.exit(code)
 
-        sys.exit(run_inspect(words[1:]))
 
-    from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
-
-    from lightning_sloppy.callbacks.certifying_trainer import CertifyingTrainer
-
+def _run(words: list[str], debug: bool) -> int | None:
+    """Run the verb; None if a verb of Lightning went well, so that Python code can go on after ``main``."""
+    verb = next((word for word in words if word in help_pages.VERBS), "")
+    if not words or words[0] in HELP:
+        sys.stdout.write(help_pages.main_page())
+        return 0
+    if words[0] == "--version":
+        sys.stdout.write(_versions() + "\n")
+        return 0
+    if words[0] not in help_pages.VERBS and (not words[0].startswith("-") or not verb):
+        return _unknown(words[0])
+    if verb == "inspect":
+        return _inspect(words[1:], debug)
+    if any(word in HELP for word in words):
+        words, shown = _help(verb, words)
+        if shown is not None:
+            sys.stdout.write(shown)
+            return 0
+    if importlib.util.find_spec("jsonargparse") is None:
+        return _complain(f"{verb} needs jsonargparse, which is not installed: {CERTIFY_NEEDS}.", FAILED)
+    try:
+        words, json_to = json_file.taken_out(words)
+        if json_to is not None and verb == "predict":
+            raise ConfigurationError("predict has no numbers for --json; write the predictions with a callback.")
+    except ConfigurationError as error:
+        if debug:
+            raise
+        return _complain(str(error), WRONG_INPUT)
     _know_names()
+    from lightning_sloppy.command_line.lightning_verbs import run_lightning_verb
 
-    class CLI(LightningCLI):
-        """Lightning's CLI with the subcommands of this package."""
+    return run_lightning_verb(words, json_to=json_to, debug=debug) or None
 
-        @staticmethod
-        def subcommands() -> dict[str, set[str]]:
-            """Lightning's subcommands, and ``certify``."""
-            return {**LightningCLI.subcommands(), "certify": {"model", "datamodule"}}
 
-    class SaveConfigBesideLogs(SaveConfigCallback):
-        """Saves the configuration in the run's folder, or nowhere if there is no logger and thus no such folder.
+def _inspect(words: list[str], debug: bool) -> int:
+    if any(word.startswith("--data") for word in words):
+        _know_names()
+    from lightning_sloppy.inspect_command import run_inspect
 
-        Otherwise it would overwrite a config.yaml of the user in the working folder.
-        """
+    return run_inspect(words, debug=debug)
 
-        def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-            """Save once, if the run has a folder."""
-            if trainer.loggers:
-                super().setup(trainer, pl_module, stage)
 
-    with warnings.catch_warnings():
-        # The bundled data are in memory, where more worker processes would only add cost.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        # The user cannot fix the calls of Lightning to deprecated parts of torch and jsonargparse.
-        warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli")
-        try:
-            cli = CLI(
-                trainer_class=CertifyingTrainer,
-                args=None if args is None else list(args),
-                save_config_callback=SaveConfigBesideLogs,
-                save_config_kwargs={"overwrite": True},  # resuming a named version writes into the same folder
-                seed_everything_default=0,  # a run is reproducible even if its configuration has no seed
-                parser_kwargs={"prog": "lightning-sloppy", "description": DESCRIPTION},
-            )
-            final = getattr(getattr(cli, "trainer", None), "certified", None)
-            if final is not None and final.certificates is None:
-                sys.exit("error: There is no certificate; see the summary for the reason.")
-        except (SloppyError, ValueError) as error:
-            # Print the message without a traceback. The parser raises an error for all types that the argument may
-            # have, with the error of this package as its cause.
-            ours = _our_cause(error)
-            if ours is None:
-                raise
-            sys.exit(f"error: {ours}")
+def _help(verb: str, words: list[str]) -> tuple[list[str], str | None]:
+    """The page of a verb; or the arguments with which the parser prints the help of one class, or of everything."""
+    at = next(index for index, word in enumerate(words) if word in HELP)
+    topic = words[at + 1] if at + 1 < len(words) and not words[at + 1].startswith("-") else ""
+    if not topic:
+        return words, help_pages.page(verb)
+    if topic == "all":
+        return [verb, "--help"], None
+    _know_names()
+    from lightning_sloppy.command_line.lightning_verbs import help_of
+
+    return help_of(verb, topic)
+
+
+def _unknown(word: str) -> int:
+    if word.startswith("-"):
+        return _complain(f"The first argument is a verb, but {word} is an option.", WRONG_INPUT)
+    found = nearest(word, help_pages.VERBS)
+    said = f"Did you mean {found}?" if found else f"There are {', '.join(help_pages.VERBS)}."
+    return _complain(f"There is no verb {word}.\n{said}", WRONG_INPUT)
+
+
+def _complain(text: str, code: int) -> int:
+    sys.stderr.write(f"error: {text}\nMore: lightning-sloppy --help\n")
+    return code
+
+
+def _versions() -> str:
+    """Versions of this package and of what the numbers depend on, read without importing them."""
+    found = [f"Python {platform.python_version()}", *map(_version, ("torch", "lightning", "jsonargparse"))]
+    return f"lightning-sloppy {__version__} ({', '.join(found)})"
+
+
+def _version(name: str) -> str:
+    try:
+        return f"{name} {importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{name} not installed"
 
 
 def _know_names() -> None:
@@ -103,9 +132,3 @@ def _know_names() -> None:
     importlib.import_module("lightning_sloppy.demo")
     for name in dir(lightning_sloppy):
         getattr(lightning_sloppy, name)
-
-
-def _our_cause(error: BaseException | None) -> SloppyError | None:
-    while error is not None and not isinstance(error, SloppyError):
-        error = error.__cause__
-    return error

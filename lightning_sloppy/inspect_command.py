@@ -6,8 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from lightning_sloppy.command_line.complaints import complain
+from lightning_sloppy.command_line.mistakes import Vocabulary, explained
 from lightning_sloppy.errors import ConfigurationError, SloppyError
 from lightning_sloppy.inputs.column_groups import THRESHOLD
 from lightning_sloppy.inspection.data_report import arrays_beside
@@ -16,14 +18,28 @@ BAD_INPUT = 2
 """Exit code for a table that cannot be read or used, as for arguments that cannot be parsed."""
 
 
-def run_inspect(arguments: Sequence[str]) -> int:
+class _Parser(argparse.ArgumentParser):
+    """Reports an argument that cannot be parsed in a few lines."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the cause and the nearest option, and exit with code 2."""
+        options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        complain(explained(message, Vocabulary([*options, "--data"])), "inspect")
+        sys.exit(BAD_INPUT)
+
+
+def run_inspect(arguments: Sequence[str], *, debug: bool = False) -> int:
     """Read, inspect, print the page.
 
     Args:
         arguments: Behind ``inspect``.
+        debug: Whether to raise errors instead of printing them.
 
     Returns:
         Exit code: 0, or 2 with one sentence on the error stream.
+
+    Raises:
+        Exception: An error in the user's data module, or any error with ``debug``.
     """
     arguments, of_data = _split(arguments)
     options = _parser().parse_args(arguments)
@@ -32,6 +48,8 @@ def run_inspect(arguments: Sequence[str]) -> int:
     try:
         return _inspected(options, of_data)
     except SloppyError as error:
+        if debug:
+            raise
         said = str(error)
     except MemoryError:
         said = f"The memory does not suffice for {options.path or 'these data'}; select columns first."
@@ -80,7 +98,7 @@ def _inspected(options: argparse.Namespace, of_data: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lightning-sloppy inspect",
         description="Look at a table before any model: columns that repeat each other, independent directions, missing "
         "values, noise, and how sure all of it is. Prints one page.",
@@ -153,14 +171,23 @@ def _of_datamodule(arguments: list[str]) -> Any:
         ConfigurationError: It has none.
         SystemExit: Arguments that cannot be parsed.
     """
-    from jsonargparse import ArgumentParser
     from lightning.pytorch import LightningDataModule
 
-    parser = ArgumentParser(prog="lightning-sloppy inspect", exit_on_error=True)
+    from lightning_sloppy.command_line.faults import own_part, told
+    from lightning_sloppy.command_line.parser import Parser
+
+    parser = Parser(prog="lightning-sloppy inspect", exit_on_error=True)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     # The method was renamed in jsonargparse 4.49.
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    module: LightningDataModule = instantiate(parser.parse_args(arguments)).data
+    parsed = parser.parse_args(arguments)
+    try:
+        module: LightningDataModule = instantiate(parsed).data
+    except Exception as error:
+        mistake = told(error, "building")
+        if mistake is None:
+            raise own_part(error) from None
+        raise ConfigurationError(" ".join(mistake[1])) from error
     module.prepare_data()
     module.setup("fit")
     loader = module.train_dataloader()

@@ -1,12 +1,14 @@
 import importlib.util
+import json
 import runpy
 import sys
 
 import pytest
 import yaml
+from support.small_cli import complaint
 
+import lightning_sloppy
 from lightning_sloppy.cli import main
-from lightning_sloppy.errors import MissingExtraError
 
 STEP = [
     "fit",
@@ -34,18 +36,44 @@ def printed(capsys, *arguments):
     return capsys.readouterr().out
 
 
-def test_help_names_the_command_and_its_verbs(capsys):
-    text = printed(capsys, "--help")
-    assert "usage: lightning-sloppy" in text
-    for verb in ("fit", "validate", "test", "predict"):
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_command_alone_says_what_it_does(capsys, arguments):
+    text = printed(capsys, *arguments)
+    for verb in ("fit", "certify", "spectrum", "inspect", "validate", "test", "predict"):
         assert verb in text
 
 
-def test_help_of_fit_lists_model_data_and_trainer(capsys):
+def test_the_version_is_that_of_the_package_and_of_torch(capsys):
+    assert printed(capsys, "--version").startswith(f"lightning-sloppy {lightning_sloppy.__version__} (Python 3.")
+
+
+def test_help_of_fit_begins_with_the_callbacks(capsys):
     text = printed(capsys, "fit", "--help")
-    assert "usage: lightning-sloppy [options] fit" in text
+    assert text.startswith("usage: lightning-sloppy fit")
+    assert text.index("SloppyMonitor") < text.index("--model")
+
+
+def test_all_options_are_shown_on_request(capsys):
+    text = printed(capsys, "fit", "--help", "all")
     for option in ("--model ", "--data ", "--trainer.callbacks ", "--seed_everything "):
         assert option in text
+    trainer = printed(capsys, "fit", "--help", "trainer")
+    assert "--trainer.max_epochs" in trainer
+    assert "--seed_everything" not in trainer
+    assert "--model" not in trainer
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("HessianSpectrum", "callbacks.k K"), ("lightning_sloppy.SloppyMonitor", "callbacks.bound"),
+     ("MLPClassifier", "--model.lr LR"), ("DigitsDataModule", "--data.batch_size"), ("CSVLogger", "save_dir")],
+)  # fmt: skip
+def test_help_about_a_class_by_its_name(capsys, name, option):
+    assert option in printed(capsys, "fit", "--help", name)
+
+
+def test_help_about_an_unknown_class_names_the_nearest(capsys):
+    assert complaint(capsys, "fit", "--help", "HesianSpectrum")[1] == "Did you mean HessianSpectrum?"
 
 
 @pytest.mark.parametrize(
@@ -88,10 +116,7 @@ def test_a_run_without_a_seed_in_its_configuration_is_seeded(capsys):
 
 
 def test_a_value_of_the_wrong_type_is_refused(capsys):
-    with pytest.raises(SystemExit) as exit_info:
-        main([*STEP, "--model.lr=fast"])
-    assert exit_info.value.code == 2
-    assert "lr" in capsys.readouterr().err
+    assert complaint(capsys, *STEP, "--model.lr=fast")[0] == "error: --model.lr takes a number, but got fast."
 
 
 def test_event_files_and_configuration_land_in_the_working_folder(tmp_path):
@@ -121,16 +146,19 @@ def test_module_and_command_are_the_same(capsys, monkeypatch):
     with pytest.raises(SystemExit) as exit_info:
         runpy.run_module("lightning_sloppy", run_name="__main__")
     assert exit_info.value.code == 0
-    assert "usage: lightning-sloppy" in capsys.readouterr().out
+    assert "lightning-sloppy fit" in capsys.readouterr().out
 
 
-def test_missing_jsonargparse_names_the_extra(monkeypatch):
+def test_missing_jsonargparse_names_the_extra(monkeypatch, capsys):
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "jsonargparse" else found(name, *rest)
     )
-    with pytest.raises(MissingExtraError, match=r"pip install 'lightning-sloppy\[cli\]'"):
-        main(["--help"])
+    assert "lightning-sloppy fit" in printed(capsys, "--help")
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--model=MLPClassifier"])
+    assert stopped.value.code == 1
+    assert "pip install 'lightning-sloppy[cli]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -139,45 +167,32 @@ def test_missing_jsonargparse_names_the_extra(monkeypatch):
 def test_a_wrong_option_of_a_callback_is_one_sentence(tmp_path, monkeypatch, capsys, option, words):
     monkeypatch.chdir(tmp_path)
     arguments = ["fit", "--model=MLPClassifier", "--data=DigitsDataModule", "--trainer.max_epochs=1"]
-    with pytest.raises(SystemExit) as stopped:
-        main([*arguments, "--trainer.callbacks=SloppyMonitor", f"--trainer.callbacks.{option}"])
-    if words is None:  # not a number: the parser's own business
-        assert stopped.value.code == 2
-    else:
-        assert str(stopped.value).startswith("error: ")
-        assert words in str(stopped.value)
-        assert "\n" not in str(stopped.value)
+    said = complaint(capsys, *arguments, "--trainer.callbacks=SloppyMonitor", f"--trainer.callbacks.{option}")
+    assert (words or "--trainer.callbacks.seed takes a whole number, but got x") in said[0]
+    assert len(said) == 2
 
 
 def test_an_error_of_ours_is_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stopped:
-        main(
-            [
-                "fit",
-                "--model",
-                "MLPClassifier",
-                "--data",
-                "IDXDataModule",
-                "--data.folder",
-                "nowhere",
-                "--trainer.max_epochs",
-                "1",
-            ]
-        )
-    assert str(stopped.value).startswith("error: ")
-    assert "nowhere" in str(stopped.value)
+    data = ["--data=IDXDataModule", "--data.folder=nowhere"]
+    said = complaint(capsys, "fit", "--model=MLPClassifier", *data, "--trainer.max_epochs=1")
+    assert "nowhere" in said[0]
+    assert len(said) == 2
 
 
-def test_a_certificate_that_is_refused_is_an_error(tmp_path, monkeypatch):
+def test_a_certificate_that_is_refused_is_an_error(tmp_path, monkeypatch, capsys):
     from lightning_sloppy.callbacks.final_certificate import FinalCertificate
 
     kept = ["--trainer.enable_checkpointing=true", "--trainer.logger=false"]
     main([*STEP[:4], *kept, "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"])
     (path,) = tmp_path.rglob("*.ckpt")
     monkeypatch.setattr(FinalCertificate, "after_training", lambda *_: None)
-    with pytest.raises(SystemExit, match="error: There is no certificate"):
-        main(["certify", *STEP[1:5], "--trainer.max_epochs=1", "--trainer.logger=false", f"--ckpt_path={path}"])
+    certify = ["certify", *STEP[1:5], "--trainer.max_epochs=1", "--trainer.logger=false", f"--ckpt_path={path}"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*certify, "--json=none.json"])
+    assert stopped.value.code == 1
+    assert "error: There is no certificate" in capsys.readouterr().err
+    assert json.loads((tmp_path / "none.json").read_text())["pair"] is None
 
 
 def test_clean_samples_are_the_name_of_a_method(capsys):

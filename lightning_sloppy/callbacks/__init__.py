@@ -12,6 +12,7 @@ from lightning_sloppy.callbacks.instrument import Instrument
 from lightning_sloppy.callbacks.jacobian_spectrum import JacobianSpectrum
 from lightning_sloppy.callbacks.monitor import SloppyMonitor
 from lightning_sloppy.callbacks.pac_bayes_bound import PACBayesBound
+from lightning_sloppy.callbacks.spectrum_trainer import SpectrumTrainer
 
 __all__ = [
     "CertifyingTrainer",
@@ -26,5 +27,6 @@ __all__ = [
     "JacobianSpectrum",
     "PACBayesBound",
     "SloppyMonitor",
+    "SpectrumTrainer",
     "StoppingReason",
 ]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelSummary, ProgressBar
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
+from lightning_sloppy.callbacks.checkpoints import fit_without_step, load_weights, opened_checkpoint
 from lightning_sloppy.callbacks.final_certificate import FinalCertificate
 from lightning_sloppy.certifying.clean_samples import Clean
 from lightning_sloppy.certifying.priors import Prior
@@ -81,7 +81,7 @@ class CertifyingTrainer(Trainer):
         Raises:
             ConfigurationError: Without a checkpoint, or for a checkpoint of another model.
         """
-        state = _opened(ckpt_path, weights_only is not False)
+        state = opened_checkpoint(ckpt_path, weights_only is not False)
         runs = list(_runs(state.get("callbacks", {})))
         if delta is None:
             delta = next((run["settings"]["delta"] for run in runs if "settings" in run), 0.05)
@@ -106,20 +106,10 @@ class CertifyingTrainer(Trainer):
         else:
             known = self._fresh(model, ckpt_path, state)
         final.resume_from(known)
-        try:
-            model.load_state_dict(state["state_dict"])
-        except RuntimeError as error:
-            raise ConfigurationError(
-                f"{ckpt_path} contains the weights of another model than the configured {type(model).__name__}; use "
-                f"the configuration of its training. {str(error).splitlines()[0]}"
-            ) from error
+        load_weights(model, state, ckpt_path)
         notice_training(model)
-        shown: list[Callback] = [peer for peer in self.callbacks if isinstance(peer, (ProgressBar, ModelSummary))]
-        self.callbacks: list[Callback] = [*shown, _NoStep(), final]
-        self.num_sanity_val_steps = 0
-        self.fit_loop.min_epochs, self.fit_loop.epoch_loop.min_steps = 0, None
         self.certified = final
-        self.fit(model, datamodule=datamodule)
+        fit_without_step(self, model, datamodule, [final])
         return final
 
     def _fresh(self, model: LightningModule, ckpt_path: str | None, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,35 +122,6 @@ class CertifyingTrainer(Trainer):
                 "and the given module is already trained; pass a newly constructed one."
             )
         return {"prior_mean": ParameterLayout.of(model).vector(model).cpu(), "frozen": frozen_digests(model)}
-
-
-def _opened(ckpt_path: str | None, weights_only: bool) -> dict[str, Any]:
-    """The checkpoint.
-
-    Raises:
-        ConfigurationError: If it is not a checkpoint.
-    """
-    if ckpt_path is None or not Path(ckpt_path).is_file():
-        raise ConfigurationError(
-            f"There is no checkpoint {ckpt_path} to certify; pass --ckpt_path with a file written by a fit."
-        )
-    try:
-        state = torch.load(ckpt_path, map_location="cpu", weights_only=weights_only)
-    except Exception as error:
-        raise ConfigurationError(
-            f"{ckpt_path} cannot be read ({type(error).__name__}); if it is a checkpoint that you trust and that "
-            "contains more than plain values, pass --weights_only false."
-        ) from error
-    if not isinstance(state, dict) or "state_dict" not in state:
-        raise ConfigurationError(f"{ckpt_path} is not a checkpoint of Lightning; pass a file written by a fit.")
-    return state
-
-
-class _NoStep(Callback):
-    """Ends the fit before its first step."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.should_stop = True
 
 
 def _runs(states: Any) -> Iterator[Mapping[str, Any]]:

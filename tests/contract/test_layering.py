@@ -17,6 +17,7 @@ FLOORS = [
     {"cli"},
     {"__init__"},
     {"inspect_command"},
+    {"command_line"},
     {"callbacks", "demo"},
     {"certifying"},
     {"probing", "reporting"},
@@ -30,7 +31,7 @@ FLOORS = [
     {"errors", "version"},
 ]
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
-ROOMS_WITH_LIGHTNING = {"cli", "inspect_command", "callbacks", "certifying", "probing", "reporting", "demo"}
+ROOMS_WITH_LIGHTNING = {"command_line", "inspect_command", "callbacks", "certifying", "probing", "reporting", "demo"}
 LIGHTNING = {"lightning", "pytorch_lightning"}
 PRIVATE_NAMES_ALLOWED = PACKAGE / "probing" / "trainer_internals.py"
 LIGHTNING_OBJECTS = {"trainer", "pl_module", "strategy", "fit_loop", "lightning_module"}

@@ -24,15 +24,20 @@ PEERS = ("PyHessian", "curvlinops-for-pytorch", "hessian-eigenthings", "nngeomet
 Data = tuple[Tensor, Tensor]
 
 
-def arguments(question: str, **defaults: int) -> argparse.Namespace:
-    """The options of every script, and integer options of this one."""
+def arguments(question: str, **own: int | tuple[str, ...] | type[Path]) -> argparse.Namespace:
+    """The options of every script, and those of this one: whole numbers, choices (the first is the default), paths."""
     parser = argparse.ArgumentParser(description=question, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with mnist/ and cifar10/; without it the data are synthetic")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="small sizes, to test that everything runs")
-    for name, value in defaults.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+    for name, value in own.items():
+        if isinstance(value, tuple):
+            parser.add_argument(f"--{name}", choices=value, default=value[0])
+        elif isinstance(value, int):
+            parser.add_argument(f"--{name}", type=int, default=value)
+        else:
+            parser.add_argument(f"--{name}", type=value)
     return parser.parse_args()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg, signal
 
-from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments, fewest_common
+from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments, fewest_defined
 
 ITERATIONS = 14
 """Half of them find the spectrum, the second half are averaged: a simulation is noisy."""
@@ -39,8 +39,8 @@ def calibrated_eigenvalues(
     autocorrelation: float,
     seed: int,
     advance: Callable[[], None],
-) -> Floats:
-    """Eigenvalues of the population, descending, (d,), estimated as the module says.
+) -> tuple[Floats, Floats]:
+    """Eigenvalues of the population, descending, (d,), estimated as the module says, and those of samples of it.
 
     Args:
         correlation: Of the sample, before any repair, (d, d).
@@ -49,6 +49,9 @@ def calibrated_eigenvalues(
         autocorrelation: Of lag one; the simulated rows follow a first-order process with it.
         seed: Of the simulations.
         advance: Told after each iteration, ``ITERATIONS`` times.
+
+    Returns:
+        The eigenvalues, and signed ones of the samples that the second half of the iterations drew, (k, d).
     """
     d = len(correlation)
     rng = np.random.default_rng(seed)
@@ -61,18 +64,20 @@ def calibrated_eigenvalues(
     population = np.maximum(observed, least)
     population *= d / population.sum()
     total = np.zeros(d)
+    samples: list[Floats] = []
     for iteration in range(ITERATIONS):
         late = iteration >= ITERATIONS // 2
         factor = _factor(population, vectors)
-        seen = np.mean([_sampled(factor, rows, missing, autocorrelation, rng) for _ in range(repeats)], axis=0)
-        step = np.clip((observed - seen) / np.maximum(population, 2 * least), -1.0, 1.0)
+        drawn = np.array([_sampled(factor, rows, missing, autocorrelation, rng) for _ in range(repeats)])
+        step = np.clip((observed - drawn.mean(0)) / np.maximum(population, 2 * least), -1.0, 1.0)
         population = np.sort(population * np.exp((0.4 if late else 0.7) * step))[::-1]
         population *= d / population.sum()
         if late:
             total += population
+            samples.append(drawn)
         advance()
     factor = _factor(total / (ITERATIONS - ITERATIONS // 2), vectors)
-    return np.asarray(np.maximum(linalg.eigvalsh(factor.T @ factor)[::-1], 0.0))
+    return np.maximum(linalg.eigvalsh(factor.T @ factor)[::-1], 0.0), np.concatenate(samples)
 
 
 def _factor(population: Floats, vectors: Floats) -> Floats:
@@ -105,7 +110,7 @@ def _sampled(
         values = values @ factor.T
         if missing is not None:
             values[missing] = np.nan
-        matrix = PairwiseMoments.of(values).correlation(fewest_common(rows))[0]
+        matrix = PairwiseMoments.of(values).correlation(fewest_defined(rows))[0]
     return np.asarray(linalg.eigvalsh(matrix, check_finite=False)[::-1])
 
 

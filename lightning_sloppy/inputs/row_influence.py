@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import linalg, stats
 
-from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments, fewest_common, shift_and_scale
+from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments, fewest_defined, shift_and_scale
 
 CLIPPED_AT = 5.0
 """Deviations from the mean at which values are cut off."""
@@ -77,7 +77,7 @@ def clipped_correlation(values: Floats) -> Floats:
         values: Standardised, (n, d).
     """
     cut = np.clip(values, -CLIPPED_AT, CLIPPED_AT)
-    return PairwiseMoments.of(cut).correlation(fewest_common(len(cut)))[0]
+    return PairwiseMoments.of(cut).correlation(fewest_defined(len(cut)))[0]
 
 
 def rank_correlation(values: Floats) -> Floats:
@@ -88,7 +88,7 @@ def rank_correlation(values: Floats) -> Floats:
     """
     ranks = stats.rankdata(values, axis=0, nan_policy="omit")
     ranks = (ranks - np.nanmean(ranks, axis=0)) / len(values)
-    return PairwiseMoments.of(ranks).correlation(fewest_common(len(ranks)))[0]
+    return PairwiseMoments.of(ranks).correlation(fewest_defined(len(ranks)))[0]
 
 
 def _without(moments: PairwiseMoments, rows: Floats) -> PairwiseMoments:
@@ -109,5 +109,5 @@ def _without(moments: PairwiseMoments, rows: Floats) -> PairwiseMoments:
 
 
 def _participation_ratio(moments: PairwiseMoments) -> float:
-    values = np.maximum(linalg.eigvalsh(moments.correlation(fewest_common(moments.rows))[0], check_finite=False), 0.0)
+    values = np.maximum(linalg.eigvalsh(moments.correlation(fewest_defined(moments.rows))[0], check_finite=False), 0.0)
     return float(values.sum() ** 2 / (values * values).sum())

@@ -22,7 +22,7 @@ from lightning_sloppy.inputs.moments import Moments
 from lightning_sloppy.inputs.nearest_matrix import Repaired, repaired
 from lightning_sloppy.inputs.noise_edge import Shrinkage, effective_rows, median_lag_one, shrunk_correlation
 from lightning_sloppy.inputs.nulls import NULLS, isotropic_spectrum
-from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments, fewest_common, smallest_overlap
+from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments, fewest_common, fewest_defined, smallest_overlap
 from lightning_sloppy.inputs.row_influence import clipped_correlation, dominating_rows, rank_correlation
 from lightning_sloppy.inputs.spectrum import moments_spectrum
 from lightning_sloppy.inputs.table_source import table_source
@@ -45,6 +45,10 @@ Progress = Callable[[str, int, int], None]
 """Told what is being done, how many steps are done, and how many there are (0 if unknown)."""
 
 MOSTLY_MISSING = 0.5
+
+MOST_UNDEFINED = 0.02
+"""Part of the pairs of columns without a correlation above which no interval is given. They count as uncorrelated,
+which raises a participation ratio by up to as much, and nothing in the data shows by how much."""
 
 FEWEST_PAIRS = 0.75
 """Independent rows for each column below which no interval is given: what the sample cannot show is not to be had."""
@@ -145,7 +149,9 @@ class _Inspection:
         table, values = self.table, self.table.values
         moments = table.moments
         counts, mean, variance = moments.of_columns()
-        pairwise, undefined = moments.correlation(fewest_common(table.rows))
+        # What is said of two columns needs more rows than their part in a spectrum.
+        linked, _ = moments.correlation(fewest_common(table.rows))
+        pairwise, undefined = moments.correlation(fewest_defined(table.rows))
         seen, correlation = self._missing(moments, pairwise, undefined)
         matrix = repaired(correlation, rows=table.rows)
         if seen.method == "pairwise":
@@ -158,9 +164,10 @@ class _Inspection:
         ratio = participation_ratio(matrix.eigenvalues)
         autocorrelation = median_lag_one(values)
         independent = effective_rows(table.rows, autocorrelation)
-        groups = column_groups(pairwise, table.names, counts, self.threshold)
+        groups = column_groups(linked, table.names, counts, self.threshold)
         kept = columns_kept(table.names, groups)
-        whole, fewer, drawn = self._resamples(correlation, kept, autocorrelation)
+        reason = self._without_intervals(seen, autocorrelation)
+        whole, fewer, drawn = (None, None, None) if reason else self._resamples(correlation, kept, autocorrelation)
         without = (
             matrix if len(kept) == len(table.names) else repaired(correlation[np.ix_(kept, kept)], rows=table.rows)
         )
@@ -186,7 +193,7 @@ class _Inspection:
             },
             set_aside=table.set_aside,
             encoded=table.encoded,
-            duplicates=duplicates(table, pairwise),
+            duplicates=duplicates(table, linked),
             groups=tuple(groups),
             threshold=self.threshold,
             order=tuple(table.names[index] for index in hierarchical_order(pairwise)),
@@ -199,7 +206,7 @@ class _Inspection:
             shrunk=self._shrunk(),
             autocorrelation=autocorrelation,
             effective_rows=independent,
-            resampled=self._resampled(drawn, autocorrelation),
+            resampled=reason or _resampled(drawn),
             half=None
             if whole is None
             else float(np.mean([participation_ratio(np.maximum(half, 0.0)) for half in whole.halves])),
@@ -262,12 +269,10 @@ class _Inspection:
     ) -> tuple[Resamples | None, Resamples | None, Halves | None]:
         """Of all columns and of those that stay."""
         table, d = self.table, len(self.table.names)
-        if not self.intervals or d > MOST_COLUMNS or self._pairs(np.arange(d), autocorrelation) < FEWEST_PAIRS * d:
-            return None, None, None
         drawn = (
             halves_of_parts(table.parts, self.seed, block=table.rows // max(len(table.parts), 1))
             if table.sampled
-            else halves_of(table.values, autocorrelation, self.seed, fewest_common(table.rows))
+            else halves_of(table.values, autocorrelation, self.seed, fewest_defined(table.rows))
         )
         if drawn is None:
             return None, None, None
@@ -289,10 +294,10 @@ class _Inspection:
             rows, holes = table.rows, own if own.any() else None
             if self.missing == "em" and holes is not None:
                 rows, holes = max(2, round(rows * (1 - float(own.mean())))), None
-            population = calibrated_eigenvalues(
+            population, samples = calibrated_eigenvalues(
                 correlation[np.ix_(columns, columns)], rows, holes, autocorrelation, self.seed, advance
             )
-            found.append(Resamples(half, drawn, population, self._pairs(columns, autocorrelation)))
+            found.append(Resamples(half, drawn, population, samples, self._pairs(columns, autocorrelation)))
         return found[0], found[-1], drawn
 
     def _pairs(self, columns: npt.NDArray[np.intp], autocorrelation: float) -> float:
@@ -306,17 +311,19 @@ class _Inspection:
         matrix, amount = shrunk_correlation(np.nan_to_num(self.table.values), self.shrinkage)
         return _ratio_of(matrix), amount
 
-    def _resampled(self, drawn: Halves | None, autocorrelation: float) -> str:
+    def _without_intervals(self, seen: MissingReport, autocorrelation: float) -> str | None:
+        """Why none can be had, as far as that is known before halves are drawn."""
         d = len(self.table.names)
-        if drawn is not None:
-            return "rows" if drawn.block == 1 else f"blocks of {drawn.block} rows"
+        undefined = 0.0 if seen.method == "em" or d < 2 else seen.undefined_pairs / (d * (d - 1) / 2)
         if not self.intervals:
             return "no intervals: none were asked for"
         if d > MOST_COLUMNS:
             return f"no intervals: more than {MOST_COLUMNS:,} columns"
-        return (
-            TOO_FEW if self._pairs(np.arange(d), autocorrelation) < FEWEST_PAIRS * d else "no intervals: too few rows"
-        )
+        if self._pairs(np.arange(d), autocorrelation) < FEWEST_PAIRS * d:
+            return TOO_FEW
+        if undefined > MOST_UNDEFINED:
+            return f"no intervals: {undefined:.0%} of the pairs of columns have too few rows in common"
+        return None
 
     def _late(self) -> dict[str, int]:
         kinds = [self.table.kinds[name] for name in dict.fromkeys(self.table.parents)]
@@ -333,7 +340,7 @@ class _Inspection:
         table, found = self.table, {}
         self.tell("comparison with shuffled columns", 0, 0)
         mixed = PairwiseMoments.of(shuffled(table.names, table.values, self.seed))
-        null = repaired(mixed.correlation(fewest_common(len(table.values)))[0], rows=len(table.values))
+        null = repaired(mixed.correlation(fewest_defined(len(table.values)))[0], rows=len(table.values))
         found["correlation"] = sloppiness_verdict(
             as_spectrum(matrix.eigenvalues, table.rows, matrix.floor),
             as_spectrum(null.eigenvalues, table.rows, null.floor),
@@ -364,6 +371,12 @@ class _Inspection:
                 total = total + table.parts[index]
             joined.append(total)
         return joined
+
+
+def _resampled(drawn: Halves | None) -> str:
+    if drawn is None:
+        return "no intervals: too few rows"
+    return "rows" if drawn.block == 1 else f"blocks of {drawn.block} rows"
 
 
 def _untold(*_: object) -> None:

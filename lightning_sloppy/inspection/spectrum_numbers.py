@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lightning_sloppy.inputs.half_samples import Halves
+from lightning_sloppy.inputs.largest_eigenvalue import correction_factor, equal_to_the_largest
 from lightning_sloppy.inputs.nearest_matrix import Repaired
 from lightning_sloppy.inputs.noise_edge import noise_edge
 from lightning_sloppy.inputs.pairwise import Floats
@@ -39,12 +40,14 @@ class Resamples:
         halves: Signed eigenvalues of halves of the rows, (repeats, d).
         drawn: How they were drawn.
         population: Eigenvalues with the bias of sampling taken back, (d,).
+        samples: Signed eigenvalues of Gaussian samples of that population, (k, d).
         pairs: Rows that count as independent for the correlation of two columns.
     """
 
     halves: Floats
     drawn: Halves
     population: Floats
+    samples: Floats
     pairs: float
 
 
@@ -62,6 +65,28 @@ def entropy_rank(values: Floats) -> float:
 def ridge_degrees_of_freedom(values: Floats, strength: float = RIDGE_STRENGTH) -> float:
     """``sum lambda / (lambda + strength)``."""
     return float((values / (values + strength)).sum())
+
+
+def hidden_below(values: Floats, floor: float) -> tuple[Floats, Floats]:
+    """Eigenvalues with those below a floor gathered in as few as possible of its height, and spread evenly.
+
+    An error that makes eigenvalues negative down to ``-floor`` hides how the sum of the small ones is spread. That sum
+    itself is known: all of them sum to d.
+
+    Args:
+        values: Descending, (d,).
+        floor: Magnitude up to which an eigenvalue is noise.
+
+    >>> gathered, even = hidden_below(np.array([4.0, 0.5, 0.25, 0.125, 0.125]), 0.75)
+    >>> gathered.tolist(), even.tolist()
+    ([4.0, 0.75, 0.25, 0.0, 0.0], [4.0, 0.25, 0.25, 0.25, 0.25])
+    """
+    small = values < floor
+    if not small.any():
+        return values, values
+    left = float(values[small].sum())
+    gathered = np.clip(left - floor * np.arange(int(small.sum())), 0.0, floor)
+    return np.concatenate([values[~small], gathered]), np.where(small, values[small].mean(), values)
 
 
 def as_spectrum(values: Floats, rows: int, floor: float, matrix: str = "correlation") -> Spectrum:
@@ -83,9 +108,10 @@ def as_spectrum(values: Floats, rows: int, floor: float, matrix: str = "correlat
 def spectrum_report(matrix: Repaired, rows: int, independent: float, resamples: Resamples | None) -> SpectrumReport:
     """All numbers of one matrix.
 
-    Intervals of dimensions and eigenvalues are ``exp(log c -+ (t s + doubt |log c - log o|))``: c of the eigenvalues
-    with the bias of sampling taken back, o as observed, s the deviation of the logarithm over halves, t of Student's
-    distribution. Those of decades, slope and knee are the 2.5 % and 97.5 % points over halves, moved onto the value.
+    Intervals of dimensions and eigenvalues are ``exp(log c -+ (t g s + doubt |log c - log o|))``: c of the eigenvalues
+    with the bias of sampling taken back, o as observed, s the deviation of the logarithm over halves or over simulated
+    samples, whichever is larger, g what taking back the bias multiplies an error with, t of Student's distribution.
+    Those of decades, slope and knee are the 2.5 % and 97.5 % points over halves, moved onto the value.
 
     Args:
         matrix: The repaired correlation.
@@ -100,7 +126,7 @@ def spectrum_report(matrix: Repaired, rows: int, independent: float, resamples: 
     pairs = () if resamples is None else _eigenvalue_intervals(values, matrix.rounding, resamples)
 
     def dimension(of: Callable[[Floats], float]) -> Interval:
-        return _dimension(of, values, resamples)
+        return _dimension(of, values, matrix.floor, resamples)
 
     low, high = ([], []) if resamples is None else _sampling_ends(values, resamples)
     return SpectrumReport(
@@ -130,23 +156,34 @@ def _condition_index(matrix: Repaired) -> float:
     return math.sqrt(float(matrix.eigenvalues[0]) / smallest) if smallest > matrix.rounding else math.inf
 
 
-def _dimension(of: Callable[[Floats], float], values: Floats, resamples: Resamples | None) -> Interval:
+def _dimension(of: Callable[[Floats], float], values: Floats, floor: float, resamples: Resamples | None) -> Interval:
     value = of(values)
     if resamples is None or len(values) < 2:
         return Interval(value)
-    logs = np.log([of(np.maximum(half, 0.0)) for half in resamples.halves])
-    width = resamples.drawn.quantile * resamples.drawn.scale * float(logs.std(ddof=1))
-    centre = math.log(of(resamples.population))
-    width += DOUBT * abs(centre - math.log(value))
-    return Interval(value, math.exp(centre - width), min(math.exp(centre + width), float(len(values))))
+    logs, simulated = (
+        np.log([of(np.maximum(each, 0.0)) for each in drawn]) for drawn in (resamples.halves, resamples.samples)
+    )
+    centre, observed = math.log(of(resamples.population)), math.log(value)
+    spread = max(resamples.drawn.scale * float(logs.std(ddof=1)), float(simulated.std(ddof=1)))
+    # 1 / ratio = 1 / ratio of the population + 1 / n: taking that back multiplies a relative error by their quotient.
+    factor = max(1.0, math.exp(centre - observed))
+    width = resamples.drawn.quantile * factor * spread + DOUBT * abs(centre - observed)
+    ends = [math.log(of(each)) for each in hidden_below(resamples.population, floor)]
+    low, high = math.exp(min(centre, *ends) - width), math.exp(max(centre, *ends) + width)
+    return Interval(value, low, min(high, float(len(values))))
 
 
 def _eigenvalue_intervals(values: Floats, rounding: float, resamples: Resamples) -> tuple[tuple[float, float], ...]:
     tiny = max(rounding, 1e-300)
     observed = np.log(np.maximum(values, tiny))
     centre = np.log(np.maximum(resamples.population, tiny))
-    width = resamples.drawn.quantile * _deviations(tiny, resamples) + DOUBT_OF_ONE * np.abs(centre - observed)
-    low, high = np.exp(centre - width), np.exp(np.minimum(centre + width, 700.0))
+    spread = resamples.drawn.quantile * _deviations(tiny, resamples)
+    equal = equal_to_the_largest(values, resamples.pairs)
+    spread[0] *= correction_factor(values, equal, resamples.pairs)
+    width = spread + DOUBT_OF_ONE * np.abs(centre - observed)
+    lowest = centre.copy()
+    lowest[0] = min(centre[0], math.log(resamples.population[:equal].mean()))
+    low, high = np.exp(lowest - width), np.exp(np.minimum(centre + width, 700.0))
     # Eigenvalues of a correlation matrix sum to d, and the largest is at least their mean.
     high = np.minimum(high, float(len(values)))
     low = np.where(values <= tiny, 0.0, low)
@@ -162,8 +199,8 @@ def _sampling_ends(values: Floats, resamples: Resamples) -> tuple[Floats, Floats
 
 
 def _deviations(tiny: float, resamples: Resamples) -> Floats:
-    logs = np.log(np.maximum(resamples.halves, tiny))
-    return np.asarray(resamples.drawn.scale * logs.std(axis=0, ddof=1))
+    halves, samples = (np.log(np.maximum(drawn, tiny)) for drawn in (resamples.halves, resamples.samples))
+    return np.asarray(np.maximum(resamples.drawn.scale * halves.std(axis=0, ddof=1), samples.std(axis=0, ddof=1)))
 
 
 def _shape_intervals(

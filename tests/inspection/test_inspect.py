@@ -162,16 +162,19 @@ def known(d: int) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", [0.0, 0.3])
-def test_intervals_hold_the_truth(part: float) -> None:
-    """Two settings; the grid is in benchmarks/interval_coverage.py."""
+@pytest.mark.parametrize(("part", "phi"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.5)], ids=["complete", "gaps", "in time"])
+def test_intervals_hold_the_truth(part: float, phi: float) -> None:
+    """Three settings; the grid is in benchmarks/interval_coverage.py."""
     matrix = known(24)
     values = np.linalg.eigvalsh(matrix)[::-1]
     truth = [participation_ratio(values), entropy_rank(values), ridge_degrees_of_freedom(values), values[0]]
     hits, plain = np.zeros(4), 0
     for seed in range(25):
         rng = np.random.default_rng(seed)
-        rows = rng.standard_normal((72, 24)) @ np.linalg.cholesky(matrix).T
+        noise = rng.standard_normal((72, 24))
+        for row in range(1, 72):
+            noise[row] = phi * noise[row - 1] + np.sqrt(1 - phi**2) * noise[row]
+        rows = noise @ np.linalg.cholesky(matrix).T
         rows[rng.random(rows.shape) < part] = np.nan
         found = inspect(rows, seed=seed).spectrum
         ends = [found.participation_ratio, found.entropy_rank, found.ridge_degrees_of_freedom]
@@ -180,6 +183,61 @@ def test_intervals_hold_the_truth(part: float) -> None:
         plain += abs(found.entropy_rank.value / truth[1] - 1) < 0.1
     assert (hits >= 21).all(), hits
     assert plain < 10  # the plain numbers are far off: the correction is what holds
+
+
+@pytest.mark.slow
+def test_the_interval_of_equal_largest_eigenvalues_holds_them() -> None:
+    """Nine of 4.6: the largest of a sample is a tenth larger, and so is each that is corrected by itself."""
+    matrix = np.where(np.arange(45)[:, None] // 5 == np.arange(45) // 5, 0.9, 0.0) + 0.1 * np.eye(45)
+    root = np.linalg.cholesky(matrix).T
+    hits = 0
+    for seed in range(25):
+        rows = np.random.default_rng(seed).standard_normal((500, 45)) @ root
+        low, high = inspect(rows, seed=seed).spectrum.intervals[0]
+        hits += low <= 4.6 <= high
+        assert low > 3.7
+    assert hits >= 24
+
+
+@pytest.mark.slow
+def test_what_gaps_hide_of_small_eigenvalues_widens_the_interval() -> None:
+    """Six decades: with gaps the small half is noise, and how its sum is spread decides the entropy rank."""
+    values = 10 ** (-6 * np.arange(45) / 45)
+    basis = np.linalg.qr(np.random.default_rng(5).standard_normal((45, 45)))[0]
+    matrix = (basis * values) @ basis.T
+    matrix /= np.sqrt(np.outer(matrix.diagonal(), matrix.diagonal()))
+    values = np.linalg.eigvalsh(matrix)
+    true, root, hits = entropy_rank(values), np.linalg.cholesky(matrix).T, 0
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        rows = rng.standard_normal((900, 45)) @ root
+        rows[rng.random(rows.shape) < 0.3] = np.nan
+        found = inspect(rows, seed=seed).spectrum.entropy_rank
+        hits += found.low <= true <= found.high
+    assert hits >= 21
+
+
+def test_pairs_of_a_small_table_with_gaps_enter_the_spectrum() -> None:
+    """Of 64 rows with 30 % missing two columns share 31: at a limit of 30 half of the pairs would count as zero."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((64, 1)) + 0.3 * rng.standard_normal((64, 12))
+    true = participation_ratio(np.linalg.eigvalsh(np.corrcoef(rows.T)))
+    rows[rng.random(rows.shape) < 0.3] = np.nan
+    found = inspect(rows, intervals=False)
+    assert found.missing.undefined_pairs == 0
+    assert found.spectrum.participation_ratio.value == pytest.approx(true, rel=0.1)
+    values = np.linalg.eigvalsh(pd.DataFrame(rows).corr())[::-1]
+    np.testing.assert_allclose(found.spectrum.eigenvalues, np.maximum(values, 0), atol=1e-10)
+
+
+def test_many_pairs_without_common_rows_give_no_intervals_and_say_so() -> None:
+    rows = np.random.default_rng(0).standard_normal((400, 6))
+    rows[:200, 0] = rows[200:, 1] = np.nan
+    found = inspect(rows)
+    assert found.missing.undefined_pairs == 1
+    assert found.resampled == "no intervals: 7% of the pairs of columns have too few rows in common"
+    assert found.spectrum.participation_ratio.low is None
+    assert inspect(rows, missing="em").spectrum.participation_ratio.low is not None
 
 
 def test_time_series_are_resampled_in_blocks() -> None:
@@ -248,7 +306,7 @@ def test_decades_are_not_counted_below_the_noise_of_pairs() -> None:
     rows[rng.random(rows.shape) < 0.4] = np.nan
     found = inspect(rows, intervals=False)
     assert found.missing.negative_eigenvalues > 0
-    values = np.linalg.eigvalsh(pd.DataFrame(rows).corr(min_periods=30).fillna(0))
+    values = np.linalg.eigvalsh(pd.DataFrame(rows).corr(min_periods=20).fillna(0))
     assert found.missing.smallest_eigenvalue == pytest.approx(values[0], abs=1e-10)
     resolved = [value for value in found.spectrum.eigenvalues if value > -values[0]]
     assert found.spectrum.decades.value == pytest.approx(math.log10(resolved[0] / resolved[-1]))

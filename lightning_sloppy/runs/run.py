@@ -1,7 +1,7 @@
 """One fit as plain data: measurements by instrument, and facts about the training.
 
-The closing summary, the card, the picture, the report and the file of a run are all functions of a :class:`Run`. So they
-show the same numbers, and they can be made again from the file without a Trainer.
+The closing summary, the card, the picture, the report and the file of a run are all functions of a :class:`Run`. So
+they show the same numbers, and they can be made again from the file without a Trainer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The record of one fit: what its instruments measured, and the facts that card, picture and report need beside it."""
+"""The record of one fit: what its instruments measured, and facts about the training."""
 
 from lightning_sloppy.runs.run import InstrumentRun, Run, RunFacts
 

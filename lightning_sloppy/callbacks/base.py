@@ -20,6 +20,7 @@ from lightning_sloppy.probing.run_facts import run_facts
 from lightning_sloppy.probing.schedule import Schedule
 from lightning_sloppy.reporting.summary import summarise
 from lightning_sloppy.runs.run import InstrumentRun, Run, RunFacts
+from lightning_sloppy.runs.run_writer import RunWriter
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -173,6 +174,7 @@ def _close(callback: SloppyCallback, trainer: Trainer, end: str) -> None:
         if trainer.is_global_zero and any(peer.has_measured for peer in family):
             facts = gather_facts(trainer, context, end=end)
             run = _record(family, facts)
+            (RunWriter() if context is None else context.run_writer).end(run)
             rank_zero_info(
                 summarise(
                     list(run.instruments.values()),

@@ -206,8 +206,12 @@ class MeasuringCallback(AwaitingCallback):
             paragraphs = self.paragraphs()
         except Exception as error:  # keep the sections of the others
             paragraphs = [f"This section could not be written, because of an error: {error}"]
+        return dataclasses.replace(self.run_so_far(), paragraphs=tuple(paragraphs))
+
+    def run_so_far(self) -> InstrumentRun:
+        """The measurements of this fit so far, without the text about them."""
         kind = self.default_name or _snake(type(self).__name__)
-        return InstrumentRun(kind, self.declaration, tuple(self.measurements), tuple(paragraphs))
+        return InstrumentRun(kind, self.declaration, tuple(self.measurements))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Clear the state of the last fit, and refuse unsupported configurations."""
@@ -288,6 +292,9 @@ class MeasuringCallback(AwaitingCallback):
         """Publish a measurement and call the subscribers."""
         self._publish(trainer, context, measurement)
         self.measurements.append(_light(measurement))
+        if context is not None and trainer.is_global_zero:
+            family = [peer for peer in peers(trainer) if isinstance(peer, MeasuringCallback)]
+            context.run_writer.write(self.facts, lambda: [peer.run_so_far() for peer in family])
         listening: list[MeasurementSubscriber] = []
         with self._tolerating(trainer, f"The subscribers of {self.name} were not called"):
             listening = self.subscribers(trainer)

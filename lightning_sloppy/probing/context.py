@@ -17,6 +17,7 @@ from lightning_sloppy.probing.clock import Clock
 from lightning_sloppy.probing.fit_losses import FitLosses
 from lightning_sloppy.probing.fit_samples import FitSamples
 from lightning_sloppy.probing.origin import Origin
+from lightning_sloppy.runs.run_writer import RunWriter
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -44,6 +45,7 @@ class FitContext:
         decision: The latest step at which measurements were due, and whether they were taken.
         stretched: Whether the message was given that measurements are less frequent than scheduled.
         layout_written: Whether the custom-scalars layout was written.
+        run_writer: Appends the measurements to the file of the run, on rank 0.
 
     Raises:
         ConfigurationError: If the module has lazy layers or no trainable parameters.
@@ -75,6 +77,7 @@ class FitContext:
         self.decision: tuple[int, bool] | None = None
         self.stretched = False
         self.layout_written = False
+        self.run_writer = RunWriter(begins_at=trainer_internals.effective_batches(trainer))
 
 
 def fit_context(trainer: Trainer, module: LightningModule) -> FitContext:

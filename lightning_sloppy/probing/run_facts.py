@@ -55,7 +55,7 @@ def run_facts(
         max_overhead=None if schedule is None else schedule.max_overhead,
         metrics=metrics,
         loggers=tuple((type(logger).__name__, logger_folder(logger)) for logger in trainer.loggers),
-        folder=next((folder for logger in trainer.loggers if (folder := logger_folder(logger))), ""),
+        folder=next(filter(None, map(_folder_here, trainer.loggers)), ""),
         software=f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"lightning {lightning.__version__}, lightning_sloppy {__version__}",
     )
@@ -86,3 +86,9 @@ def logger_folder(logger: Any) -> str:
         return ""
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return os.path.join(root, str(logger.name), version)
+
+
+def _folder_here(logger: Any) -> str:
+    """Folder of a logger's run, unless it is an address of another machine or store."""
+    folder = logger_folder(logger)
+    return "" if "://" in folder else folder

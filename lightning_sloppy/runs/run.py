@@ -35,6 +35,8 @@ class RunFacts:
         folder: Folder of the run for files of this package; "" without a logger that has one.
         started: Local time at which the fit started, ISO 8601.
         software: Versions of Python, torch, Lightning and this package.
+        resumed_at: Steps at which the run was resumed from a checkpoint; known only to a run that was read from its
+            file.
     """
 
     module: str = ""
@@ -54,6 +56,7 @@ class RunFacts:
     folder: str = ""
     started: str = ""
     software: str = ""
+    resumed_at: tuple[int, ...] = ()
 
     @property
     def overhead(self) -> float | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from lightning_sloppy import FisherSpectrum, HessianSpectrum, SloppyMonitor
@@ -50,7 +51,9 @@ class Kill(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def fit(folder: Path, *, kill_at: int = 0, checkpoint: Path | None = None) -> tuple[Trainer, SloppyMonitor]:
+def fit(
+    folder: Path, *, kill_at: int = 0, checkpoint: Path | None = None, logged: bool = False
+) -> tuple[Trainer, SloppyMonitor]:
     """Four epochs of four batches, a checkpoint behind every batch."""
     seed_everything(0, verbose=False)
     watcher = SloppyMonitor(
@@ -61,11 +64,12 @@ def fit(folder: Path, *, kill_at: int = 0, checkpoint: Path | None = None) -> tu
     )
     keep = ModelCheckpoint(folder, filename="run", every_n_train_steps=1, save_last=True)
     callbacks = [watcher, keep, *([Kill(kill_at)] if kill_at else [])]
-    host = trainer(folder, callbacks=callbacks, max_epochs=4, enable_checkpointing=True)
+    logger = TensorBoardLogger(folder, name="logs", version="run") if logged else False
+    host = trainer(folder, callbacks=callbacks, max_epochs=4, enable_checkpointing=True, logger=logger)
     host.fit(Classifier(), Resumable(blobs(64), 16), ckpt_path=checkpoint)
     return host, watcher
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    fit(Path(sys.argv[1]).parent, kill_at=int(sys.argv[2]))
+    fit(Path(sys.argv[1]).parent, kill_at=int(sys.argv[2]), logged="logged" in sys.argv)

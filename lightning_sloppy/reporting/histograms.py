@@ -78,7 +78,7 @@ def log10_histogram(spectrum: Spectrum, *, negative: bool = False) -> RawHistogr
     >>> histogram.minimum, histogram.maximum, histogram.bucket_counts
     (1.0, 2.25, (2.0, 0.0, 0.0, 0.0, 1.0))
     """
-    values, weights = _atoms(spectrum)
+    values, weights = atoms(spectrum)
     signed = -values if negative else values
     kept = (signed > max(spectrum.floor, 0.0)) & (weights > 0) & torch.isfinite(signed)
     if not bool(kept.any()):
@@ -86,7 +86,7 @@ def log10_histogram(spectrum: Spectrum, *, negative: bool = False) -> RawHistogr
     return _bin(signed[kept].log10(), weights[kept])
 
 
-def _atoms(spectrum: Spectrum) -> tuple[Tensor, Tensor]:
+def atoms(spectrum: Spectrum) -> tuple[Tensor, Tensor]:
     """Return values and their weights, both 1-D float64 on the CPU."""
     density = spectrum.density
     if density is None or not spectrum.truncated:

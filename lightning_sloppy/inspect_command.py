@@ -63,9 +63,7 @@ def _inspected(options: argparse.Namespace, of_data: list[str]) -> int:
             "Give the PATH of a table, or a LightningDataModule with --data CLASS_PATH"
             + (", not both." if of_data else "; lightning-sloppy inspect --help shows more.")
         )
-    if options.json is not None:
-        _writable(Path(options.json))
-        _spares(Path(options.json), options.path)
+    _check_files(options)
     data = _of_datamodule(of_data) if of_data else options.path
 
     from rich.console import Console
@@ -85,15 +83,26 @@ def _inspected(options: argparse.Namespace, of_data: list[str]) -> int:
             seed=options.seed,
             progress=progress,
         )
+    written: list[str] = []
     if options.json is not None:
         try:
             arrays = report.save(options.json)
         except OSError as error:
             raise ConfigurationError(f"The report cannot be written to {options.json} ({error}).") from error
+        written += [options.json, str(arrays)]
+    if options.html is not None:
+        from lightning_sloppy.reporting.data_html import data_html
+        from lightning_sloppy.reporting.web_page import write_page
+
+        try:
+            write_page(data_html(report), options.html)
+        except OSError as error:
+            raise ConfigurationError(f"The page cannot be written to {options.html} ({error}).") from error
+        written.append(options.html)
     console = Console(width=None if sys.stdout.isatty() else 120)
     print_page(report, console)
-    if options.json is not None:
-        console.print(f"\nWritten: {options.json} and {arrays}", markup=False, highlight=False, soft_wrap=True)
+    if written:
+        console.print(f"\nWritten: {' and '.join(written)}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -121,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write the report to FILE, and the arrays to a file of the same name with the ending .npz",
     )
+    parser.add_argument("--html", metavar="FILE", help="write the report as one HTML page, with pictures, to FILE")
     parser.add_argument(
         "--missing",
         action="append",
@@ -201,16 +211,22 @@ def _of_datamodule(arguments: list[str]) -> Any:
     return dataset if hasattr(dataset, "__len__") else loader
 
 
-def _spares(report: Path, table: str | None) -> None:
-    """Refuse to write the report or its arrays over the table.
+def _check_files(options: argparse.Namespace) -> None:
+    """Refuse, before anything is read, files that cannot be written or that are the table or each other.
 
     Raises:
-        ConfigurationError: When the report would overwrite it.
+        ConfigurationError: For such a file.
     """
-    if table is not None and Path(table).resolve() in {report.resolve(), arrays_beside(report).resolve()}:
-        raise ConfigurationError(f"The report would overwrite {table}; choose another name for --json.")
-
-
-def _writable(path: Path) -> None:
-    if path.is_dir() or arrays_beside(path).is_dir() or not path.resolve().parent.is_dir():
-        raise ConfigurationError(f"The report cannot be written to {path}; name a file in a folder that exists.")
+    taken = set() if options.path is None else {Path(options.path).resolve()}
+    for option, name in (("--json", options.json), ("--html", options.html)):
+        if name is None:
+            continue
+        path = Path(name)
+        files = [path, arrays_beside(path)] if option == "--json" else [path]
+        if any(file.is_dir() for file in files) or not path.resolve().parent.is_dir():
+            raise ConfigurationError(f"The report cannot be written to {path}; name a file in a folder that exists.")
+        over = next((file for file in files if file.resolve() in taken), None)
+        if over is not None:
+            what = options.path if over.resolve() == Path(options.path or ".").resolve() else over
+            raise ConfigurationError(f"The report would overwrite {what}; choose another name for {option}.")
+        taken |= {file.resolve() for file in files}

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from support.pages import Page
 
 from lightning_sloppy.cli import main
 
@@ -136,3 +137,38 @@ def test_a_negative_seed_is_one_sentence(capsys, table) -> None:
     code, _, errors = run(capsys, table, "--seed", "-1")
     assert code == 2
     assert errors.strip().splitlines()[-1] == "error: seed=-1 is negative; pass 0 or more."
+
+
+def test_html_is_written_beside_the_printed_page(capsys, table, tmp_path) -> None:
+    code, page, errors = run(capsys, table, "--target", "failed", "--html", tmp_path / "r.html", "--no-intervals")
+    assert code == 0, errors
+    assert page.rstrip().endswith(f"Written: {tmp_path / 'r.html'}")
+    found = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert found.requests() == []
+    assert "[red]dead" in found.text
+    code, page, errors = run(
+        capsys, table, "--json", tmp_path / "s.json", "--html", tmp_path / "s.html", "--no-intervals"
+    )
+    assert code == 0, errors
+    assert {path.name for path in tmp_path.glob("s.*")} == {"s.json", "s.npz", "s.html"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--html", "{table}"], "would overwrite"),
+        (["--html", "{folder}/nowhere/r.html"], "cannot be written"),
+        (["--html", "{folder}"], "cannot be written"),
+        (["--json", "{folder}/r.json", "--html", "{folder}/r.json"], "would overwrite {folder}/r.json; choose another"),
+        (["--json", "{folder}/r.json", "--html", "{folder}/r.npz"], "would overwrite {folder}/r.npz; choose another"),
+    ],
+)
+def test_a_page_that_cannot_be_written_is_refused_before_the_table_is_read(capsys, table, options, message) -> None:
+    folder = table.parent
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    code, page, errors = run(capsys, table, *(word.format(table=table, folder=folder) for word in options))
+    assert code == 2
+    assert page == ""
+    assert message.format(folder=folder) in errors
+    assert errors.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before

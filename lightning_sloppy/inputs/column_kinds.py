@@ -21,6 +21,9 @@ MOST_CATEGORIES = 20
 MOST_REMEMBERED = 10_000
 """Different texts kept of a column; all of them different up to here makes an identifier."""
 
+LOOKED_AT = 256
+"""Numbers of a chunk in which more than :data:`MOST_CATEGORIES` different ones are looked for first."""
+
 _DATE = re.compile(
     r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ]+\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?\s*([AP]M|Z|[+-]\d{2}:?\d{2})?)?"
     r"|\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?|\d{8}T\d{4,6}Z?"
@@ -112,8 +115,7 @@ class CellReader:
             cells: (n,), numbers, objects, texts, booleans, dates, or durations, which become seconds.
         """
         if cells.dtype.kind in "biuf":
-            numbers = cells.astype(np.float64)
-            return self.without_codes(numbers), None
+            return self.without_codes(cells.astype(np.float64, copy=False)), None
         if cells.dtype.kind == "m":
             return np.where(np.isnat(cells), np.nan, cells / np.timedelta64(1, "s")), None
         if cells.dtype.kind == "M":
@@ -160,7 +162,7 @@ def look(kind: ColumnKind, numbers: Floats, texts: npt.NDArray[Any] | None) -> N
                 f"Row {start + int(infinite[0])} (counted from 0) of the column {kind.name!r} is infinite; correct "
                 "it, or name infinities as missing (--missing inf)."
             )
-    known = numbers[finite]
+    known = numbers if finite.all() else numbers[finite]
     kind.rows += len(numbers)
     kind.numbers += len(known)
     if len(known):
@@ -186,7 +188,9 @@ def look(kind: ColumnKind, numbers: Floats, texts: npt.NDArray[Any] | None) -> N
             elif len(kind.seen) < MOST_REMEMBERED:
                 kind.seen[text] = 1
     if len(known) and len(kind.different_numbers) <= MOST_CATEGORIES:
-        kind.different_numbers.update(np.unique(known)[: MOST_CATEGORIES + 1].tolist())
+        few = np.unique(known[:LOOKED_AT])  # of most columns that is enough
+        few = few if len(few) > MOST_CATEGORIES else np.unique(known)
+        kind.different_numbers.update(few[: MOST_CATEGORIES + 1].tolist())
     kind.missing += len(numbers) - len(known) - written
 
 

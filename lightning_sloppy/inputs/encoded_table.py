@@ -6,6 +6,7 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments, fewest_com
 from lightning_sloppy.inputs.rows import MAX_FEATURES
 from lightning_sloppy.inputs.table_source import Chunk, TableSource
 
-IN_MEMORY = 50_000_000
-"""Cells up to which all rows stay in memory (400 MB); a larger table is read twice and a part of its rows kept."""
+IN_MEMORY = 16_000_000
+"""Cells up to which all rows stay in memory (128 MB, and as much for what is computed from them); a larger table is read
+twice and a part of its rows kept, so that memory does not grow with the rows."""
 
 SAMPLED = 5_000_000
 """Cells of that part: whole runs of rows, evenly spread."""
@@ -30,6 +32,9 @@ PART_BYTES = 256 * 1024**2
 """Memory for the moments of the parts of a table that is read in passes."""
 
 MOST_PARTS = 128
+
+FEWEST_PARTS = 8
+"""As many as intervals need."""
 
 HEAVIEST = 20
 """Rows kept of a sampled table because they lie far from the mean."""
@@ -77,7 +82,7 @@ class EncodedTable:
     encoded: dict[str, tuple[str, ...]]
     targets: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def moments(self) -> PairwiseMoments:
         """Of all rows."""
         total = self.parts[0]
@@ -217,9 +222,14 @@ def _encoded(
 
     if sampled:
         shift, scale = _streamed_shift(blocks)
-        parts, values, heavy = _streamed(blocks, shift, scale, rows, advance)
+        gaps = any(kinds[index].missing for index in plan.use)
+        parts, values, heavy = _streamed(blocks, shift, scale, rows, gaps, advance)
     else:
-        values = np.concatenate(list(blocks()))
+        values = np.empty((rows, d))
+        start = 0
+        for block in blocks():
+            values[start : start + len(block)] = block
+            start += len(block)
         shift, scale = shift_and_scale(values)
         values -= shift
         values /= scale
@@ -234,7 +244,8 @@ def _encoded(
 def _block(chunk: Chunk, use: Sequence[int], kinds: Sequence[ColumnKind], reader: CellReader, d: int) -> Floats:
     """Numbers of the used columns, (n, d)."""
     if isinstance(chunk, np.ndarray) and all(kinds[index].verdict() == "number" for index in use):
-        return np.asarray(reader.without_codes(chunk[:, list(use)].astype(np.float64)))
+        chosen = chunk if len(use) == chunk.shape[1] else chunk[:, list(use)]
+        return np.asarray(reader.without_codes(chosen.astype(np.float64)))
     columns = [chunk[:, index] if isinstance(chunk, np.ndarray) else chunk[index] for index in use]
     block = np.empty((len(columns[0]), d))
     place = 0
@@ -256,11 +267,16 @@ def _streamed_shift(blocks: Callable[[], Iterator[Floats]]) -> tuple[Floats, Flo
 
 
 def _streamed(
-    blocks: Callable[[], Iterator[Floats]], shift: Floats, scale: Floats, rows: int, advance: Callable[[int], None]
+    blocks: Callable[[], Iterator[Floats]],
+    shift: Floats,
+    scale: Floats,
+    rows: int,
+    gaps: bool,
+    advance: Callable[[int], None],
 ) -> tuple[list[PairwiseMoments], Floats, tuple[npt.NDArray[np.intp], Floats]]:
     """Moments of parts of equal length, an even sample of runs of rows, and the heaviest rows with their numbers."""
     d = len(shift)
-    most = int(min(MOST_PARTS, max(16, PART_BYTES // (4 * 8 * d * d))))
+    most = int(min(MOST_PARTS, max(FEWEST_PARTS, PART_BYTES // ((4 if gaps else 1) * 8 * d * d))))
     size = -(-rows // most)
     every = max(1, -(-rows * d // SAMPLED))
     parts: list[PairwiseMoments] = []
@@ -268,13 +284,11 @@ def _streamed(
     heavy = np.arange(0), np.empty((0, d))
     start, filled = 0, 0
     for block in blocks():
-        block = (block - shift) / scale
+        block -= shift
+        block /= scale
         runs = (np.arange(start, start + len(block)) // RUN) % every == 0
         kept.append(block[runs])
-        known = np.concatenate([heavy[0], np.arange(start, start + len(block))])
-        both = np.concatenate([heavy[1], block])
-        most_of_all = np.argsort(-np.nansum(both * both, axis=1), kind="stable")[:HEAVIEST]
-        heavy = known[most_of_all], both[most_of_all]
+        heavy = _heaviest(heavy, block, start)
         start += len(block)
         at = 0
         while at < len(block):
@@ -290,10 +304,23 @@ def _streamed(
     return parts, np.concatenate(kept), heavy
 
 
+def _heaviest(
+    heavy: tuple[npt.NDArray[np.intp], Floats], block: Floats, start: int
+) -> tuple[npt.NDArray[np.intp], Floats]:
+    """The rows furthest from the mean among those known so far and those of a block."""
+    known = np.nan_to_num(block) if np.isnan(block).any() else block
+    weights = np.einsum("ij,ij->i", known, known)
+    near = np.sort(np.argpartition(-weights, min(HEAVIEST, len(block)) - 1)[:HEAVIEST])
+    numbers, rows = np.concatenate([heavy[0], start + near]), np.concatenate([heavy[1], block[near]])
+    first = np.argsort(-np.nansum(rows * rows, axis=1), kind="stable")[:HEAVIEST]
+    return numbers[first], rows[first]
+
+
 def _columns(chunk: Chunk, reader: CellReader) -> Iterator[tuple[Floats, npt.NDArray[Any] | None]]:
-    width = chunk.shape[1] if isinstance(chunk, np.ndarray) else len(chunk)
-    for index in range(width):
-        yield reader.read(chunk[:, index] if isinstance(chunk, np.ndarray) else chunk[index])
+    if isinstance(chunk, np.ndarray):  # columns lie together in memory: each is gone through several times
+        chunk = list(np.asfortranarray(chunk).T)
+    for cells in chunk:
+        yield reader.read(cells)
 
 
 def _cells(numbers: Floats, texts: npt.NDArray[Any] | None) -> npt.NDArray[Any]:

@@ -10,6 +10,9 @@ from lightning_sloppy.inputs.pairwise import Floats
 
 Shrinkage = Literal["ledoit_wolf", "oas"]
 
+COPIED = 1_000_000
+"""Cells of which copies are made at a time."""
+
 
 def lag_one(values: Floats) -> Floats:
     """Correlation of each column with itself one row later, (d,); NaN where fewer than 3 neighbours are observed.
@@ -17,6 +20,14 @@ def lag_one(values: Floats) -> Floats:
     Args:
         values: Rows in their order, (n, d), NaN where missing.
     """
+    found = np.empty(values.shape[1])
+    width = max(1, COPIED // max(len(values), 1))
+    for start in range(0, values.shape[1], width):
+        found[start : start + width] = _lag_one(np.asfortranarray(values[:, start : start + width]))
+    return found
+
+
+def _lag_one(values: Floats) -> Floats:
     early, late = values[:-1], values[1:]
     both = ~(np.isnan(early) | np.isnan(late))
     count = both.sum(0)

@@ -174,18 +174,34 @@ def shift_and_scale(values: Floats) -> tuple[Floats, Floats]:
     Args:
         values: (n, d), NaN where missing.
     """
-    seen = ~np.isnan(values)
-    count = np.maximum(seen.sum(0), 1)
+    parts = [slice(start, start + rows_at_once(values)) for start in range(0, len(values), rows_at_once(values))]
+    width = values.shape[1]
+    count, size = np.zeros(width), np.zeros(width)
+    for part in parts:
+        count += np.count_nonzero(~np.isnan(values[part]), axis=0)
+        size = np.fmax(size, np.fmax.reduce(np.abs(values[part]), axis=0, initial=0.0))
+    count = np.maximum(count, 1.0)
     # Beside the largest magnitude no square overflows or vanishes.
-    size = np.where(seen, np.abs(values), 0.0).max(axis=0, initial=0.0)
     size[size == 0] = 1.0
-    mean = np.where(seen, values / size, 0.0).sum(0) / count
-    centred = np.where(seen, values / size - mean, 0.0)
-    # A second pass takes out what rounding left in the mean.
-    mean = mean + centred.sum(0) / count
-    centred = np.where(seen, values / size - mean, 0.0)
-    deviation = np.sqrt(np.square(centred).sum(0) / count)
+    mean, deviation = np.zeros(width), np.zeros(width)
+    for _ in range(2):  # a second pass takes out what rounding left in the mean
+        mean = mean + sum(_filled(values[part] / size - mean).sum(0) for part in parts) / count
+    for part in parts:
+        centred = _filled(values[part] / size - mean)
+        deviation += np.einsum("ij,ij->j", centred, centred)
+    deviation = np.sqrt(deviation / count)
     return mean * size, np.where(deviation > 0, deviation, 1.0) * size
+
+
+def rows_at_once(values: Floats) -> int:
+    """Rows whose copies stay in the cache of a processor."""
+    return max(1, 65_536 // max(values.shape[1], 1))
+
+
+def _filled(values: Floats) -> Floats:
+    """The values with zeros for NaN, in place."""
+    np.copyto(values, 0.0, where=np.isnan(values))
+    return values
 
 
 def smallest_overlap(moments: PairwiseMoments) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import linalg, stats
 
-from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments, fewest_defined, shift_and_scale
+from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments, fewest_defined, rows_at_once, shift_and_scale
 
 CLIPPED_AT = 5.0
 """Deviations from the mean at which values are cut off."""
@@ -31,8 +31,14 @@ def row_shares(values: Floats, moments: PairwiseMoments) -> Floats:
     """
     count, mean, variance = moments.of_columns()
     varying = variance > 0
-    own = np.nansum(np.square(values - mean) / np.where(varying, variance, np.inf), axis=1)
-    return np.asarray(own / max(float(count[varying].sum()), 1.0))
+    weights = np.divide(1.0, variance, out=np.zeros_like(variance), where=varying)
+    own = np.empty(len(values))
+    at_once = rows_at_once(values)
+    for start in range(0, len(values), at_once):
+        squares = np.square(values[start : start + at_once] - mean)
+        np.copyto(squares, 0.0, where=np.isnan(squares))
+        own[start : start + at_once] = squares @ weights
+    return own / max(float(count[varying].sum()), 1.0)
 
 
 def dominating_rows(values: Floats, moments: PairwiseMoments) -> list[int]:
@@ -86,8 +92,11 @@ def rank_correlation(values: Floats) -> Floats:
     Args:
         values: (n, d), NaN where missing.
     """
-    ranks = stats.rankdata(values, axis=0, nan_policy="omit")
-    ranks = (ranks - np.nanmean(ranks, axis=0)) / len(values)
+    ranks = np.full(values.shape, np.nan)
+    for index, column in enumerate(values.T):  # one at a time: copies of all would fill the memory
+        seen = ~np.isnan(column)
+        own = stats.rankdata(column[seen])
+        ranks[seen, index] = (own - own.mean()) / len(values) if len(own) else own
     return PairwiseMoments.of(ranks).correlation(fewest_defined(len(ranks)))[0]
 
 

@@ -17,6 +17,11 @@ NEARLY_CONSTANT = 0.99
 """Part of the observed rows from which one value makes a column nearly constant."""
 
 
+NO_COMBINATION = 1e-10
+"""Smallest eigenvalue of a correlation matrix above which no column is an exact combination of others: what is left of
+one is below a millionth of its deviation, so that the eigenvalue is below 1e-12."""
+
+
 def columns_kept(names: Sequence[str], groups: Sequence[ColumnGroup]) -> npt.NDArray[np.intp]:
     """Indices of the columns that no group lists to drop."""
     dropped = {name for group in groups for name, _, _ in group.drop}
@@ -44,8 +49,16 @@ def duplicates(table: EncodedTable, correlation: Floats) -> tuple[tuple[str, ...
     )
 
 
-def dependencies(table: EncodedTable) -> Dependencies:
-    """In the units of the table, columns sorted by name: which one is named must not depend on their order."""
+def dependencies(table: EncodedTable, smallest: float) -> Dependencies:
+    """In the units of the table, columns sorted by name: which one is named must not depend on their order.
+
+    Args:
+        table: Its values, or a part of them, are looked at.
+        smallest: Eigenvalue of the correlation over all rows. Without missing values it is nearly zero if there is a
+            combination; if it is not, nothing is computed.
+    """
+    if table.moments.count is None and smallest > NO_COMBINATION:
+        return Dependencies((), len(table.names), len(table.values))
     order = sorted(range(len(table.names)), key=lambda index: natural(table.names[index]))
     units = table.values[:, order] * table.scale[order] + table.shift[order]
     return exact_dependencies(units, [table.names[index] for index in order])

@@ -197,7 +197,7 @@ class _Inspection:
             groups=tuple(groups),
             threshold=self.threshold,
             order=tuple(table.names[index] for index in hierarchical_order(pairwise)),
-            dependencies=dependencies(table),
+            dependencies=dependencies(table, float(matrix.eigenvalues[-1])),
             spectrum=spectrum_report(matrix, table.rows, independent, whole),
             deduplicated=spectrum_report(without, table.rows, independent, fewer),
             dominating_rows=heavy,
@@ -302,7 +302,8 @@ class _Inspection:
 
     def _pairs(self, columns: npt.NDArray[np.intp], autocorrelation: float) -> float:
         """Rows that count as independent for a correlation: both observed, and the rest of a first-order process."""
-        observed, squared = 1.0 - float(np.isnan(self.table.values[:, columns]).mean()), autocorrelation**2
+        counts, _, _ = self.table.moments.of_columns()
+        observed, squared = float(counts[columns].mean()) / self.table.rows, autocorrelation**2
         return self.table.rows * observed**2 * (1 - squared) / (1 + squared)
 
     def _shrunk(self) -> tuple[float, float] | None:

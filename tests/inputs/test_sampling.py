@@ -102,12 +102,21 @@ def test_calibration_takes_the_bias_of_sampling_back(part: float) -> None:
     rows[missing] = np.nan
     observed = PairwiseMoments.of(rows).correlation()[0]
     told = []
-    found = calibrated_eigenvalues(observed, n, missing if part else None, 0.0, 0, lambda: told.append(1))
+    found, drawn = calibrated_eigenvalues(observed, n, missing if part else None, 0.0, 0, lambda: told.append(1))
     sample = np.maximum(np.linalg.eigvalsh(observed)[::-1], 0)
     assert len(told) == ITERATIONS
     assert found.sum() == pytest.approx(d)
     half = slice(d // 2, None)  # the small ones: the largest are ruled by the luck of the sample
     assert np.abs(found[half] - true[half]).sum() < 0.5 * np.abs(sample[half] - true[half]).sum()
+    np.testing.assert_allclose(drawn.mean(0)[:5], sample[:5], rtol=0.1)  # such samples look like the data
+    root = np.linalg.cholesky(matrix).T
+    fresh = []
+    for _ in range(40):
+        other = rng.standard_normal((n, d)) @ root
+        other[missing if part else []] = np.nan
+        fresh.append(np.linalg.eigvalsh(PairwiseMoments.of(other).correlation()[0])[-1])
+    # and differ from one another as fresh ones do
+    assert 0.6 < np.log(drawn[:, 0]).std(ddof=1) / np.log(fresh).std(ddof=1) < 1.7
 
 
 def test_calibration_keeps_exact_zeros_and_does_not_mind_the_order_of_columns() -> None:
@@ -115,10 +124,10 @@ def test_calibration_keeps_exact_zeros_and_does_not_mind_the_order_of_columns() 
     rows = rng.standard_normal((200, 5))
     rows = np.column_stack([rows, rows[:, 0]])
     observed = np.corrcoef(rows.T)
-    found = calibrated_eigenvalues(observed, 200, None, 0.0, 0, nothing)
+    found, _ = calibrated_eigenvalues(observed, 200, None, 0.0, 0, nothing)
     assert found[-1] < 1e-6
     order = rng.permutation(6)
-    again = calibrated_eigenvalues(observed[np.ix_(order, order)], 200, None, 0.0, 0, nothing)
+    again, _ = calibrated_eigenvalues(observed[np.ix_(order, order)], 200, None, 0.0, 0, nothing)
     np.testing.assert_allclose(again, found, rtol=0, atol=1e-6)
 
 

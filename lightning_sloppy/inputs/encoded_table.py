@@ -19,8 +19,8 @@ from lightning_sloppy.inputs.rows import MAX_FEATURES
 from lightning_sloppy.inputs.table_source import Chunk, TableSource
 
 IN_MEMORY = 16_000_000
-"""Cells up to which all rows stay in memory (128 MB, and as much for what is computed from them); a larger table is read
-twice and a part of its rows kept, so that memory does not grow with the rows."""
+"""Cells up to which all rows stay in memory (128 MB, and as much for what is computed from them). A larger table is
+read twice and a part of its rows kept, so that memory does not grow with the rows."""
 
 SAMPLED = 5_000_000
 """Cells of that part: whole runs of rows, evenly spread."""

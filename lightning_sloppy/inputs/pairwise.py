@@ -195,7 +195,7 @@ def shift_and_scale(values: Floats) -> tuple[Floats, Floats]:
 
 def rows_at_once(values: Floats) -> int:
     """Rows whose copies stay in the cache of a processor."""
-    return max(1, 65_536 // max(values.shape[1], 1))
+    return max(1, 65_536 // max(int(values.shape[1]), 1))
 
 
 def _filled(values: Floats) -> Floats:

@@ -37,7 +37,7 @@ from .records import Estimate as Estimate
 from .records import Measurement as Measurement
 from .records import Spectrum as Spectrum
 from .records import Status as Status
-from .runs.run_file import load_run as load_run
 from .reporting.data_html import data_html as data_html
+from .runs.run_file import load_run as load_run
 
 __version__: str

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.errors import ConfigurationError, Note
 
 _FORMAT = 1
 _WHO = {
@@ -24,12 +24,13 @@ _KINDS = {
 }
 
 
-class Reason(str):
+class Reason(Note):
     """A sentence that says why there is no bound, with a name for the reason.
 
     Args:
         sentence: What was found, and what to do.
         flag: Name of the reason, for programs: one of the rows of ``docs/certificates.md``.
+        cause: Name of the cause, if it is one that other callbacks of a fit can meet too.
 
     >>> Reason("The weights hold NaN.", flag="not_finite").flag
     'not_finite'
@@ -37,15 +38,22 @@ class Reason(str):
 
     flag: str
 
-    def __new__(cls, sentence: str, *, flag: str = "other") -> Reason:
+    def __new__(cls, sentence: str, *, flag: str = "other", cause: str = "", short: str = "") -> Reason:
         """Create a string with a flag."""
-        made = super().__new__(cls, sentence)
+        made = super().__new__(cls, sentence, cause=cause, short=short)
+        assert isinstance(made, Reason)
         made.flag = flag
         return made
 
     def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, str]]:
         """Arguments for copies and pickles."""
-        return (str(self),), {"flag": self.flag}
+        (sentence,), named = super().__getnewargs_ex__()
+        return (sentence,), {**named, "flag": self.flag}
+
+
+def key_of(reason: str) -> str:
+    """Name under which a reason is warned about once: its cause, or its first words."""
+    return (reason.cause if isinstance(reason, Note) else "") or reason[:40]
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,70 @@
-"""The errors of this package, with a common base class.
+"""The errors of this package, and sentences about what is missing; both can name their cause.
 
 Every message says what was requested, what was found, and what to do. A numerical failure (not converged, not resolved)
-is not an error but a :class:`~lightning_sloppy.records.Status`.
+is not an error but a :class:`~lightning_sloppy.records.Status`. One cause can show in several callbacks of a fit. It is
+then warned about once, and what else it affects refers to that warning in the few words of :data:`CAUSES`.
 """
 
 from __future__ import annotations
 
+CAUSES = {
+    "loss": "the loss of outputs and targets is not known",
+    "samples": "the training samples cannot be read by index",
+    "not_finite": "there are numbers that are not finite",
+    "memory": "the device does not have enough memory",
+    "module": "the module cannot be measured",
+    "summed": "the loss adds up its samples",
+    "batchwise": "the loss of a batch is not the mean over its samples",
+    "error": "an error occurred",
+}
+"""Causes that several callbacks can meet, in few words. Of several errors "error: ..." each is a cause of its own."""
+
+
+class Note(str):
+    """A sentence with the name of its cause.
+
+    Args:
+        sentence: What was found, and what to do.
+        cause: Name of the cause; empty for a sentence that no warning gives.
+        short: What is missing, in few words, where the sentence itself was given before. Empty: the words of the cause.
+
+    >>> note = Note("The loss adds up its samples.", cause="summed", short="the loss is a sum")
+    >>> note.cause, note.brief
+    ('summed', 'the loss is a sum (see Warnings)')
+    """
+
+    cause: str
+    short: str
+
+    def __new__(cls, sentence: str, *, cause: str = "", short: str = "") -> Note:
+        """Create a string with a cause."""
+        made = super().__new__(cls, sentence)
+        made.cause, made.short = cause, short
+        return made
+
+    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, str]]:
+        """Arguments for copies and pickles."""
+        return (str(self),), {"cause": self.cause, "short": self.short}
+
+    @property
+    def brief(self) -> str:
+        """A reference to the warning, in few words; without a cause the sentence itself."""
+        if not self.cause:
+            return str(self)
+        return f"{self.short or CAUSES.get(self.cause.partition(':')[0], CAUSES['error'])} (see Warnings)"
+
 
 class SloppyError(Exception):
-    """Base class of all errors that this package raises on purpose."""
+    """Base class of all errors that this package raises on purpose.
+
+    Args:
+        message: What was requested, what was found, what to do.
+        cause: Name of the cause, for an error that several callbacks of a fit can meet.
+    """
+
+    def __init__(self, *message: object, cause: str = "") -> None:
+        super().__init__(*message)
+        self.cause = cause
 
 
 class ConfigurationError(SloppyError, ValueError):

@@ -6,19 +6,21 @@ import os
 import traceback
 from abc import ABC
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_sloppy.errors import SloppyError
+from lightning_sloppy.errors import Note, SloppyError
 from lightning_sloppy.probing.context import FitContext, close_context
 from lightning_sloppy.probing.run_facts import run_facts
 from lightning_sloppy.probing.schedule import Schedule
 from lightning_sloppy.reporting.summary import summarise
+from lightning_sloppy.reporting.user_warnings import warn_user
 from lightning_sloppy.runs.run import InstrumentRun, Run, RunFacts
 from lightning_sloppy.runs.run_writer import RunWriter
 
@@ -37,7 +39,15 @@ NOT_THEIRS = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).paren
 
 
 class SloppyCallback(Callback, ABC):
-    """A callback for the Trainers of both ``lightning`` and ``pytorch_lightning``, which share no classes."""
+    """A callback for the Trainers of both ``lightning`` and ``pytorch_lightning``, which share no classes.
+
+    Attributes:
+        warned: The warnings that it gave in this fit, by their cause.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warned: dict[str, str] = {}
 
     facts: RunFacts = RunFacts()
     """Facts about the latest fit, as of the latest measurement or its end; on rank 0."""
@@ -65,7 +75,7 @@ class SloppyCallback(Callback, ABC):
             if name in now and now[name] != value
         ]
         if changed:
-            rank_zero_warn(
+            warn_user(
                 f"{type(self).__name__} resumes with {', '.join(changed)}; its curves may jump here. To avoid this, "
                 "pass the settings with which the checkpoint was written."
             )
@@ -143,6 +153,30 @@ def in_words(error: BaseException) -> str:
     return f"{said} ({Path(place.filename).name}:{place.lineno})"
 
 
+def note_of(error: BaseException, mode: str = "eval") -> Note:
+    """An error of a measurement as a sentence with its cause, the same for all errors that arose from one.
+
+    Args:
+        error: The error.
+        mode: Mode of the module in the measurement.
+
+    >>> note_of(KeyError("conf")).cause
+    "error: KeyError: 'conf'"
+    """
+    root = error
+    while isinstance(root, SloppyError) and not root.cause and root.__cause__ is not None:
+        root = root.__cause__
+    said = in_words(root)
+    cause = getattr(root, "cause", "") if isinstance(root, SloppyError) else ""
+    if isinstance(root, (MemoryError, torch.OutOfMemoryError)):
+        cause = "memory"
+    sentence = in_words(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    if mode == "eval" and any(each.name == "forward" and not each.filename.startswith(NOT_THEIRS) for each in frames):
+        sentence += " in forward. Measurements run in eval mode; if it works in train mode, pass mode='train'."
+    return Note(sentence, cause=cause or f"error: {said[:60]}")
+
+
 def peers(trainer: Trainer) -> list[SloppyCallback]:
     """All callbacks of this package in the fit, including those inside a monitor."""
     return [part for callback in trainer.callbacks if isinstance(callback, SloppyCallback) for part in callback.parts]
@@ -154,6 +188,7 @@ def gather_facts(trainer: Trainer, context: FitContext | None, *, end: str = "")
     schedules = [found for part in family if isinstance(found := getattr(part, "schedule", None), Schedule)]
     sentences = [sentence for part in family for sentence in part.summary_sentences()]
     facts = run_facts(trainer, context, schedule=next(iter(schedules), None), end=end, sentences=sentences)
+    facts = replace(facts, warnings=tuple(warnings_of(family).values()))
     for part in family:
         part.facts = facts
     return facts
@@ -162,6 +197,11 @@ def gather_facts(trainer: Trainer, context: FitContext | None, *, end: str = "")
 def _record(parts: Sequence[SloppyCallback], facts: RunFacts) -> Run:
     measured = [each for part in parts if (each := part.instrument_run()) is not None]
     return Run({each.declaration.name: each for each in measured}, facts)
+
+
+def warnings_of(family: Sequence[SloppyCallback]) -> dict[str, str]:
+    """All warnings of the fit, by their cause, in the order of the callbacks; the summary has them in one place."""
+    return {cause: message for peer in family for cause, message in peer.warned.items()}
 
 
 def _close(callback: SloppyCallback, trainer: Trainer, end: str) -> None:
@@ -178,13 +218,14 @@ def _close(callback: SloppyCallback, trainer: Trainer, end: str) -> None:
             rank_zero_info(
                 summarise(
                     list(run.instruments.values()),
+                    warnings=facts.warnings,
                     stop=" ".join([_end(facts), *facts.end_sentences]),
                     log_dirs=[folder for logger in trainer.loggers if (folder := _event_folder(logger))],
                     fit_seconds=None if context is None else context.clock.fit_seconds,
                 )
             )
     except Exception as error:  # an error here must not end a run or hide its own exception
-        rank_zero_warn(f"The closing summary could not be written: {in_words(error)}")
+        warn_user(f"The closing summary could not be written: {in_words(error)}")
 
 
 def _event_folder(logger: Any) -> str:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_sloppy.callbacks.base import peers
 from lightning_sloppy.callbacks.instrument import Instrument
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
-from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.errors import ConfigurationError, Note
 from lightning_sloppy.evaluation.batches import BatchSize
 from lightning_sloppy.evaluation.preserve import Mode
 from lightning_sloppy.measures.effective_dimension import curvature_scale, effective_dimension, eigenvalue_count
@@ -138,10 +139,12 @@ class CurvatureInstrument(Instrument):
         if epsilon is None:
             return None, "All initial weights are zero, so they determine no scale; pass epsilon=."
         if n is None:
-            return None, (
+            return None, Note(
                 "The number of training samples is unknown (several loaders, or an iterable data set without "
                 "__len__), so there is no scale z = epsilon / (2 (n - 1)) and no effective dimension at that scale; "
-                "give the data set a __len__."
+                "give the data set a __len__.",
+                cause="samples" if any("samples" in peer.warned for peer in peers(trainer)) else "",
+                short="there is no effective dimension at the scale of the prior",
             )
         if n < 2:
             return None, "There is no effective dimension for a single training sample; train on more samples."

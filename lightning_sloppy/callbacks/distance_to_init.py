@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_sloppy.callbacks.base import SloppyCallback
@@ -14,6 +13,7 @@ from lightning_sloppy.errors import ConfigurationError, UnsupportedError
 from lightning_sloppy.evaluation.real_numbers import shaped_like
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import fit_context
+from lightning_sloppy.reporting.user_warnings import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -104,7 +104,7 @@ class DistanceToInit(SloppyCallback):
         known = {name: start for name, start in self._start.items() if shapes.get(name) == start.shape}
         unknown = [name for name in wanted.names if name not in known]
         if trainer.global_step > 0 and unknown:
-            rank_zero_warn(
+            warn_user(
                 f"DistanceToInit does not know the initial weights of {', '.join(unknown[:3])}"
                 f"{' and others' if len(unknown) > 3 else ''} (the checkpoint has no state of this callback, or other "
                 "layers were trained then), so their distances are measured from the weights at the start of this fit."

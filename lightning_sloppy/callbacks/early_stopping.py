@@ -8,7 +8,7 @@ from dataclasses import asdict
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_sloppy.callbacks.base import peers
@@ -20,6 +20,7 @@ from lightning_sloppy.measures.sloppiness import entropy_rank
 from lightning_sloppy.measures.stopping import Condition, Curves, Rule, judge
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.records import Measurement
+from lightning_sloppy.reporting.user_warnings import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -296,7 +297,9 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
     def _say_once(self, key: str, sentence: str, *, warn: bool = False) -> None:
         if key not in self._said:
             self._said.add(key)
-            (rank_zero_warn if warn else rank_zero_info)(sentence)
+            if warn:
+                self.warned[key] = sentence
+            (warn_user if warn else rank_zero_info)(sentence)
 
     def _sentence(self) -> str:
         unit = "epoch" if self.patience_unit == "epochs" else "step"

@@ -16,7 +16,7 @@ from lightning_sloppy.callbacks.base import peers
 from lightning_sloppy.callbacks.bound_quantities import FINAL_QUANTITIES, final_estimates
 from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.callbacks.pac_bayes_bound import PACBayesBound
-from lightning_sloppy.certificate import Certificate, Reason
+from lightning_sloppy.certificate import Certificate, Reason, key_of
 from lightning_sloppy.certifying.certificate_task import CertificateTask, RunState
 from lightning_sloppy.certifying.certified_networks import folder_of, forget_files, learn_and_certify, save
 from lightning_sloppy.certifying.classification import coupled, model_classifier, unlearnable
@@ -343,13 +343,19 @@ class FinalCertificate(MeasuringCallback):
 
     def _warn(self, reasons: Sequence[str], trainer: Trainer) -> None:
         for reason in reasons:
-            self.warn_once(f"There is no final certificate: {reason}", trainer=trainer, key=reason[:40])
+            self.warn_once(
+                f"There is no final certificate: {reason}",
+                trainer=trainer,
+                key=key_of(reason),
+            )
 
     def paragraphs(self) -> list[str]:
         """The certificate of the pair in words, and the bound of the network to deploy."""
         event = phrases.last_reported(self.measurements)
         if event is None or event.certificate is None:
             return [phrases.why_nothing(self.measurements)]
+        if not event.certificate.valid:
+            return [phrases.no_bound_in_words("certificate", event.certificate), *event.notes]
         single = phrases.value(event, "single")
         deployable = [] if single is None else [f"Bound for the first network alone, to be deployed: {single:.4f}."]
         return [*event.certificate.explain().splitlines(), *deployable, *event.notes]

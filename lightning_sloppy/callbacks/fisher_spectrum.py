@@ -14,7 +14,7 @@ from lightning_sloppy.callbacks.dimension_quantities import (
 from lightning_sloppy.curvature.cotangents import checked_kind
 from lightning_sloppy.curvature.fisher_spectra import ROW_LIMIT
 from lightning_sloppy.curvature.parameters import Patterns
-from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.errors import ConfigurationError, Note
 from lightning_sloppy.evaluation.batches import BatchSize
 from lightning_sloppy.evaluation.precision import Precision, checked_precision
 from lightning_sloppy.evaluation.preserve import Mode
@@ -222,18 +222,14 @@ class FisherSpectrum(CurvatureInstrument):
             ranks=probe.context.ranks,
             rng=probe.generator(),
         )
-        if spectrum.status is Status.NON_FINITE:
-            self.warn_once(f"{self._heading()} at step {probe.step}: {spectrum.status.value}", trainer=trainer)
         estimates = {} if spectrum.status is Status.NON_FINITE else fisher_estimates(spectrum, scale)
         notes = [note for note in (probe.choice.note, sentence) if note]
+        notes += self.status_notes(probe, probe.choice.objective, probe.batches, spectrum)
         notes += [AT_ONCE] if probe.choice.batchwise else []
         said = ("beside_outputs", "constants", "unsteady")
         notes += [str(spectrum.detail[name]) for name in said if name in spectrum.detail]
         if estimates and "rows" in spectrum.detail and not estimates["effective_dimension"].status.ok:
             notes.append(self._too_many_rows(spectrum))
-            self.warn_once(
-                f"{self._heading()} at step {probe.step}: {notes[-1]}", trainer=trainer, key=f"rows {self.name}"
-            )
         return self.measurement(
             trainer,
             probe,
@@ -242,12 +238,14 @@ class FisherSpectrum(CurvatureInstrument):
             notes=tuple(notes),
         )
 
-    def _too_many_rows(self, spectrum: Spectrum) -> str:
+    def _too_many_rows(self, spectrum: Spectrum) -> Note:
         """Why there is no effective dimension, and how many samples are possible."""
         rows, samples = int(spectrum.detail["rows"]), max(spectrum.num_samples, 1)
-        return (
-            f"The Gram matrix of {samples:,} samples would have {rows:,} rows, above {ROW_LIMIT:,}, so there is no "
-            f"effective dimension; pass num_samples={max(2, ROW_LIMIT * samples // rows)}."
+        return Note(
+            f"{self._heading()}: the Gram matrix of {samples:,} samples would have {rows:,} rows, above {ROW_LIMIT:,}, "
+            f"so there is no effective dimension; pass num_samples={max(2, ROW_LIMIT * samples // rows)}.",
+            cause=f"rows {self.name}",
+            short="no effective dimension, for the Gram matrix would be too large",
         )
 
     def paragraphs(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ from lightning_sloppy.linalg.vectors import generator
 from lightning_sloppy.measures import brackets
 from lightning_sloppy.measures.relative_dimension import THOUSANDTH
 from lightning_sloppy.probing.probe import MOST_ROWS, Probe, small_probe
-from lightning_sloppy.records import Spectrum
+from lightning_sloppy.records import Estimate, Spectrum, Status
 
 STOP_AT = 0.02
 """Quadrature stops at this width of the bracket of N_eff: a fifth of what makes a value unresolved."""
@@ -106,3 +106,20 @@ def estimated_gauss_newton(
         rng=generator(seed),
         on_product=on_product,
     )
+
+
+def unresolved(estimates: Mapping[str, Estimate], gauss_newton: Spectrum | None) -> list[str]:
+    """A sentence for the values that are not shown for the same reason."""
+    found = []
+    for status in (Status.UNRESOLVED, Status.UNAVAILABLE):
+        names = ", ".join(name for name, estimate in estimates.items() if estimate.status is status)
+        reason = status.value
+        if status is Status.UNAVAILABLE and gauss_newton is not None and gauss_newton.smallest < -gauss_newton.floor:
+            reason = (
+                "missing, because the Gauss-Newton part has negative eigenvalues, down to "
+                f"{gauss_newton.smallest:.2g}. These values "
+                "need a positive semidefinite matrix, which central differences do not give."
+            )
+        if names:
+            found.append(f"{names}: {reason}")
+    return found

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_sloppy.analysis import Quadrature, Solve, checked_counts, hessian_of
 from lightning_sloppy.callbacks import directions
+from lightning_sloppy.callbacks.base import note_of
 from lightning_sloppy.callbacks.curvature_instrument import CurvatureInstrument, Scale
 from lightning_sloppy.callbacks.dimension_quantities import (
     quantities_at_prior,
@@ -15,9 +16,9 @@ from lightning_sloppy.callbacks.dimension_quantities import (
     quantities_of_shape,
 )
 from lightning_sloppy.callbacks.directions import Directions
-from lightning_sloppy.callbacks.gauss_newton_part import estimated_gauss_newton, exact_gauss_newton
+from lightning_sloppy.callbacks.gauss_newton_part import estimated_gauss_newton, exact_gauss_newton, unresolved
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
-from lightning_sloppy.errors import ConfigurationError, UnsupportedError
+from lightning_sloppy.errors import ConfigurationError, Note, UnsupportedError
 from lightning_sloppy.evaluation.batches import BatchSize
 from lightning_sloppy.evaluation.preserve import Mode
 from lightning_sloppy.linalg.vectors import generator, rademacher
@@ -28,7 +29,7 @@ from lightning_sloppy.probing.loss_choice import LossArgument
 from lightning_sloppy.probing.probe import MeasureOn, Probe
 from lightning_sloppy.probing.schedule import MeasurementSize, Schedule
 from lightning_sloppy.quantities import Quantity, SpectrumHistogram
-from lightning_sloppy.records import Cost, Estimate, Measurement, Spectrum, Status
+from lightning_sloppy.records import Cost, Estimate, Measurement, Spectrum
 from lightning_sloppy.reporting import phrases
 
 if TYPE_CHECKING:
@@ -277,8 +278,8 @@ class HessianSpectrum(CurvatureInstrument):
         if self._vectors is None or self._vectors.shape != (self.size.probes, dim):
             self._vectors = rademacher(dim, self.size.probes, generator(self.seed + 1))
         notes = [note for note in (choice.note, sentence) if note]
-        if choice.note:
-            self.warn_once(choice.note, trainer=trainer)
+        if not choice.objective.has_outputs and not choice.note:
+            notes.append("There is no Gauss-Newton part, because training_step is known as a whole only.")
         choice, batches = self.partition(context, probe)
         hessian = hessian_of(
             choice.objective,
@@ -310,11 +311,10 @@ class HessianSpectrum(CurvatureInstrument):
                     on_product=probe.advance,
                 )
             except (ConfigurationError, UnsupportedError) as error:  # keep the Hessian
-                notes.append(f"No Gauss-Newton part: {error}")
-                self.warn_once(f"{self._heading()}: {notes[-1]}", trainer=trainer, key=f"gauss_newton {self.name}")
+                note = note_of(error, self.mode)
+                notes.append(Note(f"No Gauss-Newton part: {note}", cause=note.cause, short="no Gauss-Newton part"))
         gauss_newton = seen if exact is None else exact
-        if not hessian.status.ok:
-            self.warn_once(f"{self._heading()} at step {probe.step}: {hessian.status.value}", trainer=trainer)
+        notes += self.status_notes(probe, choice.objective, batches, hessian)
         if gauss_newton is not None and not gauss_newton.status.ok:
             notes.append(f"Gauss-Newton part: {gauss_newton.status.value}")
         estimates = self._estimates(hessian, gauss_newton, scale)
@@ -325,7 +325,7 @@ class HessianSpectrum(CurvatureInstrument):
         notes += [str(hessian.detail[name]) for name in ("fallback", "unsteady", "constants") if name in hessian.detail]
         if gauss_newton is not None and "beside_outputs" in gauss_newton.detail:
             notes.append(f"Gauss-Newton part: {gauss_newton.detail['beside_outputs']}")
-        notes += _unresolved(estimates)
+        notes += unresolved(estimates, gauss_newton)
         return self.measurement(
             trainer,
             probe,
@@ -380,15 +380,6 @@ class HessianSpectrum(CurvatureInstrument):
             if scale is not None:
                 found |= scale.dimensions(gauss_newton)
         return found
-
-
-def _unresolved(estimates: dict[str, Estimate]) -> list[str]:
-    """A sentence for every value that is not shown."""
-    return [
-        f"{name}: {estimate.status.value}"
-        for name, estimate in estimates.items()
-        if estimate.status in (Status.UNRESOLVED, Status.UNAVAILABLE)
-    ]
 
 
 def _joint_cost(*spectra: Spectrum | None) -> Cost:

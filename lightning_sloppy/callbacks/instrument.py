@@ -14,12 +14,13 @@ from lightning_sloppy.callbacks.periodic import PeriodicCallback
 from lightning_sloppy.curvature.arguments import one_of
 from lightning_sloppy.curvature.micro_batches import divided
 from lightning_sloppy.curvature.partition import samples_of_rank
-from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.errors import ConfigurationError, Note
 from lightning_sloppy.evaluation.batches import Batch, BatchSize, checked_batch_size, map_batch, rows_in
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.preserve import Mode, parameters_restored
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.loss_choice import LossArgument, LossChoice, checked_argument, seconds_of_a_gradient
+from lightning_sloppy.probing.not_finite import what_is_not_finite
 from lightning_sloppy.probing.probe import MeasureOn, Probe
 from lightning_sloppy.probing.schedule import MeasurementSize, Schedule
 from lightning_sloppy.records import Cost, Estimate, Measurement, Spectrum, Status
@@ -209,6 +210,17 @@ class Instrument(PeriodicCallback):
             notes=notes,
             companions=companions or {},
         )
+
+    def status_notes(self, probe: Probe, objective: Objective, batches: list[Batch], spectrum: Spectrum) -> list[str]:
+        """Why a spectrum has no values, as a sentence with its cause; nothing if it has some."""
+        if spectrum.status.ok:
+            return []
+        what = f"{self._heading()} at step {probe.step}"
+        if spectrum.status is Status.NON_FINITE:
+            return [what_is_not_finite(objective, batches, what=what)]
+        memory = spectrum.status is Status.OUT_OF_MEMORY
+        cause = "memory" if memory else f"error: {spectrum.status.name}"
+        return [Note(f"{what}: {spectrum.status.value}", cause=cause)]
 
     def probe(self, trainer: Trainer, context: FitContext, step: int) -> Probe:
         """The loss of the fit, and the samples to measure on."""

@@ -15,7 +15,7 @@ from lightning_sloppy.callbacks.instrument import Instrument
 from lightning_sloppy.curvature.fisher_spectra import ROW_LIMIT
 from lightning_sloppy.curvature.jacobian import Outputs, jacobian_objective, weighted, width_of
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
-from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.errors import ConfigurationError, Note
 from lightning_sloppy.evaluation.batches import Batch, BatchSize, picked, sample_count
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.precision import Precision, checked_precision
@@ -252,9 +252,8 @@ class JacobianSpectrum(Instrument):
             )
 
         spectrum = spectrum_on(batches)
-        if not spectrum.status.ok:
-            self.warn_once(f"{self._heading()} at step {probe.step}: {spectrum.status.value}", trainer=trainer)
-        notes = self._dominating(trainer, probe, spectrum)
+        notes = self.status_notes(probe, objective, batches, spectrum)
+        notes += self._dominating(trainer, probe, spectrum)
         notes += [str(spectrum.detail[name]) for name in ("unsteady",) if name in spectrum.detail]
         fresh = probe.context.origin.fresh and not self.measurements
         if self.null and self._null is None and fresh and not by_products:
@@ -309,11 +308,12 @@ class JacobianSpectrum(Instrument):
             source = probe.context.samples.source(trainer)
             number = int(probe_indices(len(source), self.size.num_samples, self.seed)[number])
             which = "of the training data"
-        sentence = (
+        sentence = Note(
             f"Sample {number:,} {which} contributes {fraction:.0%} of the trace of the Jacobian before the samples are "
-            "normalised; inspect its inputs."
+            "normalised; inspect its inputs.",
+            cause=f"dominating {number}",
+            short=f"sample {number:,} dominates the trace",
         )
-        self.warn_once(sentence, trainer=trainer, key=f"dominating {number}")
         return [sentence]
 
     def paragraphs(self) -> list[str]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lightning.pytorch.utilities import rank_zero_warn
-
 from lightning_sloppy.callbacks.awaiting import AwaitingCallback
-from lightning_sloppy.callbacks.base import SloppyCallback, gather_facts, in_words, peers
+from lightning_sloppy.callbacks.base import SloppyCallback, gather_facts, in_words, note_of, peers
 from lightning_sloppy.curvature.memory import peak_bytes
-from lightning_sloppy.errors import ConfigurationError, UnsupportedError
+from lightning_sloppy.errors import ConfigurationError, Note, UnsupportedError
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext, fit_context
 from lightning_sloppy.probing.guard import measuring
@@ -23,8 +21,9 @@ from lightning_sloppy.probing.origin import notice_earlier_fits
 from lightning_sloppy.quantities import Declaration, Quantity, SpectrumHistogram, require_name
 from lightning_sloppy.records import Cost, Measurement, Status
 from lightning_sloppy.reporting.layout import write_layout
-from lightning_sloppy.reporting.phrases import paragraphs_of
+from lightning_sloppy.reporting.phrases import brief, paragraphs_of
 from lightning_sloppy.reporting.tags import undeclared
+from lightning_sloppy.reporting.user_warnings import warn_user
 from lightning_sloppy.reporting.writers import publish
 from lightning_sloppy.runs.run import InstrumentRun, RunFacts
 
@@ -91,7 +90,6 @@ class MeasuringCallback(AwaitingCallback):
         self._defaults: dict[str, Any] = {}
         self._settle(seed=(seed, 0), strict=(strict, False))
         self.measurements: list[Measurement] = []
-        self._warned: set[str] = set()
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Check the declarations of a class when it is defined.
@@ -206,7 +204,8 @@ class MeasuringCallback(AwaitingCallback):
             paragraphs = self.paragraphs()
         except Exception as error:  # keep the sections of the others
             paragraphs = [f"This section could not be written, because of an error: {error}"]
-        return dataclasses.replace(self.run_so_far(), paragraphs=tuple(paragraphs))
+        # A note with a cause was given as a warning, which the summary repeats in one place.
+        return replace(self.run_so_far(), paragraphs=tuple(map(brief, paragraphs)))
 
     def run_so_far(self) -> InstrumentRun:
         """The measurements of this fit so far, without the text about them."""
@@ -232,7 +231,7 @@ class MeasuringCallback(AwaitingCallback):
         notice_earlier_fits(pl_module)
         self.measurements = []
         self.facts = RunFacts()
-        self._warned = set()
+        self.warned = {}
         self._forget_held()
 
     def subscribers(self, trainer: Trainer) -> list[MeasurementSubscriber]:
@@ -263,22 +262,24 @@ class MeasuringCallback(AwaitingCallback):
             context.losses.on_a_guess = False
             measurement = self.attempt(trainer, pl_module, context, step)
         except Exception as error:
+            self._tell_of_loss(trainer, context)  # why the error arose, if the loss is not that of outputs and targets
             if self.strict:
                 raise
-            cause = in_words(error)
+            note = note_of(error, self.mode)
             self.warn_once(
-                f"The {self.name} measurement failed; training continues. {cause} (strict=True raises this error.)",
+                f"The {self.name} measurement failed; training continues. {note} (strict=True raises this error.)",
                 trainer=trainer,
-                key=cause[:60],
+                key=note.cause,
             )
             measurement = Measurement(
-                step, trainer.current_epoch, self.name, None, {}, Cost(), Status.FAILED, notes=(cause,)
+                step, trainer.current_epoch, self.name, None, {}, Cost(), Status.FAILED, notes=(note,)
             )
+        self._tell_of_loss(trainer, context)
         seconds = time.perf_counter() - start
         peak = peak_bytes(trainer_internals.root_device(trainer))
-        cost = dataclasses.replace(measurement.cost, seconds=seconds, peak_bytes=peak)
+        cost = replace(measurement.cost, seconds=seconds, peak_bytes=peak)
         epoch = measurement.epoch if epoch is None else epoch
-        measurement = dataclasses.replace(measurement, cost=cost, epoch=epoch)
+        measurement = replace(measurement, cost=cost, epoch=epoch)
         if context is not None:
             context.clock.measuring_seconds += seconds
             if context.losses.on_a_guess and measurement.status is not Status.FAILED:
@@ -286,10 +287,19 @@ class MeasuringCallback(AwaitingCallback):
                 return
         self._report(trainer, pl_module, context, measurement)
 
+    def _tell_of_loss(self, trainer: Trainer, context: FitContext | None) -> None:
+        """Warn if only the whole step is known as the loss, whichever callback needs it first."""
+        note = None if context is None else context.losses.note
+        if note is not None:
+            self.warn_once(note, trainer=trainer, key=note.cause)
+
     def _report(
         self, trainer: Trainer, pl_module: LightningModule, context: FitContext | None, measurement: Measurement
     ) -> None:
         """Publish a measurement and call the subscribers."""
+        for note in measurement.notes:
+            if isinstance(note, Note) and note.cause:
+                self.warn_once(note, trainer=trainer, key=note.cause)
         self._publish(trainer, context, measurement)
         self.measurements.append(_light(measurement))
         if context is not None and trainer.is_global_zero:
@@ -361,18 +371,23 @@ class MeasuringCallback(AwaitingCallback):
         return None
 
     def warn_once(self, message: str, *, trainer: Trainer, key: str | None = None) -> None:
-        """Warn on rank 0, once per fit and key for all callbacks together."""
-        family = [peer for peer in peers(trainer) if isinstance(peer, MeasuringCallback)] or [self]
-        if not any((key or message) in peer._warned for peer in family):
-            self._warned.add(key or message)
-            rank_zero_warn(message)
+        """Warn on rank 0, once per fit for all callbacks together.
+
+        Args:
+            message: What was asked, what was found, what to do.
+            trainer: The Trainer.
+            key: Name of the cause; None: the message itself.
+        """
+        if not any((key or message) in peer.warned for peer in peers(trainer) or [self]):
+            self.warned[key or message] = message
+            warn_user(message)
 
 
 def _light(measurement: Measurement) -> Measurement:
     """The measurement without its eigenvectors, which take k times the memory of the model."""
     if measurement.spectrum is None or measurement.spectrum.eigenvectors is None:
         return measurement
-    return dataclasses.replace(measurement, spectrum=dataclasses.replace(measurement.spectrum, eigenvectors=None))
+    return replace(measurement, spectrum=replace(measurement.spectrum, eigenvectors=None))
 
 
 def _snake(name: str) -> str:

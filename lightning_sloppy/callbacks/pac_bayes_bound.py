@@ -15,7 +15,7 @@ from lightning_sloppy.callbacks.bound_quantities import QUANTITIES, bound_estima
 from lightning_sloppy.callbacks.fisher_spectrum import FisherSpectrum
 from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
 from lightning_sloppy.callbacks.measuring import MeasurementSubscriber, MeasuringCallback
-from lightning_sloppy.certificate import Certificate, Reason
+from lightning_sloppy.certificate import Certificate, Reason, key_of
 from lightning_sloppy.certifying import validity
 from lightning_sloppy.certifying.certificate_task import RunState
 from lightning_sloppy.certifying.classification import coupled, model_classifier
@@ -278,7 +278,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         estimates: dict[str, Estimate],
     ) -> Measurement:
         for reason in certificate.reasons:
-            self.warn_once(f"No PAC-Bayes bound from step {step} on: {reason}", trainer=trainer, key=reason[:40])
+            self.warn_once(f"No PAC-Bayes bound from step {step} on: {reason}", trainer=trainer, key=key_of(reason))
         return Measurement(
             step=step,
             epoch=trainer.current_epoch,
@@ -358,8 +358,6 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             if certificate.prior:
                 paragraphs.append(f"- The user's statement about the prior: {certificate.prior}")
             paragraphs += [*certificate.remarks, *phrases.lowest_bound(self.measurements, certificate)]
-        elif certificate is not None:
-            paragraphs += [f"- {reason}" for reason in certificate.reasons]
         hold_out, error = phrases.value(event, "hold_out"), phrases.value(event, "hold_out_error")
         if hold_out is not None:
             on = "" if error is None else f" (error on them: {error:.4f})"

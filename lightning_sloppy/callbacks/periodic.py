@@ -224,19 +224,25 @@ class PeriodicCallback(MeasuringCallback):
 
     def attempt(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """Measure. If the device runs out of memory, empty its cache and retry with a smaller size."""
+        first = self.size
         while True:
             try:
-                return super().attempt(trainer, pl_module, context, step)
+                found = super().attempt(trainer, pl_module, context, step)
             except torch.OutOfMemoryError as error:
                 smaller = self.size.smaller()
                 if smaller is None:
                     raise MemoryError(
-                        f"The device does not have enough memory, even for {self.size}; lower num_samples, k or "
-                        f"probes, or remove the callback. {str(error).splitlines()[0]}"
+                        f"The device does not have enough memory, even for {self.size}. Lower num_samples, k or "
+                        f"probes, or remove the callback. torch says: {str(error).splitlines()[0]}"
                     ) from error
-                message = f"the device does not have enough memory for {self.size}"
+            else:
+                if self.size != first:
+                    self._say_resized(
+                        first, f"the device does not have enough memory for {first}", "pass these numbers"
+                    )
+                return found
             torch.cuda.empty_cache()
-            self._resize(smaller, message)
+            self.size = smaller
 
     def overhead(self, context: FitContext, step: int) -> float | None:
         """The overhead, if this is the last callback of the round and there was training to compare with."""
@@ -307,12 +313,12 @@ class PeriodicCallback(MeasuringCallback):
     def _resize(self, size: MeasurementSize, reason: str) -> None:
         """Change the size of the measurements, and report it."""
         if size != self.size:
+            before, self.size = self.size, size
             limit = f"max_overhead={self.schedule.max_overhead} or grace_seconds={self.schedule.grace_seconds:g}"
-            rank_zero_info(
-                f"The {self.name} measurements use {size} instead of {self.size}, because {reason}; pass these "
-                f"numbers, or increase {limit}."
-            )
-            self.size = size
+            self._say_resized(before, reason, f"pass these numbers, or increase {limit}")
+
+    def _say_resized(self, before: MeasurementSize, reason: str, remedy: str) -> None:
+        rank_zero_info(f"The {self.name} measurements use {self.size} instead of {before}, because {reason}; {remedy}.")
 
     def _is_fixed(self, trainer: Trainer) -> bool:
         """Whether a subscriber needs every measurement of the schedule, with the requested number of samples."""

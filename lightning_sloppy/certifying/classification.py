@@ -46,15 +46,23 @@ def model_classifier(
             "The training samples cannot be read by index (iterable data, several loaders), so errors on n known "
             "examples cannot be counted; use one map-style data set, or disable the bound.",
             flag="no_sample",
+            cause="samples",
         )
     key = (choice.objective, id(predict))  # callables need not have a hash
     if key not in context.classifiers:
         context.classifiers[key] = _found(trainer, context, choice, predict)
+    if context.classifiers[key] is None and not choice.objective.has_outputs:
+        return Reason(
+            "The bound counts wrong outputs, but only training_step as a whole is known; pass loss_fn=, the "
+            "mean-reduced loss of (outputs, targets), or predict=, a function from outputs to labels.",
+            flag="loss_not_bounded",
+            cause="loss",
+        )
     return context.classifiers[key] or Reason(
-        f"The bound is for classification with scores (N, C) and classes (N,), or with one logit for targets 0 and 1, "
-        f"but the objective ({choice.source}) does not show that the outputs are such scores; pass predict=, a "
-        "function from outputs to labels, or, if it is a loss of torch that was not found, pass it as loss_fn=; or "
-        "disable the bound (bound=None in SloppyMonitor).",
+        "The bound is for classification, with scores (N, C) and classes (N,), or one logit and targets 0 and 1, but "
+        f"the loss ({choice.source}) does not show that the outputs are such scores; pass predict=, a function from "
+        "outputs to labels, or a loss of torch for such scores as loss_fn=, or disable the bound (bound=None in "
+        "SloppyMonitor).",
         flag="loss_not_bounded",
     )
 
@@ -78,6 +86,7 @@ def unlearnable(choice: LossChoice) -> Reason | None:
         "Learning a posterior needs a loss of outputs and targets, but only the whole training_step is known; pass the "
         "loss as loss_fn=.",
         flag="loss_not_bounded",
+        cause="loss",
     )
 
 

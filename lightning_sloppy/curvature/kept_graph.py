@@ -210,5 +210,6 @@ def need_outputs(objective: Objective) -> None:
     if not objective.has_outputs:
         raise UnsupportedError(
             "The Gauss-Newton and Fisher matrices need outputs and loss apart, but the loss is only known as a whole "
-            "training step; pass loss_fn=, the mean-reduced loss of (outputs, targets), as a dotted path in YAML."
+            "training step; pass loss_fn=, the mean-reduced loss of (outputs, targets), as a dotted path in YAML.",
+            cause="loss",
         )

@@ -64,7 +64,8 @@ def refuse_non_finite(rows: Tensor) -> None:
     named = ", ".join(map(str, columns[:NAMED_COLUMNS])) + (", ..." if len(columns) > NAMED_COLUMNS else "")
     raise ConfigurationError(
         f"Finite inputs are needed, but {int(bad.sum()):,} of {rows.numel():,} numbers are NaN or infinite, in "
-        f"{len(columns):,} of {rows.shape[1]:,} columns (the first: {named}); fill them, or leave out those columns."
+        f"{len(columns):,} of {rows.shape[1]:,} columns (the first: {named}); fill them, or leave out those columns.",
+        cause="not_finite",
     )
 
 

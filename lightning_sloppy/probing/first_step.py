@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, jit, nn
 from torch.utils.hooks import RemovableHandle
@@ -18,6 +20,7 @@ from lightning_sloppy.evaluation.nests import map_tensors
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.guard import measuring
+from lightning_sloppy.probing.loss_difference import Seen, inputs_differ
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -36,12 +39,14 @@ class StepCheck:
         guesses: Values of the guess for this batch. The guess is confirmed if one of them equals the loss of the step.
         loss: The loss that the step returned; None before.
         buffers: Tables of buffers with their contents before the step: name and copy.
+        seen: Outputs and targets of the guess, and how the inputs of the step differ from those of the batch.
     """
 
     def __init__(self) -> None:
         self.guesses: list[float] = []
         self.loss: float | None = None
         self.buffers: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
+        self.seen = Seen()
         self._number: int | None = None
         self._hooks: list[RemovableHandle] = []
 
@@ -63,19 +68,43 @@ class StepCheck:
             (part._buffers, {name: held.detach().clone() for name, held in part._buffers.items() if held is not None})
             for part in module.modules()
         ]
-        stream = _stream()
-        self.guesses = [_value(trainer, module, objective, batch)]
+        stream, others = _stream(), _other_streams()
+        inputs = self._guess(trainer, module, objective, batch)
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]
-        def called(part: nn.Module, inputs: tuple[Any, ...]) -> None:
+        def called(part: nn.Module, passed: tuple[Any, ...]) -> None:
             # Under DDP the step itself is called through the root, with the batch, before it draws random numbers.
-            if not self._hooks or (part is module and inputs and inputs[0] is batch):
+            if not self._hooks or (part is module and passed and passed[0] is batch):
                 return
             self._unhook()
-            if not all(torch.equal(now, then) for now, then in zip(_stream(), stream, strict=True)):
-                self.guesses.append(_value(trainer, module, objective, batch))
+            drew = not all(torch.equal(now, then) for now, then in zip(_stream(), stream, strict=True))
+            with suppress(Exception):  # what is seen here only explains a difference
+                first = next((each for each in passed if isinstance(each, Tensor)), None)
+                self.seen.inputs = inputs_differ(inputs, first, drew=drew or _other_streams() != others)
+            if drew:
+                self._guess(trainer, module, objective, batch)
 
         self._hooks = [part.register_forward_pre_hook(called) for part in _plain_parts(module)]
+
+    def _guess(self, trainer: Trainer, module: LightningModule, objective: Objective, batch: Any) -> Any:
+        """Evaluate the guess on a batch as the step would, NaN if that fails; return a copy of the inputs."""
+        inputs, given, value = None, objective.as_given(), math.nan
+        loss_fn = given.loss_fn
+        assert loss_fn is not None
+
+        def kept(outputs: Any, targets: Any) -> Tensor:
+            self.seen.outputs, self.seen.targets = map_tensors(Tensor.detach, outputs), targets
+            return loss_fn(outputs, targets)
+
+        given.loss_fn = kept
+        with suppress(Exception):
+            copy = as_pair(map_tensors(torch.clone, batch), module=module)
+            inputs = copy[0]
+            table = ParameterLayout.of(module).leaves(module, objective.dtype)
+            with measuring(module, "train", precise=False), trainer_internals.step_context(trainer):
+                value = float(given.loss_value(table, objective.prepare([copy])[0]))
+        self.guesses.append(value)
+        return inputs
 
     def see(self, trainer: Trainer, scaled: Tensor) -> None:
         """Record the loss of the first backward after :meth:`begin`."""
@@ -103,7 +132,7 @@ class StepCheck:
     def forget(self) -> None:
         """Reset for another batch. The buffers are kept for measurements that are not yet published."""
         self._unhook()
-        self.guesses, self.loss, self._number = [], None, None
+        self.guesses, self.loss, self._number, self.seen = [], None, None, Seen()
 
     def _unhook(self) -> None:
         for handle in self._hooks:
@@ -111,21 +140,16 @@ class StepCheck:
         self._hooks = []
 
 
-def _value(trainer: Trainer, module: LightningModule, objective: Objective, batch: Any) -> float:
-    """The guess on a batch as the step would compute it; NaN if it cannot be computed."""
-    try:
-        copy = as_pair(map_tensors(torch.clone, batch), module=module)
-        table = ParameterLayout.of(module).leaves(module, objective.dtype)
-        with measuring(module, "train", precise=False), trainer_internals.step_context(trainer):
-            return float(objective.as_given().loss_value(table, objective.prepare([copy])[0]))
-    except Exception:
-        return math.nan
-
-
 def _stream() -> list[Tensor]:
     """The states of torch's random streams."""
     started = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if started else [])]
+
+
+def _other_streams() -> tuple[bytes, int]:
+    """The states of the random streams of NumPy and Python, from which steps draw as well."""
+    state: Any = np.random.get_state()  # noqa: NPY002 - users draw from the global stream
+    return state[1].tobytes(), hash((state[2], random.getstate()))
 
 
 def _plain_parts(module: nn.Module) -> list[nn.Module]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.errors import ConfigurationError, Note
 from lightning_sloppy.evaluation.batches import Batch, BatchSize, as_pair, counted_by
 from lightning_sloppy.evaluation.nests import map_tensors
 from lightning_sloppy.evaluation.preserve import Mode
@@ -47,10 +47,12 @@ class FitLosses:
 
     Attributes:
         on_a_guess: Whether a loss that no step has confirmed was returned since this was last set to False.
+        note: The note of the latest confirmed loss that was returned; None if it has none.
     """
 
     def __init__(self, module: LightningModule, ranks: Ranks, modes: Modes, samples: FitSamples) -> None:
         self.on_a_guess = False
+        self.note: Note | None = None
         self._module, self._ranks, self._modes, self._samples = module, ranks, modes, samples
         self._choices: dict[tuple[Any, Mode], LossChoice | ConfigurationError] = {}
         self._check = StepCheck()
@@ -96,6 +98,7 @@ class FitLosses:
         if isinstance(choice, ConfigurationError):
             raise choice
         self.on_a_guess |= not choice.checked
+        self.note = choice.note if choice.checked and isinstance(choice.note, Note) else None
         return choice
 
     def _confirmed_in_the_other_mode(self, guess: LossChoice) -> bool:
@@ -178,7 +181,7 @@ class FitLosses:
     ) -> LossChoice | ConfigurationError:
         try:
             with measuring(self._module):
-                return instead_of(self._module, guess, mine, theirs, elsewhere=agrees)
+                return instead_of(self._module, guess, mine, theirs, elsewhere=agrees, seen=self._check.seen)
         except ConfigurationError as error:
             return error
 

@@ -56,8 +56,11 @@ class FitSamples:
             try:
                 if len(loaders) != 1:
                     raise ConfigurationError(
-                        f"Reading samples by index needs one training loader, but the fit has {len(loaders)}; combine "
-                        "the data sets."
+                        f"The training samples cannot be read by index: the fit has {len(loaders)} training loaders. "
+                        "So there is no input spectrum, no bound and no dimension at the scale of the prior, and "
+                        "spectra are measured on the first batches of the training. To get them, combine the data sets "
+                        "in one loader.",
+                        cause="samples",
                     )
                 self._source = SampleSource(loaders[0])
             except ConfigurationError as error:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_sloppy.curvature.hessian import mean_gradient
 from lightning_sloppy.curvature.parameters import ParameterLayout
-from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.errors import ConfigurationError, Note
 from lightning_sloppy.evaluation.batches import Batch, as_pair, private, sample_count
 from lightning_sloppy.evaluation.inner_loss import LossOfLogits, losses_of_logits
 from lightning_sloppy.evaluation.loss_checks import agree, checked_loss, default_loss, is_loss_of_step
@@ -24,6 +24,7 @@ from lightning_sloppy.evaluation.number_losses import are_numbers, for_one_numbe
 from lightning_sloppy.evaluation.objective import Loss, Objective
 from lightning_sloppy.evaluation.preserve import Mode
 from lightning_sloppy.probing.guard import measuring
+from lightning_sloppy.probing.loss_difference import Seen, code_of, explained, likely_causes
 from lightning_sloppy.probing.training_step import ASK, TrainingStep, uncopied
 
 if TYPE_CHECKING:
@@ -35,15 +36,17 @@ LossArgument = Loss | Literal["training_step"]
 TRAINING_STEP = "training_step"
 """The value of ``loss_fn=`` that selects the loss of ``training_step``, even if the step has side effects."""
 
-SUMMED = (
+SUMMED = Note(
     "The loss adds up its samples. All numbers are those of the mean over the probe, like the curvature scale z. Those "
-    "of the sum are N times as large."
+    "of the sum are N times as large.",
+    cause="summed",
 )
 """Note for a loss that is a sum over samples."""
 
-BATCHWISE = (
+BATCHWISE = Note(
     "The loss of a batch is not the mean over its samples (it compares them, or is a mean over tokens). It is measured "
-    "on batches of the same size as those of the training, each weighted by its number of samples."
+    "on batches of the same size as those of the training, each weighted by its number of samples.",
+    cause="batchwise",
 )
 """Note for a loss that depends on which samples are in a batch."""
 
@@ -132,7 +135,8 @@ def choose_loss(
     if not module.automatic_optimization:
         raise ConfigurationError(
             "Under manual optimisation, training_step also steps the optimiser, and it need not return the loss, so a "
-            f"guessed loss cannot be compared with it; {ASK}."
+            f"guessed loss cannot be compared with it; {ASK}.",
+            cause="loss",
         )
     if override is not None:
         return step_choice(module, None)
@@ -172,7 +176,13 @@ def compared_beside(
 
 
 def instead_of(
-    module: LightningModule, guess: LossChoice, mine: float, theirs: float, *, elsewhere: bool = False
+    module: LightningModule,
+    guess: LossChoice,
+    mine: float,
+    theirs: float,
+    *,
+    elsewhere: bool = False,
+    seen: Seen | None = None,
 ) -> LossChoice:
     """Return the choice that replaces a guess whose value differs from the loss of the step.
 
@@ -182,28 +192,41 @@ def instead_of(
         mine: Value of the guess.
         theirs: Value of the step.
         elsewhere: Whether the values differ only on another process.
+        seen: What was seen of the step; None if nothing was.
 
     Raises:
         ConfigurationError: If the loss is not finite, or a call of the step would have side effects.
     """
-    _finite(theirs)
-    found = f"{guess.source} gives {mine:.6g}, but training_step {theirs:.6g} (a penalty, or augmentation in the step?)"
+    _finite(theirs, f" ({guess.source} gives {mine:.6g} on that batch)" if math.isfinite(mine) else "")
     if elsewhere:
-        found = f"{guess.source} differs from what training_step returns on another process"
-    return step_choice(module, found)
+        return step_choice(module, f"{guess.source} differs from what training_step returned on another process")
+    loss_fn = guess.objective.loss_fn
+    difference = None if seen is None else explained(module, loss_fn, seen, mine, theirs)
+    why = likely_causes(loss_fn) if difference is None else difference.words
+    found = f"{guess.source} gives {mine:.6g}, but training_step returned {theirs:.6g}. {why}"
+    remedy = difference.remedy if difference is not None else ""
+    if not remedy and code_of(loss_fn):
+        without = (difference.without if difference is not None else "") or "what was added"
+        return step_choice(module, found, ask=f"pass loss_fn={code_of(loss_fn)} for the loss without {without}")
+    return step_choice(module, found, ask=f"pass loss_fn={remedy}" if remedy else ASK)
 
 
-def _finite(theirs: float) -> None:
+def _finite(theirs: float, beside: str = "") -> None:
     if not math.isfinite(theirs):
-        raise ConfigurationError(f"The loss of training_step is {theirs}, not finite; check the inputs and the loss.")
+        raise ConfigurationError(
+            f"The loss that training_step returned is {theirs}, not finite{beside}; check the inputs, the weights and "
+            "the loss.",
+            cause="not_finite",
+        )
 
 
-def step_choice(module: LightningModule, found: str | None) -> LossChoice:
+def step_choice(module: LightningModule, found: str | None, *, ask: str = ASK) -> LossChoice:
     """The whole ``training_step`` as the objective.
 
     Args:
         module: The module of the fit.
         found: Why no loss of outputs and targets is known; None if the user asked for the step.
+        ask: What to do about it.
 
     Raises:
         ConfigurationError: If a call of the step would have side effects on the training, and it was not asked for.
@@ -217,17 +240,25 @@ def step_choice(module: LightningModule, found: str | None) -> LossChoice:
     reasons += [f"it uses {name}, whose state cannot be restored" for name in step.acting]
     if reasons:
         raise ConfigurationError(
-            f"On one batch {found}, so measurements would have to call training_step itself, but these calls would "
-            f"have side effects on the training: {'; '.join(reasons[:3])}; {ASK}, or loss_fn='training_step' to use it "
-            "despite the side effects."
+            f"On one batch {_ended(found)} Measurements would have to call training_step itself, and these calls would "
+            f"have side effects on the training: {'; '.join(reasons[:3])}. To measure, {ask}, or pass "
+            "loss_fn='training_step' to accept the side effects.",
+            cause="loss",
         )
     return LossChoice(
         Objective(module, None, step_module=step),
         TRAINING_STEP,
-        note=f"On one batch {found}; the Hessian is that of training_step. For the Gauss-Newton part, the Fisher "
-        f"matrix and the bound, {ASK}.",
+        note=Note(
+            f"On one batch {_ended(found)} So the Hessian is that of training_step as a whole, and there is no "
+            f"Gauss-Newton part, no Fisher matrix and no bound. To get them, {ask}.",
+            cause="loss",
+        ),
         batchwise=True,
     )
+
+
+def _ended(sentence: str) -> str:
+    return sentence if sentence.endswith(".") else f"{sentence}."
 
 
 def _given(module: LightningModule, loss_fn: Loss, trial: _Trial) -> LossChoice:
@@ -241,7 +272,9 @@ def _given(module: LightningModule, loss_fn: Loss, trial: _Trial) -> LossChoice:
     value = trial.loss(choice.objective, trial.mode)
     if not math.isfinite(value):
         raise ConfigurationError(
-            f"loss_fn= is {value} on a batch of {sample_count(trial.batch)}, not finite; check the inputs and the loss."
+            f"loss_fn= is {value} on a batch of {sample_count(trial.batch)}, not finite; check the inputs and the "
+            "loss.",
+            cause="not_finite",
         )
     return replace(choice, note=note, batchwise=note == BATCHWISE)
 

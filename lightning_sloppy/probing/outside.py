@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import io
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -79,6 +80,53 @@ class Outside:
         finally:
             for restore in (*restores, *(each.restore for each in bindings)):
                 restore()
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Plain values that the code of a module refers to, or holds.
+
+    Attributes:
+        numbers: Numbers that are neither 0 nor 1.
+        tuples: Several numbers in a row.
+        tensors: Tensors by the name under which they are found.
+    """
+
+    numbers: tuple[float, ...]
+    tuples: tuple[tuple[float, ...], ...]
+    tensors: dict[str, Tensor]
+
+
+def constants_of(module: nn.Module) -> Constants:
+    """Constants in the code of the step and of what it calls, and in the attributes of the module."""
+    named: dict[str, Any] = {f"self.{name}": value for name, value in vars(module).items() if name[:1] != "_"}
+    named |= {f"self.{name}": buffer for name, buffer in module.named_buffers()}
+    hparams = getattr(module, "hparams", None)
+    named |= {f"self.hparams.{name}": value for name, value in dict(hparams or {}).items()}
+    functions = list(_functions_of(module))
+    for binding in list(_named(functions)):
+        named.setdefault(binding.name, binding.value)
+        functions += _functions(binding.value)
+    values = [*named.values(), *(each for function in functions for each in _literals(function.__code__))]
+    numbers = [float(each) for each in values if _is_number(each)]
+    rows = [each for each in values if isinstance(each, (tuple, list)) and each and all(map(_is_number, each))]
+    return Constants(
+        tuple(dict.fromkeys(each for each in numbers if math.isfinite(each) and each not in (0.0, 1.0))),
+        tuple(dict.fromkeys(tuple(map(float, each)) for each in rows)),
+        {name: value for name, value in named.items() if isinstance(value, Tensor)},
+    )
+
+
+def _literals(code: CodeType) -> Iterator[Any]:
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _literals(constant)
+        else:
+            yield constant
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _acts(value: Any) -> bool:

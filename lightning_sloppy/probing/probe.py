@@ -136,7 +136,8 @@ class Probe:
         if loss_fn is None:
             raise ConfigurationError(
                 f"The loss is known only as a whole, as training_step computes it, but this instrument needs it as a "
-                f"function of the outputs; {ASK}."
+                f"function of the outputs; {ASK}.",
+                cause="loss",
             )
         return loss_fn
 

@@ -55,15 +55,20 @@ class SampleSource:
         dataset = getattr(loader, "dataset", None)
         if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
             raise ConfigurationError(
-                f"Fixed probe samples need a data set with a length and an index, but that of the loader is "
-                f"{type(dataset).__name__}; use a map-style dataset (with __len__ and __getitem__)."
+                f"The training samples cannot be read by index: the data set of the loader, {type(dataset).__name__}, "
+                f"{'is iterable' if isinstance(dataset, IterableDataset) else 'has no length'}. So there is no input "
+                "spectrum and no bound, and spectra are measured on the first batches of the training. To get them, "
+                "use a map-style data set (with __len__ and __getitem__); for a dimension at the scale of the prior, "
+                "__len__ alone is enough.",
+                cause="samples",
             )
         if len(dataset) == 0:
             raise ConfigurationError("The training data set is empty, so there is nothing to measure; check its path.")
         if loader.batch_size is None and loader.batch_sampler is None:
             raise ConfigurationError(
                 "The loader does not collate (batch_size=None), so single samples cannot be drawn for the probe; pass "
-                "a batch_size or a batch_sampler to the loader."
+                "a batch_size or a batch_sampler to the loader.",
+                cause="samples",
             )
         sampler = _inner_sampler(loader.sampler)
         if type(sampler) is SubsetRandomSampler:

@@ -65,7 +65,7 @@ class TrainingStep(nn.Module):
             result = module.training_step(batch, 0) if self._takes_index else module.training_step(batch)
         loss = result.get("loss") if isinstance(result, dict) else result
         if loss is None:
-            raise ConfigurationError(f"training_step returned no loss, so it cannot be measured; {ASK}.")
+            raise ConfigurationError(f"training_step returned no loss, so it cannot be measured; {ASK}.", cause="loss")
         return checked_scalar(loss)
 
 

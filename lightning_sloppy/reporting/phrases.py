@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.errors import CAUSES, Note
 from lightning_sloppy.quantities import Declaration, Quantity
 from lightning_sloppy.records import Estimate, Measurement
 
@@ -50,8 +51,22 @@ def why_nothing(events: Sequence[Measurement]) -> str:
     if not events:
         return "Missing: no measurement was made."
     last = events[-1]
+    told = [note for note in last.notes if isinstance(note, Note) and note.cause]
+    if told:
+        return f"Missing: {told[0].brief}."
     reason = "No value was finite." if last.status.ok else last.status.value
     return " ".join(["Missing.", *(last.notes or (reason,))])
+
+
+def brief(sentence: str) -> str:
+    """A sentence of the summary; a reference in few words if a warning has given it, with its cause.
+
+    >>> brief(Note("The loss adds up its samples. All numbers are those of the mean.", cause="summed"))
+    'The loss adds up its samples (see Warnings).'
+    """
+    if not isinstance(sentence, Note) or not sentence.cause:
+        return sentence
+    return f"{sentence.brief[:1].upper()}{sentence.brief[1:]}."
 
 
 def when(event: Measurement) -> str:
@@ -145,7 +160,7 @@ def verdict(certificate: Certificate | None) -> str:
     if certificate is None:
         return "There is no PAC-Bayes bound."
     if not certificate.valid:
-        return "There is no PAC-Bayes bound, because:"
+        return no_bound_in_words("PAC-Bayes bound", certificate)
     kind = "hold-out" if certificate.kind == "hold_out" else "PAC-Bayes"
     if certificate.value >= 1.0:
         said = f"The {kind} bound is vacuous (1.0): it guarantees nothing yet."
@@ -162,6 +177,17 @@ def verdict(certificate: Certificate | None) -> str:
         f"{said} It certifies {who}, with probability at least {1 - certificate.delta:g} over the draw of the "
         f"examples and of the weights. It was computed from: {', '.join(rests)}."
     )
+
+
+def no_bound_in_words(what: str, certificate: Certificate) -> str:
+    """That there is no bound, in few words: each reason was given as a warning.
+
+    >>> reason = Reason("Only training_step is known; pass loss_fn=.", cause="loss")
+    >>> no_bound_in_words("bound", Certificate("hold_out", "fixed_network", 1.0, False, 9, 0.05, (reason,)))
+    'There is no bound: the loss of outputs and targets is not known (see Warnings).'
+    """
+    shared = [reason for reason in certificate.reasons if isinstance(reason, Note) and reason.cause in CAUSES]
+    return f"There is no {what}: {shared[0].brief}." if shared else f"There is no {what} (see Warnings)."
 
 
 def lowest_bound(events: Sequence[Measurement], latest: Certificate) -> list[str]:

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Sequence
 
 from lightning_sloppy.records import Status
+from lightning_sloppy.reporting.phrases import brief
 from lightning_sloppy.runs.run import InstrumentRun
 
 WIDTH = 100
@@ -20,6 +21,7 @@ def summarise(
     sections: Sequence[InstrumentRun],
     *,
     stop: str,
+    warnings: Sequence[str] = (),
     log_dirs: Sequence[str] = (),
     fit_seconds: float | None = None,
 ) -> str:
@@ -27,11 +29,13 @@ def summarise(
 
     Args:
         sections: One for each instrument of the fit, including those without a measurement.
+        warnings: The warnings of the fit, each once. The sections refer to them.
         stop: Why and when the training stopped, as a sentence.
         log_dirs: Folders with event files.
         fit_seconds: Wall-clock seconds of the whole fit, for the fraction that measuring took.
     """
-    texts = [_section(section.declaration.title, section.paragraphs) for section in sections]
+    texts = [_section("Warnings", [f"- {warning}" for warning in warnings])] if warnings else []
+    texts += [_section(section.declaration.title, section.paragraphs) for section in sections]
     texts.append(_section("Stop", [stop]))
     texts.append(_section("Cost", [_cost(sections, fit_seconds)]))
     return "\n".join(["Summary", "=======", *texts, _event_files(log_dirs)])
@@ -53,7 +57,7 @@ def _cost(sections: Sequence[InstrumentRun], fit_seconds: float | None) -> str:
     ]
     if any(events for _, events in failed):
         where = ", ".join(f"{title} {len(events):,}" for title, events in failed if events)
-        reasons = (note for _, events in failed for event in events for note in event.notes)
+        reasons = (brief(note) for _, events in failed for event in events for note in event.notes)
         sentences.append(
             f"Failed measurements (gaps in the curves): {where}. The first: {next(reasons, 'no reason is known')}"
         )

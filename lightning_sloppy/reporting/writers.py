@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_sloppy.quantities import Declaration
 from lightning_sloppy.records import Measurement
 from lightning_sloppy.reporting.histograms import RawHistogram, histograms
 from lightning_sloppy.reporting.tags import expected_tags, scalars
+from lightning_sloppy.reporting.user_warnings import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -64,7 +64,7 @@ def attempt(trainer: Trainer, logger: object, deed: str) -> Iterator[None]:
         seen = _warned.setdefault(trainer, set())
         if key not in seen:
             seen.add(key)
-            rank_zero_warn(
+            warn_user(
                 f"{type(logger).__name__} could not {deed}: {type(error).__name__}: {error}. Training and the other "
                 "loggers continue. This warning is shown once; check the logger's settings and its connection."
             )

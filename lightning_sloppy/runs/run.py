@@ -26,6 +26,7 @@ class RunFacts:
         epoch_steps: Effective batches of one epoch, the unit of the x-axis; None if not known.
         end: How the training ended: "ended", "was interrupted", "failed", or "" while it is running.
         end_sentences: Sentences about the end: why it stopped, and what an early stop saw.
+        warnings: The warnings of this package in the fit, each once.
         measuring_seconds: Wall-clock seconds of measuring.
         training_seconds: Wall-clock seconds of the fit without measuring.
         grace_seconds: Seconds of measuring that are not limited, or None.
@@ -47,6 +48,7 @@ class RunFacts:
     epoch_steps: int | None = None
     end: str = ""
     end_sentences: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     measuring_seconds: float = 0.0
     training_seconds: float = 0.0
     grace_seconds: float | None = None

@@ -194,7 +194,7 @@ def test_a_step_without_a_known_loss_asks_for_one(tmp_path):
             return {"length": float(probe.loss_fn(pl_module(probe.batches[0][0]), probe.batches[0][1]).detach())}
 
     instrument = Loss(num_samples=16)
-    with pytest.warns(UserWarning, match="known only as a whole.*pass loss_fn="):
+    with pytest.warns(UserWarning, match="gives .*, but training_step returned .*pass loss_fn="):
         trainer(tmp_path, callbacks=[instrument], max_epochs=1).fit(Penalised(), loader())
     assert instrument.latest is None
 

@@ -1,8 +1,9 @@
 """Progress display for long measurements, compatible with Lightning's progress bars.
 
 With the Rich bar, the work is an additional task of the same display, because a second live display would corrupt the
-screen. With the TQDM bar it is an additional line below. An error in the display causes one warning and disables the
-display, but does not affect the measurement.
+screen. With the TQDM bar it is an additional line below, or a widget in a notebook. Where the output is neither a
+terminal nor such a widget, as in a log file, nothing can be drawn again, so one line says once what takes long. An
+error in the display causes one warning and disables the display, but does not affect the measurement.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_sloppy.reporting.user_warnings import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -28,6 +31,9 @@ _REFRESH_SECONDS = 0.2
 # Hidden Rich tasks that can be shown again, for each display. Lightning indexes the tasks by position, so none may be
 # removed, and a new one for each measurement would accumulate.
 _idle_tasks: WeakKeyDictionary[Any, dict[bool, list[Any]]] = WeakKeyDictionary()
+
+
+_said: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 
 class Display(Protocol):
@@ -73,7 +79,7 @@ class Progress:
             action()
         except Exception as error:
             self._display = None
-            rank_zero_warn(
+            warn_user(
                 f"The progress display failed ({type(error).__name__}: {error}); the work itself continues without it. "
                 "Pass enable_progress_bar=False to the Trainer to disable it."
             )
@@ -86,7 +92,7 @@ def progress(
     """Show the progress of work inside a hook, with a display that suits the Trainer's progress bar.
 
     Nothing is shown for work shorter than ``patience``, if the user disabled the bar, and on other ranks. Otherwise it
-    shows a task in a live Rich bar, a line under a TQDM bar, or else one line of text if the work takes long.
+    shows a task in a live Rich bar, a line under a TQDM bar, or else, once for each title, one line of text.
 
     Args:
         trainer: The running Trainer.
@@ -111,12 +117,35 @@ def _display(trainer: Trainer, title: str, total: int | None) -> Display | None:
         return None
     short = title.partition(":")[0]
     live = getattr(getattr(bar, "progress", None), "live", None)
-    if live is not None and live.is_started:
+    if live is not None and live.is_started and _redraws(live.console):
         return _RichTask(bar, short, total)
-    if hasattr(bar, "process_position"):
+    if hasattr(bar, "process_position") and (sys.stdout.isatty() or _has_widgets()):
         return _TqdmLine(bar, short, total)
-    rank_zero_info(f"{title}, ...")
+    if title not in (said := _said_to(trainer)):
+        said.add(title)
+        rank_zero_info(f"{title}, ...")
     return None
+
+
+def _redraws(console: Any) -> bool:
+    """Whether a console of Rich can draw a bar more than once."""
+    return bool(console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal))
+
+
+def _has_widgets() -> bool:
+    """Whether Lightning's bars are widgets of a notebook, which have no lines to move between."""
+    from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+    # By name: the module of this class imports ipywidgets.
+    return any(kind.__name__ == "tqdm_notebook" for kind in Tqdm.__mro__)
+
+
+def _said_to(trainer: Trainer) -> set[str]:
+    """The titles that were told in this fit as a line of text."""
+    try:
+        return _said.setdefault(trainer, set())
+    except TypeError:  # without weak references
+        return set()
 
 
 class _RichTask:

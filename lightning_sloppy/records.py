@@ -128,10 +128,14 @@ class Spectrum:
         trace: The trace; None if neither the whole matrix nor probe vectors were available.
         matrix: "hessian", "gauss_newton", "fisher_empirical", "correlation", ...
         floor: Eigenvalues of smaller magnitude are rounding errors.
+        noise_floor: Eigenvalues up to it are errors of missing values, so decades, knee and slope do not count them.
+            Sums over eigenvalues take all above ``floor``. 0 for complete data.
         truncated: Whether eigenvalues that may exceed the floor are missing from ``eigenvalues``.
         cost: Products, seconds, memory.
         status: How the computation ended.
         half_eigenvalues: Eigenvalues of the same matrix from the first half of the samples, or None.
+        halves: Signed eigenvalues of random halves of the samples, each with those of the other half,
+            (pairs, 2, k); None if no halves were resampled.
         layers: Spectra of the diagonal blocks of the layers' parameters, by layer name; empty unless requested.
         detail: Additional facts, for instance how many constant columns were excluded.
     """
@@ -151,8 +155,10 @@ class Spectrum:
     density: Density | None = None
     rank_bound: int | None = None
     trace: Estimate | None = None
+    noise_floor: float = 0.0
     truncated: bool = False
     cost: Cost = field(default_factory=Cost)
+    halves: Tensor | None = None
     half_eigenvalues: Tensor | None = None
     converged: Tensor | None = None
     layers: Mapping[str, Spectrum] = field(default_factory=dict)

@@ -60,12 +60,12 @@ QUANTITIES = (
     ),
     Quantity(
         "floor",
-        "Eigenvalues below this value are rounding noise and are never counted.",
+        "Eigenvalues below this value are rounding noise, or errors of missing values, and are never counted.",
     ),
     Quantity(
         "resolved",
-        "Number of eigenvalues above the rounding floor. If it is below the number of features, some features are "
-        "exact linear combinations of others and can be removed.",
+        "Number of eigenvalues above the floor. If it is below the number of features and no values are missing, some "
+        "features are exact linear combinations of others and can be removed.",
         chart="Dimension of the inputs",
     ),
     Quantity(
@@ -73,6 +73,7 @@ QUANTITIES = (
         "(sum lambda)^2 / sum lambda^2 of the correlation matrix. A flat spectrum of rank r has the value r. Compare "
         "it with the number of features.",
         chart="Dimension of the inputs",
+        band=("participation_ratio_low", "participation_ratio_high"),
         headline=True,
     ),
     Quantity(
@@ -156,6 +157,73 @@ QUANTITIES = (
         "second_moment_largest",
         "Largest eigenvalue of the uncentred second-moment matrix (the mean is one of the directions). If it is far "
         "above that of the covariance matrix, the mean dominates: centre the inputs.",
+    ),
+)
+
+INTERVALS = {
+    "effective_dimension": "effective dimension",
+    "participation_ratio": "participation ratio",
+    "entropy_rank": "entropy rank",
+    "largest": "largest eigenvalue",
+}
+"""Quantities with an interval for the population, and their names in words."""
+
+SPREADS = {"decades": "decades", "slope": "slope", "slope_times_rank": "slope times rank", "knee": "knee"}
+"""Quantities of which only the spread over halves of the samples is known."""
+
+
+def _ends(name: str, words: str) -> tuple[Quantity, Quantity]:
+    return (
+        Quantity(
+            f"{name}_low",
+            f"Lower end of the 95 % interval of the {words}, corrected for the bias of sampling (so the value may lie "
+            "outside). Samples are taken as independent.",
+        ),
+        Quantity(f"{name}_high", f"Upper end of the 95 % interval of the {words}. If it is wide, use more samples."),
+    )
+
+
+def _spread(name: str, words: str) -> tuple[Quantity, Quantity]:
+    return (
+        Quantity(
+            f"{name}_low",
+            f"Lower end of the resampling spread of {words}: 95 % of its values over halves of the samples, moved onto "
+            "the value. It is no interval for the population.",
+        ),
+        Quantity(f"{name}_high", f"Upper end of the resampling spread of {words}."),
+    )
+
+
+QUANTITIES = (
+    *QUANTITIES,
+    *(end for name, words in INTERVALS.items() for end in _ends(name, words)),
+    *(end for name, words in SPREADS.items() for end in _spread(name, words)),
+    Quantity(
+        "repeated_columns",
+        "Columns that say what another one says (absolute correlation above .95 to a column that stays). The summary "
+        "names them. Up to 2,048 features.",
+    ),
+    Quantity(
+        "deduplicated_participation_ratio",
+        "Participation ratio without the repeated columns. Logged if there are any.",
+    ),
+    Quantity(
+        "deduplicated_decades",
+        "Decades without the repeated columns, which make decades say little. Logged if there are any.",
+    ),
+    Quantity(
+        "missing_rate",
+        "Part of the numbers that are missing, in the columns that are used. Values are taken as missing at random, "
+        "which no data can show.",
+    ),
+    Quantity(
+        "negative_eigenvalues",
+        "Negative eigenvalues of the main matrix, which missing values cause, before they are set to zero. If there "
+        "are many, fill the values or use `missing='em'`.",
+    ),
+    Quantity(
+        "set_aside_columns",
+        "Columns with values in fewer than 5 % of the samples, or in too few for a correlation. They are left out.",
     ),
 )
 

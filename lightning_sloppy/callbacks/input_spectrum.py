@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_sloppy.callbacks.input_columns import checked_names, column_names, column_notes
 from lightning_sloppy.callbacks.input_quantities import HISTOGRAMS, QUANTITIES, SIDE_KINDS, SIDE_QUANTITIES
+from lightning_sloppy.callbacks.input_reading import read_inputs
 from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.evaluation.batches import as_pair, rows_in
-from lightning_sloppy.evaluation.nests import leaves_of
-from lightning_sloppy.evaluation.ranks import keep_step
-from lightning_sloppy.evaluation.sample_rows import located
-from lightning_sloppy.inputs.moments import InputMoments, Moments
-from lightning_sloppy.inputs.nulls import MOST_DRAWN, NULLS, isotropic_spectrum, shuffled
-from lightning_sloppy.inputs.spectrum import InputKind, moments_spectrum
-from lightning_sloppy.linalg.vectors import generator
+from lightning_sloppy.inputs.column_groups import ColumnGroup
+from lightning_sloppy.inputs.incomplete import Missing
+from lightning_sloppy.inputs.moment_blocks import AnyMoments
+from lightning_sloppy.inputs.nulls import NULLS, isotropic_spectrum
+from lightning_sloppy.inputs.shared_columns import MOST_GROUPED, groups_of, without_columns
+from lightning_sloppy.inputs.spectrum import InputKind, checked_missing, moments_spectrum, with_halves
 from lightning_sloppy.measures.relative_dimension import directions_holding, relative_estimates
+from lightning_sloppy.measures.sampling import interval_estimates
 from lightning_sloppy.measures.sloppiness import input_estimates, participation_ratio, sloppiness
 from lightning_sloppy.measures.verdict import sloppiness_verdict, verdict_in_words
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext
-from lightning_sloppy.probing.samples import READ_CHUNK, probe_indices
 from lightning_sloppy.records import Estimate, Measurement, SloppinessVerdict, Spectrum
 from lightning_sloppy.reporting import phrases
-from lightning_sloppy.reporting.progress import progress
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -58,6 +59,16 @@ class InputSpectrum(MeasuringCallback):
             columns for the correlation, and isotropic Gaussian samples for the other kinds. Up to 2,048 features,
             shuffling costs a second pass of moments; above, the null is its limit for large d (Marchenko and Pastur
             1967).
+        missing: What is done about NaN in the inputs. "pairwise" (the default, so that a data set with missing values
+            gives a measurement): each correlation over the samples that both columns have. "em": the Gaussian model
+            that makes the observed values most likely; one process only, and all samples stay in memory. Both take
+            values as missing at random, which a note says. "error": no measurement.
+        intervals: Whether to report intervals beside the numbers of the main matrix, from random halves of the samples
+            (:func:`~lightning_sloppy.spectrum_intervals`). They cost at most a few spectra of halves. There are none
+            above 1,024 features, with fewer than two samples for each feature, and with "em".
+        feature_names: Names of the columns, one for each number of a sample, for the summary. null: what the data set
+            or the data module tells (attributes such as ``feature_names``, ``feature_cols``, ``columns``, or a frame
+            with as many columns), else positions counted from 0.
         name: Name in the tags ``sloppy_<name>/...``. null: "input", followed by the kind unless it is the correlation.
         seed: Seed of the draw of samples. null: that of the SloppyMonitor, if any, else 0.
         strict: Raise errors of the measurement instead of warning. null: as in the SloppyMonitor, if any, else false.
@@ -83,6 +94,9 @@ class InputSpectrum(MeasuringCallback):
         *,
         max_samples: int = 50_000,
         null: bool = True,
+        missing: Missing = "pairwise",
+        intervals: bool = True,
+        feature_names: Sequence[str] | None = None,
         name: str | None = None,
         seed: int | None = None,
         strict: bool | None = None,
@@ -95,6 +109,9 @@ class InputSpectrum(MeasuringCallback):
             raise ConfigurationError(f"max_samples={max_samples} is too small for a spectrum; pass at least 2.")
         self.max_samples = max_samples
         self.null = null
+        self.missing: Missing = checked_missing(missing)
+        self.intervals = intervals
+        self.feature_names = checked_names(feature_names)
         self._earlier: Tensor | None = None
 
     def differences(self) -> dict[str, Any]:
@@ -102,8 +119,9 @@ class InputSpectrum(MeasuringCallback):
         return {} if self.kind == "correlation" else {"kind": self.kind}
 
     def settings(self) -> dict[str, Any]:
-        """Kind of matrix and number of samples."""
-        return {"kind": self.kind, "max_samples": self.max_samples, "seed": self.seed}
+        """Kind of matrix and number of samples, and what is done about missing values."""
+        found = {"kind": self.kind, "max_samples": self.max_samples, "seed": self.seed}
+        return found if self.missing == "pairwise" else {**found, "missing": self.missing}
 
     def state_dict(self) -> dict[str, Any]:
         """Also the d eigenvalues: a resumed run measures again and warns if the inputs have changed."""
@@ -116,6 +134,15 @@ class InputSpectrum(MeasuringCallback):
         same = state_dict.get("settings") == self.settings()
         self._earlier = state_dict.get("eigenvalues") if same else None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse the Gaussian model on several processes."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and self.missing == "em" and trainer.world_size > 1:
+            raise ConfigurationError(
+                f"InputSpectrum(missing='em') needs all samples in one process, but the fit has {trainer.world_size}; "
+                "pass missing='pairwise'."
+            )
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure once, because the inputs do not change."""
         self.run(trainer, pl_module, step=trainer_internals.effective_batches(trainer))
@@ -123,27 +150,59 @@ class InputSpectrum(MeasuringCallback):
     def take(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """Read the data set once by index; every rank reads a part."""
         start = time.perf_counter()
-        moments, half, without = self._moments(trainer, context)
+        names: tuple[str, ...] = ()
+
+        def named(shape: tuple[int, ...]) -> None:
+            nonlocal names
+            holders = [context.samples.source(trainer).loader.dataset, getattr(trainer, "datamodule", None)]
+            names = column_names(self.feature_names, holders, shape)
+
+        read = read_inputs(
+            trainer,
+            context,
+            max_samples=self.max_samples,
+            seed=self.seed,
+            missing=self.missing,
+            resampled=self.intervals,
+            shuffles=self.null and self.kind == "correlation",
+            seen=named,
+        )
+        names = names or column_names(None, [], (read.gathered.features,))  # a rank without samples
+        moments = read.gathered.whole()
         seconds = time.perf_counter() - start
         kinds: list[InputKind] = [self.kind, *(kind for kind in SIDE_KINDS if kind != self.kind)]
         spectra: dict[str, Spectrum] = {kind: moments_spectrum(moments, kind, seconds=seconds) for kind in kinds}
         headline = spectra.pop(self.kind)
         self._compare(trainer, headline.eigenvalues)
-        if half is not None and half.num_samples > 1 and headline.dim <= MOST_HALVED:
+        half = read.gathered.first_half(moments) if headline.dim <= MOST_HALVED else None
+        if half is not None:
             with suppress(ConfigurationError):  # all columns may be constant in one half
                 headline = replace(headline, half_eigenvalues=moments_spectrum(half, self.kind).eigenvalues)
-        estimates = {**input_estimates(headline), **relative_estimates(headline)}
+        if self.intervals:
+            headline = with_halves(headline, read.gathered, moments)
+        estimates = {**input_estimates(headline), **relative_estimates(headline), **interval_estimates(headline)}
         estimates |= {f"n{percent}": directions_holding(headline, percent / 100) for percent in (95, 99)}
         for kind in SIDE_KINDS:
             side = spectra.get(kind, headline)
             known = {**input_estimates(side), **relative_estimates(side)}
             estimates |= {f"{kind}_{name}": known[name] for name in SIDE_QUANTITIES if name in known}
+        estimates |= {
+            name: Estimate(float(headline.detail[name]))
+            for name in ("missing_rate", "negative_eigenvalues", "set_aside_columns")
+            if name in headline.detail
+        }
         covariance = spectra.get("covariance", headline)
         estimates["covariance_n95"] = directions_holding(covariance, 0.95)
-        verdicts, null = self._verdicts({self.kind: headline, **spectra}, without)
+        verdicts, null = self._verdicts({self.kind: headline, **spectra}, read.without)
         if null is not None:
             estimates["null_participation_ratio"] = participation_ratio(null)
             estimates["null_slope_times_rank"] = Estimate(sloppiness(null).slope_times_rank)
+        groups = groups_of(moments, names)
+        estimates |= self._without_repeats(moments, names, groups)
+        decades = [
+            None if (each := estimates.get(name)) is None or not phrases.usable(each) else each.value
+            for name in ("decades", "deduplicated_decades")
+        ]
         return Measurement(
             step=step,
             epoch=trainer.current_epoch,
@@ -155,11 +214,26 @@ class InputSpectrum(MeasuringCallback):
             num_samples=headline.num_samples,
             precision="float64",
             companions=spectra,
+            notes=tuple(column_notes(moments, names, groups, headline, (decades[0], decades[1]))),
             verdicts=verdicts,
         )
 
+    def _without_repeats(
+        self, moments: AnyMoments, names: Sequence[str], groups: Sequence[ColumnGroup]
+    ) -> dict[str, Estimate]:
+        """How many columns say what another one says, and dimension and decades without them."""
+        if len(names) > MOST_GROUPED:
+            return {}
+        drop = {name for group in groups for name, _, _ in group.drop}
+        found = {"repeated_columns": Estimate(float(len(drop)))}
+        if drop:
+            rest = without_columns(moments, np.array([name in drop for name in names]))
+            known = input_estimates(moments_spectrum(rest, self.kind))
+            found |= {f"deduplicated_{name}": known[name] for name in ("participation_ratio", "decades")}
+        return found
+
     def _verdicts(
-        self, spectra: dict[str, Spectrum], without: Moments | None
+        self, spectra: dict[str, Spectrum], without: AnyMoments | None
     ) -> tuple[dict[str, SloppinessVerdict], Spectrum | None]:
         """Verdicts for the main matrix and the second moment, and the null of the main matrix."""
         nulls: dict[InputKind, Spectrum] = {}
@@ -196,7 +270,8 @@ class InputSpectrum(MeasuringCallback):
         if decades is not None:
             at_least = "at least " if event.estimates["decades"].lower_bound else ""
             matrix = self.kind.replace("_", "-")
-            sentences.append(f"The {matrix} matrix spans {at_least}{phrases.number(decades)} decades.")
+            spread = phrases.between(event, "decades", "over halves of the samples")
+            sentences.append(f"The {matrix} matrix spans {at_least}{phrases.number(decades)} decades{spread}.")
         if slope is not None:
             quality = "" if fit is None else f" (R^2 = {fit:.2f})"
             change = f"{phrases.number(slope)} decades per index{quality}"
@@ -206,11 +281,13 @@ class InputSpectrum(MeasuringCallback):
         if ratio is not None:
             second = phrases.value(event, "second_moment_participation_ratio")
             beside = "" if second is None else f", of the second moment {phrases.number(second)}"
-            sentences.append(f"Participation ratio: {phrases.number(ratio)}{beside}.")
+            interval = phrases.between(event, "participation_ratio", "at 95 %")
+            sentences.append(f"Participation ratio: {phrases.number(ratio)}{interval}{beside}.")
         resolved, samples = phrases.value(event, "resolved"), phrases.value(event, "num_samples")
         if resolved is not None and features is not None and samples is not None:
             dependent = features - resolved
-            if resolved < min(features, samples - 1):
+            complete = phrases.value(event, "missing_rate") is None
+            if complete and resolved < min(features, samples - 1):
                 sentences.append(f"{phrases.number(dependent)} directions are exact linear combinations of the others.")
         constant = phrases.value(event, "constant_columns")
         if constant:
@@ -229,68 +306,3 @@ class InputSpectrum(MeasuringCallback):
                 "curves continue with different data; check the data set, its split and its transforms.",
                 trainer=trainer,
             )
-
-    def _moments(self, trainer: Trainer, context: FitContext) -> tuple[Moments, Moments | None, Moments | None]:
-        """Moments of all ranks together, of the first half of the samples, and of shuffled columns."""
-        first, second, without = InputMoments(), InputMoments(), InputMoments()
-        if trainer.strategy.root_device.type == "cuda":
-            for part in (first, second, without):
-                part.to(trainer.strategy.root_device)  # NCCL gathers nothing else
-        self._read(trainer, context, first, second, without)
-        if context.ranks.count > 1:
-            keep_step()
-        half: Moments | None = None
-        with suppress(ConfigurationError):  # a single sample has no half
-            half = first.compute()
-        first.merge_state(second)
-        whole = first.compute()
-        # The number of features is now known on every rank, so either all of them gather or none.
-        null = without.compute() if self._shuffles(len(whole.mean.reshape(-1))) else None
-        return whole, half, null
-
-    def _shuffles(self, features: int) -> bool:
-        return self.null and self.kind == "correlation" and features <= MOST_DRAWN
-
-    def _read(
-        self,
-        trainer: Trainer,
-        context: FitContext,
-        first: InputMoments,
-        second: InputMoments,
-        without: InputMoments,
-    ) -> None:
-        rng = generator(self.seed + trainer.global_rank)
-        source = context.samples.source(trainer)
-        indices = probe_indices(len(source), self.max_samples, self.seed)
-        own = indices[trainer.global_rank :: trainer.world_size]
-        title = f"Inputs: reading {len(indices):,} samples"
-        with source.untouched(), progress(trainer, title, total=len(own)) as bar:
-            for moments, part in ((first, own[: len(own) // 2]), (second, own[len(own) // 2 :])):
-                for number, batch in enumerate(source.chunks(part, READ_CHUNK)):
-                    read = min(READ_CHUNK, len(part) - number * READ_CHUNK)
-                    batch = as_pair(batch, module=context.module, read=read)
-                    inputs = _only_tensor(batch[0])
-                    rows = rows_in(located([batch])[0])
-                    inputs = inputs.movedim(rows.inputs[0] or 0, 0)  # a sequence may have time first
-                    with torch.no_grad():
-                        moments.update(inputs.to(moments.device))
-                        if self._shuffles(moments.num_features or 0):
-                            # Within a chunk: 1 / 1,024 of the correlations remain, far below the sampling noise.
-                            without.update(shuffled(inputs, rng).to(without.device))
-                    bar.advance(len(inputs))
-
-
-def _only_tensor(inputs: Any) -> Tensor:
-    """The single input tensor, also if it is the only tensor in a list or a dict.
-
-    Raises:
-        ConfigurationError: For several tensors or none, and for packed sequences.
-    """
-    leaves = leaves_of(inputs)
-    if len(leaves) == 1 and isinstance(leaves[0], Tensor):
-        return leaves[0]
-    many = f" with {len(leaves)} tensors" if len(leaves) > 1 else ""
-    raise ConfigurationError(
-        f"The input spectrum needs one tensor for each sample, but the inputs are a {type(inputs).__name__}{many}; "
-        "use a data set whose inputs are a single tensor."
-    )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.column_kinds import CellReader, ColumnKind, is_none, look, one_hot
-from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments, fewest_common, shift_and_scale
+from lightning_sloppy.inputs.pairwise import LEAST_OBSERVED, Floats, PairwiseMoments, fewest_common, shift_and_scale
 from lightning_sloppy.inputs.rows import MAX_FEATURES
 from lightning_sloppy.inputs.table_source import Chunk, TableSource
 
@@ -38,9 +38,6 @@ FEWEST_PARTS = 8
 
 HEAVIEST = 20
 """Rows kept of a sampled table because they lie far from the mean."""
-
-LEAST_OBSERVED = 0.05
-"""Part of the rows in which a column has to be observed, and never in fewer than two columns need in common."""
 
 
 @dataclass

@@ -7,6 +7,7 @@ fixed ``shift``, a value of each column itself: a constant column then has a sca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -91,6 +92,10 @@ class InputMoments(Metric):
                 "give every input the same shape (resize, crop or pad)."
             )
         refuse_non_finite(rows)
+        self.add(rows)
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows (n, d), n > 0, that were checked: finite, and as wide as those before."""
         if self.num_features is None:
             self.packed = _started(rows, self.packed.device)
         size = max(1, CHUNK_BYTES // (8 * rows.shape[1]))
@@ -105,8 +110,7 @@ class InputMoments(Metric):
         """
         if self.num_features is None:
             raise ConfigurationError("The moments of the inputs were asked for before any sample; update them first.")
-        scatter, offset, shift, count = _parts(self.packed)
-        return Moments(int(count), shift + offset, scatter)
+        return unpacked(self.packed)
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add the samples of another instance (or of its ``metric_state``).
@@ -133,8 +137,14 @@ def gather_filled(state: Tensor, group: Any = None) -> list[Tensor]:
     return list(_stacked(filled))
 
 
-def join_moments(states: Tensor) -> Tensor:
-    """Join packed states of shape (ranks, d + 1, d + 1) in their order, so that every rank gets the same bits.
+def unpacked(packed: Tensor) -> Moments:
+    """The moments of a packed state."""
+    scatter, offset, shift, count = parts_of(packed)
+    return Moments(int(count), shift + offset, scatter)
+
+
+def join_moments(states: Tensor | Sequence[Tensor]) -> Tensor:
+    """Join packed states of shape (d + 1, d + 1) in their order, so that every rank gets the same bits.
 
     With ``delta`` the difference of the means: ``S = S_a + S_b + delta delta^T n_a n_b / n`` (Chan, Golub and LeVeque,
     The American Statistician 37, 1983).
@@ -142,9 +152,9 @@ def join_moments(states: Tensor) -> Tensor:
     joined = states[0].clone()
     if not joined.numel():
         return joined
-    scatter, offset, shift, count = _parts(joined)
+    scatter, offset, shift, count = parts_of(joined)
     for state in states[1:]:
-        other_scatter, other_offset, other_shift, other_count = _parts(state)
+        other_scatter, other_offset, other_shift, other_count = parts_of(state)
         total = count + other_count
         delta = (other_shift - shift) + (other_offset - offset)
         scatter += other_scatter
@@ -164,7 +174,7 @@ def _stacked(states: list[Tensor]) -> Tensor:
     return torch.stack(states)
 
 
-def _parts(packed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def parts_of(packed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Scatter, mean minus shift, shift and count as views."""
     return packed[:-1, :-1], packed[:-1, -1], packed[-1, :-1], packed[-1, -1]
 
@@ -182,7 +192,7 @@ def _started(rows: Tensor, device: torch.device) -> Tensor:
 
 def _add(packed: Tensor, rows: Tensor) -> None:
     """Add one chunk in place: a single matrix product, whose last row is the correction between the two means."""
-    scatter, offset, shift, count = _parts(packed)
+    scatter, offset, shift, count = parts_of(packed)
     size = len(rows)
     work = torch.empty(size + 1, rows.shape[1], dtype=torch.float64, device=packed.device)
     torch.sub(rows, shift, out=work[:size])

@@ -61,6 +61,7 @@ def isotropic_spectrum(spectrum: Spectrum, seed: int) -> Spectrum:
             largest=float(values[0] * trace / values.sum()),
             smallest=0.0,
             floor=0.0,
+            noise_floor=0.0,
         )
     # The mean of a centred matrix takes one degree of freedom.
     freedom = n if spectrum.matrix == "second_moment" else n - 1

@@ -23,7 +23,10 @@ Floats: TypeAlias = "npt.NDArray[np.float64]"
 FEWEST_COMMON = 30
 """Rows that two columns need in common: with fewer, the error of a correlation, about ``1 / sqrt(n)``, is large."""
 
-_ROUNDING = 1e-12
+LEAST_OBSERVED = 0.05
+"""Part of the rows in which a column has to be observed, and never in fewer than two columns need in common."""
+
+CONSTANT = 1e-12
 """Variance beside the mean square below which a column is constant over the rows in common."""
 
 
@@ -117,7 +120,7 @@ class PairwiseMoments:
         safe = np.maximum(count, 1.0)
         mean = sums / safe
         variance = squares / safe - mean * mean
-        variance[variance <= _ROUNDING * (squares / safe)] = 0.0
+        variance[variance <= CONSTANT * (squares / safe)] = 0.0
         covariance = self.products / safe - mean * mean.T
         deviation = np.sqrt(variance)
         scale = deviation * deviation.T
@@ -133,7 +136,7 @@ class PairwiseMoments:
         mean = self.sums / max(self.rows, 1)
         covariance = self.products / max(self.rows, 1) - np.outer(mean, mean)
         variance = covariance.diagonal().copy()
-        variance[variance <= _ROUNDING * (self.products.diagonal() / max(self.rows, 1))] = 0.0
+        variance[variance <= CONSTANT * (self.products.diagonal() / max(self.rows, 1))] = 0.0
         deviation = np.sqrt(variance)
         constant = deviation <= 0
         deviation[constant] = 1.0

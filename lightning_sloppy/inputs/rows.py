@@ -69,6 +69,21 @@ def refuse_non_finite(rows: Tensor) -> None:
     )
 
 
+def refuse_infinite(rows: Tensor) -> None:
+    """Check that no number is infinite; NaN is a missing value.
+
+    Raises:
+        ConfigurationError: Names the first row and column.
+    """
+    found = torch.isinf(rows).nonzero()
+    if len(found):
+        row, column = found[0].tolist()
+        raise ConfigurationError(
+            f"Finite or missing inputs are needed, but {len(found):,} of {rows.numel():,} numbers are infinite (the "
+            f"first in row {row} of a batch, column {column}); correct them, or set them to NaN if they are missing."
+        )
+
+
 def _as_tensor(inputs: Any) -> Tensor:
     if isinstance(inputs, Tensor):
         return inputs

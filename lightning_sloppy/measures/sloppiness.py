@@ -36,7 +36,8 @@ class Sloppiness:
     """The shape of ``log10 lambda_i`` against the index i = 0, 1, ... of the resolved eigenvalues.
 
     Attributes:
-        floor: Rounding floor. Eigenvalues at or below it are rounding errors and are ignored.
+        floor: Rounding floor, or with missing values the larger noise floor (:attr:`Spectrum.noise_floor`). Eigenvalues
+            at or below it are errors and are ignored.
         resolved: Number r of eigenvalues above the floor.
         decades: ``log10(lambda_0 / lambda_{r-1})``. NaN without a resolved eigenvalue.
         at_least: Whether ``decades`` is a lower bound: eigenvalues are missing, or the spectrum reaches the floor.
@@ -93,11 +94,12 @@ def sloppiness(spectrum: Spectrum) -> Sloppiness:
     (5.0, 1, -1.0, 1.0)
     """
     values = _resolved(spectrum)
+    values = values[values > spectrum.noise_floor]
     resolved, logs = len(values), torch.log10(values)
     knee, shoulder = _bends(logs) if resolved else (None, None)
     slope, r_squared = _line(logs[knee or 0 : resolved if shoulder is None else shoulder + 1])
     return Sloppiness(
-        floor=spectrum.floor,
+        floor=max(spectrum.floor, spectrum.noise_floor),
         resolved=resolved,
         decades=float(logs[0] - logs[-1]) if resolved else math.nan,
         at_least=spectrum.truncated or _runs_into_the_floor(spectrum, values),
@@ -114,7 +116,10 @@ def sloppiness(spectrum: Spectrum) -> Sloppiness:
 def _runs_into_the_floor(spectrum: Spectrum, resolved: Tensor) -> bool:
     """Whether nonzero eigenvalues below the floor are likely, other than zeros of exactly dependent rows or columns."""
     possible = len(spectrum.eigenvalues) if spectrum.rank_bound is None else spectrum.rank_bound
-    return 0 < len(resolved) < possible and float(resolved[-1]) < NEAR_FLOOR * spectrum.floor
+    if not 0 < len(resolved) < possible:
+        return False
+    # Errors of missing values hide all below them, also where the next eigenvalue is far above.
+    return spectrum.noise_floor > spectrum.floor or float(resolved[-1]) < NEAR_FLOOR * spectrum.floor
 
 
 def participation_ratio(spectrum: Spectrum) -> Estimate:
@@ -182,10 +187,11 @@ def input_estimates(spectrum: Spectrum) -> dict[str, Estimate]:
         ``largest``, ``num_features`` (columns used), ``constant_columns`` (0 if they were not counted) and
         ``num_samples``.
     """
+    shape = sloppiness(spectrum)
     return {
         **shape_estimates(spectrum),
-        "floor": _number(spectrum.floor),
-        "resolved": _number(len(_resolved(spectrum)), lower_bound=spectrum.truncated),
+        "floor": _number(max(spectrum.floor, spectrum.noise_floor)),
+        "resolved": _number(shape.resolved, lower_bound=spectrum.truncated),
         "effective_rank": effective_rank(spectrum),
         "entropy_rank": entropy_rank(spectrum),
         "trace": _trace(spectrum) or _unavailable(),

@@ -80,7 +80,7 @@ def log10_histogram(spectrum: Spectrum, *, negative: bool = False) -> RawHistogr
     """
     values, weights = atoms(spectrum)
     signed = -values if negative else values
-    kept = (signed > max(spectrum.floor, 0.0)) & (weights > 0) & torch.isfinite(signed)
+    kept = (signed > max(spectrum.floor, spectrum.noise_floor, 0.0)) & (weights > 0) & torch.isfinite(signed)
     if not bool(kept.any()):
         return None
     return _bin(signed[kept].log10(), weights[kept])

@@ -60,6 +60,8 @@ def _charts(declaration: Declaration) -> dict[str, list[Any]]:
             if alone:
                 del together[quantity.chart]
             title = quantity.chart if alone else f"{quantity.chart}: band"
+            if title in charts:  # of another quantity
+                title = f"{quantity.name.replace('_', ' ').capitalize()}: band"
             charts[title] = ["Margin", [tag(name, each) for each in (quantity.name, *quantity.band)]]
     for quantity in quantities:
         if quantity.headline and quantity.estimated and quantity.chart:

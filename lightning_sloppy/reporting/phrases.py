@@ -131,6 +131,12 @@ def value(event: Measurement, quantity: str) -> float | None:
     return estimate.value if estimate is not None and usable(estimate) else None
 
 
+def between(event: Measurement, quantity: str, what: str) -> str:
+    """The interval of a quantity in brackets, with a word on its kind; empty without one."""
+    low, high = value(event, f"{quantity}_low"), value(event, f"{quantity}_high")
+    return "" if low is None or high is None else f" ({number(low)} to {number(high)} {what})"
+
+
 def with_error(estimate: Estimate) -> str:
     """A value with its error."""
     bound = "at least " if estimate.lower_bound else ""

@@ -40,6 +40,21 @@ def test_two_processes_agree_with_one(found, tmp_path):
         assert result["epochs"] == alone["epochs"] == 2
 
 
+@pytest.mark.distributed
+def test_two_processes_read_the_same_data_complete_or_with_missing_values(found, tmp_path):
+    alone = two_ranks.run("inputs", tmp_path)
+    assert alone["complete"]["halves"]
+    assert alone["many"]["values"]["missing_rate"] > 0.1
+    assert "missing_rate" not in alone["complete"]["values"]
+    for rank in found:
+        for name, one in alone.items():
+            two = rank["inputs"][name]
+            assert two["values"] == pytest.approx(one["values"], rel=1e-8, abs=1e-8), name
+            assert two["eigenvalues"] == pytest.approx(one["eigenvalues"], rel=1e-9, abs=1e-12), name
+            assert two["halves"] == pytest.approx(one["halves"], rel=1e-9, abs=1e-12), name
+            assert two["notes"] == one["notes"], name
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_two_and_three_processes_certify_what_one_does(found, tmp_path):

@@ -36,7 +36,8 @@ def test_margins_are_value_lower_upper():
     margins = [entries for charts in layout(ALL).values() for kind, entries in charts.values() if kind == "Margin"]
     assert margins
     for value, lower, upper in margins:
-        assert (lower, upper) == (f"{value}_coarse", f"{value}_fine")
+        ends = ("low", "high") if lower.endswith("_low") else ("coarse", "fine")
+        assert (lower, upper) == (f"{value}_{ends[0]}", f"{value}_{ends[1]}")
 
 
 def test_every_instrument_and_the_costs_have_a_chart():

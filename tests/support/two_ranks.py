@@ -15,13 +15,14 @@ from unittest.mock import patch
 import torch
 from lightning.pytorch import seed_everything
 from torch import distributed
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_sloppy import (
     EffectiveDimensionEarlyStopping,
     FinalCertificate,
     FisherSpectrum,
     HessianSpectrum,
+    InputSpectrum,
     LearningPlan,
     Schedule,
     SloppyMonitor,
@@ -213,6 +214,42 @@ def parted(folder: Path, **options: Any) -> dict[str, Any]:
     return {"flags": final.measurements[-1].certificate.flags, "reasons": final.measurements[-1].certificate.reasons}
 
 
+def holed(count: int, holes: int) -> TensorDataset:
+    """Samples of which some numbers are missing: a single one is on one rank alone."""
+    inputs, targets = blobs(count).tensors
+    inputs = inputs.clone()
+    rng = torch.Generator().manual_seed(1)
+    for _ in range(holes):
+        row, column = int(torch.randint(count, (), generator=rng)), int(torch.randint(6, (), generator=rng))
+        inputs[row, column] = float("nan")
+    return TensorDataset(inputs, targets)
+
+
+def inputs(folder: Path, **options: Any) -> dict[str, Any]:
+    """The data side: 43 samples complete, with one number missing, with many; 5 samples; and a sample for one rank."""
+    found = {}
+    for name, count, holes in (("complete", 43, 0), ("one", 43, 1), ("many", 43, 30), ("few", 5, 2)):
+        part = InputSpectrum(null=False, strict=True)
+        host = trainer(folder / name, callbacks=[part], max_epochs=1, limit_train_batches=1, **options)
+        host.fit(Filled(lr=0.0), DataLoader(holed(count, holes), BATCH // (1 if options == {} else 2)))
+        event = part.latest
+        halves = event.spectrum.halves
+        found[name] = {
+            "values": {key: each.value for key, each in event.estimates.items() if each.status.ok},
+            "eigenvalues": event.spectrum.eigenvalues.tolist(),
+            "halves": [] if halves is None else halves.flatten().tolist(),
+            "notes": list(event.notes),
+        }
+    return found
+
+
+class Filled(Classifier):
+    """Puts zeros where values are missing."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.nan_to_num(inputs))
+
+
 class Noisy(torch.utils.data.Dataset):
     """Noise at every read, on every rank another."""
 
@@ -237,7 +274,10 @@ def cleaned(folder: Path, **options: Any) -> dict[str, Any]:
     return found
 
 
-ALL = (certified, turned, parted, cleaned, everything, uneven, stream, current, failing, unguarded, short_of_memory)
+ALL = (
+    certified, turned, parted, cleaned, everything, inputs,
+    uneven, stream, current, failing, unguarded, short_of_memory,
+)  # fmt: skip
 SCENARIOS = {scenario.__name__: scenario for scenario in ALL}
 
 

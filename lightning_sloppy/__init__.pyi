@@ -23,11 +23,11 @@ from .errors import UnsupportedError as UnsupportedError
 from .evaluation.preserve import is_measuring as is_measuring
 from .inspection.data_report import DataReport as DataReport
 from .inspection.inspecting import inspect as inspect
+from .inspection.spectrum_intervals import SampledInterval as SampledInterval
+from .inspection.spectrum_intervals import spectrum_intervals as spectrum_intervals
 from .measures.effective_dimension import curvature_scale as curvature_scale
 from .measures.effective_dimension import effective_dimension as effective_dimension
 from .measures.relative_dimension import relative_dimension as relative_dimension
-from .measures.sampling import SampledInterval as SampledInterval
-from .measures.sampling import spectrum_intervals as spectrum_intervals
 from .measures.sloppiness import sloppiness as sloppiness
 from .posteriors.learning_plan import LearningPlan as LearningPlan
 from .probing.probe import Probe as Probe

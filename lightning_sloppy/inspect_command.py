@@ -77,6 +77,7 @@ def _inspected(options: argparse.Namespace, of_data: list[str]) -> int:
             target=options.target or (),
             missing=options.missing_method,
             missing_codes=options.missing or (),
+            header=options.header,
             threshold=options.threshold,
             shrinkage=options.shrinkage,
             intervals=not options.no_intervals,
@@ -136,6 +137,11 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="CODE",
         help="a word or number that means a missing value, beside empty, NaN, NA and ?; may be repeated",
+    )
+    parser.add_argument(
+        "--header",
+        action=argparse.BooleanOptionalAction,
+        help="whether the first line of a file of text names the columns (as it looks; a line of numbers is a row)",
     )
     parser.add_argument(
         "--missing-method",

@@ -128,6 +128,8 @@ class Spectrum:
         trace: The trace; None if neither the whole matrix nor probe vectors were available.
         matrix: "hessian", "gauss_newton", "fisher_empirical", "correlation", ...
         floor: Eigenvalues of smaller magnitude are rounding errors.
+        unrepaired: Signed eigenvalues before negative ones, which missing values cause, were set to zero; None for
+            complete data.
         noise_floor: Eigenvalues up to it are errors of missing values, so decades, knee and slope do not count them.
             Sums over eigenvalues take all above ``floor``. 0 for complete data.
         truncated: Whether eigenvalues that may exceed the floor are missing from ``eigenvalues``.
@@ -155,6 +157,7 @@ class Spectrum:
     density: Density | None = None
     rank_bound: int | None = None
     trace: Estimate | None = None
+    unrepaired: Tensor | None = None
     noise_floor: float = 0.0
     truncated: bool = False
     cost: Cost = field(default_factory=Cost)

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import as_pair, rows_in
+from lightning_sloppy.evaluation.index_inputs import are_measurements
 from lightning_sloppy.evaluation.nests import leaves_of
+from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.evaluation.ranks import gathered_over_ranks
 from lightning_sloppy.evaluation.sample_rows import located
 from lightning_sloppy.inputs.incomplete import Missing
@@ -19,6 +21,7 @@ from lightning_sloppy.inputs.moment_blocks import AnyMoments, Gathered, MomentBl
 from lightning_sloppy.inputs.nulls import MOST_DRAWN, shuffled
 from lightning_sloppy.inputs.rows import as_rows
 from lightning_sloppy.linalg.vectors import generator
+from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.samples import READ_CHUNK, probe_indices
 from lightning_sloppy.reporting.progress import progress
 
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from lightning_sloppy.probing.context import FitContext
+
+
+FEW = 4
+"""Samples on which the module is run to see how it uses integers."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,7 @@ def read_inputs(
     own = indices[rank::world]
     count, position = 1, 0
     shape: tuple[int, ...] = ()
+    numbers = False
     with source.untouched(), progress(trainer, f"Inputs: reading {total:,} samples", total=len(own)) as bar:
         for batch in source.chunks(own, READ_CHUNK):
             read = min(READ_CHUNK, len(own) - position)
@@ -86,7 +94,8 @@ def read_inputs(
             if not position:
                 shape = tuple(inputs.shape[1:])
                 seen(shape)
-            rows = as_rows(inputs).to(device)
+                numbers = _are_numbers(trainer, context, inputs)
+            rows = as_rows(inputs.double() if numbers else inputs).to(device)
             count = number_of_blocks(total, rows.shape[1], resampled=resampled)
             edges = [block * total // count for block in range(count + 1)]
             # Blocks are by the place among the samples of all ranks, so that they hold the same on any number of ranks.
@@ -118,6 +127,38 @@ def _inputs(batch: Any, context: FitContext, read: int) -> Tensor:
     inputs = _only_tensor(pair[0])
     rows = rows_in(located([pair])[0])
     return inputs.movedim(rows.inputs[0] or 0, 0)  # a sequence may have time first
+
+
+def _are_numbers(trainer: Trainer, context: FitContext, inputs: Tensor) -> bool:
+    """Whether inputs are integers or booleans that the module takes as numbers.
+
+    Raises:
+        ConfigurationError: The module takes them as places in a table, or (but for uint8, as images are) it runs
+            neither with them nor with the same as floating-point numbers.
+    """
+    whole = trainer_internals.strategy_is_supported(trainer)  # else no process can run the module alone
+    if inputs.is_floating_point() or inputs.is_complex() or not whole:
+        return False
+    plain = Objective(context.module, None)
+    parameters = plain.copied_parameters()
+
+    def forward(some: Tensor) -> Any:
+        return plain.output_values(parameters, some)
+
+    found = are_measurements(forward, inputs[:FEW].to(plain.device), plain.dtype)
+    name = type(context.module).__name__
+    if found is False:
+        raise ConfigurationError(
+            f"Inputs of type {inputs.dtype} are token ids or flags, whose moments mean nothing: {name}.forward chooses "
+            "entries of a tensor by them, as an embedding layer does; measure without the input spectrum."
+        )
+    if found is None and inputs.dtype != torch.uint8:
+        raise ConfigurationError(
+            f"Inputs of type {inputs.dtype} may be token ids or measurements, and {name}.forward runs neither with "
+            "them nor with floating-point numbers, so this cannot be told; if they are measurements, let the data set "
+            "return them as floating-point numbers."
+        )
+    return inputs.dtype != torch.uint8
 
 
 def _only_tensor(inputs: Any) -> Tensor:

@@ -23,8 +23,8 @@ from lightning_sloppy.inputs.moment_blocks import AnyMoments
 from lightning_sloppy.inputs.nulls import NULLS, isotropic_spectrum
 from lightning_sloppy.inputs.shared_columns import MOST_GROUPED, groups_of, without_columns
 from lightning_sloppy.inputs.spectrum import InputKind, checked_missing, moments_spectrum, with_halves
+from lightning_sloppy.inspection.spectrum_intervals import interval_estimates
 from lightning_sloppy.measures.relative_dimension import directions_holding, relative_estimates
-from lightning_sloppy.measures.sampling import interval_estimates
 from lightning_sloppy.measures.sloppiness import input_estimates, participation_ratio, sloppiness
 from lightning_sloppy.measures.verdict import sloppiness_verdict, verdict_in_words
 from lightning_sloppy.probing import trainer_internals

@@ -107,7 +107,7 @@ def encoded_table(
         if target not in source.names:
             near = difflib.get_close_matches(target, source.names, 3) or list(source.names[:5])
             raise ConfigurationError(
-                f"The target {target!r} is no column of {source.origin}; it has, for instance, {', '.join(near)}."
+                f"The target {target!r} is no column of {source.inside}; it has, for instance, {', '.join(near)}."
             )
     reader = CellReader(codes)
     kinds = [ColumnKind(name) for name in source.names]
@@ -170,7 +170,7 @@ def _plan(source: TableSource, kinds: Sequence[ColumnKind], targets: set[str], r
         counts = Counter(reason.split(":")[0] for reason in aside.values())
         reasons += [f"{count:,} {reason}" for reason, count in counts.items()]
         raise ConfigurationError(
-            f"No column of {source.origin} can be used: of {len(columns):,}, "
+            f"No column of {source.inside} can be used: of {len(columns):,}, "
             f"{', '.join(reasons) or 'all are targets'}; "
             "correlations need columns of numbers, or of few categories, that vary."
         )

@@ -38,7 +38,7 @@ def frame_rows(frame: Any) -> Floats:
                 columns.append(_as_float(numbers))
             except (TypeError, ValueError) as error:
                 raise ConfigurationError(
-                    f"The column {name!r} of {source.origin[:1].lower()}{source.origin[1:]} holds no numbers; leave it "
+                    f"The column {name!r} of {source.inside} holds no numbers; leave it "
                     "out or encode it, or look at the whole table with lightning_sloppy.inspect."
                 ) from error
         parts.append(np.stack(columns, axis=1))

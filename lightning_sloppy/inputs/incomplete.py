@@ -10,11 +10,22 @@ import numpy.typing as npt
 
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.gaussian_em import RIDGE, gaussian_em
-from lightning_sloppy.inputs.pairwise import CONSTANT, LEAST_OBSERVED, Floats, fewest_common
+from lightning_sloppy.inputs.pairwise import (
+    CONSTANT,
+    LEAST_OBSERVED,
+    MOST_UNDEFINED,
+    Floats,
+    fewest_common,
+    fewest_defined,
+)
 from lightning_sloppy.inputs.shifted_pairs import ShiftedPairs
 
 Missing = Literal["error", "pairwise", "em"]
 """What is done about missing values."""
+
+FEWEST_PAIRS = 4
+"""Rows in common, on average, for each column, below which no half is resampled: setting negative eigenvalues to zero
+then moves a half by more than halves can tell."""
 
 Mask: TypeAlias = "npt.NDArray[np.bool_]"
 
@@ -35,6 +46,7 @@ class IncompleteMoments:
         overlap_limit: Rows that two columns need in common; with fewer their correlation is taken as 0.
         smallest_overlap: The fewest rows that two of the used columns have in common.
         undefined_pairs: Pairs below the limit.
+        overlap: Rows that two used columns have in common, (u, u); None where that is all of them.
         resolution: Eigenvalues below this part of the mean eigenvalue are errors of the method.
         iterations: Of the model; 0 for pairs.
         converged: Whether they came to an end.
@@ -51,6 +63,7 @@ class IncompleteMoments:
     overlap_limit: int
     smallest_overlap: int
     undefined_pairs: int
+    overlap: Floats | None = None
     resolution: float = 0.0
     iterations: int = 0
     converged: bool = True
@@ -59,6 +72,13 @@ class IncompleteMoments:
     def set_aside(self) -> Mask:
         """Columns that are observed too seldom, (d,)."""
         return ~(self.used | self.constant)
+
+    @property
+    def enough_for_halves(self) -> bool:
+        """Whether pairs have so many rows in common, and so few have no correlation, that intervals can be had."""
+        d = len(self.correlation)
+        common = self.num_samples if self.overlap is None else float(self.overlap.mean())
+        return common >= FEWEST_PAIRS * d and self.undefined_pairs <= MOST_UNDEFINED * d * (d - 1) / 2
 
     def detail(self) -> dict[str, str | int | float]:
         """What was done, for :attr:`Spectrum.detail`."""
@@ -103,14 +123,14 @@ def pairwise_moments(pairs: ShiftedPairs, like: IncompleteMoments | None = None)
             f"A spectrum of the inputs needs at least two samples, but {pairs.rows} was given; pass more."
         )
     n = moments.rows
-    limit = fewest_common(n) if like is None else max(2, like.overlap_limit // 2)
+    limit = fewest_defined(n) if like is None else max(2, like.overlap_limit // 2)
     with np.errstate(over="ignore", invalid="ignore"):
         counts, offset, variance = moments.of_columns()
         sizes = moments.products.diagonal() / np.maximum(counts, 1.0)
     if not np.isfinite(sizes).all():
         raise ConfigurationError("Squares of the inputs overflow; scale the features, for instance by their deviation.")
     if like is None:
-        aside = (counts < n) & (counts < max(limit, LEAST_OBSERVED * n))
+        aside = (counts < n) & (counts < max(fewest_common(n), LEAST_OBSERVED * n))
         constant = ~aside & (variance <= CONSTANT * sizes)
         used = ~(aside | constant)
     else:
@@ -131,6 +151,7 @@ def pairwise_moments(pairs: ShiftedPairs, like: IncompleteMoments | None = None)
         overlap_limit=limit,
         smallest_overlap=overlap,
         undefined_pairs=int(undefined[index].sum()) // 2,
+        overlap=None if moments.count is None else moments.count[index],
     )
 
 
@@ -159,6 +180,7 @@ def model_moments(values: Floats, pairs: ShiftedPairs) -> IncompleteMoments:
         overlap_limit=seen.overlap_limit,
         smallest_overlap=seen.smallest_overlap,
         undefined_pairs=seen.undefined_pairs,
+        overlap=seen.overlap,
         resolution=RIDGE,
         iterations=fit.iterations,
         converged=fit.converged,

@@ -23,6 +23,10 @@ Floats: TypeAlias = "npt.NDArray[np.float64]"
 FEWEST_COMMON = 30
 """Rows that two columns need in common: with fewer, the error of a correlation, about ``1 / sqrt(n)``, is large."""
 
+MOST_UNDEFINED = 0.02
+"""Part of the pairs of columns without a correlation above which no interval is given. They count as uncorrelated,
+which raises a participation ratio by up to as much, and nothing in the data shows by how much."""
+
 LEAST_OBSERVED = 0.05
 """Part of the rows in which a column has to be observed, and never in fewer than two columns need in common."""
 

@@ -17,6 +17,9 @@ Array: TypeAlias = "Tensor | npt.NDArray[Any]"
 MAX_FEATURES = 8_192
 """Largest d: the d x d matrix then takes 512 MiB in float64 and its eigenvalues a few minutes on a CPU."""
 
+NO_IDS = (torch.int8, torch.int16, torch.uint16, torch.uint32)
+"""Types of integers that no embedding layer takes, so they are measurements."""
+
 NAMED_COLUMNS = 5
 """Columns named in an error; the count says how many there are."""
 
@@ -26,7 +29,7 @@ def as_rows(inputs: Any) -> Tensor:
 
     Raises:
         ConfigurationError: Neither tensor nor array, no samples dimension, no feature, more than 8,192 features, or
-            token ids, booleans or complex numbers.
+            integers that may be token ids, booleans or complex numbers.
     """
     values = _as_tensor(inputs)
     if values.ndim == 0:
@@ -39,10 +42,12 @@ def as_rows(inputs: Any) -> Tensor:
             f"Second moments of {features:,} features were asked for, but at most {MAX_FEATURES:,} are handled (the "
             f"matrix would take {8 * features**2 / 1024**3:.1f} GiB); select or pool features first."
         )
+    if values.dtype in NO_IDS:
+        values = values.to(torch.float64)
     if not values.is_floating_point() and values.dtype != torch.uint8:
         raise ConfigurationError(
             f"Inputs of type {values.dtype} look like token ids or flags, whose moments mean nothing; pass what the "
-            "embedding layer returns for them or, if they are measurements, cast them with .float()."
+            "embedding layer returns for them or, if they are measurements, cast them with .double()."
         )
     return values.detach().reshape(len(values), features)
 

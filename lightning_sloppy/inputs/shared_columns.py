@@ -13,7 +13,7 @@ from lightning_sloppy.inputs.column_groups import ColumnGroup, column_groups
 from lightning_sloppy.inputs.incomplete import IncompleteMoments, Mask
 from lightning_sloppy.inputs.moment_blocks import AnyMoments
 from lightning_sloppy.inputs.moments import Moments
-from lightning_sloppy.inputs.pairwise import Floats
+from lightning_sloppy.inputs.pairwise import Floats, fewest_common
 
 MOST_GROUPED = 2_048
 """Columns up to which groups are sought: their correlation is formed once more, and compared entry by entry."""
@@ -37,6 +37,8 @@ def groups_of(moments: AnyMoments, names: Sequence[str]) -> list[ColumnGroup]:
         return []
     if isinstance(moments, IncompleteMoments):
         used, correlation = moments.used, moments.correlation
+        if moments.overlap is not None:  # what is said of two columns needs more rows than their part in a spectrum
+            correlation = np.where(moments.overlap < fewest_common(moments.num_samples), 0.0, correlation)
     else:
         used = ~constant_columns(moments)
         scatter = moments.scatter.cpu().numpy()[np.ix_(used, used)]
@@ -66,6 +68,7 @@ def without_columns(moments: AnyMoments, dropped: Mask) -> AnyMoments:
             mean=moments.mean[~dropped],
             variance=moments.variance[~dropped],
             correlation=moments.correlation[np.ix_(inside, inside)],
+            overlap=None if moments.overlap is None else moments.overlap[np.ix_(inside, inside)],
             used=moments.used[~dropped],
             constant=moments.constant[~dropped],
         )

@@ -107,6 +107,8 @@ def with_halves(spectrum: Spectrum, gathered: Gathered, whole: AnyMoments) -> Sp
     """
     if spectrum.num_samples < FEWEST_ROWS * spectrum.dim:
         return spectrum
+    if isinstance(whole, IncompleteMoments) and not whole.enough_for_halves:
+        return spectrum
     found = [[_half(each, spectrum) for each in pair] for pair in gathered.halves(whole)]
     return replace(spectrum, halves=torch.stack([torch.stack(pair) for pair in found])) if found else spectrum
 
@@ -171,11 +173,12 @@ def moments_spectrum(
     largest = float(values[0])
     floor = FLOOR_FACTOR * torch.finfo(torch.float64).eps * max(dim, n**0.5) * largest
     noise, trace = 0.0, float(matrix.diagonal().sum())
+    unrepaired: Tensor | None = None
     if isinstance(moments, IncompleteMoments):
         smallest = float(values[-1])
         detail |= {"negative_eigenvalues": int((values < -floor).sum()), "smallest_eigenvalue": smallest}
         noise = max(floor, -smallest, moments.resolution * trace / dim)
-        values = values.clamp_min(0.0)
+        unrepaired, values = values, values.clamp_min(0.0)
         trace = float(values.sum())
     kept = values[: min(n, dim)].clone()
     return Spectrum(
@@ -189,6 +192,7 @@ def moments_spectrum(
         trace=Estimate(trace),
         matrix=kind,
         floor=floor,
+        unrepaired=unrepaired,
         noise_floor=noise,
         cost=Cost(seconds=seconds + time.perf_counter() - start, method="moments"),
         status=Status.EXACT,

@@ -42,14 +42,21 @@ class TableSource:
         names: Of the columns.
         chunks: Gives the rows in their order.
         origin: What it is, for messages: the path, or the type of the object.
+        note: What was decided while it was recognised, in one sentence; empty for nothing.
     """
 
     names: tuple[str, ...]
     chunks: Callable[[], Iterator[Chunk]]
     origin: str
+    note: str = ""
+
+    @property
+    def inside(self) -> str:
+        """The origin within a sentence: "the array", or the path."""
+        return f"the {self.origin[4:]}" if self.origin.startswith("The ") else self.origin
 
 
-def table_source(data: Any, missing: Sequence[str] = ()) -> TableSource:
+def table_source(data: Any, missing: Sequence[str] = (), header: bool | None = None) -> TableSource:
     """Recognise a table.
 
     Args:
@@ -57,12 +64,17 @@ def table_source(data: Any, missing: Sequence[str] = ()) -> TableSource:
             polars frame, an Arrow table, a mapping of names to columns, a tensor or array (n, ...), a Dataset or
             DataLoader (of pairs, the first is taken).
         missing: Further words that mean a missing value, in files of text.
+        header: Whether the first line of a file of text names the columns; None: as it looks.
 
     Raises:
         ConfigurationError: Unreadable, empty, of another kind, or more than 8,192 columns.
         MissingExtraError: Where pandas or pyarrow is needed and not installed.
     """
-    source = _recognised(data, frozenset(missing) | MISSING_WORDS)
+    if header is not None and not is_text_file(data):
+        raise ConfigurationError(
+            "Whether the first line names the columns was given, but only files of text have one; leave it out."
+        )
+    source = _recognised(data, frozenset(missing) | MISSING_WORDS, header)
     twice = (
         {name for name in source.names if source.names.count(name) > 1}
         if len(set(source.names)) < len(source.names)
@@ -83,6 +95,14 @@ def table_source(data: Any, missing: Sequence[str] = ()) -> TableSource:
     return source
 
 
+def is_text_file(data: Any) -> bool:
+    """Whether something is the path of a file of text."""
+    if not isinstance(data, (str, Path)):
+        return False
+    path = Path(data)
+    return path.suffix.lower() not in (".parquet", ".pq", ".npy", ".npz") and not looks_like_idx(path.name)
+
+
 def need(package: str, why: str) -> None:
     """Check that an optional package is installed.
 
@@ -93,9 +113,9 @@ def need(package: str, why: str) -> None:
         raise MissingExtraError(f"{why} needs {package}, which is not installed: pip install 'lightning-sloppy[data]'.")
 
 
-def _recognised(data: Any, missing: frozenset[str]) -> TableSource:
+def _recognised(data: Any, missing: frozenset[str], header: bool | None) -> TableSource:
     if isinstance(data, (str, Path)):
-        return _file(Path(data).expanduser(), missing)
+        return _file(Path(data).expanduser(), missing, header)
     module = type(data).__module__.split(".")[0]
     if module == "pandas" and hasattr(data, "columns"):
         return _pandas(data)
@@ -125,7 +145,7 @@ def _recognised(data: Any, missing: frozenset[str]) -> TableSource:
     )
 
 
-def _file(path: Path, missing: frozenset[str]) -> TableSource:
+def _file(path: Path, missing: frozenset[str], header: bool | None) -> TableSource:
     if path.is_dir():
         raise ConfigurationError(f"{path} is a folder; give one file.")
     if not path.is_file():
@@ -139,12 +159,12 @@ def _file(path: Path, missing: frozenset[str]) -> TableSource:
         return _numpy(path)
     if looks_like_idx(path.name):
         return _matrix(read_idx_array(path), str(path))
-    return _text(path, missing)
+    return _text(path, missing, header)
 
 
-def _text(path: Path, missing: frozenset[str]) -> TableSource:
+def _text(path: Path, missing: frozenset[str], header: bool | None) -> TableSource:
     need("pandas", f"Reading {path.name}")
-    dialect = sniffed(path, missing)
+    dialect = sniffed(path, missing, header)
     kept = list(range(1 if dialect.row_numbers else 0, len(dialect.names)))
 
     def chunks() -> Iterator[Chunk]:
@@ -185,7 +205,7 @@ def _text(path: Path, missing: frozenset[str]) -> TableSource:
             said = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ")
             raise ConfigurationError(f"{path} cannot be read as a table: {said}.") from error
 
-    return TableSource(tuple(dialect.names[index] for index in kept), chunks, str(path))
+    return TableSource(tuple(dialect.names[index] for index in kept), chunks, str(path), dialect.note)
 
 
 def _parquet(path: Path) -> TableSource:

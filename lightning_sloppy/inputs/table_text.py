@@ -36,6 +36,7 @@ class Dialect:
         names: Of the columns.
         header: Records before the first row, the names and blank lines above them; 0 without names.
         row_numbers: Whether the first column has no name and counts the rows, as pandas writes it.
+        note: That a first line of numbers was read as a row; empty otherwise.
     """
 
     delimiter: str
@@ -43,14 +44,17 @@ class Dialect:
     names: tuple[str, ...]
     header: int
     row_numbers: bool
+    note: str = ""
 
 
-def sniffed(path: Path, missing: Collection[str]) -> Dialect:
+def sniffed(path: Path, missing: Collection[str], header: bool | None = None) -> Dialect:
     """Look at the first lines.
 
     Args:
         path: The file, packed with gzip, bzip2, xz or zip (one member) or not.
         missing: Words that stand for a missing value.
+        header: Whether the first line names the columns. None: as it looks; a line of numbers is a row, for nothing
+            tells years or codes that name columns from measurements.
 
     Raises:
         ConfigurationError: Unreadable, empty, not UTF-8, or a column named twice.
@@ -62,7 +66,8 @@ def sniffed(path: Path, missing: Collection[str]) -> Dialect:
     cells = _records(lines, delimiter)
     first, rest = cells[0], cells[1:]
     decimal = "," if delimiter != "," and _decimal_commas(rest or cells) else "."
-    header = _is_header(first, rest, missing, decimal)
+    looks = _is_header(first, rest, missing, decimal)
+    header, given = (looks, False) if header is None else (header, True)
     widths = {len(row) for row in (rest or cells)}
     width = min(widths)
     names = [cell.strip() for cell in first] if header else [str(index) for index in range(width)]
@@ -74,7 +79,11 @@ def sniffed(path: Path, missing: Collection[str]) -> Dialect:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ConfigurationError(f"{path} names the column {twice[0]!r} twice; give every column a name of its own.")
-    return Dialect(delimiter, decimal, tuple(names), (blank + 1) * header, row_numbers)
+    note = ""
+    if not header and not given:
+        shown = ", ".join(cell.strip() for cell in first[:4]) + (", ..." if len(first) > 4 else "")
+        note = f"The first line ({shown}) was read as a row, not as names; header=True (--header) reads it as names."
+    return Dialect(delimiter, decimal, tuple(names), (blank + 1) * header, row_numbers, note)
 
 
 def opened(path: Path) -> IO[bytes]:

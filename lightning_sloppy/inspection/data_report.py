@@ -181,6 +181,7 @@ class DataReport:
         targets: What is known of them.
         answers: In words.
         means, deviations, correlation, parts: For comparing later data; see :meth:`save_arrays`.
+        reading: What was decided while the table was read, in one sentence; empty for nothing.
     """
 
     origin: str
@@ -216,6 +217,7 @@ class DataReport:
     deviations: Floats
     correlation: Floats
     parts: tuple[PairwiseMoments, ...]
+    reading: str = ""
     answers: tuple[Answer, ...] = field(default=())
 
     def __repr__(self) -> str:

@@ -22,7 +22,14 @@ from lightning_sloppy.inputs.moments import Moments
 from lightning_sloppy.inputs.nearest_matrix import Repaired, repaired
 from lightning_sloppy.inputs.noise_edge import Shrinkage, effective_rows, median_lag_one, shrunk_correlation
 from lightning_sloppy.inputs.nulls import NULLS, isotropic_spectrum
-from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments, fewest_common, fewest_defined, smallest_overlap
+from lightning_sloppy.inputs.pairwise import (
+    MOST_UNDEFINED,
+    Floats,
+    PairwiseMoments,
+    fewest_common,
+    fewest_defined,
+    smallest_overlap,
+)
 from lightning_sloppy.inputs.row_influence import clipped_correlation, dominating_rows, rank_correlation
 from lightning_sloppy.inputs.spectrum import moments_spectrum
 from lightning_sloppy.inputs.table_source import table_source
@@ -46,10 +53,6 @@ Progress = Callable[[str, int, int], None]
 
 MOSTLY_MISSING = 0.5
 
-MOST_UNDEFINED = 0.02
-"""Part of the pairs of columns without a correlation above which no interval is given. They count as uncorrelated,
-which raises a participation ratio by up to as much, and nothing in the data shows by how much."""
-
 FEWEST_PAIRS = 0.75
 """Independent rows for each column below which no interval is given: what the sample cannot show is not to be had."""
 
@@ -66,6 +69,7 @@ def inspect(
     target: str | int | Sequence[str | int] = (),
     missing: Missing = "pairwise",
     missing_codes: str | float | Sequence[str | float] = (),
+    header: bool | None = None,
     threshold: float = THRESHOLD,
     shrinkage: Shrinkage | None = None,
     intervals: bool = True,
@@ -83,6 +87,8 @@ def inspect(
             semidefinite matrix to them. "em": the Gaussian model by expectation and maximisation. "error": refuse.
             Both take values as missing at random.
         missing_codes: Words or numbers that mean a missing value, beside empty cells, NaN, NA and "?".
+        header: Whether the first line of a file of text names the columns. None: as it looks; a line of numbers is then
+            a row, and the report says so (``report.reading``).
         threshold: Absolute correlation above which two columns carry the same information.
         shrinkage: "ledoit_wolf" or "oas": also the participation ratio of the correlation that is pulled towards the
             identity by scikit-learn's choice, with column means in place of missing values.
@@ -123,8 +129,10 @@ def inspect(
         counted += rows
         tell("reading rows", counted, 0)
 
-    table = encoded_table(table_source(data, codes), targets, codes, read)
-    return _Inspection(table, missing, threshold, shrinkage, intervals, seed, tell).report()
+    source = table_source(data, codes, header)
+    table = encoded_table(source, targets, codes, read)
+    report = _Inspection(table, missing, threshold, shrinkage, intervals, seed, tell).report()
+    return replace(report, reading=source.note)
 
 
 def _several(given: Any) -> list[Any]:

@@ -79,6 +79,8 @@ def _page(report: DataReport) -> Iterator[RenderableType]:
 
     yield Text(report.origin, style="bold")
     yield Text(size(report))
+    if report.reading:
+        yield Text(report.reading)
     yield Text("")
     yield _numbers(report)
     if report.groups:

@@ -248,3 +248,107 @@ def test_groups_and_what_they_do_to_decades(tmp_path: Any) -> None:
     assert plain.latest.estimates["repeated_columns"].value == 0
     assert "deduplicated_decades" not in plain.latest.estimates
     assert not plain.latest.notes
+
+
+class Table(Regressor):
+    """Chooses what belongs to each integer, in one way or another."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 1))
+        self.bag = nn.EmbeddingBag(9, 12)
+        self.table = nn.Parameter(torch.randn(9, 4))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        places = inputs + 0 if self.how == "moved" else inputs.long() if self.how in ("cast", "long") else inputs
+        chosen = {
+            "bag": lambda: self.bag(places),
+            "indexed": lambda: self.table[places],
+            "one hot": lambda: nn.functional.one_hot(places, 9).float() @ self.table,
+            "gathered": lambda: self.table[:, 0].expand(len(places), 9).gather(1, places).repeat_interleave(4, 1),
+        }.get(self.how, lambda: self.net[0](places))()
+        return self.net[2](chosen.flatten(1))
+
+
+@pytest.mark.parametrize("how", ["embedded", "moved", "cast", "bag", "indexed", "one hot", "gathered"])
+def test_token_ids_are_no_measurements(tmp_path: Any, how: str) -> None:
+    with pytest.raises(ConfigurationError, match="token ids or flags, whose moments mean nothing"):
+        measured(tmp_path, torch.randint(9, (40, 3)), Table(how))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16])
+def test_small_integers_that_a_module_makes_places_of_are_no_measurements(tmp_path: Any, dtype: Any) -> None:
+    with pytest.raises(ConfigurationError, match="token ids or flags, whose moments mean nothing"):
+        measured(tmp_path, torch.randint(9, (40, 3)).to(dtype), Table("long"))
+
+
+class Cast(Regressor):
+    """Makes its inputs floating-point numbers in the step, and has an embedding of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(D, 4), nn.ReLU(), nn.Linear(4, 1))
+        self.place = nn.Embedding(3, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.net[0](inputs) + self.place(torch.ones(len(inputs), dtype=torch.int64))
+        return self.net[2](hidden)
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        return nn.functional.mse_loss(self(batch[0].float()), batch[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.bool])
+@pytest.mark.parametrize("model", [Filled, Cast])
+def test_integers_that_a_module_takes_as_numbers_are_measured(tmp_path: Any, dtype: Any, model: Any) -> None:
+    counts = (20 * rows()).round().clamp(-100, 100)
+    inputs = (counts > 0) if dtype is torch.bool else counts.to(dtype)
+    event = measured(tmp_path, inputs, model()).latest
+    right = input_spectrum(inputs.double())
+    torch.testing.assert_close(event.spectrum.eigenvalues, right.eigenvalues, rtol=0, atol=1e-10)
+
+
+def test_large_integers_keep_their_digits(tmp_path: Any) -> None:
+    """float32 has 24 bits: the last digits of these would go."""
+    inputs = torch.randint(0, 50, (N, D), generator=torch.Generator().manual_seed(0)) + 2**40
+    event = measured(tmp_path, inputs, kind="covariance").latest
+    right = np.linalg.eigvalsh(np.cov((inputs - 2**40).double().numpy().T, bias=True))[::-1]
+    np.testing.assert_allclose(event.spectrum.eigenvalues.numpy(), right, rtol=1e-9)
+
+
+def test_integers_of_which_nothing_is_known_are_refused_in_one_sentence(tmp_path: Any) -> None:
+    class Odd(Filled):
+        def forward(self, inputs: Tensor) -> Tensor:
+            raise RuntimeError("call predict")
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            return self.net(batch[0].float()).mean()
+
+    with pytest.raises(
+        ConfigurationError, match=r"int64 may be token ids or measurements, and Odd.forward runs neither"
+    ):
+        measured(tmp_path, torch.randint(9, (40, D)), Odd())
+    images = torch.randint(9, (40, D), dtype=torch.uint8)
+    assert measured(tmp_path, images, Odd()).latest.num_samples == 40
+
+
+class Rows(Dataset):
+    """Arrays of any kind of number, as numpy makes them."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.values = (rows().numpy() * 10).astype(dtype)
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.values[index], np.zeros(1, dtype=np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "int64", "int16", "uint8"])
+def test_data_sets_of_arrays(tmp_path: Any, dtype: Any) -> None:
+    data = Rows(dtype)
+    event = measured(tmp_path, None, data=data).latest
+    right = input_spectrum(data.values.astype("float64"))
+    torch.testing.assert_close(event.spectrum.eigenvalues, right.eigenvalues, rtol=0, atol=1e-10)

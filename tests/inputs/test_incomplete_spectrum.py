@@ -50,7 +50,7 @@ def test_pairs_match_pandas(kind: Any, mean: float) -> None:
     np.testing.assert_allclose(found.eigenvalues.numpy(), np.maximum(signed, 0), rtol=0, atol=tolerance)
     assert found.detail["missing"] == "pairwise"
     assert found.detail["missing_rate"] == pytest.approx(np.isnan(rows).mean())
-    assert found.detail["overlap_limit"] == 30
+    assert found.detail["overlap_limit"] == 30, "a quarter of 300 rows is more"
     seen = (~np.isnan(rows)).astype(float)
     assert found.detail["smallest_overlap"] == int((seen.T @ seen).min())
     if kind == "correlation":

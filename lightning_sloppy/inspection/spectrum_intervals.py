@@ -11,16 +11,14 @@ import numpy.typing as npt
 from scipy import stats
 from torch import Tensor
 
+from lightning_sloppy.inputs.largest_eigenvalue import correction_factor, equal_to_the_largest
+from lightning_sloppy.inspection.spectrum_numbers import BARELY, DOUBT
 from lightning_sloppy.measures.relative_dimension import THOUSANDTH, relative_dimension
 from lightning_sloppy.measures.sloppiness import entropy_rank, participation_ratio, sloppiness
 from lightning_sloppy.records import Estimate, Spectrum
 
 LEVEL = 0.95
 """Probability with which an interval is to hold the number of the population."""
-
-DOUBT = 0.4
-"""Part of the correction for bias, in the logarithm, by which an interval is widened on both sides: the correction is
-an estimate."""
 
 DOUBT_DOWN: Mapping[str, float] = {"largest": 1.4, "effective_dimension": 1.0}
 """Its part on the lower side, where it differs. The bias of an eigenvalue at the edge of many others falls like the
@@ -29,8 +27,8 @@ square root of n, so that 2.4 times the correction is right; that of the effecti
 DOUBT_UP: Mapping[str, float] = {"largest": 1.0}
 """The same on the upper side."""
 
-BARELY = 1.25
-"""The largest eigenvalue of independent columns was seen to exceed the noise edge by up to this factor."""
+SMALL_ONES = ("entropy_rank", "effective_dimension")
+"""Numbers that depend on small eigenvalues: they have no interval where missing values hide some of these."""
 
 SPREAD_NAMES = ("decades", "slope", "slope_times_rank", "knee")
 """Numbers of the smallest eigenvalues: only their spread over halves is given, not an interval of confidence."""
@@ -60,9 +58,13 @@ def spectrum_intervals(spectrum: Spectrum) -> dict[str, SampledInterval]:
     o the logarithm of the number on all samples, a and b those on a half and on the other, over P pairs of halves:
 
     * standard error ``s = sqrt(mean((a - b)^2) / 2)``, centre ``c = 2 o - mean((a + b) / 2)``;
-    * interval ``exp(c -+ (t s + q |c - o|))``, t of Student's distribution with P degrees of freedom, and q = 0.4 for
-      the doubt in the correction (more for the largest eigenvalue and the effective dimension, whose bias falls
-      otherwise).
+    * interval ``exp(c -+ (t g s + q |c - o|))``, t of Student's distribution with P degrees of freedom, g what the
+      correction multiplies an error with, and q = 0.4 for the doubt in the correction (more for the largest eigenvalue
+      and the effective dimension, whose bias falls otherwise).
+
+    Where the largest eigenvalues may be equal, the lower end is that of their mean. With missing values o, a and b of
+    the participation ratio are those of the signed eigenvalues, before the repair; where eigenvalues are hidden below
+    the noise floor, entropy rank and effective dimension have no interval.
 
     So the interval is corrected for bias, and the number on all samples may lie outside. Samples are taken as
     independent. Decades, slope and knee depend on the smallest eigenvalues, whose bias halves cannot correct: theirs is
@@ -141,17 +143,48 @@ def _functions() -> dict[str, Callable[[Spectrum], float]]:
 def _confidence(
     name: str, function: Callable[[Spectrum], float], spectrum: Spectrum, pairs: Sequence[Sequence[Spectrum]]
 ) -> SampledInterval | None:
+    if name in SMALL_ONES and _hides_small_ones(spectrum):
+        return None
     value = function(spectrum)
     halves = np.array([[function(half) for half in pair] for pair in pairs])
     if not (np.isfinite(halves).all() and (halves > 0).all() and math.isfinite(value) and value > 0):
         return None
     observed, logs = math.log(value), np.log(halves)
+    if name == "participation_ratio" and spectrum.unrepaired is not None and spectrum.halves is not None:
+        # Before the repair the sum of squares has a bias of 1 / n, and so has its logarithm.
+        observed = math.log(_signed_ratio(spectrum.unrepaired))
+        logs = np.log([[_signed_ratio(half) for half in pair] for pair in spectrum.halves])
     error = math.sqrt(float(np.mean((logs[:, 0] - logs[:, 1]) ** 2))) / 2
     bias = float(logs.mean()) - observed
-    width = float(stats.t.ppf((1 + LEVEL) / 2, len(pairs))) * error
-    low = math.exp(observed - bias - width - DOUBT_DOWN.get(name, DOUBT) * abs(bias))
-    high = math.exp(min(observed - bias + width + DOUBT_UP.get(name, DOUBT) * abs(bias), 700.0))
+    centre = observed - bias
+    values = np.maximum(spectrum.eigenvalues.numpy(), 0.0)
+    lowest = centre
+    if name == "largest":
+        equal = equal_to_the_largest(values, spectrum.num_samples)
+        factor = correction_factor(values, equal, spectrum.num_samples)
+        if equal > 1:  # their mean is what each of them is in the population
+            tops = np.log([[float(half.eigenvalues[:equal].mean()) for half in pair] for pair in pairs])
+            top = math.log(values[:equal].mean())
+            lowest = min(centre, 2 * top - float(tops.mean()))
+    else:
+        # 1 / ratio = 1 / ratio of the population + 1 / n: taking that back multiplies a relative error likewise.
+        factor = max(1.0, math.exp(-bias))
+    width = float(stats.t.ppf((1 + LEVEL) / 2, len(pairs))) * factor * error
+    low = math.exp(lowest - width - DOUBT_DOWN.get(name, DOUBT) * abs(bias))
+    high = math.exp(min(centre + width + DOUBT_UP.get(name, DOUBT) * abs(bias), 700.0))
     return SampledInterval(*_within(name, low, high, spectrum), confidence=True)
+
+
+def _hides_small_ones(spectrum: Spectrum) -> bool:
+    """Whether missing values hide eigenvalues, of all samples or of a half."""
+    if spectrum.unrepaired is None or spectrum.halves is None:
+        return False
+    return bool((spectrum.eigenvalues <= spectrum.noise_floor).any()) or bool((spectrum.halves < 0).any())
+
+
+def _signed_ratio(values: Tensor) -> float:
+    """Participation ratio of signed eigenvalues."""
+    return float(values.sum() ** 2 / values.square().sum())
 
 
 def _within(name: str, low: float, high: float, spectrum: Spectrum) -> tuple[float, float]:

@@ -171,7 +171,7 @@ def _missing(moments: AnyMoments, names: Sequence[str], spectrum: Spectrum) -> l
         f"{moments.missing_rate:.2%} of the numbers are missing; {how}, and values are taken as missing at random, "
         "which no data can show."
     ]
-    if moments.undefined_pairs:
+    if moments.undefined_pairs and moments.method == "pairwise":
         said.append(
             f"{moments.undefined_pairs:,} pairs of columns have fewer than {moments.overlap_limit} samples in common; "
             "their correlation is taken as 0."

@@ -290,7 +290,7 @@ class InputSpectrum(MeasuringCallback):
             if complete and resolved < min(features, samples - 1):
                 sentences.append(f"{phrases.number(dependent)} directions are exact linear combinations of the others.")
         constant = phrases.value(event, "constant_columns")
-        if constant:
+        if constant and not any(note.startswith("Constant columns") for note in event.notes):
             sentences.append(f"{phrases.number(constant)} constant columns were excluded.")
         return [" ".join(sentences), *event.notes]
 

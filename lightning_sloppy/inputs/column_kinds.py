@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,12 +25,24 @@ MOST_REMEMBERED = 10_000
 LOOKED_AT = 256
 """Numbers of a chunk in which more than :data:`MOST_CATEGORIES` different ones are looked for first."""
 
+NESTED = "(several values)"
+"""Stands for a cell that holds a list, a record or an array."""
+
+_UNKNOWN = object()
+
+_SEVERAL = (list, tuple, set, dict, np.ndarray)
+
+_MONTH = r"(?:jan|feb|m[a\u00e4]r|apr|ma[iy]|jun|jul|aug|sep|o[ck]t|nov|de[cz])[a-z\u00e4]*\.?"
+_TIME = r"\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?:\s*(?:[AP]M|Z|UTC|GMT|[+-]\d{2}:?\d{2}))?"
 _DATE = re.compile(
-    r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ]+\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?\s*([AP]M|Z|[+-]\d{2}:?\d{2})?)?"
-    r"|\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?|\d{8}T\d{4,6}Z?"
-    r"|\d{1,2}[- ][A-Za-z]{3,9}[- ,]+\d{2,4}( \d{1,2}:\d{2}(:\d{2})?)?",
+    rf"\d{{1,4}}[-/.]\d{{1,2}}[-/.]\d{{1,4}}(?:(?:T|,? +){_TIME})?"  # 2024-03-01, 1.3.2024 06:30, 3/1/2024 6:30 PM
+    rf"|{_TIME}|\d{{8}}T\d{{4,6}}Z?"
+    r"|\d{4}[-/](?:0?[1-9]|1[0-2])|\d{4}-?W\d{2}(?:-?\d)?|\d{4}[- ]?Q[1-4]"  # 2024-03, 2024-W09, 2024-Q1
+    rf"|(?:[a-z]{{2,9}}\.?,? )?\d{{1,2}}\.?[- ]{_MONTH}[- ,]+\d{{2,4}}(?:,? {_TIME})?"  # Fri, 01 Mar 2024 06:30:00
+    rf"|(?:[a-z]{{2,9}}\.?,? )?{_MONTH} +\d{{1,2}}(?:,? +\d{{4}})?(?:,? {_TIME}(?: \d{{4}})?)?",  # March 1, 2024
     re.IGNORECASE,
 )
+"""Dates and times of day as tools write them."""
 
 
 @dataclass
@@ -43,6 +56,7 @@ class ColumnKind:
         changed: Row of the first number that differs from it; None for a constant column.
         seen: Different texts with their counts, at most :data:`MOST_REMEMBERED`.
         different_numbers: Of a column with few of them; no longer complete beyond :data:`MOST_CATEGORIES`.
+        nested: Cells that hold several values.
         first_text: The first text that is no number, with its row.
     """
 
@@ -56,6 +70,7 @@ class ColumnKind:
     changed: int | None = None
     seen: dict[str, int] = field(default_factory=dict)
     different_numbers: set[float] = field(default_factory=set)
+    nested: int = 0
     first_text: tuple[int, str] | None = None
 
     @property
@@ -69,6 +84,8 @@ class ColumnKind:
         Raises:
             ConfigurationError: Numbers mixed with other text.
         """
+        if self.nested:
+            return "lists or records in its cells"
         if self.dates and self.dates >= 0.95 * (self.dates + self.texts + self.numbers):
             return "dates"
         if not self.texts and not self.dates:
@@ -119,26 +136,40 @@ class CellReader:
         if cells.dtype.kind == "m":
             return np.where(np.isnat(cells), np.nan, cells / np.timedelta64(1, "s")), None
         if cells.dtype.kind == "M":
-            text = np.array([None if np.isnat(cell) else str(cell) for cell in cells], dtype=object)
+            text = np.datetime_as_string(cells).astype(object)
+            text[np.isnat(cells)] = None
             return np.full(len(cells), np.nan), text
         numbers = np.full(len(cells), np.nan)
         texts: npt.NDArray[Any] = np.full(len(cells), None, dtype=object)
+        known: dict[Any, float | str | None] = {}
         for index, cell in enumerate(cells.tolist()):
-            if cell is None or type(cell).__name__ in ("NAType", "NaTType"):  # pandas.NA has no truth value
+            if isinstance(cell, _SEVERAL):
+                texts[index] = NESTED
                 continue
-            if isinstance(cell, (int, float, np.number)):
-                numbers[index] = float(cell)
-                continue
-            word = (cell.decode(errors="replace") if isinstance(cell, bytes) else str(cell)).strip()
-            if word in self.words:
-                continue
-            value = _number(word)
-            if value is None or math.isnan(value):
-                texts[index] = word
-            else:
+            kept = type(cell) is str
+            value = known.get(cell, _UNKNOWN) if kept else _UNKNOWN
+            if value is _UNKNOWN:
+                value = self._value(cell)
+                if kept and len(known) < MOST_REMEMBERED:
+                    known[cell] = value
+            if isinstance(value, str):
+                texts[index] = value
+            elif value is not None:
                 numbers[index] = value
         numbers = self.without_codes(numbers)
-        return numbers, texts if any(text is not None for text in texts) else None
+        return numbers, None if is_none(texts).all() else texts
+
+    def _value(self, cell: Any) -> float | str | None:
+        """The number or text of a cell, or None for a missing value."""
+        if cell is None or type(cell).__name__ in ("NAType", "NaTType"):  # pandas.NA has no truth value
+            return None
+        if isinstance(cell, (int, float, np.number)):
+            return float(cell)
+        word = (cell.decode(errors="replace") if isinstance(cell, bytes) else str(cell)).strip()
+        if word in self.words:
+            return None
+        value = _number(word)
+        return word if value is None or math.isnan(value) else value
 
     def without_codes(self, numbers: Floats) -> Floats:
         """The numbers with NaN in place of codes."""
@@ -173,20 +204,24 @@ def look(kind: ColumnKind, numbers: Floats, texts: npt.NDArray[Any] | None) -> N
             kind.changed = start + int(other[0]) if len(other) else None
     written = 0
     if texts is not None:
-        for index, text in enumerate(texts):
+        cells = texts.tolist()
+        for text, often in Counter(cells).items():  # in the order in which they come first
             if text is None:
                 continue
-            written += 1
+            written += often
+            if text is NESTED:
+                kind.nested += often
+                continue
             if _DATE.fullmatch(text):
-                kind.dates += 1
+                kind.dates += often
             else:
-                kind.texts += 1
+                kind.texts += often
                 if kind.first_text is None:
-                    kind.first_text = (start + index, text)
+                    kind.first_text = (start + cells.index(text), text)
             if text in kind.seen:
-                kind.seen[text] += 1
+                kind.seen[text] += often
             elif len(kind.seen) < MOST_REMEMBERED:
-                kind.seen[text] = 1
+                kind.seen[text] = often
     if len(known) and len(kind.different_numbers) <= MOST_CATEGORIES:
         few = np.unique(known[:LOOKED_AT])  # of most columns that is enough
         few = few if len(few) > MOST_CATEGORIES else np.unique(known)

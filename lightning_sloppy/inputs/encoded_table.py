@@ -16,7 +16,7 @@ from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.column_kinds import CellReader, ColumnKind, is_none, look, one_hot
 from lightning_sloppy.inputs.pairwise import LEAST_OBSERVED, Floats, PairwiseMoments, fewest_common, shift_and_scale
 from lightning_sloppy.inputs.rows import MAX_FEATURES
-from lightning_sloppy.inputs.table_source import Chunk, TableSource
+from lightning_sloppy.inputs.table_in_memory import Chunk, TableSource
 
 IN_MEMORY = 16_000_000
 """Cells up to which all rows stay in memory (128 MB, and as much for what is computed from them). A larger table is

@@ -3,57 +3,47 @@
 from __future__ import annotations
 
 import importlib.util
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_sloppy.errors import ConfigurationError, MissingExtraError
 from lightning_sloppy.inputs.idx_files import looks_like_idx, read_idx_array
 from lightning_sloppy.inputs.rows import MAX_FEATURES
+from lightning_sloppy.inputs.table_in_memory import (
+    CHUNK_CELLS,
+    Chunk,
+    TableSource,
+    as_array,
+    of_columns,
+    of_dataset,
+    of_matrix,
+    of_named_arrays,
+    of_pandas,
+    one_dimensional,
+)
 from lightning_sloppy.inputs.table_text import not_utf8, opened, sniffed
-
-Chunk: TypeAlias = "npt.NDArray[Any] | list[npt.NDArray[Any]]"
-"""Rows: one array (n, d) of numbers, or an array (n,) for each column."""
 
 _OVERFLOW = "cells beyond the last column"
 
-CHUNK_CELLS = 4_000_000
-"""Cells read at once."""
+_NOT_READ = {
+    **dict.fromkeys((".xlsx", ".xlsm", ".xls", ".ods"), "a spreadsheet"),
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), "JSON"),
+    **dict.fromkeys((".feather", ".arrow", ".ipc"), "an Arrow file"),
+    **dict.fromkeys((".h5", ".hdf", ".hdf5"), "an HDF5 file"),
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth"), "a file of Python objects"),
+}
+"""Endings of tables that other tools write."""
 
 MISSING_WORDS = frozenset(
     {"", "NaN", "nan", "NAN", "-NaN", "-nan", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "?", "null", "NULL", "None"}
 )
 """Cells of text that mean a missing value."""
-
-
-@dataclass(frozen=True)
-class TableSource:
-    """A table that can be read from the start as often as wanted.
-
-    Attributes:
-        names: Of the columns.
-        chunks: Gives the rows in their order.
-        origin: What it is, for messages: the path, or the type of the object.
-        note: What was decided while it was recognised, in one sentence; empty for nothing.
-    """
-
-    names: tuple[str, ...]
-    chunks: Callable[[], Iterator[Chunk]]
-    origin: str
-    note: str = ""
-
-    @property
-    def inside(self) -> str:
-        """The origin within a sentence: "the array", or the path."""
-        return f"the {self.origin[4:]}" if self.origin.startswith("The ") else self.origin
 
 
 def table_source(data: Any, missing: Sequence[str] = (), header: bool | None = None) -> TableSource:
@@ -118,25 +108,25 @@ def _recognised(data: Any, missing: frozenset[str], header: bool | None) -> Tabl
         return _file(Path(data).expanduser(), missing, header)
     module = type(data).__module__.split(".")[0]
     if module == "pandas" and hasattr(data, "columns"):
-        return _pandas(data)
+        return of_pandas(data)
     if module == "polars" and type(data).__name__ in ("DataFrame", "LazyFrame"):
         if hasattr(data, "collect"):
             data = data.collect()
-        columns = [data[name].to_numpy() for name in data.columns]
-        return _columns(data.columns, columns, "The polars frame")
+        columns = [one_dimensional(data[name].to_numpy()) for name in data.columns]
+        return of_columns(data.columns, columns, "The polars frame")
     if module == "pyarrow" and hasattr(data, "to_pandas"):
-        return _pandas(data.to_pandas())
+        return of_pandas(data.to_pandas())
     if isinstance(data, Mapping):
-        return _named_arrays({str(name): _array(values) for name, values in data.items()}, "The mapping")
+        return of_named_arrays({str(name): as_array(values) for name, values in data.items()}, "The mapping")
     if isinstance(data, TensorDataset):
-        return _matrix(_array(data.tensors[0]), "The data set")
+        return of_matrix(as_array(data.tensors[0]), "The data set")
     if isinstance(data, (Dataset, DataLoader)):
-        return _dataset(data)
+        return of_dataset(data)
     if isinstance(data, (Tensor, np.ndarray)):
-        return _matrix(_array(data), f"The {'tensor' if isinstance(data, Tensor) else 'array'}")
+        return of_matrix(as_array(data), f"The {'tensor' if isinstance(data, Tensor) else 'array'}")
     if isinstance(data, (list, tuple)) and data:
         try:
-            return _matrix(_array(data), "The list")
+            return of_matrix(as_array(data), "The list")
         except ValueError as error:
             raise ConfigurationError(f"The list given as a table has rows of different lengths ({error}).") from error
     raise ConfigurationError(
@@ -158,7 +148,9 @@ def _file(path: Path, missing: frozenset[str], header: bool | None) -> TableSour
     if kind in (".npy", ".npz"):
         return _numpy(path)
     if looks_like_idx(path.name):
-        return _matrix(read_idx_array(path), str(path))
+        return of_matrix(read_idx_array(path), str(path))
+    if kind in _NOT_READ:
+        raise ConfigurationError(f"{path} is {_NOT_READ[kind]}, which is not read; save its table as .csv or .parquet.")
     return _text(path, missing, header)
 
 
@@ -247,150 +239,12 @@ def _arrow(column: Any) -> npt.NDArray[Any]:
 def _numpy(path: Path) -> TableSource:
     try:
         if path.suffix.lower() == ".npy":
-            return _matrix(np.load(path, mmap_mode="r", allow_pickle=False), str(path))
+            return of_matrix(np.load(path, mmap_mode="r", allow_pickle=False), str(path))
         with np.load(path, allow_pickle=False) as archive:
-            return _named_arrays({name: archive[name] for name in archive.files}, str(path))
+            return of_named_arrays({name: archive[name] for name in archive.files}, str(path))
     except ConfigurationError:
         raise
     except Exception as error:  # a broken file may fail anywhere in the reader
         raise ConfigurationError(
             f"{path} is no file of numpy, or holds Python objects in place of numbers; save it anew with numpy.save."
         ) from error
-
-
-def _named_arrays(arrays: Mapping[str, npt.NDArray[Any]], origin: str) -> TableSource:
-    """Arrays of one length side by side: "x" for one column, "x 0", "x 1" for several; one matrix alone: 0, 1."""
-    if len(arrays) == 1 and next(iter(arrays.values())).ndim > 1:
-        return _matrix(next(iter(arrays.values())), origin)
-    lengths = {name: len(values) for name, values in arrays.items() if values.ndim}
-    if len(set(lengths.values())) != 1 or len(lengths) < len(arrays):
-        said = ", ".join(f"{name} {values.shape}" for name, values in list(arrays.items())[:5])
-        raise ConfigurationError(f"{origin} holds arrays of different lengths ({said}); give arrays with one row each.")
-    names, columns = [], []
-    for name, values in arrays.items():
-        if values.ndim == 1:
-            names.append(name)
-            columns.append(values)
-        else:
-            flat = values.reshape(len(values), -1)
-            names += [f"{name} {index}" for index in range(flat.shape[1])]
-            columns += list(flat.T)
-    return _columns(names, columns, origin)
-
-
-def _pandas(frame: Any) -> TableSource:
-    names = [" ".join(map(str, name)) if isinstance(name, tuple) else str(name) for name in frame.columns]
-
-    def column(index: int) -> npt.NDArray[Any]:
-        series = frame.iloc[:, index]
-        kind = str(series.dtype)
-        if kind == "category":
-            series = series.astype(object)
-        elif kind[:1] in "IUFb" and series.isna().any():  # nullable integers, floats and booleans
-            return np.asarray(series.to_numpy(dtype="float64", na_value=np.nan))
-        elif kind[:1] in "IUF":
-            return np.asarray(series.to_numpy(dtype="float64"))
-        return np.asarray(series.to_numpy())
-
-    return _columns(names, [column(index) for index in range(len(names))], "The pandas frame")
-
-
-def _columns(names: Sequence[str], columns: Sequence[npt.NDArray[Any]], origin: str) -> TableSource:
-    size = max(1, CHUNK_CELLS // max(len(columns), 1))
-
-    def chunks() -> Iterator[Chunk]:
-        for start in range(0, len(columns[0]) if columns else 0, size):
-            yield [column[start : start + size] for column in columns]
-
-    return TableSource(tuple(map(str, names)), chunks, origin)
-
-
-def _matrix(values: npt.NDArray[Any], origin: str) -> TableSource:
-    if values.dtype.kind == "c":
-        raise ConfigurationError(f"{origin} holds complex numbers; give real and imaginary parts as columns.")
-    if values.dtype.names:  # a structured array names its columns
-        return _columns(values.dtype.names, [values[name] for name in values.dtype.names], origin)
-    if values.ndim == 0:
-        raise ConfigurationError(f"{origin} is a single number; a table needs the shape (n, ...).")
-    shape = values.shape[1:]
-    if values.ndim == 1:
-        return _columns(["0"], [np.asarray(values)], origin)
-    features = math.prod(shape)
-    names = [",".join(map(str, index)) for index in np.ndindex(*shape)] if features <= 10 * MAX_FEATURES else None
-    if names is None:
-        raise ConfigurationError(
-            f"{origin} has {features:,} numbers in each row, but at most {MAX_FEATURES:,} columns are handled; "
-            "select or pool features first."
-        )
-    size = max(1, CHUNK_CELLS // max(features, 1))
-
-    def chunks() -> Iterator[Chunk]:
-        for start in range(0, len(values), size):
-            part = np.asarray(values[start : start + size])
-            part = part.reshape(len(part), -1)
-            yield list(part.T) if part.dtype.kind in "OUSM" else part
-
-    return TableSource(tuple(names), chunks, origin)
-
-
-def _dataset(data: Any) -> TableSource:
-    """Samples one by one, or batches of a loader; of a pair the first part."""
-    batched = isinstance(data, DataLoader)
-
-    def samples() -> Iterator[npt.NDArray[Any]]:
-        if batched or isinstance(data, IterableDataset):
-            yield from (_array(_inputs(item)) for item in data)
-        else:
-            yield from (_array(_inputs(data[index])) for index in range(len(data)))
-
-    def chunks() -> Iterator[Chunk]:
-        held: list[npt.NDArray[Any]] = []
-        rows = 0
-        for values in samples():
-            held.append(values.reshape(len(values), -1) if batched else values.reshape(1, -1))
-            rows += len(held[-1])
-            if rows * held[-1].shape[1] >= CHUNK_CELLS:
-                yield _stacked(held)
-                held, rows = [], 0
-        if held:
-            yield _stacked(held)
-
-    first = next(iter(samples()), None)
-    if first is None:
-        raise ConfigurationError("The data set is empty; give one with at least two samples.")
-    if batched and first.ndim < 2:
-        raise ConfigurationError(
-            f"A batch of the loader has the shape {first.shape}; inputs of shape (n, ...) are needed."
-        )
-    shape = first.shape[1:] if batched else first.shape
-    names = tuple(",".join(map(str, index)) for index in np.ndindex(*shape)) if shape else ("0",)
-    return TableSource(names, chunks, f"The {type(data).__name__}")
-
-
-def _stacked(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    widths = sorted({part.shape[1] for part in parts})
-    if len(widths) > 1:
-        raise ConfigurationError(
-            f"Samples of {widths[0]} and of {widths[-1]} numbers were found; give every sample the same shape."
-        )
-    return np.concatenate(parts)
-
-
-def _inputs(item: Any) -> Any:
-    if isinstance(item, (tuple, list)) and item:
-        return item[0]
-    if isinstance(item, Mapping):
-        raise ConfigurationError(
-            f"The samples are mappings with the keys {', '.join(map(str, list(item)[:5]))}; give a data set of "
-            "tensors or of pairs (inputs, targets)."
-        )
-    return item
-
-
-def _array(values: Any) -> npt.NDArray[Any]:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        return np.asarray((values.float() if values.dtype in (torch.bfloat16, torch.float16) else values).numpy())
-    if isinstance(values, np.ma.MaskedArray):  # what is masked is missing
-        values = np.ma.filled(values.astype(float), np.nan) if values.dtype.kind in "biuf" else values.filled(None)
-    return np.asarray(values)

@@ -22,6 +22,21 @@ SNIFFED = 64
 
 DELIMITERS = (",", ";", "\t", "|")
 
+_NO_TEXT = {
+    b"\x1f\x8b": "packed with gzip; give it a name that ends with .gz",
+    b"BZh": "packed with bzip2; give it a name that ends with .bz2",
+    b"\xfd7zXZ": "packed with xz; give it a name that ends with .xz",
+    b"PK\x03\x04": "a zip archive or a spreadsheet; save its table as .csv, or give an archive the ending .zip",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet; save its table as .csv",
+    b"PAR1": "a parquet file; give it a name that ends with .parquet",
+    b"\x93NUMPY": "a file of numpy; give it a name that ends with .npy",
+    b"\x89HDF": "an HDF5 file, which is not read; save its table as .csv or .parquet",
+    b"ARROW1": "an Arrow file, which is not read; save its table as .parquet",
+}
+"""First bytes of files that are no text."""
+
+_NAMED = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
+
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity)", re.IGNORECASE)
 _COMMA_NUMBER = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
 
@@ -34,7 +49,7 @@ class Dialect:
         delimiter: One character, or the pattern of white space.
         decimal: "." or ",".
         names: Of the columns.
-        header: Records before the first row, the names and blank lines above them; 0 without names.
+        header: Records before the first row: blank lines, remarks behind "#", "sep=;", and the names.
         row_numbers: Whether the first column has no name and counts the rows, as pandas writes it.
         note: That a first line of numbers was read as a row; empty otherwise.
     """
@@ -59,10 +74,10 @@ def sniffed(path: Path, missing: Collection[str], header: bool | None = None) ->
     Raises:
         ConfigurationError: Unreadable, empty, not UTF-8, or a column named twice.
     """
-    blank, lines = _first_lines(path)
+    before, named, lines = _first_lines(path)
     if not lines:
         raise ConfigurationError(f"{path} is empty; give a file with at least two rows.")
-    delimiter = _delimiter(lines, path)
+    delimiter = named or _delimiter(lines, path)
     cells = _records(lines, delimiter)
     first, rest = cells[0], cells[1:]
     decimal = "," if delimiter != "," and _decimal_commas(rest or cells) else "."
@@ -70,6 +85,8 @@ def sniffed(path: Path, missing: Collection[str], header: bool | None = None) ->
     header, given = (looks, False) if header is None else (header, True)
     widths = {len(row) for row in (rest or cells)}
     width = min(widths)
+    if header and first[0].startswith("#"):
+        first[0] = first[0].lstrip("# ")
     names = [cell.strip() for cell in first] if header else [str(index) for index in range(width)]
     if header and widths == {len(names) + 1}:
         # Rows that end with a delimiter have an empty last cell; else the row names have no heading (as R writes it).
@@ -83,7 +100,7 @@ def sniffed(path: Path, missing: Collection[str], header: bool | None = None) ->
     if not header and not given:
         shown = ", ".join(cell.strip() for cell in first[:4]) + (", ..." if len(first) > 4 else "")
         note = f"The first line ({shown}) was read as a row, not as names; header=True (--header) reads it as names."
-    return Dialect(delimiter, decimal, tuple(names), (blank + 1) * header, row_numbers, note)
+    return Dialect(delimiter, decimal, tuple(names), before + header, row_numbers, note)
 
 
 def opened(path: Path) -> IO[bytes]:
@@ -117,14 +134,17 @@ def is_number(cell: str, decimal: str = ".") -> bool:
     return bool(_NUMBER.fullmatch(text)) or (decimal == "," and bool(_COMMA_NUMBER.fullmatch(text)))
 
 
-def _first_lines(path: Path) -> tuple[int, list[str]]:
-    """How many blank lines come first, and the lines after them that are not blank."""
+def _first_lines(path: Path) -> tuple[int, str | None, list[str]]:
+    """How many lines come before the table, the delimiter if one of them names it, and the lines that are not blank."""
     try:
         with opened(path) as file:
             raw = [line for line in (file.readline(1 << 24) for _ in range(SNIFFED)) if line]
     except (OSError, EOFError, zipfile.BadZipFile, lzma.LZMAError, zipfile.LargeZipFile) as error:
         raise ConfigurationError(f"{path} cannot be read ({_said(error)}).") from error
     joined = b"".join(raw)
+    for magic, what in _NO_TEXT.items():
+        if joined.startswith(magic):
+            raise ConfigurationError(f"{path} is {what}.")
     if joined[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in joined:
         raise ConfigurationError(f"{path} is not text in UTF-8; convert it, for instance with iconv -t UTF-8.")
     try:
@@ -132,8 +152,24 @@ def _first_lines(path: Path) -> tuple[int, list[str]]:
     except UnicodeDecodeError as error:
         raise ConfigurationError(not_utf8(path, error)) from error
     lines = io.StringIO(text, newline=None).read().split("\n")
-    blank = next((index for index, line in enumerate(lines) if line.strip()), 0)
-    return blank, [line for line in lines if line.strip()]
+    before, named = _preface(lines)
+    return before, named, [line for line in lines[before:] if line.strip()]
+
+
+def _preface(lines: list[str]) -> tuple[int, str | None]:
+    """How many lines come before the table (blank, "#", Excel's "sep=;"), and the delimiter that one of them names."""
+    before, named = 0, None
+    for line in lines:
+        found = _NAMED.fullmatch(line.strip())
+        if line.strip() and not line.startswith("#") and not found:
+            break
+        named = found[1] if found else named
+        before += 1
+    if 0 < before < len(lines):  # names of the columns may stand behind "#" as well
+        above, first = lines[before - 1 : before + 1]
+        if above.startswith("#") and any(above.count(mark) == first.count(mark) > 0 for mark in DELIMITERS):
+            before -= 1
+    return before, named
 
 
 def not_utf8(path: Path, error: UnicodeDecodeError) -> str:
@@ -159,9 +195,15 @@ def _delimiter(lines: list[str], path: Path) -> str:
         return best
     widths = Counter(len(_split(line, r"\s+")) for line in lines)
     width, often = widths.most_common(1)[0]
-    if width > 1 and often >= 0.9 * len(lines) and ".csv" not in plain:
+    if width > 1 and often >= 0.9 * len(lines) and (".csv" not in plain or _all_numbers(lines[1:])):
         return r"\s+"
     return best if scores[best][0] > 0.5 else ","
+
+
+def _all_numbers(lines: list[str]) -> bool:
+    """Whether the words of all lines are numbers: a text of several words is none."""
+    words = [word for line in lines for word in line.split()]
+    return bool(words) and sum(map(is_number, words)) >= 0.9 * len(words)
 
 
 def _records(lines: list[str], delimiter: str) -> list[list[str]]:
@@ -178,7 +220,10 @@ def _split(line: str, delimiter: str) -> list[str]:
     if delimiter == r"\s+":  # quotes hold texts with spaces together
         words = csv.reader([" ".join(line.split())], delimiter=" ", skipinitialspace=True)
         return next(words, [])
-    return next(csv.reader([line], delimiter=delimiter), [])
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:  # more characters between two delimiters than a cell may have: it is none in this line
+        return line.split(delimiter)
 
 
 def _decimal_commas(rows: list[list[str]]) -> bool:

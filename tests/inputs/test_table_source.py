@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from lightning_sloppy.errors import ConfigurationError, MissingExtraError
 from lightning_sloppy.inputs import encoded_table as encoding
+from lightning_sloppy.inputs import table_in_memory as memory
 from lightning_sloppy.inputs import table_source as sources
 from lightning_sloppy.inputs.encoded_table import EncodedTable, encoded_table
 from lightning_sloppy.inputs.row_influence import dominating_rows
@@ -232,7 +233,8 @@ def test_a_table_too_large_for_the_memory_is_read_twice(tmp_path, monkeypatch, g
     monkeypatch.setattr(encoding, "IN_MEMORY", 5_000)
     monkeypatch.setattr(encoding, "SAMPLED", 3_000)
     monkeypatch.setattr(encoding, "RUN", 10)
-    monkeypatch.setattr(sources, "CHUNK_CELLS", 1_000)
+    monkeypatch.setattr(sources, "CHUNK_CELLS", 1_000)  # of files
+    monkeypatch.setattr(memory, "CHUNK_CELLS", 1_000)
     large = read(tmp_path / "t.parquet")
     assert large.sampled
     assert not whole.sampled

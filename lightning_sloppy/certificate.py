@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_sloppy.display import Displayed, Shown, number, shortened
 from lightning_sloppy.errors import ConfigurationError, Note
 
 _FORMAT = 1
@@ -56,8 +57,8 @@ def key_of(reason: str) -> str:
     return (reason.cause if isinstance(reason, Note) else "") or reason[:40]
 
 
-@dataclass(frozen=True)
-class Certificate:
+@dataclass(frozen=True, repr=False)
+class Certificate(Displayed):
     """A bound on a true error with everything that it depends on.
 
     Attributes:
@@ -148,6 +149,31 @@ class Certificate:
     def flags(self) -> tuple[str, ...]:
         """Names of the reasons."""
         return tuple(getattr(reason, "flag", "other") for reason in self.reasons)
+
+    def in_brief(self) -> str:
+        """The bound, or the names of the reasons why there is none.
+
+        >>> Certificate("hold_out", "fixed_network", 0.03, True, 1000, 0.05).in_brief()
+        '0.0300'
+        """
+        if not self.valid:
+            return f"none ({', '.join(self.flags)})"
+        return f"{self.value:.4f}" + (" (guarantees nothing)" if self.vacuous else "")
+
+    def _shown(self) -> Shown:
+        rows = [("bound", self.in_brief())]
+        if not self.valid:
+            rows += [("reason", shortened(reason)) for reason in self.reasons[:1]]
+            return Shown("Certificate", self.kind, rows)
+        rows += [
+            ("probability", f"{100 * (1 - self.delta):g} %"),
+            ("of the", _WHO.get(self.certified_predictor, self.certified_predictor).removeprefix("the ")),
+            ("observed error", f"{self.empirical_risk:.4f} on {self.risk_samples:,} samples"),
+            ("n", f"{self.n:,}"),
+            *([("complexity", f"{number(self.log_ratio)} nats")] if math.isfinite(self.log_ratio) else []),
+            *([("guessing", f"{self.guess_error:.4f}")] if math.isfinite(self.guess_error) else []),
+        ]
+        return Shown("Certificate", self.kind, rows)
 
     @property
     def vacuous(self) -> bool:

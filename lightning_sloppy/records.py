@@ -15,6 +15,13 @@ from typing import Literal
 from torch import Tensor, float64, zeros
 
 from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.display import Displayed, Shown, number, number_with_error, shortened
+
+_FIRST = ("effective_dimension", "participation_ratio", "hold_out", "largest", "smallest", "trace")
+"""The estimates that the short text of a measurement names first."""
+
+_SHOWN = 6
+"""How many estimates it names."""
 
 
 class Status(Enum):
@@ -108,8 +115,8 @@ class Density:
     known_residuals: Tensor = field(default_factory=lambda: zeros(0, dtype=float64))
 
 
-@dataclass(frozen=True)
-class Spectrum:
+@dataclass(frozen=True, repr=False)
+class Spectrum(Displayed):
     """Eigenvalues of one symmetric matrix, with their errors, status and cost.
 
     Attributes:
@@ -167,6 +174,19 @@ class Spectrum:
     layers: Mapping[str, Spectrum] = field(default_factory=dict)
     detail: Mapping[str, str | int | float] = field(default_factory=dict)
 
+    def _shown(self) -> Shown:
+        rows = [
+            ("largest", number_with_error(self.largest, self.largest_residual)),
+            ("smallest", number_with_error(self.smallest, self.smallest_residual)),
+            *([] if self.trace is None else [("trace", _in_figures(self.trace))]),
+            ("eigenvalues", f"{len(self.eigenvalues):,} of {self.dim:,}"),
+            ("samples", f"{self.num_samples:,}"),
+            ("status", self.status.name),
+            *([("density", f"from {len(self.density.masses)} vectors")] if self.density is not None else []),
+            *([("layers", f"{len(self.layers):,}")] if self.layers else []),
+        ]
+        return Shown("Spectrum", self.matrix, rows)
+
 
 @dataclass(frozen=True)
 class SloppinessVerdict:
@@ -191,8 +211,8 @@ class SloppinessVerdict:
     null_spread: float
 
 
-@dataclass(frozen=True)
-class Measurement:
+@dataclass(frozen=True, repr=False)
+class Measurement(Displayed):
     """The result of one instrument at one step, with its errors and its cost.
 
     Attributes:
@@ -226,3 +246,22 @@ class Measurement:
     certificate: Certificate | None = None
     companions: Mapping[str, Spectrum] = field(default_factory=dict)
     verdicts: Mapping[str, SloppinessVerdict] = field(default_factory=dict)
+
+    def _shown(self) -> Shown:
+        names = [*(name for name in _FIRST if name in self.estimates), *self.estimates]
+        usable = [name for name in dict.fromkeys(names) if self.estimates[name].status.ok][:_SHOWN]
+        rows = [] if self.certificate is None else [("bound", self.certificate.in_brief())]
+        rows += [(name, _in_figures(self.estimates[name])) for name in usable]
+        if len(self.estimates) > len(usable):
+            rows.append(("estimates", f"{len(self.estimates):,} in all"))
+        rows += [("note", shortened(note)) for note in self.notes[:1]]
+        rows += [
+            ("samples", f"{self.num_samples:,}"),
+            ("seconds", number(self.cost.seconds)),
+            ("status", self.status.name),
+        ]
+        return Shown("Measurement", f"{self.group}, step {self.step:,}, epoch {self.epoch}", rows)
+
+
+def _in_figures(estimate: Estimate) -> str:
+    return ("at least " if estimate.lower_bound else "") + number_with_error(estimate.value, estimate.total_error)

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lightning_sloppy.display import Displayed, Shown
 from lightning_sloppy.errors import Note, SloppyError
 from lightning_sloppy.probing.context import FitContext, close_context
 from lightning_sloppy.probing.run_facts import run_facts
@@ -25,6 +26,7 @@ from lightning_sloppy.runs.run import InstrumentRun, Run, RunFacts
 from lightning_sloppy.runs.run_writer import RunWriter
 
 if TYPE_CHECKING:
+    import pandas
     from lightning.pytorch import Callback, LightningModule, Trainer
 else:
     import lightning.pytorch
@@ -38,7 +40,7 @@ NOT_THEIRS = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).paren
 """Folders of torch and of this package: an error is reported at the last line of code outside them."""
 
 
-class SloppyCallback(Callback, ABC):
+class SloppyCallback(Displayed, Callback, ABC):
     """A callback for the Trainers of both ``lightning`` and ``pytorch_lightning``, which share no classes.
 
     Attributes:
@@ -96,6 +98,14 @@ class SloppyCallback(Callback, ABC):
     def record(self) -> Run:
         """The record of the latest fit, or of the running one so far, for the parts of this callback."""
         return _record(self.parts, next((part.facts for part in self.parts if part.facts.module), RunFacts()))
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The numbers of the latest fit as a pandas frame: see :meth:`lightning_sloppy.runs.run.Run.to_frame`."""
+        return self.record().to_frame()
+
+    def _shown(self) -> Shown:
+        given = {name: each for name, each in self.settings().items() if each not in (None, ())}
+        return Shown(type(self).__name__, "", [(f"{name}=", str(each)) for name, each in given.items()])
 
     def after_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called once at the end of the training, after the last measurement of every callback of the fit."""

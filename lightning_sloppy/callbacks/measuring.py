@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lightning_sloppy.callbacks.awaiting import AwaitingCallback
 from lightning_sloppy.callbacks.base import SloppyCallback, gather_facts, in_words, note_of, peers
 from lightning_sloppy.curvature.memory import peak_bytes
+from lightning_sloppy.display import Shown
 from lightning_sloppy.errors import ConfigurationError, Note, UnsupportedError
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext, fit_context
@@ -211,6 +212,15 @@ class MeasuringCallback(AwaitingCallback):
         """The measurements of this fit so far, without the text about them."""
         kind = self.default_name or _snake(type(self).__name__)
         return InstrumentRun(kind, self.declaration, tuple(self.measurements))
+
+    def _shown(self) -> Shown:
+        try:
+            if not self.has_measured:
+                return super()._shown()
+            rows = [("", self.run_so_far().in_brief())]
+            return Shown(type(self).__name__, self.name, rows)
+        except Exception:  # a text for the prompt, and of objects that errors name
+            return Shown(type(self).__name__, "", ())
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Clear the state of the last fit, and refuse unsupported configurations."""

@@ -18,6 +18,7 @@ from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.callbacks.pac_bayes_bound import PACBayesBound
 from lightning_sloppy.callbacks.periodic import check_schedule
 from lightning_sloppy.certifying.clean_samples import Clean, checked_clean
+from lightning_sloppy.display import Shown
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import BatchSize, checked_batch_size
 from lightning_sloppy.evaluation.preserve import Mode
@@ -188,6 +189,15 @@ class SloppyMonitor(SloppyCallback):
     def latest(self) -> dict[str, Measurement | None]:
         """The latest measurement of each part that did not fail."""
         return {name: part.latest for name, part in self._parts.items() if isinstance(part, MeasuringCallback)}
+
+    def _shown(self) -> Shown:
+        known = {
+            name: part.run_so_far().in_brief() if isinstance(part, MeasuringCallback) and part.has_measured else "-"
+            for name, part in self._parts.items()
+        }
+        rows = [(f"{name}:", said) for name, said in known.items() if said != "-"]
+        rows += [("not measured:" if rows else "parts:", ", ".join(n for n, said in known.items() if said == "-"))]
+        return Shown(type(self).__name__, "", [row for row in rows if row[1]], "; ")
 
     def state_dict(self) -> dict[str, Any]:
         """The states of the parts that have one."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lightning_sloppy.display import Displayed, Shown
 from lightning_sloppy.inputs.column_groups import ColumnGroup, natural
 from lightning_sloppy.inputs.dependencies import Dependencies
 from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments
@@ -148,7 +149,7 @@ class Answer:
 
 
 @dataclass(frozen=True, repr=False)
-class DataReport:
+class DataReport(Displayed):
     """What a table is like, before any model: see :func:`inspect`.
 
     Attributes:
@@ -220,10 +221,17 @@ class DataReport:
     reading: str = ""
     answers: tuple[Answer, ...] = field(default=())
 
-    def __repr__(self) -> str:
-        """Size and directions."""
-        directions = self.spectrum.participation_ratio.value
-        return f"DataReport({self.origin}: {self.rows:,} rows, {self.columns:,} columns, {directions:.4g} directions)"
+    def _shown(self) -> Shown:
+        directions = self.spectrum.participation_ratio
+        within = "" if directions.low is None else f" [{directions.low:.4g}, {directions.high:.4g}]"
+        rows = [
+            ("directions", f"{directions.value:.4g}{within} of {len(self.names):,} columns used"),
+            ("groups of columns", f"{len(self.groups):,} ({len(self.drop):,} to drop)"),
+            ("exact combinations", f"{len(self.dependencies.found):,}"),
+            ("missing", f"{100 * self.missing.rate:.3g} %"),
+            ("dominating rows", f"{len(self.dominating_rows):,}"),
+        ]
+        return Shown("DataReport", f"{self.origin}, {self.rows:,} rows, {self.columns:,} columns", rows)
 
     @property
     def drop(self) -> tuple[str, ...]:

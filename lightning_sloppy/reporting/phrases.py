@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.display import number as number
+from lightning_sloppy.display import number_with_error
 from lightning_sloppy.errors import CAUSES, Note
 from lightning_sloppy.quantities import Declaration, Quantity
 from lightning_sloppy.records import Estimate, Measurement
@@ -140,25 +142,7 @@ def between(event: Measurement, quantity: str, what: str) -> str:
 def with_error(estimate: Estimate) -> str:
     """A value with its error."""
     bound = "at least " if estimate.lower_bound else ""
-    error = estimate.total_error
-    if not (error > 0 and math.isfinite(error)):
-        return f"{bound}{number(estimate.value)}"
-    # The error with two digits, and the value with the same number of decimals: further digits are noise.
-    decimals = max(0, 1 - math.floor(math.log10(error)))
-    return f"{bound}{estimate.value:,.{decimals}f} +- {error:,.{decimals}f}"
-
-
-def number(value: float, *, digits: int = 4) -> str:
-    """Format a number with a few significant digits; whole numbers in full with thousands separators.
-
-    >>> number(837610.0), number(12.3456), number(0.00018912), number(-5.0)
-    ('837,610', '12.35', '0.0001891', '-5')
-    """
-    if not math.isfinite(value):
-        return str(value)
-    if abs(value) < 1e15 and (value == round(value) or abs(value) >= 10**digits):
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
+    return bound + number_with_error(estimate.value, estimate.total_error)
 
 
 def verdict(certificate: Certificate | None) -> str:

@@ -8,9 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from lightning_sloppy.display import Displayed, Shown, counted, number, number_with_error
 from lightning_sloppy.quantities import Declaration
 from lightning_sloppy.records import Measurement
+from lightning_sloppy.runs.frame import frame
+
+if TYPE_CHECKING:
+    import pandas
+
+
+_FIRST = ("effective_dimension", "participation_ratio")
+"""The headlines that the short text of an instrument names first."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +76,8 @@ class RunFacts:
         return self.measuring_seconds / self.training_seconds if self.training_seconds > 0 else None
 
 
-@dataclass(frozen=True)
-class InstrumentRun:
+@dataclass(frozen=True, repr=False)
+class InstrumentRun(Displayed):
     """The measurements of one instrument in a fit.
 
     Attributes:
@@ -88,9 +98,29 @@ class InstrumentRun:
         """The latest measurement that did not fail, or None."""
         return next((m for m in reversed(self.measurements) if m.status.ok), None)
 
+    def in_brief(self) -> str:
+        """The headline of the latest measurement, and how many there are."""
+        latest, count = self.latest, counted(len(self.measurements), "measurement")
+        if latest is None:
+            return f"without a value ({count})"
+        said = [] if latest.certificate is None else [f"bound {latest.certificate.in_brief()}"]
+        names = sorted((each.name for each in self.declaration.headlines), key=lambda name: name not in _FIRST)
+        found = {name: latest.estimates.get(name) for name in names}
+        said += [
+            f"{name} {number_with_error(estimate.value, estimate.total_error)}"
+            for name, estimate in found.items()
+            if estimate is not None and estimate.status.ok and name != "pac_bayes"  # that is the certificate's
+        ]
+        return f"{', '.join(said[:2]) or 'without a headline'} ({count})"
 
-@dataclass(frozen=True)
-class Run:
+    def _shown(self) -> Shown:
+        steps = [each.step for each in self.measurements]
+        rows = [("latest:", self.in_brief())] + ([("steps", f"{steps[0]:,} to {steps[-1]:,}")] if steps else [])
+        return Shown("InstrumentRun", self.declaration.name, rows)
+
+
+@dataclass(frozen=True, repr=False)
+class Run(Displayed):
     """One fit.
 
     Attributes:
@@ -105,3 +135,27 @@ class Run:
         """The first instrument of a kind that has measured, else the first of the kind, else None."""
         found = [each for each in self.instruments.values() if each.kind == kind]
         return next((each for each in found if each.latest is not None), found[0] if found else None)
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The numbers of the run as a pandas frame, in long form: a row for each quantity of each measurement.
+
+        The values are those of the curves, in float64. A value that has no curve is NaN: it is not finite, its
+        ``status`` (by its name) is not reliable, or it is only a ``lower_bound``. Spectra are in the measurements.
+
+        Returns:
+            Columns ``instrument``, ``measurement`` (its number, from 0), ``step``, ``epoch`` (from 0), ``quantity``,
+            ``value``, ``standard_error``, ``truncation_error``, ``status``, ``lower_bound``, ``unit``, ``num_samples``,
+            ``seconds`` (of the whole measurement).
+
+        Raises:
+            MissingExtraError: Without pandas: ``pip install 'lightning-sloppy[data]'``.
+        """
+        return frame((each.declaration, each.measurements) for each in self.instruments.values())
+
+    def _shown(self) -> Shown:
+        facts = self.facts
+        size = f", {facts.num_parameters:,} parameters" if facts.num_parameters else ""
+        done = f"{facts.end or 'not ended'}, {counted(facts.epochs, 'epoch')}, {counted(facts.steps, 'step')}"
+        rows = [(f"{name}:", each.in_brief()) for name, each in self.instruments.items()]
+        cost = f"{number(facts.measuring_seconds)} s, training {number(facts.training_seconds)} s"
+        return Shown("Run", f"{facts.module or 'no fit'}{size}, {done}", [*rows, ("measuring", cost)], "; ")

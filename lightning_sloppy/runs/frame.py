@@ -1,0 +1,87 @@
+"""The numbers of a run as one pandas frame, in long form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from lightning_sloppy.errors import MissingExtraError
+from lightning_sloppy.quantities import Declaration, Quantity
+from lightning_sloppy.records import Estimate, Measurement, Status
+
+if TYPE_CHECKING:
+    import pandas
+
+COLUMNS = {
+    "instrument": "str",
+    "measurement": "int64",
+    "step": "int64",
+    "epoch": "int64",
+    "quantity": "str",
+    "value": "float64",
+    "standard_error": "float64",
+    "truncation_error": "float64",
+    "status": "str",
+    "lower_bound": "bool",
+    "unit": "str",
+    "num_samples": "int64",
+    "seconds": "float64",
+}
+"""Columns of the frame and their types."""
+
+
+def frame(instruments: Iterable[tuple[Declaration, Iterable[Measurement]]]) -> pandas.DataFrame:
+    """One row for each declared quantity of each measurement.
+
+    Args:
+        instruments: Declaration and measurements of each instrument.
+
+    Raises:
+        MissingExtraError: Without pandas.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingExtraError(
+            "to_frame needs pandas, which is not installed: pip install 'lightning-sloppy[data]'."
+        ) from error
+    rows = [
+        {"instrument": declaration.name, "measurement": number, **row}
+        for declaration, measurements in instruments
+        for number, measurement in enumerate(measurements)
+        for row in _rows(measurement, declaration)
+    ]
+    return pandas.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def _rows(measurement: Measurement, declaration: Declaration) -> Iterator[dict[str, Any]]:
+    for name, estimate in measurement.estimates.items():
+        quantity = declaration.quantity(name)
+        if quantity is not None:
+            # Of a measurement that failed, no value is reliable.
+            status = measurement.status if _worthless(measurement) else estimate.status
+            yield {
+                "step": measurement.step,
+                "epoch": measurement.epoch,
+                "quantity": name,
+                "value": float(estimate.value) if _reliable(quantity, estimate) and status.ok else math.nan,
+                "standard_error": float(estimate.standard_error),
+                "truncation_error": float(estimate.truncation_error),
+                "status": status.name,
+                "lower_bound": estimate.lower_bound,
+                "unit": quantity.unit,
+                "num_samples": measurement.num_samples,
+                "seconds": measurement.cost.seconds,
+            }
+
+
+def _worthless(measurement: Measurement) -> bool:
+    return measurement.status in (Status.FAILED, Status.NON_FINITE)
+
+
+def _reliable(quantity: Quantity, estimate: Estimate) -> bool:
+    """Whether it has a curve: a sum over a few eigenvalues is not the functional of the whole spectrum."""
+    if estimate.lower_bound and quantity.whole_spectrum:
+        return False
+    return estimate.status.ok and math.isfinite(estimate.value)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.certificate import Reason
+from lightning_sloppy.errors import Note
 
 T = TypeVar("T")
 
@@ -48,8 +49,10 @@ def to_json(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else _special(value)
-    if isinstance(value, Reason):
-        return {"flag": value.flag, "sentence": str(value)}
+    if isinstance(value, Note):
+        named = {"flag": getattr(value, "flag", ""), "cause": value.cause, "short": value.short}
+        said = {name: text for name, text in named.items() if text}
+        return {"sentence": str(value), **said} if said else str(value)
     if isinstance(value, Enum):
         return value.name
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -121,7 +124,12 @@ def _to_float(value: Any) -> float:
 
 
 def _to_text(value: Any) -> str:
-    return Reason(value["sentence"], flag=value["flag"]) if isinstance(value, dict) else str(value)
+    if not isinstance(value, dict):
+        return str(value)
+    named = {"cause": value.get("cause", ""), "short": value.get("short", "")}
+    if "flag" in value:
+        return Reason(value["sentence"], flag=value["flag"], **named)
+    return Note(value["sentence"], **named)
 
 
 @cache

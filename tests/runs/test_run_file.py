@@ -43,6 +43,7 @@ from lightning_sloppy import (
     load_run,
 )
 from lightning_sloppy.certificate import Reason
+from lightning_sloppy.errors import Note
 from lightning_sloppy.quantities import Declaration, Quantity
 from lightning_sloppy.records import SloppinessVerdict
 from lightning_sloppy.runs import run_file
@@ -319,6 +320,10 @@ def tensors():
 
 ESTIMATES = st.builds(Estimate, st.floats(), st.floats(), st.floats(), st.sampled_from(Status), st.booleans())
 TEXTS = st.text().filter(lambda text: text not in {"NaN", "Infinity", "-Infinity"})
+NOTES = st.builds(lambda words, cause, short: Note(words, cause=cause, short=short), st.text(), st.text(), st.text())
+REASONS = st.builds(
+    lambda words, flag, cause: Reason(words, flag=flag, cause=cause), st.text(), st.text(min_size=1), st.text()
+)
 SPECTRA = st.builds(
     Spectrum,
     eigenvalues=tensors(),
@@ -354,7 +359,7 @@ MEASUREMENTS = st.builds(
     estimates=st.dictionaries(st.text(), ESTIMATES, max_size=3),
     cost=st.builds(Cost, st.integers(), st.floats(), st.floats(), st.none() | st.integers(), st.text()),
     status=st.sampled_from(Status),
-    notes=st.lists(st.text(), max_size=2).map(tuple),
+    notes=st.lists(st.text() | NOTES, max_size=2).map(tuple),
     certificate=st.none()
     | st.builds(
         Certificate,
@@ -364,9 +369,7 @@ MEASUREMENTS = st.builds(
         st.booleans(),
         st.integers(),
         st.floats(),
-        reasons=st.lists(st.builds(lambda s, f: Reason(s, flag=f), st.text(), st.text()) | st.text(), max_size=2).map(
-            tuple
-        ),
+        reasons=st.lists(REASONS | st.text(), max_size=2).map(tuple),
         seed=st.none() | st.integers(),
         epsilon=st.floats(),
     ),

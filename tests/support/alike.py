@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lightning_sloppy.certificate import Reason
+from lightning_sloppy.errors import Note
 
 
 def differences(one: Any, other: Any, place: str = "") -> list[str]:
@@ -30,8 +31,10 @@ def differences(one: Any, other: Any, place: str = "") -> list[str]:
         if not isinstance(other, (list, tuple)) or len(one) != len(other):
             return [f"{place}: {one!r} and {other!r}"]
         return [d for i, (a, b) in enumerate(zip(one, other, strict=True)) for d in differences(a, b, f"{place}[{i}]")]
-    if isinstance(one, Reason) and getattr(other, "flag", None) != one.flag:
-        return [f"{place}: another reason"]
+    if isinstance(one, Note) and (one.cause or one.short or isinstance(one, Reason)):
+        names = ("cause", "short", *(["flag"] if isinstance(one, Reason) else []))
+        if any(getattr(one, name) != getattr(other, name, None) for name in names):
+            return [f"{place}: another cause or flag"]
     if isinstance(one, float) and isinstance(other, float) and math.isnan(one) and math.isnan(other):
         return []
     return [] if one == other and (type(one) is type(other) or not isinstance(one, bool)) else [f"{place}: {one!r}"]

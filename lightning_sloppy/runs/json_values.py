@@ -4,7 +4,8 @@ A record becomes an object with one key for each field; a mapping an object; a s
 has no NaN and no infinities: they become the texts "NaN", "Infinity" and "-Infinity", as in the JSON form of protocol
 buffers. A tensor becomes nested arrays of its numbers (float64), of true and false (bool), or of whole numbers (int64).
 A tensor of another type, or an empty one whose shape nested arrays cannot tell, becomes an object with the keys
-"dtype", "shape" and "values". Eigenvectors, which are as large as the network times their number, are left out.
+"dtype", "shape" and "values". A note with a cause, or a reason with a flag, becomes an object that has them beside its
+"sentence". Eigenvectors, which are as large as the network times their number, are left out.
 
 What is read is guided by the types of the fields: a missing key gives the default of the field, an unknown key is
 ignored.

@@ -55,6 +55,12 @@ def test_two_processes_read_the_same_data_complete_or_with_missing_values(found,
             assert two["notes"] == one["notes"], name
 
 
+def test_one_of_two_processes_writes_the_file_of_the_run(found, tmp_path):
+    alone = two_ranks.run("recorded", tmp_path)
+    assert found[0]["recorded"] == alone
+    assert alone == {"events": ["head", *["measurement"] * 3, "end"], "steps": [0, 4, 9]}
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_two_and_three_processes_certify_what_one_does(found, tmp_path):

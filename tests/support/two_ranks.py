@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import torch
 from lightning.pytorch import seed_everything
+from lightning.pytorch.loggers import CSVLogger
 from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -26,6 +27,7 @@ from lightning_sloppy import (
     LearningPlan,
     Schedule,
     SloppyMonitor,
+    load_run,
 )
 from lightning_sloppy.callbacks import fisher_spectrum as fisher_module
 from lightning_sloppy.callbacks import instrument as instrument_module
@@ -274,8 +276,21 @@ def cleaned(folder: Path, **options: Any) -> dict[str, Any]:
     return found
 
 
+def recorded(folder: Path, **options: Any) -> dict[str, Any]:
+    """The events in the file of a run, as rank 0 finds them."""
+    logger = CSVLogger(folder, name="logs", version=0)
+    fisher = FisherSpectrum(num_samples=16, strict=True)
+    host = trainer(folder, callbacks=[fisher], max_epochs=2, logger=logger, **options)
+    host.fit(Classifier(lr=0.0), DataLoader(blobs(40), BATCH // (1 if options == {} else 2)))
+    if rank():
+        return {}
+    lines = (folder / "logs" / "version_0" / "sloppy_run.jsonl").read_text().splitlines()
+    steps = [m.step for m in load_run(folder).instruments["fisher"].measurements]
+    return {"events": [json.loads(line)["event"] for line in lines], "steps": steps}
+
+
 ALL = (
-    certified, turned, parted, cleaned, everything, inputs,
+    recorded, certified, turned, parted, cleaned, everything, inputs,
     uneven, stream, current, failing, unguarded, short_of_memory,
 )  # fmt: skip
 SCENARIOS = {scenario.__name__: scenario for scenario in ALL}

@@ -183,23 +183,41 @@ def plain_numbers(axis: XAxis | YAxis, digits: tuple[float, ...] = (1.0,)) -> No
     axis.set_minor_locator(NullLocator())
 
 
-def legend_below(axes: Axes, *, first: int) -> None:
-    """A legend of two columns below a panel, where it covers nothing.
+def power_axis(axis: XAxis | YAxis, span: float) -> None:
+    """Label a logarithmic axis by what fits: 1, 2, 5, 10 over few decades, 1, 10, 100 over more, then powers of ten.
+
+    Args:
+        axis: The axis.
+        span: Largest divided by smallest value.
+    """
+    from matplotlib.ticker import NullLocator
+
+    if span <= 1e4:
+        plain_numbers(axis, (1.0, 2.0, 5.0) if span <= 300 else (1.0,))
+    axis.set_minor_locator(NullLocator())
+
+
+def legend_below(axes: Axes, *, first: int, columns: int = 2) -> None:
+    """A legend below a panel, where it covers nothing.
 
     Args:
         axes: The panel.
         first: How many entries belong into the first column; the others go into the second.
+        columns: 1: all entries below one another.
     """
     from matplotlib.lines import Line2D
 
     handles, labels = axes.get_legend_handles_labels()
-    columns = [list(zip(handles, labels, strict=True))[part] for part in (slice(first), slice(first, None))]
-    rows = max(map(len, columns))
-    blank = (Line2D([], [], linestyle="none"), "")
-    entries = [entry for column in columns for entry in column + [blank] * (rows - len(column))]
+    entries = list(zip(handles, labels, strict=True))
+    if columns == 2:
+        sides = entries[:first], entries[first:]
+        rows, blank = max(map(len, sides)), (Line2D([], [], linestyle="none"), "")
+        entries = [entry for side in sides for entry in side + [blank] * (rows - len(side))]
+    if not entries:
+        return
     width, height = _inches(axes)
     axes.legend(
-        *zip(*entries, strict=True), loc="upper left", bbox_to_anchor=(-0.4 / width, -0.56 / height), ncols=2,
+        *zip(*entries, strict=True), loc="upper left", bbox_to_anchor=(-0.4 / width, -0.56 / height), ncols=columns,
         columnspacing=1.0, handlelength=2.2, handletextpad=0.5, borderpad=0, borderaxespad=0,
     )  # fmt: skip
 
@@ -216,7 +234,7 @@ def spectrum_axes(axes: Axes, lowest: float) -> None:
     axes.set(xscale="log", yscale="log")
     labelled(axes, "Rank of the eigenvalue", "Eigenvalue / trace")
     axes.set_ylim(bottom=max(min(lowest, THOUSANDTH) / 4, LOWEST))
-    plain_numbers(axes.xaxis)
+    power_axis(axes.xaxis, float(axes.dataLim.x1))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.axhline(THOUSANDTH, color=GREY, linestyle="--", linewidth=1.0, zorder=1)
     axes.text(

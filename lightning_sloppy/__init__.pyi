@@ -40,6 +40,7 @@ from .records import Measurement as Measurement
 from .records import Spectrum as Spectrum
 from .records import Status as Status
 from .reporting.data_html import data_html as data_html
+from .reporting.run_html import run_html as run_html
 from .runs.run_file import load_run as load_run
 
 __version__: str

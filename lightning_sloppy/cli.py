@@ -58,6 +58,10 @@ def _run(words: list[str], debug: bool) -> int | None:
         return _unknown(words[0])
     if verb == "inspect":
         return _inspect(words[1:], debug)
+    if verb == "report":
+        from lightning_sloppy.report_command import run_report
+
+        return run_report(words[1:], debug=debug)
     if any(word in HELP for word in words):
         words, shown = _help(verb, words)
         if shown is not None:

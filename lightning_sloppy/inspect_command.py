@@ -6,26 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from lightning_sloppy.command_line.complaints import complain
-from lightning_sloppy.command_line.mistakes import Vocabulary, explained
+from lightning_sloppy.command_line.plain_parser import BAD_INPUT, PlainParser
 from lightning_sloppy.errors import ConfigurationError, SloppyError
 from lightning_sloppy.inputs.column_groups import THRESHOLD
 from lightning_sloppy.inspection.data_report import arrays_beside
-
-BAD_INPUT = 2
-"""Exit code for a table that cannot be read or used, as for arguments that cannot be parsed."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports an argument that cannot be parsed in a few lines."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the cause and the nearest option, and exit with code 2."""
-        options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-        complain(explained(message, Vocabulary([*options, "--data"])), "inspect")
-        sys.exit(BAD_INPUT)
 
 
 def run_inspect(arguments: Sequence[str], *, debug: bool = False) -> int:
@@ -108,13 +94,13 @@ def _inspected(options: argparse.Namespace, of_data: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="lightning-sloppy inspect",
+    parser = PlainParser(
+        "inspect",
         description="Look at a table before any model: columns that repeat each other, independent directions, missing "
         "values, noise, and how sure all of it is. Prints one page.",
         epilog="--data CLASS_PATH [--data.ARGUMENT VALUE ...] takes the training samples of a LightningDataModule "
         "instead of a PATH. Exit code 2: a table that cannot be read or used.",
-        allow_abbrev=False,
+        more=["--data"],
     )
     parser.add_argument(
         "path", nargs="?", metavar="PATH", help="text (.csv, .tsv, .txt, ...), .parquet, .npy, .npz or IDX file"

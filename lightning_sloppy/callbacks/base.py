@@ -20,6 +20,7 @@ from lightning_sloppy.errors import Note, SloppyError
 from lightning_sloppy.probing.context import FitContext, close_context
 from lightning_sloppy.probing.run_facts import run_facts
 from lightning_sloppy.probing.schedule import Schedule
+from lightning_sloppy.reporting.run_html import write_report
 from lightning_sloppy.reporting.summary import summarise
 from lightning_sloppy.reporting.user_warnings import warn_user
 from lightning_sloppy.runs.run import InstrumentRun, Run, RunFacts
@@ -53,6 +54,9 @@ class SloppyCallback(Displayed, Callback, ABC):
 
     facts: RunFacts = RunFacts()
     """Facts about the latest fit, as of the latest measurement or its end; on rank 0."""
+
+    report: bool = True
+    """Whether the end of the fit writes report.html into the folder of the run; false in any callback prevents it."""
 
     @property
     def parts(self) -> list[SloppyCallback]:
@@ -234,8 +238,20 @@ def _close(callback: SloppyCallback, trainer: Trainer, end: str) -> None:
                     fit_seconds=None if context is None else context.clock.fit_seconds,
                 )
             )
+            if facts.folder and all(peer.report for peer in family):
+                _write_report(run)
     except Exception as error:  # an error here must not end a run or hide its own exception
         warn_user(f"The closing summary could not be written: {in_words(error)}")
+
+
+def _write_report(run: Run) -> None:
+    try:
+        rank_zero_info(f"Report: {write_report(run)}")
+    except Exception as error:  # as for the summary
+        warn_user(
+            f"The report could not be written: {in_words(error)}. The record of the run is complete; try "
+            f"lightning-sloppy report {run.facts.folder}"
+        )
 
 
 def _event_folder(logger: Any) -> str:

@@ -76,6 +76,8 @@ class SloppyMonitor(SloppyCallback):
         schedule: A :class:`Schedule`, instead of the four arguments above.
         seed: Seed of probe samples, probe vectors and draws.
         strict: Raise errors of measurements instead of warning.
+        report: Write ``report.html`` into the folder of the run at the end of the fit; see docs/report.md. Without a
+            logger that has a folder, nothing is written.
 
     Raises:
         ConfigurationError: For arguments out of range or of another type.
@@ -110,6 +112,7 @@ class SloppyMonitor(SloppyCallback):
         schedule: Schedule | None = None,
         seed: int = 0,
         strict: bool = False,
+        report: bool = True,
     ) -> None:
         super().__init__()
         own = (every_n_epochs, every_n_steps, max_overhead, grace_seconds)
@@ -152,6 +155,7 @@ class SloppyMonitor(SloppyCallback):
             "strict": strict,
         }
         for part in self.parts:
+            part.report = report
             if isinstance(part, MeasuringCallback):
                 part.adopt(settings)
 

@@ -12,6 +12,7 @@ VERBS = {
     "certify": "optimise and save a PAC-Bayes certificate for a checkpoint",
     "spectrum": "measure a checkpoint without training",
     "inspect": "look at a table or at the samples of a data module, before any model",
+    "report": "write the report of a run, or of several next to each other, as one HTML page",
     "validate": "as in Lightning, and so are test and predict",
     "test": "",
     "predict": "",

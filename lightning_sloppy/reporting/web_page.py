@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import base64
-import io
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.reporting.canvas import png
+from lightning_sloppy.reporting.phrases import number
 from lightning_sloppy.version import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from matplotlib.figure import Figure
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+GENERATOR = '<meta name="generator" content="lightning_sloppy '
+"""Stands at the top of each page."""
 
 DOTS_PER_INCH = 130
 """Of a picture in a page: sharp on a phone and in print, and below 200 kB."""
@@ -40,7 +47,7 @@ class PagePicture:
     wide: bool = False
 
 
-def as_page_picture(figure: Any, description: str, *, caption: str = "", wide: bool = False) -> PagePicture:
+def as_page_picture(figure: Figure, description: str, *, caption: str = "", wide: bool = False) -> PagePicture:
     """A figure of matplotlib as a picture inside a page.
 
     Args:
@@ -49,10 +56,8 @@ def as_page_picture(figure: Any, description: str, *, caption: str = "", wide: b
         caption: What to see in it.
         wide: See :class:`PagePicture`.
     """
-    target = io.BytesIO()
-    figure.savefig(target, format="png", dpi=DOTS_PER_INCH)
     width, height = figure.get_size_inches()
-    code = base64.b64encode(target.getvalue()).decode("ascii")
+    code = base64.b64encode(png(figure, dpi=DOTS_PER_INCH)).decode("ascii")
     return PagePicture(
         f"data:image/png;base64,{code}", description, round(96 * width), round(96 * height), caption, wide
     )
@@ -92,17 +97,50 @@ def write_page(text: str, path: str | Path) -> Path:
     return path
 
 
+def require_page(path: Path) -> None:
+    """Check that a file does not exist, or is a page of this package, so that it may be replaced.
+
+    Raises:
+        ConfigurationError: It is another file.
+    """
+    try:
+        with path.open("rb") as file:
+            ours = GENERATOR.encode() in file.read(2_000)
+    except OSError:
+        return  # there is none, or writing it says what is wrong
+    if not ours:
+        raise ConfigurationError(f"{path} exists and is no page of this package; choose another name with --out.")
+
+
 @cache
 def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"short": short, "digits": number, "breakable": _breakable}
+    return environment
+
+
+def short(value: float) -> str:
+    """Two digits, for errors and percentages.
+
+    >>> short(0.012345), short(95.0), short(1234.5)
+    ('0.012', '95', '1,234')
+    """
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.2g}"
+
+
+def _breakable(name: str) -> Any:
+    """A tag that may be broken into lines behind each part of its name."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(part) for part in re.findall(r"[^/_]*[/_]?", name) if part)
 
 
 def _safe(text: str) -> Any:

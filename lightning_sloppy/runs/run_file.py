@@ -115,7 +115,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     Raises:
         ConfigurationError: If there is no run, if there are several, or if the file has another format.
     """
-    file = _find(Path(path))
+    file = run_file_in(Path(path))
     parts: list[_Part] = []
     unreadable = 0
     torn = False
@@ -158,7 +158,15 @@ def _changed(facts: RunFacts, known: RunFacts) -> dict[str, Any]:
     return {name: value for name, value in to_json(facts).items() if value != before[name]}
 
 
-def _find(path: Path) -> Path:
+def run_file_in(path: Path) -> Path:
+    """The file of a run.
+
+    Args:
+        path: The folder of the run, one above it if it holds a single run, or the file.
+
+    Raises:
+        ConfigurationError: If there is none, or if there are several.
+    """
     if path.is_file():
         return path
     if not path.exists():

@@ -16,7 +16,7 @@ FLOORS = [
     {"__main__"},
     {"cli"},
     {"__init__"},
-    {"inspect_command"},
+    {"inspect_command", "report_command"},
     {"command_line"},
     {"callbacks", "demo"},
     {"certifying"},

@@ -18,6 +18,7 @@ class Page(HTMLParser):
         self.seen: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[tuple[tuple[str, ...], str]] = []
         self.rows: list[list[str]] = []
+        self.values: list[list[float]] = []
         self.feed(text)
         self.close()
         assert not self.open, f"not closed: {self.open}"
@@ -28,6 +29,11 @@ class Page(HTMLParser):
             self.open.append(tag)
         if tag == "tr":
             self.rows.append([])
+            self.values.append([])
+        if tag == "data" and self.rows and "tr" in self.open:
+            self.values[-1].append(float(dict(attrs)["value"]))
+        if tag == "br" and self.rows and "tr" in self.open:
+            self.rows[-1][-1] += " "
         if tag in ("td", "th"):
             self.rows[-1].append("")
 
@@ -54,6 +60,10 @@ class Page(HTMLParser):
         """The row whose first cell is this."""
         rows = [[" ".join(cell.split()) for cell in row] for row in self.rows]
         return next(row for row in rows if row and row[0] == first)
+
+    def values_of(self, tag: str) -> list[float]:
+        """The numbers in full of the row that shows a tag, in order."""
+        return next(values for row, values in zip(self.rows, self.values, strict=True) if row and row[0].endswith(tag))
 
     def tags(self) -> set[str]:
         return {tag for tag, _ in self.seen}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import torch
 from support.small_cli import TINY, complaint, exit_code
 
 from lightning_sloppy.demo import DigitsDataModule
+
+DOCS = Path(__file__).parents[2] / "docs" / "command_line.md"
 
 MODULES = """
 import torch
@@ -89,6 +92,11 @@ def test_the_numbers_are_those_that_the_fit_measured_at_its_end(fitted, tmp_path
     assert found["loss"]["checked"] is True
     assert checkpoint.read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"found.json", "spectrum_modules.py"}
+
+    documented = DOCS.read_text()
+    entry = found["spectra"]["hessian"]
+    keys = {*fit, *found, *found["loss"], *entry, *entry["estimates"]["trace"], *entry["eigenvalues"]["hessian"]}
+    assert not {key for key in keys if f"`{key}`" not in documented}
 
     page = capsys.readouterr().out
     dimension = found["spectra"]["jacobian"]["estimates"]["effective_dimension"]["value"]

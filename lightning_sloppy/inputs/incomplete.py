@@ -23,9 +23,8 @@ from lightning_sloppy.inputs.shifted_pairs import ShiftedPairs
 Missing = Literal["error", "pairwise", "em"]
 """What is done about missing values."""
 
-FEWEST_PAIRS = 4
-"""Rows in common, on average, for each column, below which no half is resampled: setting negative eigenvalues to zero
-then moves a half by more than halves can tell."""
+FEWEST_PAIRS = 2
+"""Rows in common, on average, for each column, below which no half is resampled."""
 
 Mask: TypeAlias = "npt.NDArray[np.bool_]"
 

@@ -85,11 +85,9 @@ def test_numbers_of_eigenvalues_that_missing_values_hide_have_no_interval() -> N
     spectrum = input_spectrum(rows, intervals=True, missing="pairwise")
     assert spectrum.detail["negative_eigenvalues"] > 0
     assert set(complete) - set(spectrum_intervals(spectrum)) == {"entropy_rank", "effective_dimension"}
-    few = input_spectrum(
-        rows[:70], intervals=True, missing="pairwise"
-    )  # 4 rows in common for each column are asked for
-    assert few.halves is None
-    assert input_spectrum(rows[:100], intervals=True, missing="pairwise").halves is not None
+    few = input_spectrum(rows[:32], intervals=True, missing="pairwise")
+    assert few.halves is None, "2 rows in common for each column are asked for"
+    assert input_spectrum(rows[:60], intervals=True, missing="pairwise").halves is not None
 
 
 def test_the_ratio_of_incomplete_rows_is_corrected_before_the_repair() -> None:

@@ -73,11 +73,15 @@ class IncompleteMoments:
         return ~(self.used | self.constant)
 
     @property
+    def mean_overlap(self) -> float:
+        """Rows that two of the used columns have in common, on average."""
+        return float(self.num_samples) if self.overlap is None or not len(self.overlap) else float(self.overlap.mean())
+
+    @property
     def enough_for_halves(self) -> bool:
         """Whether pairs have so many rows in common, and so few have no correlation, that intervals can be had."""
         d = len(self.correlation)
-        common = self.num_samples if self.overlap is None else float(self.overlap.mean())
-        return common >= FEWEST_PAIRS * d and self.undefined_pairs <= MOST_UNDEFINED * d * (d - 1) / 2
+        return self.mean_overlap >= FEWEST_PAIRS * d and self.undefined_pairs <= MOST_UNDEFINED * d * (d - 1) / 2
 
     def detail(self) -> dict[str, str | int | float]:
         """What was done, for :attr:`Spectrum.detail`."""
@@ -86,6 +90,7 @@ class IncompleteMoments:
             "missing_rate": self.missing_rate,
             "overlap_limit": self.overlap_limit,
             "smallest_overlap": self.smallest_overlap,
+            "mean_overlap": self.mean_overlap,
             "undefined_pairs": self.undefined_pairs,
             "set_aside_columns": int(self.set_aside.sum()),
         }

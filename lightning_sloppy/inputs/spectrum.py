@@ -24,7 +24,7 @@ from lightning_sloppy.inputs.moment_blocks import (
     number_of_blocks,
 )
 from lightning_sloppy.inputs.moments import InputMoments
-from lightning_sloppy.inputs.pairwise import LEAST_OBSERVED
+from lightning_sloppy.inputs.pairwise import LEAST_OBSERVED, fewest_common
 from lightning_sloppy.inputs.rows import Array, as_rows
 from lightning_sloppy.records import Cost, Estimate, Spectrum, Status
 
@@ -158,8 +158,8 @@ def moments_spectrum(
         used, ``detail`` the ``constant_columns`` and all ``num_features``. The trace is exact. With missing values
         ``detail`` also holds ``missing`` (how they were treated), ``missing_rate``, ``negative_eigenvalues`` and
         ``smallest_eigenvalue`` before they became zero, ``overlap_limit`` (rows that two columns need in common),
-        ``smallest_overlap``, ``undefined_pairs`` below the limit, and the number of ``set_aside_columns`` (observed in
-        fewer than 5 % of the rows or fewer than the limit).
+        ``smallest_overlap`` and ``mean_overlap``, ``undefined_pairs`` below the limit, and the number of
+        ``set_aside_columns`` (observed in fewer than 5 % of the rows, or in fewer than 30 or half of them).
 
     Raises:
         ConfigurationError: Unknown kind, fewer than two samples, only constant columns (correlation and covariance),
@@ -211,7 +211,7 @@ def _matrix_of(moments: AnyMoments, kind: InputKind) -> tuple[Tensor, int, dict[
             raise ConfigurationError(
                 f"The {kind} of the inputs was asked for, but of {len(moments.used)} columns {constant} are constant "
                 f"and {aside} are NaN in too many of the {n} samples (observed in fewer than {LEAST_OBSERVED:.0%} or "
-                f"fewer than {moments.overlap_limit}); pass inputs that vary and are observed."
+                f"fewer than {fewest_common(n)}); pass inputs that vary and are observed."
             )
         found = torch.from_numpy(np.ascontiguousarray(moments.matrix(kind)))
         counted = {"constant_columns": int(moments.constant.sum()), "num_features": len(moments.used)}

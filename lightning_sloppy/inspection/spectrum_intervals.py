@@ -160,8 +160,8 @@ def _confidence(
     values = np.maximum(spectrum.eigenvalues.numpy(), 0.0)
     lowest = centre
     if name == "largest":
-        equal = equal_to_the_largest(values, spectrum.num_samples)
-        factor = correction_factor(values, equal, spectrum.num_samples)
+        equal = equal_to_the_largest(values, _independent(spectrum))
+        factor = correction_factor(values, equal, _independent(spectrum))
         if equal > 1:  # their mean is what each of them is in the population
             tops = np.log([[float(half.eigenvalues[:equal].mean()) for half in pair] for pair in pairs])
             top = math.log(values[:equal].mean())
@@ -182,6 +182,17 @@ def _hides_small_ones(spectrum: Spectrum) -> bool:
     return bool((spectrum.eigenvalues <= spectrum.noise_floor).any()) or bool((spectrum.halves < 0).any())
 
 
+def _mean(spectrum: Spectrum) -> float:
+    """The mean eigenvalue, before a repair raised it."""
+    values = spectrum.eigenvalues if spectrum.unrepaired is None else spectrum.unrepaired
+    return float(values.sum()) / spectrum.dim
+
+
+def _independent(spectrum: Spectrum) -> float:
+    """Samples behind an average entry of the matrix."""
+    return float(spectrum.detail.get("mean_overlap", spectrum.num_samples))
+
+
 def _signed_ratio(values: Tensor) -> float:
     """Participation ratio of signed eigenvalues."""
     return float(values.sum() ** 2 / values.square().sum())
@@ -195,15 +206,15 @@ def _within(name: str, low: float, high: float, spectrum: Spectrum) -> tuple[flo
         least = 0.0 if name == "effective_dimension" else 1.0
         low, high = max(low, least), min(high, most)
         return min(low, high), high
-    mean = float(spectrum.eigenvalues.clamp_min(0.0).sum()) / d
+    mean = _mean(spectrum)
     low = mean if _may_be_noise(spectrum) else max(low, mean)
     return low, max(min(high, mean * d), low)
 
 
 def _may_be_noise(spectrum: Spectrum) -> bool:
     """Whether independent columns of one scale could show so large an eigenvalue (Marchenko and Pastur 1967)."""
-    mean = float(spectrum.eigenvalues.clamp_min(0.0).sum()) / spectrum.dim
-    return spectrum.largest <= BARELY * mean * (1 + math.sqrt(spectrum.dim / spectrum.num_samples)) ** 2
+    mean = _mean(spectrum)
+    return spectrum.largest <= BARELY * mean * (1 + math.sqrt(spectrum.dim / _independent(spectrum))) ** 2
 
 
 def _as_half(spectrum: Spectrum, signed: Tensor) -> Spectrum:

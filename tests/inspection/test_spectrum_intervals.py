@@ -103,6 +103,15 @@ def test_the_ratio_of_incomplete_rows_is_corrected_before_the_repair() -> None:
     assert interval.high == 40
 
 
+def test_the_noise_edge_is_that_of_the_common_rows() -> None:
+    """The largest eigenvalue of independent columns is that of half as many rows where 30 % are missing."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        rows = rng.standard_normal((200, 40))
+        rows[rng.random(rows.shape) < 0.3] = np.nan
+        assert spectrum_intervals(input_spectrum(rows, intervals=True, missing="pairwise"))["largest"].low <= 1 + 1e-9
+
+
 def test_equal_largest_eigenvalues_are_held_by_the_interval() -> None:
     matrix = np.where(np.arange(40)[:, None] // 4 == np.arange(40) // 4, 0.8, 0.0) + 0.2 * np.eye(40)
     found = covered(matrix, 120, 30)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from lightning_sloppy.errors import ConfigurationError
 
@@ -22,6 +23,9 @@ RESERVED = "cost"
 COSTS = ("seconds", "products", "peak_bytes")
 """Costs of a measurement. Each is a quantity of the group of costs, for instance ``seconds_hessian``."""
 
+Detail = Literal["main", "all"]
+"""Which scalars loggers get."""
+
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -37,6 +41,26 @@ def require_name(name: str, what: str) -> str:
             "letter."
         )
     return name
+
+
+def name_of_class(name: str) -> str:
+    """The name of a class as the name of an instrument.
+
+    >>> name_of_class("GradientNoiseScale")
+    'gradient_noise_scale'
+    """
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def checked_detail(detail: object) -> Detail:
+    """Return the argument if it is a level of detail.
+
+    Raises:
+        ConfigurationError: For anything else.
+    """
+    if detail == "main" or detail == "all":
+        return detail
+    raise ConfigurationError(f"detail={detail!r} is unknown; pass 'main' or 'all'.")
 
 
 @dataclass(frozen=True)
@@ -57,6 +81,11 @@ class Quantity:
         headline: Whether the closing summary reports it.
         whole_spectrum: Whether it is a functional of the whole spectrum. A sum over a few eigenvalues is then only a
             lower bound, and is not logged under its name.
+        expert: Whether nobody would do anything differently if it changed, apart from somebody who studies it. It is
+            then drawn only with ``detail="all"``.
+        once: Whether it does not change within a run. It is then drawn only with ``detail="all"``, too.
+
+    All quantities are measured, recorded, and in ``trainer.callback_metrics``, also those that are not drawn.
 
     Raises:
         ConfigurationError: For a name that is not valid in a tag or ends like the tag of an error, and for an empty
@@ -75,6 +104,8 @@ class Quantity:
     estimated: bool = False
     headline: bool = False
     whole_spectrum: bool = False
+    expert: bool = False
+    once: bool = False
 
     def __post_init__(self) -> None:
         """Check the name and the explanation."""
@@ -116,6 +147,8 @@ class Declaration:
         histograms: Histograms.
         costs: Which costs of a measurement are logged, names in ``COSTS``.
         cost_advice: One sentence on how to reduce the cost.
+        once: Whether it measures once in a run, so that its scalars have a single value.
+        detail: Which scalars loggers get: "main", those that show something that a person acts on, or "all".
     """
 
     name: str
@@ -124,6 +157,8 @@ class Declaration:
     histograms: Sequence[SpectrumHistogram] = ()
     costs: Sequence[str] = ("seconds",)
     cost_advice: str = ""
+    once: bool = False
+    detail: Detail = "main"
 
     def __post_init__(self) -> None:
         """Check that names are unique, and that the quantities of every band exist."""
@@ -150,6 +185,10 @@ class Declaration:
     def quantity(self, name: str) -> Quantity | None:
         """The quantity of this name, if it is declared."""
         return next((quantity for quantity in self.quantities if quantity.name == name), None)
+
+    def draws(self, quantity: Quantity) -> bool:
+        """Whether loggers get this quantity, so that there is a curve of it."""
+        return self.detail == "all" or not (self.once or quantity.expert or quantity.once)
 
     @property
     def headlines(self) -> list[Quantity]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import traceback
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,12 +17,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_sloppy.display import Displayed, Shown
-from lightning_sloppy.errors import Note, SloppyError
+from lightning_sloppy.errors import ConfigurationError, Note, SloppyError
+from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext, close_context
 from lightning_sloppy.probing.run_facts import run_facts
 from lightning_sloppy.probing.schedule import Schedule
+from lightning_sloppy.reporting.pages import introduce, read_me_first, write_final_numbers, write_text
 from lightning_sloppy.reporting.run_html import write_report
-from lightning_sloppy.reporting.summary import summarise
+from lightning_sloppy.reporting.summary import Length, summarise
 from lightning_sloppy.reporting.user_warnings import warn_user
 from lightning_sloppy.runs.run import InstrumentRun, Run, RunFacts
 from lightning_sloppy.runs.run_writer import RunWriter
@@ -36,6 +39,9 @@ else:
     class Callback(lightning.pytorch.Callback, pytorch_lightning.Callback):
         """Accepted by both copies of Lightning; a type checker sees the first only, because their types differ."""
 
+
+Closing = Length | Literal[False]
+"""Length of the summary at the end of the fit, or none."""
 
 NOT_THEIRS = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
 """Folders of torch and of this package: an error is reported at the last line of code outside them."""
@@ -55,6 +61,11 @@ class SloppyCallback(Displayed, Callback, ABC):
     facts: RunFacts = RunFacts()
     """Facts about the latest fit, as of the latest measurement or its end; on rank 0."""
 
+    closing: Closing = "full"
+    """Length of the summary that is printed at the end of the fit; False: none."""
+
+    hparams: bool = True
+    """Whether the final numbers are logged with the hyperparameters, where a logger can."""
     report: bool = True
     """Whether the end of the fit writes report.html into the folder of the run; false in any callback prevents it."""
 
@@ -99,9 +110,21 @@ class SloppyCallback(Displayed, Callback, ABC):
         """What it measured in this fit; None for a callback that does not measure."""
         return None
 
+    def run_so_far(self) -> InstrumentRun | None:
+        """The same without the text about it."""
+        return None
+
     def record(self) -> Run:
         """The record of the latest fit, or of the running one so far, for the parts of this callback."""
-        return _record(self.parts, next((part.facts for part in self.parts if part.facts.module), RunFacts()))
+        return record_of(self.parts, next((part.facts for part in self.parts if part.facts.module), RunFacts()))
+
+    def summary(self, length: Length = "full") -> str:
+        """The closing summary of the latest fit, or of the running one so far, as text.
+
+        Args:
+            length: "short": the five answers, and where the values are. "full": also conditions and details.
+        """
+        return summarise(self.record(), length)
 
     def to_frame(self) -> pandas.DataFrame:
         """The numbers of the latest fit as a pandas frame: see :meth:`lightning_sloppy.runs.run.Run.to_frame`."""
@@ -129,6 +152,17 @@ class SloppyCallback(Displayed, Callback, ABC):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Print the summary, because ``teardown`` is not called after an exception."""
         _close(self, trainer, "failed" if isinstance(exception, Exception) else "was interrupted")
+
+
+def checked_closing(summary: object) -> Closing:
+    """Return the argument if it is a length of the summary.
+
+    Raises:
+        ConfigurationError: For anything else.
+    """
+    if summary == "full" or summary == "short" or summary is False:
+        return summary
+    raise ConfigurationError(f"summary={summary!r} is unknown; pass 'full', 'short' or False.")
 
 
 def plain(value: Any) -> Any:
@@ -208,7 +242,8 @@ def gather_facts(trainer: Trainer, context: FitContext | None, *, end: str = "")
     return facts
 
 
-def _record(parts: Sequence[SloppyCallback], facts: RunFacts) -> Run:
+def record_of(parts: Sequence[SloppyCallback], facts: RunFacts) -> Run:
+    """The record of a fit from its callbacks."""
     measured = [each for part in parts if (each := part.instrument_run()) is not None]
     return Run({each.declaration.name: each for each in measured}, facts)
 
@@ -219,26 +254,20 @@ def warnings_of(family: Sequence[SloppyCallback]) -> dict[str, str]:
 
 
 def _close(callback: SloppyCallback, trainer: Trainer, end: str) -> None:
-    """The first callback of the fit prints the summary for all, if anything was measured, and clears the context."""
+    """The first callback of the fit reports for all, if anything was measured, and clears the context."""
     family = peers(trainer)
     if not family or callback.parts[0] is not family[0]:
         return
     try:
         context = close_context(trainer)
         if trainer.is_global_zero and any(peer.has_measured for peer in family):
-            facts = gather_facts(trainer, context, end=end)
-            run = _record(family, facts)
+            run = record_of(family, gather_facts(trainer, context, end=end))
             (RunWriter() if context is None else context.run_writer).end(run)
-            rank_zero_info(
-                summarise(
-                    list(run.instruments.values()),
-                    warnings=facts.warnings,
-                    stop=" ".join([_end(facts), *facts.end_sentences]),
-                    log_dirs=[folder for logger in trainer.loggers if (folder := _event_folder(logger))],
-                    fit_seconds=None if context is None else context.clock.fit_seconds,
-                )
-            )
-            if facts.folder and all(peer.report for peer in family):
+            _fill_pages(trainer, context, run, hparams=all(peer.hparams for peer in family))
+            length = _length([peer.closing for peer in family])
+            if length:
+                rank_zero_info(summarise(run, length))
+            if run.facts.folder and all(peer.report for peer in family):
                 _write_report(run)
     except Exception as error:  # an error here must not end a run or hide its own exception
         warn_user(f"The closing summary could not be written: {in_words(error)}")
@@ -254,16 +283,22 @@ def _write_report(run: Run) -> None:
         )
 
 
-def _event_folder(logger: Any) -> str:
-    """Folder of the logger's event files; empty if it writes none."""
-    folder = getattr(logger, "log_dir", None)
-    return str(folder) if folder and any(Path(folder).glob("events.out.tfevents.*")) else ""
+def _fill_pages(trainer: Trainer, context: FitContext | None, run: Run, *, hparams: bool) -> None:
+    """Write what loggers with pages get at the end."""
+    prefix_of = trainer_internals.logger_prefix
+    step = max((event.step for each in run.instruments.values() for event in each.measurements), default=0)
+    if context is not None and not context.layout_written:
+        introduce(trainer, run, step=step, prefix_of=prefix_of, at_once=True)
+    write_text(trainer, read_me_first(run, begins=False), step=step, prefix_of=prefix_of)
+    if hparams:
+        write_final_numbers(trainer, run, step=step, prefix_of=prefix_of)
 
 
-def _end(facts: RunFacts) -> str:
-    ended = _counted(facts.epochs, "epoch"), _counted(facts.steps, "optimiser step")
-    return f"Training {facts.end} after {' and '.join(ended)}."
-
-
-def _counted(number: int, word: str) -> str:
-    return f"{number:,} {word}" + ("" if number == 1 else "s")
+def _length(asked: Sequence[Closing]) -> Closing:
+    """The shortest that was asked for, unless the level of the package's log asks for none or for everything."""
+    level = logging.getLogger("lightning_sloppy").level
+    if level >= logging.WARNING:
+        return False
+    if level == logging.DEBUG:
+        return "full"
+    return False if False in asked else "short" if "short" in asked else "full"

@@ -22,6 +22,12 @@ QUANTITIES = (
         headline=True,
     ),
     Quantity(
+        "guess_error",
+        "Error rate of always predicting the most frequent class, on up to `risk_samples` training samples. A bound "
+        "above it is of no use.",
+        chart="Bounds and errors",
+    ),
+    Quantity(
         "gibbs_error",
         "Error rate of the drawn pair on a new subsample of the training data. If it is far above the training error, "
         "the posterior is too wide for this minimum.",
@@ -31,6 +37,7 @@ QUANTITIES = (
         "risk_upper",
         "Upper limit of the error rate of the pair on all training samples. If it is far above `gibbs_error`, increase "
         "`risk_samples`.",
+        expert=True,
     ),
     Quantity(
         "log_ratio",
@@ -57,34 +64,41 @@ QUANTITIES = (
         "epsilon",
         "Prior precision from the grid that fits the posterior best. If it is the first or last value of the grid, "
         "widen the grid.",
+        expert=True,
     ),
     Quantity(
         "tau",
         "Weight of the curvature in the posterior precision tau lambda + epsilon. Zero means that the curvature did "
         "not improve this bound.",
+        expert=True,
     ),
     Quantity(
         "mean_scale",
         "The posterior mean is w0 + mean_scale (w - w0). Below 1, weights closer to the initial ones give a better "
         "bound.",
+        expert=True,
     ),
     Quantity(
         "posterior_dimension",
         "N_eff = sum tau lambda / (tau lambda + epsilon): effective number of directions that the posterior "
         "determines. If it is far above `stiff_directions`, many directions of small curvature contribute.",
+        expert=True,
     ),
     Quantity(
         "stiff_directions",
         "p(n, epsilon): number of computed eigenpairs with tau lambda >= epsilon. If it equals k, more eigenpairs "
         "would give a better posterior.",
+        expert=True,
     ),
     Quantity(
         "evaluation",
         "Number t of this evaluation. It uses the fraction 6 / (pi^2 t^2) of the failure probability.",
+        expert=True,
     ),
     Quantity(
         "delta_spent",
         "Failure probability used so far by all bounds of this run. It never exceeds `delta`.",
+        expert=True,
     ),
     Quantity(
         "hold_out_error",
@@ -134,6 +148,7 @@ FINAL_QUANTITIES = (
 def bound_estimates(certificate: Certificate) -> dict[str, Estimate]:
     """Parts of a bound, and the bound itself if it is valid."""
     found = {
+        "guess_error": certificate.guess_error,
         "gibbs_error": certificate.empirical_risk,
         "log_ratio": certificate.log_ratio,
         "kl_displacement": certificate.kl_displacement,

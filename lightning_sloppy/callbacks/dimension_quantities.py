@@ -24,7 +24,12 @@ def quantities_of_dimension(
             chart=chart,
             whole_spectrum=True,
         ),
-        Quantity("n90_half_samples", "The same on the first half of the samples.", whole_spectrum=True),
+        Quantity(
+            "n90_half_samples",
+            "The same on the first half of the samples.",
+            whole_spectrum=True,
+            expert=True,
+        ),
     )
     return (
         Quantity(
@@ -51,6 +56,7 @@ def quantities_of_dimension(
             "Smallest number of eigenvalues whose sum is at least 90 % of the trace. It has no upper limit, so use it "
             "where the effective dimension approaches its maximum of 1,000.",
             whole_spectrum=True,
+            expert=True,
         ),
         *(halves[1:] if half else ()),
     )
@@ -66,18 +72,21 @@ def quantities_at_prior() -> tuple[Quantity, ...]:
             chart="Effective dimension at the scale of the prior",
             band=("effective_dimension_at_prior_coarse", "effective_dimension_at_prior_fine"),
             whole_spectrum=True,
+            expert=True,
         ),
         Quantity(
             "effective_dimension_at_prior_fine",
             "The same at z/10, which corresponds to a weaker prior. If it still grows while the curve at z is flat, "
             "the curve at z is at a maximum and will fall later.",
             whole_spectrum=True,
+            expert=True,
         ),
         Quantity(
             "effective_dimension_at_prior_coarse",
             "The same at 10 z, which corresponds to a stronger prior. It counts only the directions of largest "
             "curvature, and stops changing first.",
             whole_spectrum=True,
+            expert=True,
         ),
         Quantity(
             "eigenvalue_count",
@@ -85,20 +94,24 @@ def quantities_at_prior() -> tuple[Quantity, ...]:
             "function, so it is harder to estimate than N_eff(z).",
             chart="Eigenvalues above z",
             whole_spectrum=True,
+            expert=True,
         ),
         Quantity(
             "z",
             "Curvature scale epsilon / (2 (n - 1)), at which the data and the prior have equal weight. It is constant "
             "in a run. Compare runs only at the same z.",
+            once=True,
         ),
         Quantity(
             "epsilon",
             "Precision of the prior that determines z, by default p / ||w0||^2. Pass the same `epsilon` to all runs "
             "that you want to compare.",
+            once=True,
         ),
         Quantity(
             "num_parameters",
             "Number of trainable parameters p. Compare the dimensions of this group with it.",
+            once=True,
         ),
     )
 
@@ -122,26 +135,31 @@ def quantities_of_shape(
             f"bound if the spectrum reaches the rounding floor. {decades}".strip(),
             chart="Decades" if headline else "",  # of a network in float32 they are about 6 at every step
             headline=headline,
+            expert=True,
         ),
         Quantity(
             "slope",
             "Slope of a line fitted to log10 of the eigenvalues after the knee, per index. Compare it only between "
             f"spectra with the same number of eigenvalues. {slope}".strip(),
+            expert=True,
         ),
         Quantity(
             "slope_times_rank",
             "Slope times the number of resolved eigenvalues: the decades that the fitted line spans over all of them. "
             "Use it to compare inputs, Fisher matrix, Gauss-Newton part and Jacobian.",
             chart="Slope times rank",
+            expert=True,
         ),
         Quantity(
             "slope_r_squared",
             "R^2 of the line fitted to log10 of the eigenvalues after the knee. Near 1, the eigenvalues are evenly "
             "spaced in the logarithm. Below about 0.9, do not quote the slope.",
+            expert=True,
         ),
         Quantity(
             "knee",
             "Index at which the steep first drop ends and the evenly spaced tail begins; 0 if there is no such drop. "
             f"{knee}".strip(),
+            expert=True,
         ),
     )

@@ -27,21 +27,25 @@ QUANTITIES = (
         "gradient_fraction",
         "Fraction of the squared gradient norm in the space of the top k eigenvectors. If it is far above the "
         "baseline, the gradient lies mostly in a few directions of large curvature.",
+        expert=True,
     ),
     Quantity(
         "displacement_fraction",
         "Fraction of the squared distance from the initial weights in the space of the top k eigenvectors. If it is "
         "far above the baseline, training moved the weights mostly in directions of large curvature.",
+        expert=True,
     ),
     Quantity(
         "subspace_baseline",
         "k / p, the expected fraction for a random direction. Compare `gradient_fraction` and `displacement_fraction` "
         "with it.",
+        once=True,
     ),
     Quantity(
         "overlap",
         "Overlap (0 to 1) between the spaces of the top eigenvectors of this and the previous measurement. Near 1, "
         "these directions no longer change. Missing at the first measurement and after a resume.",
+        expert=True,
     ),
     Quantity(
         "sharpness",

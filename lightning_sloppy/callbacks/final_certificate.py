@@ -107,6 +107,7 @@ class FinalCertificate(MeasuringCallback):
     title = "Certificate"
     quantities = FINAL_QUANTITIES
     cost_advice = "`learning.seconds` limits them."
+    measures_once = True
 
     loss_fn: LossArgument | None
     clean: Clean | None
@@ -274,7 +275,7 @@ class FinalCertificate(MeasuringCallback):
             prior=self.prior,
             spread=self.learning.spread,
             delta=self.delta,
-            guess_error=counter.guess_error(len(source)),
+            guess_error=counter.guess_error(),
             live_value=(self._run_state if self._bound is None else self._bound.run_state).value,
             seed=self.seed,
         )

@@ -63,42 +63,50 @@ QUANTITIES = (
         "effective_dimension_at_prior_half_samples",
         "The dimension at z on the first half of the probe samples. It shows how much the value depends on N.",
         whole_spectrum=True,
+        expert=True,
     ),
     Quantity(
         "eigenvalue_count_half_samples",
         "The count at z on the first half of the probe samples. It shows how much the value depends on N.",
         chart="Eigenvalues above z",
         whole_spectrum=True,
+        expert=True,
     ),
     Quantity(
         "participation_ratio",
         "(sum lambda)^2 / sum lambda^2, a dimension without a scale z. Only the largest eigenvalues affect it: use it "
         "to compare shapes of spectra, not to count parameters.",
         chart="Dimensions without a scale",
+        expert=True,
     ),
     *quantities_of_shape("Fisher matrix"),
     Quantity(
         "effective_rank",
         "Trace over largest eigenvalue. Near 1, the gradients of all samples are parallel.",
         chart="Dimensions without a scale",
+        expert=True,
     ),
     Quantity(
         "entropy_rank",
         "exp(-sum q log q) with q = lambda / trace. It lies between the participation ratio and the rank, and the "
         "largest eigenvalues affect it less than the participation ratio.",
+        expert=True,
     ),
     Quantity(
         "stable_rank",
         "Squared Frobenius norm over squared largest eigenvalue. Near 1, one direction dominates.",
+        expert=True,
     ),
     Quantity(
         "degrees_of_freedom_2",
         "sum (lambda / (lambda + z))^2, at most N_eff(z): number of directions that the data determine almost fully. "
         "If it is much smaller than N_eff(z), many directions are only partly determined.",
+        expert=True,
     ),
     Quantity(
         "num_samples",
         "Number of probe samples N. The rank is at most N (times the classes for the exact kind).",
+        once=True,
     ),
 )
 

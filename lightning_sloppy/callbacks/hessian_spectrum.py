@@ -7,16 +7,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lightning_sloppy.analysis import Quadrature, Solve, checked_counts, hessian_of
-from lightning_sloppy.callbacks import directions
 from lightning_sloppy.callbacks.base import note_of
 from lightning_sloppy.callbacks.curvature_instrument import CurvatureInstrument, Scale
-from lightning_sloppy.callbacks.dimension_quantities import (
-    quantities_at_prior,
-    quantities_of_dimension,
-    quantities_of_shape,
-)
 from lightning_sloppy.callbacks.directions import Directions
 from lightning_sloppy.callbacks.gauss_newton_part import estimated_gauss_newton, exact_gauss_newton, unresolved
+from lightning_sloppy.callbacks.hessian_quantities import HISTOGRAMS, QUANTITIES
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
 from lightning_sloppy.errors import ConfigurationError, Note, UnsupportedError
 from lightning_sloppy.evaluation.batches import BatchSize
@@ -28,105 +23,11 @@ from lightning_sloppy.measures.sloppiness import shape_estimates
 from lightning_sloppy.probing.loss_choice import LossArgument
 from lightning_sloppy.probing.probe import MeasureOn, Probe
 from lightning_sloppy.probing.schedule import MeasurementSize, Schedule
-from lightning_sloppy.quantities import Quantity, SpectrumHistogram
 from lightning_sloppy.records import Cost, Estimate, Measurement, Spectrum
 from lightning_sloppy.reporting import phrases
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
-
-QUANTITIES = (
-    Quantity(
-        "largest",
-        "Largest eigenvalue of the Hessian of the mean loss on the probe samples, also called sharpness. Gradient "
-        "descent without momentum is stable if the learning rate is below 2 / largest.",
-        chart="Largest and smallest eigenvalue",
-        headline=True,
-    ),
-    Quantity(
-        "largest_residual",
-        "Residual ||H u - lambda u|| of the largest eigenpair. If it is not small compared with the eigenvalue, "
-        "increase `max_products`.",
-    ),
-    Quantity(
-        "smallest",
-        "Algebraically smallest eigenvalue found. If it is clearly negative, the weights are near a saddle point and "
-        "the loss can still decrease along this direction. If it is about zero, there is no such direction.",
-        chart="Largest and smallest eigenvalue",
-    ),
-    Quantity(
-        "smallest_residual",
-        "Residual of the smallest eigenpair. This end of the spectrum converges last. Do not interpret a negative "
-        "eigenvalue of smaller magnitude than its residual.",
-    ),
-    Quantity(
-        "trace",
-        "Sum of all eigenvalues of the Hessian, estimated with random probe vectors: p times the mean curvature. If it "
-        "falls, the training moves to flatter regions.",
-        chart="Trace of the Hessian and of its Gauss-Newton part",
-        estimated=True,
-    ),
-    Quantity(
-        "converged_above_z",
-        "Number of converged eigenvalues at or above z among the k computed ones. It is a lower bound and at most k. "
-        "If it equals k, increase k or use `eigenvalue_count`.",
-        chart="Eigenvalues above z",
-    ),
-    *quantities_of_dimension(
-        "Effective number of directions of the Hessian's Gauss-Newton part: an eigenvalue that is a thousandth of the "
-        "trace counts 1/2. Compare it with p.",
-        chart="Effective dimension of the Gauss-Newton part",
-        fine="Missing if the quadrature does not resolve it.",
-        half="Missing if the dimension is estimated with probe vectors.",
-    ),
-    *quantities_of_shape("Gauss-Newton part", decades="Missing if the spectrum is estimated with probe vectors."),
-    Quantity(
-        "participation_ratio",
-        "(sum lambda)^2 / sum lambda^2 of the Gauss-Newton part. Compare it with that of the inputs' second moment.",
-        whole_spectrum=True,
-    ),
-    Quantity(
-        "gauss_newton_samples",
-        "Number of samples used for the spectrum of the Gauss-Newton part: a small number by default, all probe "
-        "samples with `probes=`.",
-    ),
-    Quantity(
-        "gauss_newton_trace",
-        "Trace of the Gauss-Newton part. The trace of the Hessian minus this value comes from samples that are not "
-        "fitted, and goes to zero with the training loss.",
-        chart="Trace of the Hessian and of its Gauss-Newton part",
-        estimated=True,
-    ),
-    Quantity(
-        "loss",
-        "Mean loss on the probe samples, in the mode of the measurement. If it differs from the training loss, the "
-        "probe samples are not representative: increase `num_samples`.",
-        chart="Loss on the probe",
-    ),
-    Quantity(
-        "num_samples",
-        "Number of probe samples N. An effective dimension depends on N: compare only values with the same N.",
-    ),
-)
-
-HISTOGRAMS = (
-    SpectrumHistogram(
-        "log10_eigenvalues",
-        "Positive eigenvalues of the Hessian among the k pairs of largest magnitude, as log10.",
-    ),
-    SpectrumHistogram(
-        "log10_eigenvalues_negative",
-        "Magnitudes of the negative eigenvalues of the Hessian among the k pairs, as log10: directions of negative "
-        "curvature.",
-        negative=True,
-    ),
-    SpectrumHistogram(
-        "gauss_newton_log10_eigenvalues",
-        "Eigenvalues of the Gauss-Newton part, as log10, without those that Lanczos cannot distinguish from zero. "
-        "Counts may be fractions (quadrature weights). In a sloppy model the values spread evenly over many decades.",
-        companion="gauss_newton",
-    ),
-)
 
 PROBES = 4
 """Default number of probe vectors: the standard error of the trace is about a tenth."""
@@ -182,7 +83,7 @@ class HessianSpectrum(CurvatureInstrument):
 
     default_name = "hessian"
     title = "Hessian"
-    quantities = (*QUANTITIES, *quantities_at_prior(), *directions.QUANTITIES)
+    quantities = QUANTITIES
     histograms = HISTOGRAMS
     costs = ("seconds", "products", "peak_bytes")
     cost_advice = "To reduce them, lower `k`, `probes` or `num_samples`, or measure less often."

@@ -87,6 +87,7 @@ class InputSpectrum(MeasuringCallback):
     histograms = HISTOGRAMS
     reads_parameters = False
     cost_advice = "To reduce them, lower `max_samples`."
+    measures_once = True
 
     def __init__(
         self,

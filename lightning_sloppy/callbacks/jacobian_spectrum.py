@@ -51,6 +51,7 @@ QUANTITIES = (
     Quantity(
         "participation_ratio",
         "(sum lambda)^2 / sum lambda^2. On images the mean image dominates it, so values near 1 say little.",
+        expert=True,
     ),
     *quantities_of_shape("Jacobian's spectrum"),
     Quantity(
@@ -58,26 +59,39 @@ QUANTITIES = (
         "With `null=True`: effective dimension of the untrained network on Gaussian inputs. The network is sloppy if "
         "its own value is at most half of this, and its slope times rank more negative by at least 1.",
         chart="Effective dimension",
+        once=True,
     ),
     Quantity(
         "null_slope_times_rank",
         "Slope times rank of the untrained network on Gaussian inputs.",
         chart="Slope times rank",
+        once=True,
     ),
     Quantity(
         "largest_fraction",
         "Largest eigenvalue divided by the trace. Near 1, one direction changes all outputs in the same way.",
+        expert=True,
     ),
     Quantity(
         "largest_sample_fraction",
         "Largest contribution of a single sample to the trace, before the samples are normalised. Above 0.1, a warning "
         "names the sample: inspect it, and do not quote values of matrices without this normalisation.",
+        expert=True,
     ),
-    Quantity("num_outputs", "Number of outputs per sample, including the positions of a sequence."),
-    Quantity("num_parameters", "Number of trainable parameters p. Compare the dimensions of this group with it."),
+    Quantity(
+        "num_outputs",
+        "Number of outputs per sample, including the positions of a sequence.",
+        once=True,
+    ),
+    Quantity(
+        "num_parameters",
+        "Number of trainable parameters p. Compare the dimensions of this group with it.",
+        once=True,
+    ),
     Quantity(
         "num_samples",
         "Number of probe samples N. The default is 1,280 / (outputs per sample), at least 64 and at most 256.",
+        once=True,
     ),
 )
 HISTOGRAMS = (

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_sloppy.callbacks.awaiting import AwaitingCallback
 from lightning_sloppy.callbacks.base import SloppyCallback, gather_facts, in_words, note_of, peers
+from lightning_sloppy.callbacks.recording import keep_record, light
 from lightning_sloppy.curvature.memory import peak_bytes
 from lightning_sloppy.display import Shown
 from lightning_sloppy.errors import ConfigurationError, Note, UnsupportedError
@@ -19,9 +20,16 @@ from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext, fit_context
 from lightning_sloppy.probing.guard import measuring
 from lightning_sloppy.probing.origin import notice_earlier_fits
-from lightning_sloppy.quantities import Declaration, Quantity, SpectrumHistogram, require_name
+from lightning_sloppy.quantities import (
+    Declaration,
+    Detail,
+    Quantity,
+    SpectrumHistogram,
+    checked_detail,
+    name_of_class,
+    require_name,
+)
 from lightning_sloppy.records import Cost, Measurement, Status
-from lightning_sloppy.reporting.layout import write_layout
 from lightning_sloppy.reporting.phrases import brief, paragraphs_of
 from lightning_sloppy.reporting.tags import undeclared
 from lightning_sloppy.reporting.user_warnings import warn_user
@@ -71,6 +79,9 @@ class MeasuringCallback(AwaitingCallback):
         costs: Which costs of a measurement are logged: "seconds", "products", "peak_bytes".
         reads_parameters: Whether every process must hold all parameters, which excludes sharded strategies.
         cost_advice: One sentence on how to reduce the cost.
+        measures_once: Whether it measures once in a run, so that there is no curve of it.
+        detail: Which scalars loggers get: "main", those that show something that a person acts on, or "all". Set it
+            before the fit, or use ``SloppyMonitor(detail=)``.
         measurements: All measurements of this fit, in order, on every rank.
     """
 
@@ -81,15 +92,17 @@ class MeasuringCallback(AwaitingCallback):
     costs: ClassVar[Sequence[str]] = ("seconds",)
     reads_parameters: ClassVar[bool] = True
     cost_advice: ClassVar[str] = ""
+    measures_once: ClassVar[bool] = False
 
     seed: int
     strict: bool
+    detail: Detail
 
     def __init__(self, *, name: str | None = None, seed: int | None = None, strict: bool | None = None) -> None:
         super().__init__()
         self._given_name = None if name is None else require_name(name, f"{type(self).__name__}'s name")
         self._defaults: dict[str, Any] = {}
-        self._settle(seed=(seed, 0), strict=(strict, False))
+        self._settle(seed=(seed, 0), strict=(strict, False), detail=(None, "main"))
         self.measurements: list[Measurement] = []
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -157,7 +170,7 @@ class MeasuringCallback(AwaitingCallback):
         if self._given_name is not None:
             return self._given_name
         words = " ".join(map(str, self.differences().values()))
-        return "_".join([self.default_name or _snake(type(self).__name__), *re.findall("[a-z0-9]+", words.lower())])
+        return "_".join([self.default_name or name_of_class(type(self).__name__), *re.findall("[a-z0-9]+", words)])
 
     @property
     def state_key(self) -> str:
@@ -172,12 +185,13 @@ class MeasuringCallback(AwaitingCallback):
         Raises:
             ConfigurationError: For inconsistent quantities.
         """
+        once, detail, costs = self.measures_once, checked_detail(self.detail), tuple(self.costs)
         return Declaration(
-            self.name, self._heading(), self.quantities, self.histograms, tuple(self.costs), self.cost_advice
+            self.name, self._heading(), self.quantities, self.histograms, costs, self.cost_advice, once, detail
         )
 
     def _heading(self) -> str:
-        title = self.title or _snake(type(self).__name__).replace("_", " ").capitalize()
+        title = self.title or name_of_class(type(self).__name__).replace("_", " ").capitalize()
         plain = self._given_name is None and not self.differences()
         return title if plain else f"{title} ({self.name})"
 
@@ -210,7 +224,7 @@ class MeasuringCallback(AwaitingCallback):
 
     def run_so_far(self) -> InstrumentRun:
         """The measurements of this fit so far, without the text about them."""
-        kind = self.default_name or _snake(type(self).__name__)
+        kind = self.default_name or name_of_class(type(self).__name__)
         return InstrumentRun(kind, self.declaration, tuple(self.measurements))
 
     def _shown(self) -> Shown:
@@ -310,11 +324,13 @@ class MeasuringCallback(AwaitingCallback):
         for note in measurement.notes:
             if isinstance(note, Note) and note.cause:
                 self.warn_once(note, trainer=trainer, key=note.cause)
+        start = time.perf_counter()
         self._publish(trainer, context, measurement)
-        self.measurements.append(_light(measurement))
-        if context is not None and trainer.is_global_zero:
-            family = [peer for peer in peers(trainer) if isinstance(peer, MeasuringCallback)]
-            context.run_writer.write(self.facts, lambda: [peer.run_so_far() for peer in family])
+        self.measurements.append(light(measurement))
+        if context is not None:
+            with self._tolerating(trainer, f"A measurement of {self.name} is missing in the record of the run"):
+                keep_record(trainer, context, self.facts, measurement.step)
+            context.clock.measuring_seconds += time.perf_counter() - start
         listening: list[MeasurementSubscriber] = []
         with self._tolerating(trainer, f"The subscribers of {self.name} were not called"):
             listening = self.subscribers(trainer)
@@ -340,12 +356,8 @@ class MeasuringCallback(AwaitingCallback):
     def _publish(self, trainer: Trainer, context: FitContext | None, measurement: Measurement) -> None:
         declaration = self.declaration
         with self._tolerating(trainer, f"A measurement of {self.name} could not be published"):
-            if context is not None and not context.layout_written:
-                context.layout_written = True
-                family = [peer for peer in peers(trainer) if isinstance(peer, MeasuringCallback)]
-                write_layout(trainer, [peer.declaration for peer in family])
             overhead = None if context is None else self.overhead(context, measurement.step)
-            publish(trainer, measurement, declaration, overhead=overhead)
+            publish(trainer, measurement, declaration, overhead=overhead, prefix_of=trainer_internals.logger_prefix)
             if trainer.is_global_zero:
                 gather_facts(trainer, context)
         with self._tolerating(trainer, f"Some values of {self.name} are not logged"):
@@ -391,19 +403,3 @@ class MeasuringCallback(AwaitingCallback):
         if not any((key or message) in peer.warned for peer in peers(trainer) or [self]):
             self.warned[key or message] = message
             warn_user(message)
-
-
-def _light(measurement: Measurement) -> Measurement:
-    """The measurement without its eigenvectors, which take k times the memory of the model."""
-    if measurement.spectrum is None or measurement.spectrum.eigenvectors is None:
-        return measurement
-    return replace(measurement, spectrum=replace(measurement.spectrum, eigenvectors=None))
-
-
-def _snake(name: str) -> str:
-    """The name of a class as the name of an instrument.
-
-    >>> _snake("GradientNoiseScale")
-    'gradient_noise_scale'
-    """
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

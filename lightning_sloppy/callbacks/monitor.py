@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lightning_sloppy.callbacks.base import Callback, SloppyCallback
+from lightning_sloppy.callbacks.base import Callback, Closing, SloppyCallback, checked_closing
 from lightning_sloppy.callbacks.curvature_instrument import check_epsilon
 from lightning_sloppy.callbacks.early_stopping import EffectiveDimensionEarlyStopping
 from lightning_sloppy.callbacks.final_certificate import FinalCertificate
@@ -25,6 +25,7 @@ from lightning_sloppy.evaluation.preserve import Mode
 from lightning_sloppy.probing.loss_choice import LossArgument, checked_argument
 from lightning_sloppy.probing.probe import MeasureOn
 from lightning_sloppy.probing.schedule import Schedule
+from lightning_sloppy.quantities import Detail, checked_detail
 from lightning_sloppy.records import Measurement
 
 SLOTS: dict[str, type[SloppyCallback]] = {
@@ -76,6 +77,12 @@ class SloppyMonitor(SloppyCallback):
         schedule: A :class:`Schedule`, instead of the four arguments above.
         seed: Seed of probe samples, probe vectors and draws.
         strict: Raise errors of measurements instead of warning.
+        detail: Which scalars loggers get: "main", those that show something that a person acts on, or "all". The
+            records and ``trainer.callback_metrics`` always hold all.
+        summary: What is printed at the end of the fit. "full": five answers, then conditions and details. "short": the
+            five answers. false: nothing. The level of the logger "lightning_sloppy" decides as well: WARNING prints
+            nothing, DEBUG everything.
+        hparams: Log the final numbers with the hyperparameters, so that runs can be sorted in TensorBoard.
         report: Write ``report.html`` into the folder of the run at the end of the fit; see docs/report.md. Without a
             logger that has a folder, nothing is written.
 
@@ -112,9 +119,13 @@ class SloppyMonitor(SloppyCallback):
         schedule: Schedule | None = None,
         seed: int = 0,
         strict: bool = False,
+        detail: Detail = "main",
+        summary: Closing = "full",
+        hparams: bool = True,
         report: bool = True,
     ) -> None:
         super().__init__()
+        self.closing, self.hparams = checked_closing(summary), hparams
         own = (every_n_epochs, every_n_steps, max_overhead, grace_seconds)
         if schedule is not None and own != (None, None, 0.1, 60.0):
             raise ConfigurationError(
@@ -153,9 +164,10 @@ class SloppyMonitor(SloppyCallback):
             "epsilon": epsilon,
             "seed": seed,
             "strict": strict,
+            "detail": checked_detail(detail),
         }
         for part in self.parts:
-            part.report = report
+            part.closing, part.hparams, part.report = self.closing, self.hparams, report
             if isinstance(part, MeasuringCallback):
                 part.adopt(settings)
 

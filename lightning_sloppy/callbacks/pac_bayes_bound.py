@@ -293,13 +293,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
             certificate=certificate,
         )
 
-    def _certificate(
-        self,
-        context: FitContext,
-        rows: Rows,
-        counter: ErrorCounter,
-        reasons: list[str],
-    ) -> Certificate:
+    def _certificate(self, context: FitContext, rows: Rows, counter: ErrorCounter, reasons: list[str]) -> Certificate:
         spectrum, weights = self._spectrum, context.layout.vector(context.module)
         assert spectrum is not None
         vectors = torch.zeros(len(weights), 0) if spectrum.eigenvectors is None else spectrum.eigenvectors
@@ -341,9 +335,10 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         self._choice = found.choice
         if found.certificate.valid:
             self.run_state = replace(self.run_state, value=found.certificate.value)
+        bound = replace(found.certificate, guess_error=counter.guess_error(self.risk_samples, self.seed))
         if check is None:
-            return found.certificate
-        return replace(found.certificate, remarks=(*found.certificate.remarks, check.words), start_error=check.error)
+            return bound
+        return replace(bound, remarks=(*bound.remarks, check.words), start_error=check.error)
 
     def paragraphs(self) -> list[str]:
         """The bound with its conditions, or the reasons why there is none, and the hold-out bound."""

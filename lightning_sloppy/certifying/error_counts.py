@@ -19,7 +19,7 @@ from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.objective import Objective
 from lightning_sloppy.posteriors.coordinates import Coordinates
 from lightning_sloppy.probing.context import FitContext
-from lightning_sloppy.probing.samples import READ_CHUNK, SampleSource
+from lightning_sloppy.probing.samples import READ_CHUNK, SampleSource, probe_indices
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -58,6 +58,7 @@ class ErrorCounter:
         self._exact = coordinates
         self._quick = None if coordinates is None else coordinates.to(objective.device, objective.dtype)
         self._reached = False
+        self._guess_error: float | None = None
         self._held: Batch | None = None
         first = context.samples.read(trainer, source, torch.arange(1), 1)[0]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(first))
@@ -89,15 +90,26 @@ class ErrorCounter:
         every = torch.stack(ends)
         return bool((every == every[0, 0]).all())
 
-    def guess_error(self, total: int) -> float:
-        """Error rate of calling every sample the most frequent label; NaN where targets are no labels."""
+    def guess_error(self, most: int | None = None, seed: int = 0) -> float:
+        """Error rate of calling every sample the most frequent label; NaN where targets are no labels.
+
+        Args:
+            most: Count at most so many samples, drawn at random. None: all of them.
+            seed: Seed of the draw.
+        """
+        if self._guess_error is None:
+            indices = probe_indices(len(self._source), len(self._source) if most is None else most, seed)
+            self._guess_error = self._counted_guess_error(indices)
+        return self._guess_error
+
+    def _counted_guess_error(self, indices: Tensor) -> float:
         labels: Counter[float] = Counter()
         with self._source.untouched():
-            for batch in self._batches(torch.arange(total)):
+            for batch in self._batches(indices):
                 if not isinstance(batch[1], Tensor) or batch[1].numel() != len(batch[1]):
                     return math.nan
                 labels.update(batch[1].reshape(-1).tolist())
-        return 1.0 - max(labels.values()) / total
+        return 1.0 - max(labels.values()) / len(indices)
 
     def _over(self, table: Mapping[str, Tensor], indices: Tensor, look: Callable[[Any, Any], Tensor]) -> list[Tensor]:
         """What is seen in the outputs of each batch."""

@@ -24,6 +24,11 @@ class Clock:
             self._earlier = (measuring, training)
 
     @property
+    def earlier_seconds(self) -> float:
+        """Seconds of measuring before a resume."""
+        return self._earlier[0]
+
+    @property
     def fit_seconds(self) -> float:
         """Seconds since this fit started."""
         return time.perf_counter() - self._begin

@@ -54,7 +54,8 @@ def run_facts(
         grace_seconds=None if schedule is None else schedule.grace_seconds,
         max_overhead=None if schedule is None else schedule.max_overhead,
         metrics=metrics,
-        loggers=tuple((type(logger).__name__, logger_folder(logger)) for logger in trainer.loggers),
+        loggers=tuple((type(logger).__name__, logger_place(logger)) for logger in trainer.loggers),
+        prefix=next((prefix for logger in trainer.loggers if (prefix := trainer_internals.logger_prefix(logger))), ""),
         folder=next(filter(None, map(_folder_here, trainer.loggers)), ""),
         software=f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"lightning {lightning.__version__}, lightning_sloppy {__version__}",
@@ -67,9 +68,20 @@ def run_facts(
         num_parameters=context.layout.dim,
         num_training_samples=context.samples.train_size(trainer),
         measuring_seconds=context.clock.measuring_seconds,
+        earlier_seconds=context.clock.earlier_seconds,
         training_seconds=context.clock.training_seconds,
         started=started.isoformat(timespec="seconds"),
     )
+
+
+def logger_place(logger: Any) -> str:
+    """Where the values of a logger are: a file, a folder or an address; "" if not known."""
+    experiment = getattr(logger, "experiment", None)
+    for named in ("metrics_file_path", "url"):  # of a CSV file; of a page on a server
+        found = getattr(experiment, named, None)
+        if isinstance(found, str) and found:
+            return found
+    return logger_folder(logger)
 
 
 def logger_folder(logger: Any) -> str:

@@ -98,6 +98,12 @@ def steps_of_an_epoch(trainer: Trainer) -> int | None:
     return math.ceil(planned / trainer.accumulate_grad_batches) if 0 < planned < math.inf else None
 
 
+def logger_prefix(logger: object) -> str:
+    """What a logger of Lightning puts before the names of scalars, with its separator; "" for others."""
+    prefix = getattr(logger, "_prefix", None)
+    return f"{prefix}{getattr(logger, 'LOGGER_JOIN_CHAR', '-')}" if isinstance(prefix, str) and prefix else ""
+
+
 def training_loaders(trainer: Trainer) -> list[DataLoader[Any]]:
     """All training loaders, flattened. Reading this attribute does not start an iterator."""
     return [leaf for leaf in pytree.tree_leaves(trainer.train_dataloader) if leaf is not None]

@@ -9,6 +9,7 @@ import math
 import textwrap
 from dataclasses import dataclass
 
+from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.measures.stopping import Condition, Rule, Settling, settling
 from lightning_sloppy.records import Estimate, Measurement, Status
 from lightning_sloppy.reporting.phrases import number, usable, value, with_error
@@ -25,6 +26,9 @@ MATRICES = {
 
 RULE = Rule(patience=5, rel_tol=0.05, growth=2.0)
 """Defaults of EffectiveDimensionEarlyStopping: the card says "settled" where that would."""
+
+LONGEST_REASON = 240
+"""Characters of a reason in the card; the sections of the summary have the whole."""
 
 TOLERANCE = f"{100 * RULE.rel_tol:g} %"
 
@@ -77,6 +81,28 @@ def card(run: Run) -> Card:
     return Card(tuple(zip(HEADINGS, texts, strict=True)), warning)
 
 
+def final_numbers(run: Run) -> dict[str, float]:
+    """The numbers of the card by name, for tables that compare runs; only those that were measured.
+
+    Args:
+        run: The record of a fit.
+    """
+    data, network = _with(run.of_kind("input"), "participation_ratio"), _network_instrument(run)
+    final, live = run.of_kind("certificate"), run.of_kind("bound")
+    certified = _certificate(final, live)
+    state = settled(run)
+    found: dict[str, float | None] = {
+        "data_directions": None if data is None else value(data, "participation_ratio"),
+        "effective_dimension": _value(_with(network, "effective_dimension"), "effective_dimension"),
+        "settled_since_epoch": None if state is None else state[0].since,
+        "guaranteed_error": None if certified is None or not certified.valid else certified.value,
+        "guess_error": None if certified is None else certified.guess_error,
+        "hold_out_bound": _value(_with(live, "hold_out"), "hold_out"),
+        "overhead": run.facts.overhead,
+    }
+    return {name: each for name, each in found.items() if each is not None and math.isfinite(each)}
+
+
 def doubts(run: Run) -> list[str]:
     """Sentences about what makes the numbers of a run unreliable, the most important first."""
     found = [sentence for each in run.instruments.values() if (sentence := _failures(each))]
@@ -117,6 +143,10 @@ def _last(instrument: InstrumentRun) -> Measurement | None:
     return instrument.measurements[-1] if instrument.measurements else None
 
 
+def _value(event: Measurement | None, quantity: str) -> float | None:
+    return None if event is None else value(event, quantity)
+
+
 def _with(instrument: InstrumentRun | None, quantity: str) -> Measurement | None:
     """The latest measurement with a usable value of a quantity."""
     events = () if instrument is None else instrument.measurements
@@ -132,7 +162,12 @@ def _why_not(instrument: InstrumentRun | None, kind: str, quantity: str = "") ->
         return "not measured yet"
     estimate = last.estimates.get(quantity)
     status = last.status if estimate is None or not last.status.ok else estimate.status
-    return f"missing. {' '.join(last.notes) or status.value}"
+    return f"missing. {_short(' '.join(last.notes) or status.value)}"
+
+
+def _short(sentence: str) -> str:
+    """A reason that fits into a line of the card."""
+    return textwrap.shorten(sentence, LONGEST_REASON, placeholder=" ...")
 
 
 def _data(run: Run) -> str:
@@ -250,20 +285,16 @@ def _settled(run: Run) -> str:
 
 def _guarantee(run: Run) -> str:
     final, live = run.of_kind("certificate"), run.of_kind("bound")
-    event = next((e for each in (final, live) if (e := _certified(each, valid=True)) is not None), None)
-    event = event or next((e for each in (final, live) if (e := _certified(each)) is not None), None)
-    beside = _hold_out(live)
-    if event is None or event.certificate is None:
-        of = "PACBayesBound or FinalCertificate"
-        return f"{_why_not(live or final, of)}{beside}".replace(".;", ";")
-    found = event.certificate
-    what = (
-        "final PAC-Bayes certificate" if event.group == getattr(_declared(final), "name", None) else "PAC-Bayes bound"
-    )
+    found, beside = _certificate(final, live), _hold_out(live)
+    if found is None:
+        why = _why_not(live or final, "PACBayesBound or FinalCertificate").rstrip(".")
+        return f"{why}{beside}"
+    is_final = any(found is event.certificate for event in (() if final is None else final.measurements))
+    what = "final PAC-Bayes certificate" if is_final else "PAC-Bayes bound"
     if not found.valid:
         reason = str(found.reasons[0]).rstrip(".") if found.reasons else "no reason is known"
         more = f" (and {len(found.reasons) - 1} more reasons)" if len(found.reasons) > 1 else ""
-        return f"there is no {what}: {reason}{more}{beside}"
+        return f"there is no {what}: {_short(reason)}{more}{beside}"
     guess = found.guess_error
     guessing = f"; guessing has {guess:.4f}" if math.isfinite(guess) else ""
     if found.vacuous:
@@ -275,15 +306,11 @@ def _guarantee(run: Run) -> str:
     )
 
 
-def _declared(instrument: InstrumentRun | None) -> object:
-    return None if instrument is None else instrument.declaration
-
-
-def _certified(instrument: InstrumentRun | None, *, valid: bool = False) -> Measurement | None:
-    """The latest measurement with a certificate, or with a valid one."""
-    events = () if instrument is None else instrument.measurements
-    known = (event for event in reversed(events) if event.certificate is not None)
-    return next((event for event in known if not valid or (event.certificate and event.certificate.valid)), None)
+def _certificate(final: InstrumentRun | None, live: InstrumentRun | None) -> Certificate | None:
+    """The final certificate, or else the latest bound; one that holds, if there is any."""
+    known = [event.certificate for each in (final, live) if each for event in reversed(each.measurements)]
+    found = [certificate for certificate in known if certificate is not None]
+    return next((each for each in found if each.valid), found[0] if found else None)
 
 
 def _hold_out(live: InstrumentRun | None) -> str:
@@ -315,7 +342,7 @@ def _failures(instrument: InstrumentRun) -> str:
         return ""
     reason = next((note for event in failed for note in event.notes), "no reason is known").rstrip(".")
     count = f"{len(failed)} of {len(events)} measurements" if len(events) > 1 else "the measurement"
-    return f"{instrument.declaration.title}: {count} failed, so values are missing: {reason}."
+    return f"{instrument.declaration.title}: {count} failed, so values are missing: {_short(reason)}."
 
 
 def _doubts_about_dimension(run: Run) -> list[str]:

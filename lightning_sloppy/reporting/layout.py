@@ -7,7 +7,7 @@ so each ends with ``$``. A margin chart names three exact tags: value, lower, up
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_sloppy.quantities import RESERVED, SUFFIXES, Declaration, Quantity
 from lightning_sloppy.reporting.tags import OVERHEAD, cost_quantities, tag
-from lightning_sloppy.reporting.writers import attempt
+from lightning_sloppy.reporting.writers import attempt, no_prefix
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -29,62 +29,129 @@ _LAYOUT_KEY = b"custom_scalars__config__"
 _SEARCHED_BYTES = 64 * 2**20
 
 
-def layout(declarations: Sequence[Declaration]) -> Layout:
+START = "Start here"
+"""Title of the first category: at most four charts that answer the first questions."""
+
+
+def layout(declarations: Sequence[Declaration], prefix: str = "") -> Layout:
     """Return the layout in the form of ``SummaryWriter.add_custom_scalars``: category -> chart -> [kind, tags].
 
-    Each instrument is a category, the costs are the last one.
+    The first category is "Start here". Then each instrument is a category, the costs are the last one. Only quantities
+    of which there is a curve have a chart.
+
+    Args:
+        declarations: Of the instruments, in order.
+        prefix: What the logger puts before the names of scalars.
 
     >>> norm = Declaration("norm", "Norm", [Quantity("size", "Length of the weights.", chart="Length")])
     >>> layout([norm])
-    {'Sloppy: Norm': {'Length': ['Multiline', ['sloppy_norm/size$']]},
+    {'Start here': {'Overhead: seconds of measuring / training': ['Multiline', ['sloppy_cost/overhead$']]},
+     'Sloppy: Norm': {'Length': ['Multiline', ['sloppy_norm/size$']]},
      'Sloppy: cost': {'Seconds of a measurement': ['Multiline', ['sloppy_cost/seconds_norm$']],
                       'Overhead': ['Multiline', ['sloppy_cost/overhead$']]}}
     """
     titles = [declaration.title for declaration in declarations]
-    categories = {
-        f"Sloppy: {each.title}" + (f" ({each.name})" if titles.count(each.title) > 1 else ""): _charts(each)
-        for each in declarations
-    }
-    costs = [quantity for declaration in declarations for quantity in cost_quantities(declaration)]
-    categories["Sloppy: cost"] = _multiline(RESERVED, [*costs, OVERHEAD])
+    categories = {START: _start(declarations, prefix)}
+    for each in declarations:
+        name = f"Sloppy: {each.title}" + (f" ({each.name})" if titles.count(each.title) > 1 else "")
+        categories[name] = _charts(each, prefix)
+    costs = [cost for each in declarations for cost in cost_quantities(each) if each.draws(cost)]
+    categories["Sloppy: cost"] = _multiline(RESERVED, [*costs, OVERHEAD], prefix)
     return {category: charts for category, charts in categories.items() if charts}
 
 
-def _charts(declaration: Declaration) -> dict[str, list[Any]]:
-    name, quantities = declaration.name, declaration.quantities
-    together = _multiline(name, quantities)
+def start_tags(declarations: Sequence[Declaration]) -> list[str]:
+    """The tags to look at first: one for each chart of the first category."""
+    return [tag(group, names[0]) for _, group, names, _ in _first_charts(declarations)]
+
+
+def _first_charts(declarations: Sequence[Declaration]) -> list[tuple[str, str, list[str], bool]]:
+    """Title, group, names, and whether it is a band, of each chart of the first category that can have data.
+
+    TensorBoard puts charts of lines before bands, so they come in this order here, too.
+    """
+
+    def first(name: str) -> tuple[Declaration, Quantity] | None:
+        """The first instrument with a curve of a quantity."""
+        found = ((each, quantity) for each in declarations if (quantity := each.quantity(name)) is not None)
+        return next(((each, quantity) for each, quantity in found if each.draws(quantity)), None)
+
+    charts: list[tuple[str, str, list[str], bool]] = []
+    bound, loss, dimension = first("pac_bayes"), first("loss"), first("effective_dimension")
+    if bound is not None:
+        names = [name for name in ("pac_bayes", "hold_out", "guess_error") if bound[0].quantity(name) is not None]
+        charts.append(
+            (
+                "Bounds on the error: PAC-Bayes, hold-out (usually the lower one); guessing is flat",
+                bound[0].name,
+                names,
+                False,
+            )
+        )
+    charts.append(("Overhead: seconds of measuring / training", RESERVED, [OVERHEAD.name], False))
+    if loss is not None:
+        charts.append(("Loss on the probe samples", loss[0].name, ["loss"], False))
+    if dimension is not None:
+        declaration, quantity = dimension
+        band = list(quantity.band or ())
+        title = f"Effective dimension of the network ({declaration.title})" + (", with its band" if band else "")
+        charts.append((title, declaration.name, [quantity.name, *band], bool(band)))
+    return charts
+
+
+def _start(declarations: Sequence[Declaration], prefix: str) -> dict[str, list[Any]]:
+    return {
+        title: ["Margin", [prefix + tag(group, name) for name in names]]
+        if band
+        else ["Multiline", [_pattern(prefix + tag(group, name)) for name in names]]
+        for title, group, names, band in _first_charts(declarations)
+    }
+
+
+def _charts(declaration: Declaration, prefix: str) -> dict[str, list[Any]]:
+    name = declaration.name
+    quantities = [quantity for quantity in declaration.quantities if declaration.draws(quantity)]
+    drawn = {quantity.name for quantity in quantities}
+    together = _multiline(name, quantities, prefix)
     charts: dict[str, list[Any]] = {}
     for quantity in quantities:
-        if quantity.band is not None and quantity.chart:
+        if quantity.band is not None and quantity.chart and drawn.issuperset(quantity.band):
             alone = len(together[quantity.chart][1]) == 1
             if alone:
                 del together[quantity.chart]
             title = quantity.chart if alone else f"{quantity.chart}: band"
             if title in charts:  # of another quantity
                 title = f"{quantity.name.replace('_', ' ').capitalize()}: band"
-            charts[title] = ["Margin", [tag(name, each) for each in (quantity.name, *quantity.band)]]
+            charts[title] = ["Margin", [prefix + tag(name, each) for each in (quantity.name, *quantity.band)]]
     for quantity in quantities:
         if quantity.headline and quantity.estimated and quantity.chart:
             charts[f"{quantity.chart}: errors"] = [
                 "Multiline",
-                [_pattern(tag(name, quantity.name + suffix)) for suffix in SUFFIXES],
+                [_pattern(prefix + tag(name, quantity.name + suffix)) for suffix in SUFFIXES],
             ]
-    return {**charts, **together}
+    return {**together, **charts}
 
 
-def _multiline(group: str, quantities: Sequence[Quantity]) -> dict[str, list[Any]]:
+def _multiline(group: str, quantities: Sequence[Quantity], prefix: str) -> dict[str, list[Any]]:
     charts: dict[str, list[Any]] = {}
     for quantity in quantities:
         if quantity.chart:
-            charts.setdefault(quantity.chart, ["Multiline", []])[1].append(_pattern(tag(group, quantity.name)))
+            charts.setdefault(quantity.chart, ["Multiline", []])[1].append(_pattern(prefix + tag(group, quantity.name)))
     return charts
 
 
-def write_layout(trainer: Trainer, declarations: Sequence[Declaration]) -> None:
+def write_layout(
+    trainer: Trainer, declarations: Sequence[Declaration], prefix_of: Callable[[object], str] = no_prefix
+) -> None:
     """Write the layout once to every logger whose experiment takes one, unless its run already holds a layout.
 
     TensorBoard keeps one layout for each run. One that the user wrote, or one from before a resume into the same
     folder, is therefore left alone.
+
+    Args:
+        trainer: The Trainer.
+        declarations: Of the instruments with curves.
+        prefix_of: The prefix that a logger puts before the names of scalars.
     """
     if not trainer.is_global_zero:
         return
@@ -93,30 +160,35 @@ def write_layout(trainer: Trainer, declarations: Sequence[Declaration]) -> None:
             experiment: Any = getattr(logger, "experiment", None)
             if not hasattr(experiment, "add_custom_scalars"):
                 continue
-            if _has_layout(experiment):
+            if holds(experiment, _LAYOUT_KEY):
                 rank_zero_info("This TensorBoard run already has a Custom Scalars layout, so ours was not added.")
             else:
-                experiment.add_custom_scalars(layout(declarations))
+                experiment.add_custom_scalars(layout(declarations, prefix_of(logger)))
 
 
 def _pattern(name: str) -> str:
     return re.escape(name) + "$"
 
 
-def _has_layout(experiment: Any) -> bool:
-    """Look for a layout in the event files of a writer with a local folder."""
+def holds(experiment: Any, key: bytes) -> bool:
+    """Whether the event files of a writer with a local folder hold a key.
+
+    Args:
+        experiment: The writer.
+        key: Part of an event, for instance its tag.
+    """
     folder = getattr(experiment, "log_dir", None)
     if not isinstance(folder, (str, Path)) or not Path(folder).is_dir():
         return False
     experiment.flush()
-    return any(_holds_key(path) for path in Path(folder).glob("events.out.tfevents.*"))
+    return any(_holds_key(path, key) for path in Path(folder).glob("events.out.tfevents.*"))
 
 
-def _holds_key(path: Path) -> bool:
+def _holds_key(path: Path, key: bytes) -> bool:
     tail, left = b"", _SEARCHED_BYTES
     with path.open("rb") as file:
         while left > 0 and (chunk := file.read(min(2**20, left))):
-            if _LAYOUT_KEY in tail + chunk:
+            if key in tail + chunk:
                 return True
-            tail, left = chunk[-len(_LAYOUT_KEY) :], left - len(chunk)
+            tail, left = chunk[-len(key) :], left - len(chunk)
     return False

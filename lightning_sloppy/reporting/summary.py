@@ -1,4 +1,4 @@
-"""The closing summary: the results of all instruments as text.
+"""The closing summary: the card, then the results of all instruments as text.
 
 The functions take plain data and return plain text, without a Trainer, a logger or colour codes. A missing value is
 reported as missing, with the reason from the measurement.
@@ -6,51 +6,71 @@ reported as missing, with the reason from the measurement.
 
 from __future__ import annotations
 
+import json
 import shlex
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
 
 from lightning_sloppy.records import Status
-from lightning_sloppy.reporting.phrases import brief
-from lightning_sloppy.runs.run import InstrumentRun
+from lightning_sloppy.reporting.card import card, doubts
+from lightning_sloppy.reporting.layout import start_tags
+from lightning_sloppy.reporting.phrases import brief, number
+from lightning_sloppy.runs.run import InstrumentRun, Run, RunFacts
 
 WIDTH = 100
 
+Length = Literal["short", "full"]
+"""How long a summary is: the card and where the values are, or with all conditions and details."""
 
-def summarise(
-    sections: Sequence[InstrumentRun],
-    *,
-    stop: str,
-    warnings: Sequence[str] = (),
-    log_dirs: Sequence[str] = (),
-    fit_seconds: float | None = None,
-) -> str:
-    """Return the closing summary of a run, wrapped at 100 columns (except for the TensorBoard command).
+ADDRESS = "http://localhost:6006"
+"""Where TensorBoard serves its page by default."""
+
+
+def summarise(run: Run, length: Length = "full") -> str:
+    """Return the closing summary of a run, wrapped at 100 columns (except for commands and addresses).
 
     Args:
-        sections: One for each instrument of the fit, including those without a measurement.
-        warnings: The warnings of the fit, each once. The sections refer to them.
-        stop: Why and when the training stopped, as a sentence.
-        log_dirs: Folders with event files.
-        fit_seconds: Wall-clock seconds of the whole fit, for the fraction that measuring took.
+        run: The record of the fit.
+        length: "short": the card, and where the values are. "full": also every instrument with its conditions.
     """
-    texts = [_section("Warnings", [f"- {warning}" for warning in warnings])] if warnings else []
-    texts += [_section(section.declaration.title, section.paragraphs) for section in sections]
-    texts.append(_section("Stop", [stop]))
-    texts.append(_section("Cost", [_cost(sections, fit_seconds)]))
-    return "\n".join(["Summary", "=======", *texts, _event_files(log_dirs)])
+    texts = [card(run).text(WIDTH), ""]
+    sections = list(run.instruments.values())
+    if length == "full":
+        warnings = [*run.facts.warnings, *doubts(run)[1:]]
+        texts += [_section("Warnings", [f"- {warning}" for warning in warnings])] if warnings else []
+        texts += [_section(section.declaration.title, section.paragraphs) for section in sections]
+        texts.append(_section("Stop", [" ".join([_end(run.facts), *run.facts.end_sentences])]))
+        texts.append(_section("Cost", [_cost(sections, run.facts)]))
+    return "\n".join(["Summary", "=======", *texts, *_places(run)]).rstrip()
 
 
-def _cost(sections: Sequence[InstrumentRun], fit_seconds: float | None) -> str:
+def _end(facts: RunFacts) -> str:
+    ended = _counted(facts.epochs, "epoch"), _counted(facts.steps, "optimiser step")
+    return f"Training {facts.end or 'is running'} after {' and '.join(ended)}."
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number:,} {word}" + ("" if number == 1 else "s")
+
+
+def _cost(sections: Sequence[InstrumentRun], facts: RunFacts) -> str:
+    """The same total and ratio as in the card and in ``sloppy_cost/overhead``, and its parts."""
     spent = [sum(event.cost.seconds for event in section.measurements) for section in sections]
-    each = ", ".join(
-        f"{section.declaration.title} {seconds:.1f} s ({_times(len(section.measurements))})"
+    parts = [
+        f"{section.declaration.title} {seconds:.1f} s ({_counted(len(section.measurements), 'measurement')})"
         for section, seconds in zip(sections, spent, strict=True)
-    )
-    total, part = sum(spent), ""
-    if fit_seconds is not None and fit_seconds > 0:
-        part = f", {100 * total / fit_seconds:.0f} % of the {fit_seconds:.1f} s of the fit"
-    sentences = [f"Measuring took {total:.1f} s{part}{': ' + each if each else ''}."]
+    ]
+    rest = facts.measuring_seconds - facts.earlier_seconds - sum(spent)
+    if facts.earlier_seconds > 0:
+        parts.append(f"before the run was resumed {facts.earlier_seconds:.1f} s")
+    if rest >= 0.05:
+        parts.append(f"checks of the loss, trial runs and logging {rest:.1f} s")
+    ratio = "" if facts.overhead is None else f", a ratio of {number(facts.overhead, digits=2)}"
+    said = f"Measuring took {facts.measuring_seconds:.1f} s beside {facts.training_seconds:.1f} s of training{ratio}"
+    sentences = [f"{said}{': ' + ', '.join(parts) if parts else ''}."]
     failed = [
         (section.declaration.title, [e for e in section.measurements if e.status is Status.FAILED])
         for section in sections
@@ -64,18 +84,34 @@ def _cost(sections: Sequence[InstrumentRun], fit_seconds: float | None) -> str:
     return " ".join(sentences)
 
 
-def _times(count: int) -> str:
-    return "1 measurement" if count == 1 else f"{count:,} measurements"
+def _places(run: Run) -> list[str]:
+    """Each logger with the place of its values, and how to look at them."""
+    lines = ["Where the values are"]
+    if not run.facts.loggers:
+        return [*lines, *_wrap("The Trainer has no logger. The values are in the callbacks: see `measurements`.")]
+    for name, where in run.facts.loggers:
+        if where and any(Path(where).glob("events.out.tfevents.*")):
+            lines += [f"  {name}: event files in {where}", *_wrap("To see the curves, run"), ""]
+            lines += [f"    tensorboard --logdir {shlex.quote(where)}", ""]
+            lines += [*_wrap("and open (the four charts to look at first; then all charts by topic)"), ""]
+            lines += [f"    {address}" for address in addresses(run)]
+            lines += ["", *_wrap("Set the smoothing to 0 on both pages: a smoothed bound is no bound."), ""]
+        else:
+            lines.append(f"  {name}: {where or 'where it keeps them'}")
+    return lines
 
 
-def _event_files(log_dirs: Sequence[str]) -> str:
-    if not log_dirs:
-        return "Event files\n  None were written, because the Trainer has no logger with a folder."
-    lines = ["Event files"]
-    for folder in log_dirs:
-        lines += [*_wrap(f"They are in {folder}. To view the curves, run:"), ""]
-        lines += [f"    tensorboard --logdir {shlex.quote(folder)}", ""]
-    return "\n".join(lines).rstrip()
+def addresses(run: Run, server: str = ADDRESS) -> list[str]:
+    """Addresses of TensorBoard's pages: one with the first charts pinned and no smoothing, and the Custom Scalars page.
+
+    Args:
+        run: The record of the fit.
+        server: Where TensorBoard serves.
+    """
+    tags = start_tags([each.declaration for each in run.instruments.values() if each.latest is not None])
+    pins = [{"plugin": "scalars", "tag": f"{run.facts.prefix}{each}"} for each in tags]
+    pinned = quote(json.dumps(pins, separators=(",", ":")), safe="/:,")
+    return [f"{server}/?pinnedCards={pinned}&smoothing=0#timeseries", f"{server}/#custom_scalars&_smoothingWeight=0"]
 
 
 def _section(title: str, paragraphs: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ an explanation.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 from lightning_sloppy.quantities import RESERVED, SUFFIXES, Declaration, Quantity
 from lightning_sloppy.records import Estimate, Measurement, Status
@@ -47,23 +48,60 @@ def cost_quantities(declaration: Declaration) -> list[Quantity]:
     units = {"seconds": "seconds", "products": "products", "peak_bytes": "bytes"}
     charts = {"seconds": "Seconds of a measurement"}
     return [
-        Quantity(f"{cost}_{name}", explained[cost], unit=units[cost], chart=charts.get(cost, ""))
+        Quantity(
+            f"{cost}_{name}",
+            explained[cost],
+            unit=units[cost],
+            chart=charts.get(cost, ""),
+            expert=cost != "seconds",
+            once=declaration.once,
+        )
         for cost in declaration.costs
     ]
 
 
 def expected_tags(declaration: Declaration) -> tuple[str, ...]:
-    """Every scalar tag that an instrument may log during a run.
-
-    A logger that must know its columns in advance (CSV) gets exactly these, with NaN where there is no value.
+    """Every scalar tag that an instrument may log during a run, also those of which there is no curve.
 
     >>> expected_tags(Declaration("norm", "Norm", [Quantity("size", "Length of the weights.")]))
     ('sloppy_norm/size', 'sloppy_cost/seconds_norm', 'sloppy_cost/overhead')
     """
-    own = [tag(declaration.name, quantity.name) for quantity in declaration.quantities]
-    errors = [tag(declaration.name, q.name + end) for q in declaration.quantities if q.estimated for end in SUFFIXES]
-    costs = [tag(RESERVED, quantity.name) for quantity in (*cost_quantities(declaration), OVERHEAD)]
-    return (*own, *errors, *costs)
+    return _tags(declaration, declaration.quantities, cost_quantities(declaration))
+
+
+def curve_tags(declaration: Declaration) -> tuple[str, ...]:
+    """The tags that loggers get, by ``declaration.detail``.
+
+    A logger that must know its columns in advance (CSV) gets exactly these, with NaN where there is no value.
+
+    >>> norm = [Quantity("size", "Length of the weights."), Quantity("weights", "Their number.", once=True)]
+    >>> curve_tags(Declaration("norm", "Norm", norm))
+    ('sloppy_norm/size', 'sloppy_cost/seconds_norm', 'sloppy_cost/overhead')
+    """
+    own = [quantity for quantity in declaration.quantities if declaration.draws(quantity)]
+    return _tags(declaration, own, [cost for cost in cost_quantities(declaration) if declaration.draws(cost)])
+
+
+def curves(values: Mapping[str, float], declaration: Declaration) -> dict[str, float]:
+    """The scalars of a measurement that loggers get; an error of zero only with ``detail="all"``.
+
+    Args:
+        values: Scalars by tag.
+        declaration: Declaration of the instrument.
+    """
+    wanted, everything = set(curve_tags(declaration)), declaration.detail == "all"
+    found = {}
+    for name, each in values.items():
+        of = next((name.removesuffix(ending) for ending in SUFFIXES if name.endswith(ending)), None)
+        if name in wanted if of is None else of in wanted and (everything or each != 0):
+            found[name] = each
+    return found
+
+
+def _tags(declaration: Declaration, own: Sequence[Quantity], costs: Sequence[Quantity]) -> tuple[str, ...]:
+    values = [tag(declaration.name, quantity.name) for quantity in own]
+    errors = [tag(declaration.name, q.name + end) for q in own if q.estimated for end in SUFFIXES]
+    return (*values, *errors, *(tag(RESERVED, quantity.name) for quantity in (*costs, OVERHEAD)))
 
 
 def undeclared(measurement: Measurement, declaration: Declaration) -> list[str]:

@@ -7,7 +7,7 @@ The abilities of a logger are determined from the methods of its experiment, not
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -17,7 +17,7 @@ import torch
 from lightning_sloppy.quantities import Declaration
 from lightning_sloppy.records import Measurement
 from lightning_sloppy.reporting.histograms import RawHistogram, histograms
-from lightning_sloppy.reporting.tags import expected_tags, scalars
+from lightning_sloppy.reporting.tags import curve_tags, curves, scalars
 from lightning_sloppy.reporting.user_warnings import warn_user
 
 if TYPE_CHECKING:
@@ -26,32 +26,45 @@ if TYPE_CHECKING:
 _warned: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 
+def no_prefix(_: object) -> str:
+    """The prefix of a logger without one."""
+    return ""
+
+
 def publish(
-    trainer: Trainer, measurement: Measurement, declaration: Declaration, *, overhead: float | None = None
+    trainer: Trainer,
+    measurement: Measurement,
+    declaration: Declaration,
+    *,
+    overhead: float | None = None,
+    prefix_of: Callable[[object], str] = no_prefix,
 ) -> None:
-    """Publish a measurement: to the monitors, then to each logger, all at ``measurement.step``.
+    """Publish a measurement: all scalars to the monitors, then the curves to each logger, at ``measurement.step``.
 
     Call this function on every rank. If a logger raises, a warning is issued once and the logger is skipped; the other
-    loggers and the training continue. Without a logger, the monitors still work. A logger's ``prefix`` applies to
-    scalars only.
+    loggers and the training continue. Without a logger, the monitors still work.
 
     Args:
         trainer: The running Trainer.
         measurement: The measurement. Values that are not loggable are skipped, so monitors keep the last finite ones.
         declaration: Declaration of the instrument.
         overhead: Seconds of measuring per second of training so far; None: not logged.
+        prefix_of: The prefix that a logger puts before the names of scalars, for its histograms.
     """
     values = scalars(measurement, declaration, overhead=overhead)
     _update_monitors(trainer, values)
     if not trainer.is_global_zero:
         return
+    drawn = curves(values, declaration)
     shapes = histograms(measurement, declaration)
     for logger in trainer.loggers:
         with attempt(trainer, logger, "log a measurement"):
             experiment = getattr(logger, "experiment", None)  # the base class of loggers does not guarantee one
-            logger.log_metrics(_complete(experiment, values, declaration), step=measurement.step)
+            if drawn:
+                logger.log_metrics(_complete(experiment, drawn, declaration), step=measurement.step)
             if hasattr(experiment, "add_histogram_raw"):
-                _write_histograms(experiment, shapes, measurement.step)
+                named = {f"{prefix_of(logger)}{name}": shape for name, shape in shapes.items()}
+                _write_histograms(experiment, named, measurement.step)
 
 
 @contextmanager
@@ -91,7 +104,7 @@ def _complete(experiment: object, values: dict[str, float], declaration: Declara
     # A dummy experiment returns a function for every attribute, hence the check of the type.
     if not isinstance(getattr(experiment, "metrics_keys", None), list):
         return values
-    return {**dict.fromkeys(expected_tags(declaration), math.nan), **values}
+    return {**dict.fromkeys(curve_tags(declaration), math.nan), **values}
 
 
 def _write_histograms(experiment: Any, shapes: Mapping[str, RawHistogram], step: int) -> None:

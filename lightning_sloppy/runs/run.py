@@ -38,11 +38,13 @@ class RunFacts:
         end_sentences: Sentences about the end: why it stopped, and what an early stop saw.
         warnings: The warnings of this package in the fit, each once.
         measuring_seconds: Wall-clock seconds of measuring.
+        earlier_seconds: Those of them before the run was resumed, whose measurements are in the record of that part.
         training_seconds: Wall-clock seconds of the fit without measuring.
         grace_seconds: Seconds of measuring that are not limited, or None.
         max_overhead: Limit on measuring beyond them, as a fraction of the training, or None.
         metrics: The latest value of each metric that the user's module logged, by name.
         loggers: For each logger the name of its class, and the folder or address of its values ("" if not known).
+        prefix: What the first logger with a prefix puts before the names of scalars.
         folder: Folder of the run for files of this package; "" without a logger that has one.
         started: Local time at which the fit started, ISO 8601.
         software: Versions of Python, torch, Lightning and this package.
@@ -60,11 +62,13 @@ class RunFacts:
     end_sentences: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     measuring_seconds: float = 0.0
+    earlier_seconds: float = 0.0
     training_seconds: float = 0.0
     grace_seconds: float | None = None
     max_overhead: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     loggers: tuple[tuple[str, str], ...] = ()
+    prefix: str = ""
     folder: str = ""
     started: str = ""
     software: str = ""

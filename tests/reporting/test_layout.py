@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,8 +10,9 @@ from support.instruments import DECLARED
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
+from lightning_sloppy.probing.trainer_internals import logger_prefix
 from lightning_sloppy.quantities import SUFFIXES, Declaration, Quantity
-from lightning_sloppy.reporting.layout import layout, write_layout
+from lightning_sloppy.reporting.layout import layout, start_tags, write_layout
 from lightning_sloppy.reporting.tags import expected_tags
 
 ALL = list(DECLARED.values())
@@ -40,9 +42,52 @@ def test_margins_are_value_lower_upper():
         assert (lower, upper) == (f"{value}_{ends[0]}", f"{value}_{ends[1]}")
 
 
-def test_every_instrument_and_the_costs_have_a_chart():
+def test_every_instrument_with_curves_and_the_costs_have_a_chart():
     shown = {entry.split("/")[0] for _, _, entry in ENTRIES}
-    assert shown == {f"sloppy_{group}" for group in (*DECLARED, "cost")}
+    assert shown == {f"sloppy_{group}" for group in (*DECLARED, "cost")} - {"sloppy_input", "sloppy_certificate"}
+    everything = layout([replace(declaration, detail="all") for declaration in ALL])
+    assert {"Sloppy: Inputs", "Sloppy: Certificate"} <= set(everything)
+
+
+def test_the_page_starts_with_four_charts_lines_before_the_band():
+    first, charts = next(iter(layout(ALL).items()))
+    assert first == "Start here"
+    assert list(charts.values()) == [
+        ["Multiline", ["sloppy_bound/pac_bayes$", "sloppy_bound/hold_out$", "sloppy_bound/guess_error$"]],
+        ["Multiline", ["sloppy_cost/overhead$"]],
+        ["Multiline", ["sloppy_hessian/loss$"]],
+        ["Margin", [f"sloppy_jacobian/effective_dimension{end}" for end in ("", "_coarse", "_fine")]],
+    ]
+    fewer = layout([DECLARED["input"], DECLARED["fisher"]])["Start here"]
+    assert [entries[0] for _, entries in fewer.values()] == [
+        "sloppy_cost/overhead$",
+        "sloppy_fisher/effective_dimension",
+    ]
+    assert start_tags(ALL) == [
+        "sloppy_bound/pac_bayes", "sloppy_cost/overhead", "sloppy_hessian/loss", "sloppy_jacobian/effective_dimension",
+    ]  # fmt: skip
+
+
+def test_in_every_category_lines_come_before_bands_as_the_page_shows_them():
+    for charts in layout(ALL).values():
+        kinds = [kind == "Margin" for kind, _ in charts.values()]
+        assert kinds == sorted(kinds)
+
+
+def test_a_prefix_is_part_of_every_entry(tmp_path):
+    for charts in layout(ALL, "a.b-").values():
+        for kind, entries in charts.values():
+            for entry in entries:
+                assert entry.startswith("a.b-sloppy_" if kind == "Margin" else r"a\.b\-sloppy_")
+    logger = TensorBoardLogger(tmp_path, prefix="a.b")
+    write_layout(runs(logger), ALL, logger_prefix)
+    logger.log_metrics({"sloppy_hessian/loss": 1.0}, step=0)
+    logger.finalize("success")
+    events = EventAccumulator(logger.log_dir, size_guidance={"tensors": 0}).Reload()
+    (written,) = events.Tensors("custom_scalars__config__")
+    first = layout_pb2.Layout.FromString(written.tensor_proto.string_val[0]).category[0]
+    loss = next(chart for chart in first.chart if chart.title == "Loss on the probe samples")
+    assert re.match(loss.multiline.tag[0], events.Tags()["scalars"][0])
 
 
 def test_a_band_has_a_chart_of_its_own_beside_the_curves_that_share_its_title():

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from support.instruments import summary
+from support.instruments import record, summary
 
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.records import Cost, Estimate, Measurement, Status
+from lightning_sloppy.reporting.card import card
 from lightning_sloppy.reporting.summary import WIDTH
 
 STOP = "Training stopped after epoch 23 because the effective dimension of the Fisher matrix had reached its plateau."
@@ -47,13 +51,25 @@ FISHER = event(
 BOUND = event("bound", {"hold_out": 0.0733, "hold_out_error": 0.05}, certificate=certificate())
 
 
+def with_events(folder: str | Path) -> str:
+    """A folder with a file of events."""
+    Path(folder).mkdir(parents=True)
+    (Path(folder) / "events.out.tfevents.1").touch()
+    return str(folder)
+
+
 def flat(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_the_whole_story_in_words_and_numbers():
+def test_the_whole_story_in_words_and_numbers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = with_events("runs/version_0")
     runs = {"input": [INPUT], "hessian": [HESSIAN, HESSIAN], "fisher": [FISHER], "bound": [BOUND]}
-    text = summary(runs, stop=STOP, log_dirs=["runs/version_0"], fit_seconds=100.0)
+    text = summary(
+        runs, end="ended", epochs=23, steps=415, end_sentences=(STOP,), measuring_seconds=10.0, training_seconds=100.0,
+        loggers=(("TensorBoardLogger", folder),),
+    )  # fmt: skip
     for sentence in (
         "N = 1,437 training samples. The correlation matrix spans 3.21 decades.",
         "change by -0.0412 decades per index (R^2 = 0.97).",
@@ -74,20 +90,61 @@ def test_the_whole_story_in_words_and_numbers():
         "- The user's statement about the prior: the initial weights are independent of the data",
         "Hold-out bound for the model itself, from samples it never saw: 0.0733 (error on them: 0.0500).",
         STOP,
-        "Measuring took 10.0 s, 10 % of the 100.0 s of the fit: Inputs 2.0 s (1 measurement),",
+        "Training ended after 23 epochs and 415 optimiser steps.",
+        "Measuring took 10.0 s beside 100.0 s of training, a ratio of 0.1: Inputs 2.0 s (1 measurement),",
         "Hessian 4.0 s (2 measurements)",
     ):
         assert sentence in flat(text)
     assert "\n    tensorboard --logdir runs/version_0" in text
-    assert max(map(len, text.splitlines())) <= WIDTH
+    assert max(len(line) for line in text.splitlines() if "http://" not in line) <= WIDTH
     assert "\x1b" not in text
 
 
+def test_the_card_is_the_head_and_the_short_form():
+    runs = {"input": [INPUT], "fisher": [FISHER], "bound": [BOUND]}
+    full, short = (summary(runs, length, measuring_seconds=6.0, training_seconds=60.0) for length in ("full", "short"))
+    head = card(record(runs, measuring_seconds=6.0, training_seconds=60.0)).text()
+    assert full.startswith(f"Summary\n=======\n{head}\n\nInputs\n")
+    assert short.startswith(f"Summary\n=======\n{head}\n\nWhere the values are\n")
+    assert "17.3 of 61 features" in head
+    assert "conditions" in full
+    assert "conditions" not in short
+
+
+def test_the_parts_of_the_cost_add_up_to_the_total_of_the_card():
+    runs = {"input": [INPUT], "fisher": [FISHER, FISHER]}
+    text = flat(summary(runs, measuring_seconds=19.5, earlier_seconds=12.0, training_seconds=390.0))
+    assert "19.5 s of measuring beside 390.0 s of training, a ratio of 0.05" in text
+    assert (
+        "Measuring took 19.5 s beside 390.0 s of training, a ratio of 0.05: Inputs 2.0 s (1 measurement), Fisher "
+        "matrix 4.0 s (2 measurements), before the run was resumed 12.0 s, checks of the loss, trial runs and logging "
+        "1.5 s."
+    ) in text
+
+
+def test_each_logger_is_named_with_the_place_of_its_values(tmp_path):
+    folder = with_events(tmp_path / "tb")
+    places = (("TensorBoardLogger", folder), ("CSVLogger", "csv/metrics.csv"), ("Mine", ""))
+    text = summary({"fisher": [FISHER], "bound": [BOUND]}, loggers=places, prefix="a-")
+    assert f"  TensorBoardLogger: event files in {folder}\n" in text
+    assert "  CSVLogger: csv/metrics.csv\n  Mine: where it keeps them" in text
+    address = next(line.strip() for line in text.splitlines() if "pinnedCards" in line)
+    pins = json.loads(parse_qs(urlsplit(address).query)["pinnedCards"][0])
+    assert pins == [
+        {"plugin": "scalars", "tag": f"a-{tag}"}
+        for tag in ("sloppy_bound/pac_bayes", "sloppy_cost/overhead", "sloppy_fisher/effective_dimension")
+    ]
+    assert parse_qs(urlsplit(address).query)["smoothing"] == ["0"]
+    assert "    http://localhost:6006/#custom_scalars&_smoothingWeight=0\n" in text
+    assert "a smoothed bound is no bound" in text
+    assert "tensorboard" not in summary({"fisher": [FISHER]}, loggers=places[1:])
+
+
 def test_what_was_not_asked_for_is_not_mentioned():
-    text = summary({"fisher": [FISHER]}, stop=STOP)
+    text = summary({"fisher": [FISHER]})
     assert "Hessian" not in text
-    assert "Bound" not in text
-    assert "None were written" in text
+    assert "\nBound\n" not in text
+    assert "The Trainer has no logger." in text
 
 
 def test_reasons_replace_a_bound():
@@ -95,23 +152,24 @@ def test_reasons_replace_a_bound():
     without = event(
         "bound", {}, certificate=certificate(valid=False, value=math.nan, reasons=(reason,)), status=Status.UNAVAILABLE
     )
-    text = flat(summary({"bound": [without]}, stop=STOP))
-    assert "There is no PAC-Bayes bound (see Warnings)." in text
-    assert reason not in text, "a warning gave it, and the section with the warnings has it"
+    text = summary({"bound": [without]})
+    sections = flat(text.partition("\n\n")[2])
+    assert "There is no PAC-Bayes bound (see Warnings)." in sections
+    assert reason not in sections, "a warning gave it, and the section with the warnings has it"
     assert "conditions" not in text
     assert "nan" not in text
 
 
 def test_a_vacuous_bound_is_called_vacuous():
-    text = summary({"bound": [event("bound", {}, certificate=certificate(value=1.0))]}, stop=STOP)
+    text = summary({"bound": [event("bound", {}, certificate=certificate(value=1.0))]})
     assert "vacuous" in text
 
 
 def test_the_lowest_bound_of_the_run_is_named_when_it_is_not_the_last():
     early = event("bound", {}, certificate=certificate(value=0.2501), step=100)
     late = event("bound", {}, certificate=certificate(value=0.3), step=200)
-    assert "The lowest bound of the run was 0.2501 at step 100" in flat(summary({"bound": [early, late]}, stop=STOP))
-    assert "lowest" not in summary({"bound": [late, early]}, stop=STOP)
+    assert "The lowest bound of the run was 0.2501 at step 100" in flat(summary({"bound": [early, late]}))
+    assert "lowest" not in summary({"bound": [late, early]})
 
 
 @pytest.mark.parametrize(
@@ -126,60 +184,64 @@ def test_the_lowest_bound_of_the_run_is_named_when_it_is_not_the_last():
     ],
 )
 def test_missing_parts_come_with_their_reason(events, expected):
-    assert expected in flat(summary({"fisher": events}, stop=STOP))
+    assert expected in flat(summary({"fisher": events}))
 
 
 def test_an_unresolved_dimension_is_no_number():
     unresolved = Estimate(1224.0, 19.0, 600.0, Status.UNRESOLVED)
-    text = flat(summary({"hessian": [event("hessian", {"effective_dimension": unresolved})]}, stop=STOP))
+    text = flat(summary({"hessian": [event("hessian", {"effective_dimension": unresolved})]}))
     assert "1,224" not in text
-    text = flat(
-        summary({"hessian": [event("hessian", {"largest": 1.0, "effective_dimension": unresolved})]}, stop=STOP)
-    )
+    text = flat(summary({"hessian": [event("hessian", {"largest": 1.0, "effective_dimension": unresolved})]}))
     assert f"Effective dimension of the Gauss-Newton part: missing. {Status.UNRESOLVED.value}" in text
     assert "1,224" not in text
 
 
 def test_a_failure_at_the_end_does_not_hide_the_last_result():
     failed = event("fisher", {}, status=Status.FAILED, step=500)
-    text = flat(summary({"fisher": [FISHER, failed]}, stop=STOP))
+    text = flat(summary({"fisher": [FISHER, failed]}))
     assert "Step 414" in text
     assert "166 of 4,570" in text
 
 
-def test_the_command_survives_odd_folders():
-    folder = "/data/a very long folder name " + "x" * 90
-    text = summary({}, stop=STOP, log_dirs=[folder, "b"])
+def test_the_command_survives_odd_folders(tmp_path):
+    folder = with_events(tmp_path / ("a very long folder name " + "x" * 90))
+    text = summary({}, loggers=(("TensorBoardLogger", folder),))
     assert f"    tensorboard --logdir '{folder}'\n" in text
-    assert text.endswith("    tensorboard --logdir b")
 
 
 @pytest.mark.parametrize("value", [1e300, 123456.789, 1e-300])
 def test_extreme_values_stay_short(value):
-    line = summary({"fisher": [event("fisher", {"trace": Estimate(value, math.nan)})]}, stop=STOP).splitlines()[3]
+    line = next(
+        line
+        for line in summary({"fisher": [event("fisher", {"trace": Estimate(value, math.nan)})]}).splitlines()
+        if "trace" in line
+    )
     assert "nan" not in line
     assert len(line) < WIDTH
 
 
 def test_a_value_and_its_error_stay_on_one_line():
     padded = event("fisher", {"trace": 1.0}, notes=tuple("x" * n + " trace 40 +- 1.5" for n in range(60, 98)))
-    lines = summary({"fisher": [padded]}, stop=STOP).splitlines()
+    lines = summary({"fisher": [padded]}).partition("\n\n")[2].splitlines()
     assert sum("40 +- 1.5" in line for line in lines) == 38
     assert max(map(len, lines)) <= WIDTH
 
 
 def test_long_notes_are_wrapped():
     noted = event("fisher", {"trace": 1.0}, notes=("word " * 80,))
-    text = summary({"fisher": [noted]}, stop=STOP)
+    text = summary({"fisher": [noted]})
     assert max(map(len, text.splitlines())) <= WIDTH
-    assert text.count("word") == 80
+    head, _, sections = text.partition("\n\n")
+    assert sections.count("word") == 80
+    assert head.count("word") < 50
+    assert "word ..." in head
 
 
 def test_failed_measurements_are_counted_with_the_first_reason():
     failed = event("hessian", {}, status=Status.FAILED, notes=("The device has no memory left; lower k.",))
-    text = flat(summary({"hessian": [failed, HESSIAN, failed], "fisher": [FISHER]}, stop=STOP))
+    text = flat(summary({"hessian": [failed, HESSIAN, failed], "fisher": [FISHER]}))
     assert (
         "Failed measurements (gaps in the curves): Hessian 2. The first: The device has no memory left; lower k."
         in text
     )
-    assert "Failed measurements" not in flat(summary({"fisher": [FISHER]}, stop=STOP))
+    assert "Failed measurements" not in flat(summary({"fisher": [FISHER]}))

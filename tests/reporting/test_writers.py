@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,9 +15,10 @@ from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from support.instruments import DECLARED
 from tensorboard.backend.event_processing.event_accumulator import STORE_EVERYTHING_SIZE_GUIDANCE, EventAccumulator
 
+from lightning_sloppy.probing.trainer_internals import logger_prefix
 from lightning_sloppy.records import Cost, Estimate, Measurement, Spectrum, Status
 from lightning_sloppy.reporting.histograms import histograms
-from lightning_sloppy.reporting.tags import expected_tags, scalars
+from lightning_sloppy.reporting.tags import curve_tags, curves, expected_tags, scalars
 from lightning_sloppy.reporting.writers import publish
 
 HESSIAN = DECLARED["hessian"]
@@ -37,6 +39,10 @@ def event(step: int, value: float = 12.5, *, status: Status = Status.CONVERGED) 
     spectrum = Spectrum(values, 4, 8, "hessian", 1e-9, Status.EXACT, torch.zeros(4), 5.0, -0.2)
     estimates = {"effective_dimension": Estimate(value, 0.5, 0.25), "largest": Estimate(5.0)}
     return Measurement(step, 0, "hessian", spectrum, estimates, Cost(products=28, seconds=0.5), status)
+
+
+def drawn(measurement: Measurement) -> dict[str, float]:
+    return curves(scalars(measurement, HESSIAN), HESSIAN)
 
 
 class Measuring(Callback):
@@ -84,7 +90,7 @@ def test_event_files_hold_every_tag_at_the_step_of_the_measurement(tmp_path):
     read = EventAccumulator(logger.log_dir, size_guidance=STORE_EVERYTHING_SIZE_GUIDANCE).Reload()
     steps = [m.step for m in measuring.published]
     assert steps == [0, 0, 1, 2, 3, 4, 5]
-    for name, value in scalars(measuring.published[0], HESSIAN).items():
+    for name, value in drawn(measuring.published[0]).items():
         written = read.Scalars(name)
         assert [e.step for e in written] == steps, name
         assert [e.value for e in written] == pytest.approx([value] * len(steps)), name
@@ -95,7 +101,7 @@ def test_event_files_hold_every_tag_at_the_step_of_the_measurement(tmp_path):
         assert sum(stored.bucket) == pytest.approx(shape.num)
         assert (stored.min, stored.max) == pytest.approx((shape.minimum, shape.maximum))
     ours = {t for kind in ("scalars", "histograms") for t in read.Tags()[kind] if t.startswith("sloppy_")}
-    assert ours == {*scalars(measuring.published[0], HESSIAN), *histograms(measuring.published[0], HESSIAN)}
+    assert ours == {*drawn(measuring.published[0]), *histograms(measuring.published[0], HESSIAN)}
     assert {p.parent for p in tmp_path.rglob("events.out*")} == {tmp_path / "lightning_logs" / "version_0"}
 
 
@@ -111,10 +117,54 @@ def test_csv_has_one_constant_header_and_gaps_for_what_is_missing(tmp_path):
     logger.finalize("success")
     with open(logger.experiment.metrics_file_path) as file:
         rows = list(csv.DictReader(file))
-    assert set(rows[0]) == {*expected_tags(HESSIAN), *scalars(event(0, 3.0), HESSIAN), "step"}
+    assert set(rows[0]) == {*curve_tags(HESSIAN), *drawn(event(0, 3.0)), "step"}
     assert [r["step"] for r in rows] == ["0", "1", "2"]
     assert [r[N_EFF] for r in rows] == ["3.0", "nan", "4.0"]
     assert not rewrites
+
+
+ALL_OF_IT = replace(HESSIAN, detail="all")
+
+
+@pytest.mark.parametrize(
+    ("declaration", "columns"), [(HESSIAN, curve_tags(HESSIAN)), (ALL_OF_IT, expected_tags(HESSIAN))]
+)
+def test_loggers_get_the_curves_and_monitors_everything(declaration, columns, tmp_path):
+    whole, rows = Recording(), CSVLogger(tmp_path)
+    run = trainer(whole, rows)
+    measured = replace(event(0), estimates={"largest": Estimate(5.0), "n90": Estimate(3.0), "z": Estimate(0.1)})
+    publish(run, measured, declaration)
+    everything = {"sloppy_hessian/largest": 5.0, "sloppy_hessian/n90": 3.0, "sloppy_hessian/z": 0.1,
+                  "sloppy_cost/seconds_hessian": 0.5, "sloppy_cost/products_hessian": 28.0}  # fmt: skip
+    assert {name: float(value) for name, value in run.callback_metrics.items()} == pytest.approx(everything)
+    expected = {name: value for name, value in everything.items() if name in columns}
+    assert whole.calls == [(expected, 0)]
+    rows.save()
+    assert {*rows.experiment.metrics_keys} == {*columns, "step"}
+
+
+def test_an_error_of_zero_is_no_curve_and_one_of_a_drawn_value_is():
+    exact = replace(event(0), estimates={"trace": Estimate(9.0, 0.5, 0.0), "n90": Estimate(9.0, 0.5, 0.5)})
+    errors = [name for name in drawn(exact) if name.endswith(("_sem", "_truncation"))]
+    assert errors == ["sloppy_hessian/trace_sem"]
+    assert len(curves(scalars(exact, ALL_OF_IT), ALL_OF_IT)) == len(scalars(exact, ALL_OF_IT))
+
+
+def test_what_is_measured_once_is_no_curve():
+    whole, once = Recording(), DECLARED["input"]
+    run = trainer(whole)
+    publish(run, Measurement(0, 0, "input", None, {"n90": Estimate(3.0)}, Cost(seconds=1.0), Status.EXACT), once)
+    assert whole.calls == []
+    assert float(run.callback_metrics["sloppy_input/n90"]) == 3.0
+
+
+def test_a_prefix_is_put_before_histograms_too(tmp_path):
+    logger = TensorBoardLogger(tmp_path, prefix="a")
+    publish(trainer(logger), event(0), HESSIAN, prefix_of=logger_prefix)
+    logger.finalize("success")
+    tags = EventAccumulator(logger.log_dir, size_guidance=STORE_EVERYTHING_SIZE_GUIDANCE).Reload().Tags()
+    assert tags["histograms"]
+    assert all(name.startswith("a-sloppy_") for name in [*tags["scalars"], *tags["histograms"]])
 
 
 def test_a_gap_keeps_the_last_finite_value_for_monitors():
@@ -177,7 +227,7 @@ def test_a_broken_logger_is_named_once_and_the_others_go_on():
     publish(run, event(1), HESSIAN)  # a second warning would be an error here
     publish(run, event(2), HESSIAN)
     assert [step for _, step in healthy.calls] == [0, 1, 2]
-    assert healthy.calls[0][0] == scalars(event(0), HESSIAN)
+    assert healthy.calls[0][0] == drawn(event(0))
     with pytest.warns(UserWarning, match="Broken could not"):
         publish(trainer(Broken()), event(0), HESSIAN)
 

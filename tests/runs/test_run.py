@@ -30,7 +30,7 @@ def test_the_record_holds_the_measurements_and_counts_the_fit(tmp_path: Path) ->
     facts = run.facts
     assert (facts.module, facts.num_parameters, facts.num_training_samples) == ("Classifier", 6 * 8 + 8 + 8 * 3 + 3, 48)
     assert (facts.epochs, facts.steps, facts.end) == (2, 6, "ended")
-    assert facts.loggers == (("CSVLogger", folder),)
+    assert facts.loggers == (("CSVLogger", f"{folder}/metrics.csv"),)
     assert facts.folder == folder
     assert set(facts.metrics) >= {"train_loss", "train_accuracy"}
     assert not any(name.startswith("sloppy_") for name in facts.metrics)

@@ -17,7 +17,8 @@ from lightning_sloppy import (
 from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.quantities import Declaration
 from lightning_sloppy.records import Measurement
-from lightning_sloppy.reporting.summary import summarise
+from lightning_sloppy.reporting.summary import Length, summarise
+from lightning_sloppy.runs.run import Run, RunFacts
 
 MAKERS: Mapping[str, type[MeasuringCallback]] = {
     "jacobian": JacobianSpectrum,
@@ -37,11 +38,16 @@ def of_the_package() -> list[type[MeasuringCallback]]:
     return [each for each in classes if not getattr(each, "__abstractmethods__", None)]
 
 
-def summary(groups: Mapping[str, Sequence[Measurement]], **options: Any) -> str:
-    """The closing summary of these measurements."""
-    sections = []
+def record(groups: Mapping[str, Sequence[Measurement]], **facts: Any) -> Run:
+    """The record of a fit with these measurements."""
+    instruments = {}
     for name, events in groups.items():
         instrument = MAKERS[name]()
         instrument.measurements = list(events)
-        sections.append(instrument.instrument_run())
-    return summarise(sections, **options)
+        instruments[name] = instrument.instrument_run()
+    return Run(instruments, RunFacts(**facts))
+
+
+def summary(groups: Mapping[str, Sequence[Measurement]], length: Length = "full", **facts: Any) -> str:
+    """The closing summary of these measurements."""
+    return summarise(record(groups, **facts), length)

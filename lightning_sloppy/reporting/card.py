@@ -268,10 +268,10 @@ def _settled(run: Run) -> str:
             f"{TOLERANCE} ({name})"
         )
     if state.condition is Condition.COLLECTING:
-        return (
-            f"undetermined: judging it takes two measurements or more over the last {window}, and {number(state.now)} "
-            f"epochs have been measured ({name})"
-        )
+        few = f"only one measurement lies within the last {window}"
+        if state.now < RULE.patience:
+            few = f"judging it takes {window}, and {number(state.now, digits=2)} are done"
+        return f"undetermined: {few} ({name})"
     if state.condition is Condition.UNDETERMINED:
         return f"undetermined: the error of the value exceeds the tolerance of {TOLERANCE} ({name})"
     direction = "changing"

@@ -134,11 +134,19 @@ def test_an_estimated_dimension_has_its_error_and_another_matrix_its_name():
         ([250.0 - 10 * epoch for epoch in range(11)], "not yet, it is still falling: 200 became 150 within 5 epochs"),
         ([100.0, 120.0] * 5 + [100.0], "not yet, it is still falling: 120 became 100 within 5 epochs"),
         ([100.0, 120.0, 100.0, 100.0, 120.0, 110.0, 100.0, 100.0], "not yet, it is still changing: 100 became 100"),
-        ([100.0, 100.0], "undetermined: judging it takes two measurements or more over the last 5 epochs, and 1"),
+        ([100.0, 100.0], "undetermined: judging it takes 5 epochs, and 1 are done (effective"),
     ],
 )
 def test_a_dimension_that_has_not_settled(values, expected):
     assert texts(run_of(dimensions(values)))["Settled"].startswith(expected)
+
+
+def test_measurements_that_are_too_rare_do_not_decide():
+    rare = [
+        event("jacobian", {"effective_dimension": 100.0}, step=step, epoch=step // 20) for step in (0, 59, 139, 299)
+    ]
+    found = texts(run_of(instrument("jacobian", *rare)))["Settled"]
+    assert found.startswith("undetermined: only one measurement lies within the last 5 epochs")
 
 
 def test_a_short_training_is_judged_over_a_third_of_it():

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lightning_sloppy.callbacks.picturing import draw_last, sentences_about_picture
 from lightning_sloppy.display import Displayed, Shown
 from lightning_sloppy.errors import ConfigurationError, Note, SloppyError
 from lightning_sloppy.probing import trainer_internals
@@ -23,6 +24,7 @@ from lightning_sloppy.probing.context import FitContext, close_context
 from lightning_sloppy.probing.run_facts import run_facts
 from lightning_sloppy.probing.schedule import Schedule
 from lightning_sloppy.reporting.pages import introduce, read_me_first, write_final_numbers, write_text
+from lightning_sloppy.reporting.picture import picture as draw_picture
 from lightning_sloppy.reporting.run_html import write_report
 from lightning_sloppy.reporting.summary import Length, summarise
 from lightning_sloppy.reporting.user_warnings import warn_user
@@ -32,6 +34,7 @@ from lightning_sloppy.runs.run_writer import RunWriter
 if TYPE_CHECKING:
     import pandas
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from matplotlib.figure import Figure
 else:
     import lightning.pytorch
     import pytorch_lightning
@@ -66,8 +69,12 @@ class SloppyCallback(Displayed, Callback, ABC):
 
     hparams: bool = True
     """Whether the final numbers are logged with the hyperparameters, where a logger can."""
+
     report: bool = True
     """Whether the end of the fit writes report.html into the folder of the run; false in any callback prevents it."""
+
+    picture: bool = True
+    """Whether the picture of the fit is drawn; false in any callback of the fit prevents it."""
 
     @property
     def parts(self) -> list[SloppyCallback]:
@@ -133,6 +140,14 @@ class SloppyCallback(Displayed, Callback, ABC):
     def _shown(self) -> Shown:
         given = {name: each for name, each in self.settings().items() if each not in (None, ())}
         return Shown(type(self).__name__, "", [(f"{name}=", str(each)) for name, each in given.items()])
+
+    def plot(self) -> Figure:
+        """The picture of the latest fit, or of the running one so far; a notebook shows it.
+
+        Raises:
+            MissingExtraError: Without matplotlib.
+        """
+        return draw_picture(self.record())
 
     def after_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called once at the end of the training, after the last measurement of every callback of the fit."""
@@ -235,6 +250,7 @@ def gather_facts(trainer: Trainer, context: FitContext | None, *, end: str = "")
     family = peers(trainer)
     schedules = [found for part in family if isinstance(found := getattr(part, "schedule", None), Schedule)]
     sentences = [sentence for part in family for sentence in part.summary_sentences()]
+    sentences += sentences_about_picture(family) if end else []
     facts = run_facts(trainer, context, schedule=next(iter(schedules), None), end=end, sentences=sentences)
     facts = replace(facts, warnings=tuple(warnings_of(family).values()))
     for part in family:
@@ -261,6 +277,8 @@ def _close(callback: SloppyCallback, trainer: Trainer, end: str) -> None:
     try:
         context = close_context(trainer)
         if trainer.is_global_zero and any(peer.has_measured for peer in family):
+            gather_facts(trainer, context, end=end)
+            draw_last(trainer, context, family)
             run = record_of(family, gather_facts(trainer, context, end=end))
             (RunWriter() if context is None else context.run_writer).end(run)
             _fill_pages(trainer, context, run, hparams=all(peer.hparams for peer in family))

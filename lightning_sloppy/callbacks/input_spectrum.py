@@ -214,7 +214,7 @@ class InputSpectrum(MeasuringCallback):
             status=headline.status,
             num_samples=headline.num_samples,
             precision="float64",
-            companions=spectra,
+            companions=spectra if null is None else {**spectra, "null": null},
             notes=tuple(column_notes(moments, names, groups, headline, (decades[0], decades[1]))),
             verdicts=verdicts,
         )

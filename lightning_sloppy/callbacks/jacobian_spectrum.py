@@ -291,7 +291,12 @@ class JacobianSpectrum(Instrument):
             "null_effective_dimension": Estimate(verdict.null_dimension),
             "null_slope_times_rank": Estimate(-verdict.null_spread),
         }
-        return replace(measurement, estimates={**measurement.estimates, **beside}, verdicts={spectrum.matrix: verdict})
+        return replace(
+            measurement,
+            estimates={**measurement.estimates, **beside},
+            verdicts={spectrum.matrix: verdict},
+            companions={**measurement.companions, "null": null},
+        )
 
     def _batches(self, probe: Probe, objective: Objective, layout: ParameterLayout) -> tuple[list[Batch], int]:
         """As many probe samples as the number of outputs allows, and that number."""

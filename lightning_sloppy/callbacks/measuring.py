@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_sloppy.callbacks.awaiting import AwaitingCallback
 from lightning_sloppy.callbacks.base import SloppyCallback, gather_facts, in_words, note_of, peers
+from lightning_sloppy.callbacks.picturing import draw_after
 from lightning_sloppy.callbacks.recording import keep_record, light
 from lightning_sloppy.curvature.memory import peak_bytes
 from lightning_sloppy.display import Shown
@@ -336,6 +337,8 @@ class MeasuringCallback(AwaitingCallback):
             listening = self.subscribers(trainer)
         for subscriber in listening:
             self._tell(trainer, pl_module, measurement, subscriber)
+        if context is not None and trainer.is_global_zero:
+            draw_after(trainer, context, peers(trainer), measurement.step, self.overhead(context, measurement.step))
 
     def _tell(
         self, trainer: Trainer, pl_module: LightningModule, measurement: Measurement, subscriber: MeasurementSubscriber

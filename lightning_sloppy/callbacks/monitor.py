@@ -77,6 +77,9 @@ class SloppyMonitor(SloppyCallback):
         schedule: A :class:`Schedule`, instead of the four arguments above.
         seed: Seed of probe samples, probe vectors and draws.
         strict: Raise errors of measurements instead of warning.
+        picture: Draw the picture of the run after the rounds of measurements 1, 2, 4, 8, 16, 32, 128, 512 and 2,048
+            and at the end: into loggers that take images, and as ``sloppy_picture.png`` in the folder of the run. It
+            needs matplotlib (the extra ``plot``).
         detail: Which scalars loggers get: "main", those that show something that a person acts on, or "all". The
             records and ``trainer.callback_metrics`` always hold all.
         summary: What is printed at the end of the fit. "full": five answers, then conditions and details. "short": the
@@ -119,6 +122,7 @@ class SloppyMonitor(SloppyCallback):
         schedule: Schedule | None = None,
         seed: int = 0,
         strict: bool = False,
+        picture: bool = True,
         detail: Detail = "main",
         summary: Closing = "full",
         hparams: bool = True,
@@ -166,8 +170,10 @@ class SloppyMonitor(SloppyCallback):
             "strict": strict,
             "detail": checked_detail(detail),
         }
+        self.picture = picture
         for part in self.parts:
-            part.closing, part.hparams, part.report = self.closing, self.hparams, report
+            part.closing, part.hparams = self.closing, self.hparams
+            part.picture, part.report = picture, report
             if isinstance(part, MeasuringCallback):
                 part.adopt(settings)
 

@@ -45,6 +45,7 @@ class FitContext:
         decision: The latest step at which measurements were due, and whether they were taken.
         stretched: Whether the message was given that measurements are less frequent than scheduled.
         layout_written: Whether the custom-scalars layout was written.
+        began_at: Effective batches before this fit.
         run_writer: Appends the measurements to the file of the run, on rank 0.
 
     Raises:
@@ -77,7 +78,8 @@ class FitContext:
         self.decision: tuple[int, bool] | None = None
         self.stretched = False
         self.layout_written = False
-        self.run_writer = RunWriter(begins_at=trainer_internals.effective_batches(trainer))
+        self.began_at = trainer_internals.effective_batches(trainer)
+        self.run_writer = RunWriter(begins_at=self.began_at)
 
 
 def fit_context(trainer: Trainer, module: LightningModule) -> FitContext:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from lightning_sloppy.errors import MissingExtraError
 from lightning_sloppy.measures.relative_dimension import THOUSANDTH
@@ -14,6 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import XAxis, YAxis
     from matplotlib.figure import Figure
+
+Image: TypeAlias = "npt.NDArray[np.uint8]"
+"""Pixels, shape (height, width, 3)."""
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """The colours of Okabe and Ito. In print without colour, curves differ in their dashes, too."""
@@ -100,6 +107,7 @@ def figure(width: float, height: float) -> Figure:
 
     made = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(made)
+    setattr(made, "_repr_png_", partial(png, made))  # noqa: B010  # notebooks show it, also without pyplot
     return made
 
 
@@ -119,6 +127,33 @@ def panels(drawn: Figure) -> tuple[Axes, Axes, Axes]:
     return left, middle, right
 
 
+def pixels(drawn: Figure, *, dpi: int = DPI) -> Image:
+    """A figure as an image.
+
+    Args:
+        drawn: The figure.
+        dpi: Pixels per inch.
+    """
+    canvas: Any = drawn.canvas
+    usual = drawn.dpi
+    with style():
+        drawn.set_dpi(dpi)
+        try:
+            canvas.draw()
+            return np.array(canvas.buffer_rgba(), dtype=np.uint8)[..., :3]
+        finally:
+            drawn.set_dpi(usual)
+
+
+def encoded(image: Image) -> bytes:
+    """An image as a PNG file, without metadata: the same image always gives the same bytes."""
+    from PIL.Image import fromarray
+
+    buffer = io.BytesIO()
+    fromarray(np.ascontiguousarray(image)).save(buffer, format="png")
+    return buffer.getvalue()
+
+
 def png(drawn: Figure, *, dpi: int = DPI) -> bytes:
     """A figure as a PNG file.
 
@@ -126,11 +161,7 @@ def png(drawn: Figure, *, dpi: int = DPI) -> bytes:
         drawn: The figure.
         dpi: Pixels per inch.
     """
-    buffer = io.BytesIO()
-    with style():
-        # Without metadata: the same picture then has the same bytes.
-        drawn.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
+    return encoded(pixels(drawn, dpi=dpi))
 
 
 def say(axes: Axes, words: str) -> None:

@@ -249,7 +249,7 @@ def _rank_curve(title: str, spectrum: Spectrum, null: Spectrum | None, step: int
         fit_ranks,
         fit_fractions,
         above=float(above[-1]) if len(above) else 0.0,
-        floor=max(spectrum.floor, 0.0) / trace,
+        floor=_floor(spectrum) / trace,
         null_ranks=() if without is None else tuple(without[0].tolist()),
         null_fractions=() if without is None else tuple(without[1].tolist()),
         shown=shown,
@@ -264,10 +264,15 @@ def _trace(spectrum: Spectrum) -> float:
     return math.nan if spectrum.truncated else float(spectrum.eigenvalues.sum())
 
 
+def _floor(spectrum: Spectrum) -> float:
+    """Eigenvalues up to it are errors of rounding or of missing values."""
+    return max(spectrum.floor, spectrum.noise_floor, 0.0)
+
+
 def _points(spectrum: Spectrum, trace: float) -> tuple[Tensor, Tensor]:
     """Ranks and eigenvalues / trace above the floor; empty if the trace is not known."""
     values, weights = atoms(spectrum)
-    kept = (values > max(spectrum.floor, 0.0)) & (weights > 0) & torch.isfinite(values)
+    kept = (values > _floor(spectrum)) & (weights > 0) & torch.isfinite(values)
     if not 0 < trace < math.inf:
         kept &= False
     values, order = values[kept].sort(descending=True)
@@ -292,7 +297,7 @@ def _fit(spectrum: Spectrum, trace: float) -> tuple[tuple[float, ...], tuple[flo
     if not shape.r_squared >= STRAIGHT:
         return (), ()
     start, end = shape.knee or 0, shape.resolved if shape.shoulder is None else shape.shoulder + 1
-    values = spectrum.eigenvalues[spectrum.eigenvalues > max(spectrum.floor, 0.0)]
+    values = spectrum.eigenvalues[spectrum.eigenvalues > _floor(spectrum)]
     logs = torch.log10(values[start:end] / trace)
     middle, height = (start + end - 1) / 2, float(logs.mean())
     index = torch.linspace(start, end - 1, 60, dtype=torch.float64)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from lightning_sloppy.errors import MissingExtraError
 from lightning_sloppy.inspection.answers import listed
 from lightning_sloppy.inspection.data_report import Answer, DataReport
+from lightning_sloppy.reporting.data_pictures import data_pictures
 from lightning_sloppy.reporting.data_words import (
     column_notes,
     groups_heading,
@@ -15,7 +17,7 @@ from lightning_sloppy.reporting.data_words import (
     origin_of_numbers,
     size,
 )
-from lightning_sloppy.reporting.web_page import rendered
+from lightning_sloppy.reporting.web_page import PagePicture, as_page_picture, rendered
 
 MOST_NAMES = 12
 """Names that an answer shows; a longer list can be unfolded."""
@@ -52,6 +54,7 @@ def data_html(report: DataReport) -> str:
         >>> page.startswith("<!doctype html>"), "<b>" in page
         (True, False)
     """
+    pictures, without = _pictures(report)
     return rendered(
         "data.html",
         title=f"Data: {report.origin}",
@@ -63,9 +66,18 @@ def data_html(report: DataReport) -> str:
         origin_of_numbers=origin_of_numbers(report),
         groups_heading=groups_heading(report),
         notes=list(column_notes(report)),
-        pictures=[],
-        without_pictures="",
+        pictures=pictures,
+        without_pictures=without,
     )
+
+
+def _pictures(report: DataReport) -> tuple[list[PagePicture], str]:
+    """The pictures, or why there are none."""
+    try:
+        drawn = data_pictures(report)
+    except MissingExtraError as error:
+        return [], str(error)
+    return [as_page_picture(each.figure, each.description, caption=each.caption) for each in drawn], ""
 
 
 def _long_lists(report: DataReport) -> list[Sequence[str]]:

@@ -123,7 +123,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"short": short, "digits": number, "breakable": _breakable}
+    environment.filters |= {"short": short, "digits": number, "breakable": _breakable, "marked": _marked}
     return environment
 
 
@@ -141,6 +141,13 @@ def _breakable(name: str) -> Any:
     from markupsafe import Markup, escape
 
     return Markup("<wbr>").join(escape(part) for part in re.findall(r"[^/_]*[/_]?", name) if part)
+
+
+def _marked(text: str) -> Any:
+    """A text with names between backticks, as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _safe(text: str) -> Any:

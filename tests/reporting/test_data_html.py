@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import sys
 
 import numpy as np
 import pytest
@@ -97,6 +98,19 @@ def test_groups_and_columns_to_know_of(report, page) -> None:
     assert page.cells(group.representative)[1:] == [group.names[1], f"{group.lowest:.3f}"]
     for heading in ("Constant (30)", "Exact copies (1)", "Set aside (1)"):
         assert heading in page.of("h3")
+
+
+def test_pictures_are_inside_the_page_or_it_says_what_they_need(report, page, monkeypatch) -> None:
+    images = [attributes for tag, attributes in page.seen if tag == "img"]
+    assert len(images) == 4  # spectrum, variance, correlations, missing values
+    assert all(each["src"].startswith("data:image/png;base64,iVBOR") and each["alt"] for each in images)
+    assert len(page.of("figcaption")) == 4
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    without = Page(data_html(report))
+    assert "img" not in without.tags()
+    assert "lightning-sloppy[plot]" in without.text
+    assert report.answers[0].answer in without.text
 
 
 def test_without_intervals_repeats_or_gaps() -> None:

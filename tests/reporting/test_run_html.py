@@ -88,6 +88,14 @@ def test_a_number_is_shown_with_its_error_and_what_it_means() -> None:
     assert page.values_of("sloppy_norm/size") == [12.3456, 0.21]
 
 
+def test_names_in_an_explanation_are_code_and_nothing_else_is_markup() -> None:
+    declaration = Declaration("norm", "Norm", [Quantity("size", f"Increase `num_samples` or {EVIL}.", headline=True)])
+    page = Page(run_html(Run({"norm": InstrumentRun("norm", declaration, (measured(1, 2.0),))})))
+    assert page.of("code") == ["num_samples"]
+    assert f"Increase num_samples or {EVIL}." in page.text
+    assert "script" not in page.tags()
+
+
 def test_an_interval_is_shown_with_its_number() -> None:
     event = replace(measured(0, 20.0), estimates={"size": Estimate(20.0), "size_low": Estimate(18.0)})
     run = made(replace(event, estimates={**event.estimates, "size_high": Estimate(21.5)}))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import lightning_sloppy
 from lightning_sloppy.command_line import help_pages, json_file
-from lightning_sloppy.command_line.mistakes import nearest
+from lightning_sloppy.command_line.vocabulary import nearest
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.version import __version__
 
@@ -133,6 +133,14 @@ def _version(name: str) -> str:
 
 def _know_names() -> None:
     """A class is found by its bare name only once its module is imported, and the public names are loaded lazily."""
-    importlib.import_module("lightning_sloppy.demo")
-    for name in dir(lightning_sloppy):
-        getattr(lightning_sloppy, name)
+    shown = sys.stderr.isatty() and "lightning" not in sys.modules
+    if shown:  # it takes seconds
+        sys.stderr.write("Loading torch and Lightning ...")
+        sys.stderr.flush()
+    try:
+        importlib.import_module("lightning_sloppy.demo")
+        for name in dir(lightning_sloppy):
+            getattr(lightning_sloppy, name)
+    finally:
+        if shown:
+            sys.stderr.write("\r\033[K")

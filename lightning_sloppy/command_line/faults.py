@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from lightning_sloppy.command_line.mistakes import Vocabulary, explained
+from lightning_sloppy.command_line.mistakes import explained
+from lightning_sloppy.command_line.vocabulary import Vocabulary
 from lightning_sloppy.errors import ConfigurationError, SloppyError
 
 OK, FAILED, WRONG_INPUT = 0, 1, 2

@@ -20,9 +20,9 @@ from lightning_sloppy.callbacks.spectrum_trainer import SpectrumTrainer
 from lightning_sloppy.command_line import json_file, results
 from lightning_sloppy.command_line.complaints import COMMAND, complain
 from lightning_sloppy.command_line.faults import FAILED, OK, WRONG_INPUT, Stage, own_part, told
-from lightning_sloppy.command_line.mistakes import nearest
 from lightning_sloppy.command_line.parser import Parser, class_names
 from lightning_sloppy.command_line.spectrum_page import print_spectra
+from lightning_sloppy.command_line.vocabulary import nearest
 from lightning_sloppy.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NoReturn
 from weakref import WeakSet
@@ -15,7 +15,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_sloppy.command_line.complaints import complain
 from lightning_sloppy.command_line.faults import WRONG_INPUT
-from lightning_sloppy.command_line.mistakes import Vocabulary, explained
+from lightning_sloppy.command_line.mistakes import explained
+from lightning_sloppy.command_line.vocabulary import Vocabulary
 
 
 class Parser(LightningArgumentParser):
@@ -70,9 +71,16 @@ class Parser(LightningArgumentParser):
         return Vocabulary(
             options=[name for name in options if not name.endswith(".help")],
             arguments_of=arguments_of,
-            classes_for=lambda option: class_names(types.get(option)),
+            classes_for=lambda option: class_names(_type_of(option, types)),
             config_files=list(_config_files(words)),
         )
+
+
+def _type_of(option: str, types: Mapping[str, Any]) -> Any:
+    """The type of an option, or of the nearest one above it: an argument of a callback may be a callback."""
+    while option not in types and "." in option:
+        option = option.rpartition(".")[0]
+    return types.get(option)
 
 
 def _config_files(words: Sequence[str]) -> Iterator[str]:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lightning_sloppy.command_line.complaints import COMMAND, complain
-from lightning_sloppy.command_line.mistakes import Vocabulary, explained
+from lightning_sloppy.command_line.mistakes import explained
+from lightning_sloppy.command_line.vocabulary import Vocabulary
 
 BAD_INPUT = 2
 """Exit code for arguments that cannot be parsed, and for a file that cannot be read or written."""

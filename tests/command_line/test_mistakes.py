@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_sloppy.command_line.mistakes import MOST_LINES, Vocabulary, explained, nearest, nearest_option
+from lightning_sloppy.command_line.mistakes import MOST_LINES, explained
+from lightning_sloppy.command_line.vocabulary import Vocabulary, nearest, nearest_option
 
 OPTIONS = ["--config", "--model", "--data", "--trainer.max_epochs", "--trainer.max_steps", "--trainer.callbacks"]
 WORDS = Vocabulary(
@@ -53,7 +54,7 @@ NULL = "Expected a <class 'NoneType'>"
          "my.Net (--model) cannot be imported: it needs the module rare, which is not installed.", None),
         (union("Problem with given class_path 'collections.OrderdDict':\n"
                "        module 'collections' has no attribute 'OrderdDict'", NULL),
-         "module collections has no class OrderdDict", "collections.OrderedDict"),
+         "module collections has no OrderdDict", "collections.OrderedDict"),
         (union("Import path does not correspond to a subclass of LightningModule", NULL, given="torch.nn.Linear"),
          "torch.nn.Linear is no LightningModule, but --model needs one.", None),
         (union("Expected a <class 'int'>", NULL, key="trainer.max_epochs", given="abc"),
@@ -64,6 +65,17 @@ NULL = "Expected a <class 'NoneType'>"
          "--prior takes one of split, curvature, but got curvatur.", "curvature"),
         (union("Not a valid subclass of LightningModule\n      Subclass types expect one of:\n      - a class path",
                NULL, given="{'class_pth': 'my.Net'}"), "--model needs a LightningModule", "class_path"),
+        (union("Problem with given class_path 'my.Net':\n        the following arguments are required: width", NULL),
+         "Net needs width; give --model.width VALUE.", None),
+        (union(NULL, "Problem with given class_path 'my.Net':\n        Validation failed: Key \"width\" is required "
+               "but not included in config object or its value is None."),
+         "Net needs width; give --model.width VALUE.", None),
+        (union("Type collections.abc.Callable[[typing.Any], torch.Tensor] expects a function or a callable class: "
+               "module 'collections' has no attribute 'namedtupl'", NULL, key="loss_fn"),
+         "The module collections has no namedtupl (--loss_fn).", "collections.namedtuple"),
+        ("--model.help: Expected a dot import path string: MLPClasifier", "no class MLPClasifier for --model.",
+         "MLPClassifier"),
+        (union("Expected a dot import path string: MLPClassifier", NULL), "MLPClassifier does not fit --model", None),
         ("the following arguments are required: fit.model", "An option is missing: --model.", None),
         ('Validation failed: Key "fit.model" is required but not included in config object or its value is None.',
          "An option is missing: --model.", None),
@@ -121,7 +133,7 @@ def test_an_unknown_message_is_shortened_and_never_empty() -> None:
     many = "\n".join(f"line {number} {'x' * 400}" for number in range(70))
     lines = explained(many, WORDS)
     assert 1 <= len(lines) <= MOST_LINES
-    assert max(map(len, lines)) <= 300
+    assert max(map(len, lines)) <= 200
     assert explained("", WORDS) == ["The arguments cannot be used."]
 
 

@@ -16,6 +16,11 @@ from lightning.pytorch import LightningModule
 class Net(LightningModule):
     def __init__(self, width: int = 8):
         super().__init__()
+
+
+class Needy(LightningModule):
+    def __init__(self, depth: int):
+        super().__init__()
 """
 
 DIGITS = (Path(__file__).parents[2] / "configs" / "digits.yaml").read_text()
@@ -92,9 +97,14 @@ def test_a_file_that_is_no_configuration(tmp_path, capsys, content, cause) -> No
         (["certify", "--config=digits.yaml", "--ckpt_path=digits.yaml"], "The checkpoint cannot be read", None),
         (["certify", "--config=digits.yaml", "--learning.second=3"], "There is no option", "--learning.seconds"),
         (["fit", "--config=digits.yaml", "--ckpt_path=none.ckpt"], "There is no checkpoint none.ckpt", None),
-        (["fit", "--model=net_in_folder.Nett"], "The module net_in_folder has no class Nett", "net_in_folder.Net"),
+        (["fit", "--model=net_in_folder.Nett"], "The module net_in_folder has no Nett", "net_in_folder.Net"),
         (["fit", "--model=net_in_foldr.Net"], "There is no module net_in_foldr", "net_in_folder.Net"),
         (["fit", "--model=net_in_folder.Net", "--model.widht=3"], "Net has no argument widht", "width"),
+        (["fit", "--model=net_in_folder.Needy"], "Needy needs depth; give --model.depth VALUE.", None),
+        (["fit", "--config=digits.yaml", "--trainer.callbacks=SloppyMonitor",
+          "--trainer.callbacks.hessian=HesianSpectrum"], "There is no class HesianSpectrum", "HessianSpectrum"),
+        (["fit", "--config=digits.yaml", "--trainer.callbacks=SloppyMonitor", "--trainer.callbacks.loss_fn",
+          "torch.nn.functional.cross_entrop"], "has no cross_entrop", "torch.nn.functional.cross_entropy"),
         (["inspect", "nowhere.csv"], "There is no file nowhere.csv", None),
         (["--config=digits.yaml"], "The first argument is a verb", None),
         (["certfy"], "There is no verb certfy.", "certify"),

@@ -7,10 +7,13 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_sloppy.display import Displayed, Shown, number, shortened
 from lightning_sloppy.errors import ConfigurationError, Note
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _FORMAT = 1
 _WHO = {
@@ -39,10 +42,9 @@ class Reason(Note):
 
     flag: str
 
-    def __new__(cls, sentence: str, *, flag: str = "other", cause: str = "", short: str = "") -> Reason:
+    def __new__(cls, sentence: str, *, flag: str = "other", cause: str = "", short: str = "") -> Self:
         """Create a string with a flag."""
         made = super().__new__(cls, sentence, cause=cause, short=short)
-        assert isinstance(made, Reason)
         made.flag = flag
         return made
 

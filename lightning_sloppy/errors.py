@@ -7,6 +7,11 @@ then warned about once, and what else it affects refers to that warning in the f
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 CAUSES = {
     "loss": "the loss of outputs and targets is not known",
     "samples": "the training samples cannot be read by index",
@@ -36,7 +41,7 @@ class Note(str):
     cause: str
     short: str
 
-    def __new__(cls, sentence: str, *, cause: str = "", short: str = "") -> Note:
+    def __new__(cls, sentence: str, *, cause: str = "", short: str = "") -> Self:
         """Create a string with a cause."""
         made = super().__new__(cls, sentence)
         made.cause, made.short = cause, short

@@ -27,9 +27,9 @@ from lightning_sloppy.reporting.pages import introduce, read_me_first, write_fin
 from lightning_sloppy.reporting.picture import picture as draw_picture
 from lightning_sloppy.reporting.run_html import write_report
 from lightning_sloppy.reporting.summary import Length, summarise
-from lightning_sloppy.reporting.user_warnings import warn_user
 from lightning_sloppy.runs.run import InstrumentRun, Run, RunFacts
 from lightning_sloppy.runs.run_writer import RunWriter
+from lightning_sloppy.user_warnings import warn_user
 
 if TYPE_CHECKING:
     import pandas

@@ -13,7 +13,7 @@ from lightning_sloppy.errors import ConfigurationError, UnsupportedError
 from lightning_sloppy.evaluation.real_numbers import shaped_like
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import fit_context
-from lightning_sloppy.reporting.user_warnings import warn_user
+from lightning_sloppy.user_warnings import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

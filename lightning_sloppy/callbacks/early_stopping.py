@@ -20,7 +20,7 @@ from lightning_sloppy.measures.sloppiness import entropy_rank
 from lightning_sloppy.measures.stopping import Condition, Curves, Rule, judge
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.records import Measurement
-from lightning_sloppy.reporting.user_warnings import warn_user
+from lightning_sloppy.user_warnings import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

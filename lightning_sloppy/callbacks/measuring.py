@@ -33,9 +33,9 @@ from lightning_sloppy.quantities import (
 from lightning_sloppy.records import Cost, Measurement, Status
 from lightning_sloppy.reporting.phrases import brief, paragraphs_of
 from lightning_sloppy.reporting.tags import undeclared
-from lightning_sloppy.reporting.user_warnings import warn_user
 from lightning_sloppy.reporting.writers import publish
 from lightning_sloppy.runs.run import InstrumentRun, RunFacts
+from lightning_sloppy.user_warnings import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

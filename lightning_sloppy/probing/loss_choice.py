@@ -250,7 +250,7 @@ def step_choice(module: LightningModule, found: str | None, *, ask: str = ASK) -
         TRAINING_STEP,
         note=Note(
             f"On one batch {_ended(found)} So the Hessian is that of training_step as a whole, and there is no "
-            f"Gauss-Newton part, no Fisher matrix and no bound. To get them, {ask}.",
+            f"Gauss-Newton part, no Fisher matrix and, without predict=, no bound. To get them, {ask}.",
             cause="loss",
         ),
         batchwise=True,

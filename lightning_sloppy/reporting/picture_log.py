@@ -12,9 +12,9 @@ from weakref import WeakKeyDictionary
 from lightning_sloppy.errors import MissingExtraError
 from lightning_sloppy.reporting.canvas import Image, encoded, pixels, png, require_matplotlib
 from lightning_sloppy.reporting.picture import picture
-from lightning_sloppy.reporting.user_warnings import warn_user
 from lightning_sloppy.reporting.writers import attempt
 from lightning_sloppy.runs.run import Run
+from lightning_sloppy.user_warnings import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_sloppy.reporting.user_warnings import warn_user
+from lightning_sloppy.user_warnings import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -18,7 +18,7 @@ from lightning_sloppy.quantities import Declaration
 from lightning_sloppy.records import Measurement
 from lightning_sloppy.reporting.histograms import RawHistogram, histograms
 from lightning_sloppy.reporting.tags import curve_tags, curves, scalars
-from lightning_sloppy.reporting.user_warnings import warn_user
+from lightning_sloppy.user_warnings import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

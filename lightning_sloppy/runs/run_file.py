@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +34,7 @@ from lightning_sloppy.quantities import Declaration
 from lightning_sloppy.records import Measurement
 from lightning_sloppy.runs.json_values import from_json, to_json
 from lightning_sloppy.runs.run import InstrumentRun, Run, RunFacts
+from lightning_sloppy.user_warnings import warn_user
 
 FILE = "sloppy_run.jsonl"
 """Name of the file, in the folder of the run."""
@@ -138,7 +138,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         raise ConfigurationError(f"{file} holds no run; pass the folder of a fit that was logged with this package.")
     if unreadable:
         lines = "A line" if unreadable == 1 else f"{unreadable:,} lines"
-        warnings.warn(f"{lines} of {file} cannot be read; what is there is left out.", stacklevel=2)
+        warn_user(f"{lines} of {file} cannot be read; what is there is left out.")
     return _joined(parts)
 
 

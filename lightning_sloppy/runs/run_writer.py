@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lightning_sloppy.runs import run_file
 from lightning_sloppy.runs.run import InstrumentRun, Run, RunFacts
+from lightning_sloppy.user_warnings import warn_user
 
 
 class RunWriter:
@@ -71,8 +71,7 @@ class RunWriter:
     def _warn(self, facts: RunFacts, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn(
+            warn_user(
                 f"The file of the run could not be written in {facts.folder} ({type(error).__name__}: {error}); the "
-                "training continues, and what is missing is written later if that succeeds.",
-                stacklevel=2,
+                "training continues, and what is missing is written later if that succeeds."
             )

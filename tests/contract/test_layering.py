@@ -28,7 +28,7 @@ FLOORS = [
     {"runs"},
     {"records"},
     {"certificate", "quantities"},
-    {"errors", "version", "display"},
+    {"errors", "user_warnings", "version", "display"},
 ]
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 ROOMS_WITH_LIGHTNING = {"command_line", "inspect_command", "callbacks", "certifying", "probing", "reporting", "demo"}

@@ -9,7 +9,7 @@ import warnings
 from functools import cache
 from types import FrameType
 
-from lightning.pytorch.utilities import rank_zero_only
+from torch import distributed
 
 PACKAGES = frozenset(
     {
@@ -36,11 +36,9 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
         message: The warning.
         category: Its class.
     """
-    _warn(message, category, _users_frame(sys._getframe(1)))
-
-
-@rank_zero_only
-def _warn(message: str, category: type[Warning], frame: FrameType) -> None:
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0:
+        return
+    frame = _users_frame(sys._getframe(1))
     # Not warnings.warn(stacklevel=): the number of frames between depends on decorators and contexts.
     warnings.warn_explicit(
         message,

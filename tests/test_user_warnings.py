@@ -14,7 +14,7 @@ import pytest
 from support.tiny import SAFELY, Classifier, loader, trainer
 
 from lightning_sloppy import FisherSpectrum, Instrument, Quantity
-from lightning_sloppy.reporting.user_warnings import warn_user
+from lightning_sloppy.user_warnings import warn_user
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
 
@@ -78,7 +78,7 @@ def test_what_a_person_reads_names_their_script(tmp_path):
     script.write_text(
         textwrap.dedent(f"""
         import sys
-        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        sys.path.insert(0, {str(Path(__file__).parents[0])!r})
         from support.tiny import Classifier, loader, trainer
         from lightning_sloppy import FisherSpectrum
         trainer({str(tmp_path)!r}, callbacks=[FisherSpectrum(loss_fn=lambda o, t: o)], max_epochs=1).fit(

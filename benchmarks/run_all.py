@@ -28,6 +28,9 @@ NAMES = (
     "certificates",
     "dimension",
     "early_stopping",
+    "factory_tables",
+    "interval_coverage",
+    "input_speed",
 )
 
 

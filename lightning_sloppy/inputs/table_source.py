@@ -213,7 +213,8 @@ def _parquet(path: Path) -> TableSource:
 
     def chunks() -> Iterator[Chunk]:
         try:
-            with parquet.ParquetFile(path) as file:
+            # With buffers made ahead, what was read of the file would stay in memory.
+            with parquet.ParquetFile(path, pre_buffer=False) as file:
                 size = max(1, CHUNK_CELLS // max(len(names), 1))
                 for batch in file.iter_batches(batch_size=size, columns=list(names)):
                     yield [_arrow(batch.column(index)) for index in range(batch.num_columns)]

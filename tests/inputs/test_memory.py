@@ -8,6 +8,7 @@ from scipy import stats
 
 from lightning_sloppy.inputs import encoded_table as encoding
 from lightning_sloppy.inputs import noise_edge, pairwise, row_influence
+from lightning_sloppy.inputs import table_source as table_source_module
 from lightning_sloppy.inputs.encoded_table import encoded_table
 from lightning_sloppy.inputs.pairwise import PairwiseMoments, shift_and_scale
 from lightning_sloppy.inputs.table_source import table_source
@@ -74,3 +75,20 @@ def test_combinations_are_sought_only_where_the_smallest_eigenvalue_allows_one(m
         smallest = np.linalg.eigvalsh(table.moments.correlation()[0])[0]
         column_facts.dependencies(table, smallest)
         assert len(searched) == wanted
+
+
+def test_reading_parquet_holds_a_few_row_groups_and_not_the_file(tmp_path, monkeypatch) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    values = np.random.default_rng(0).standard_normal((400_000, 10))
+    table = arrow.table({f"c{index}": values[:, index] for index in range(10)})
+    parquet.write_table(table, tmp_path / "t.parquet", row_group_size=10_000)  # 40 of 0.8 MB
+    del table
+    monkeypatch.setattr(table_source_module, "CHUNK_CELLS", 100_000)
+    pool, rows, held = arrow.default_memory_pool(), 0, []
+    before = pool.bytes_allocated()
+    for chunk in table_source(tmp_path / "t.parquet").chunks():
+        rows += len(chunk[0])
+        held.append(pool.bytes_allocated() - before)
+    assert rows == 400_000
+    assert max(held) < 8e6

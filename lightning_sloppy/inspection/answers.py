@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from lightning_sloppy.inputs.pairwise import fewest_defined
 from lightning_sloppy.inspection.data_report import Answer, DataReport, Interval, TargetReport
 
 SETTLED = 0.05
@@ -197,8 +198,9 @@ def _missing(report: DataReport) -> Answer:
     else:
         evidence += f"; the model took {seen.iterations} iterations{'' if seen.converged else ' and is not settled'}"
     evidence += (
-        f". {seen.undefined_pairs:,} pairs have fewer than 30 rows in common or do not vary there (the fewest: "
-        f"{seen.smallest_overlap}) and are taken as uncorrelated. All this assumes that values are missing at random."
+        f". {seen.undefined_pairs:,} pairs have fewer than {fewest_defined(report.rows)} rows in common or do not vary "
+        f"there (the fewest: {seen.smallest_overlap}) and are taken as uncorrelated. All this assumes that values are "
+        "missing at random."
     )
     return Answer(question, answer, evidence)
 

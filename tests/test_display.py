@@ -142,6 +142,13 @@ def test_text_from_outside_is_escaped():
     assert "size 2.00 +- 0.25" in repr(named)
 
 
+def test_long_names_and_notes_are_cut():
+    long = {f"{'quantity_with_a_long_name_' * 4}{number}": Estimate(1.0) for number in range(9)}
+    shown = repr(Measurement(3, 0, "norm", None, long, Cost(), Status.EXACT, notes=("word " * 100,)))
+    assert len(shown.splitlines()) == 5
+    assert shown.endswith(" ...)")
+
+
 def test_a_bound_that_there_is_not_says_why():
     reason = Reason("The weights hold NaN, so that nothing can be certified; train again.", flag="not_finite")
     none = Certificate("pac_bayes_pair", "pair_of_draws", float("nan"), False, 600, 0.05, (reason,))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from support import instruments, killed, ranks
@@ -389,11 +389,39 @@ def test_the_blocks_of_layers_are_read_as_they_were():
     assert not differences(found, from_json(Spectrum, json.loads(json.dumps(to_json(found), allow_nan=False))))
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+@settings(
+    deadline=None,
+    max_examples=150,
+    suppress_health_check=list(HealthCheck),
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # making a measurement smaller takes minutes
+)
 @given(MEASUREMENTS)
 def test_any_measurement_is_read_as_it_was(measurement):
     text = json.dumps(to_json(measurement), allow_nan=False)
     assert not differences(measurement, from_json(Measurement, json.loads(text)))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.tensor([0.1, -0.0, math.inf, -math.inf, math.nan, 5e-324], dtype=torch.float64),
+        torch.tensor([[1.0, math.nan], [2.0, 3.0]], dtype=torch.float64),
+        torch.tensor([1.5, math.nan], dtype=torch.float32),
+        torch.tensor([True, False]),
+        torch.tensor([3, 2**60]),
+        torch.zeros(0, dtype=torch.float64),
+        torch.zeros(0, dtype=torch.bool),
+        torch.zeros(0, 4, dtype=torch.float64),
+        torch.zeros(2, 0, dtype=torch.float64),
+    ],
+    ids=lambda values: f"{values.dtype}-{tuple(values.shape)}",
+)
+def test_a_tensor_keeps_its_values_type_and_shape(values):
+    density = Density((values,), (), values, values, True, values)
+    read = from_json(Density, json.loads(json.dumps(to_json(density), allow_nan=False)))
+    assert not differences(density, read)
+    if values.dtype == torch.float64:
+        assert torch.equal(torch.signbit(read.nodes), torch.signbit(values))
 
 
 def test_numbers_of_other_libraries_become_plain_ones():

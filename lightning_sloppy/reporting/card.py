@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.measures.stopping import Condition, Rule, Settling, settling
 from lightning_sloppy.records import Estimate, Measurement, Status
-from lightning_sloppy.reporting.phrases import number, usable, value, with_error
+from lightning_sloppy.reporting.phrases import brief, number, usable, value, with_error
 from lightning_sloppy.runs.run import InstrumentRun, Run
 
 HEADINGS = ("Data", "Network", "Settled", "Guarantee", "Cost")
@@ -162,12 +162,13 @@ def _why_not(instrument: InstrumentRun | None, kind: str, quantity: str = "") ->
         return "not measured yet"
     estimate = last.estimates.get(quantity)
     status = last.status if estimate is None or not last.status.ok else estimate.status
-    return f"missing. {_short(' '.join(last.notes) or status.value)}"
+    return f"missing. {_short(next(iter(last.notes), status.value))}"
 
 
 def _short(sentence: str) -> str:
-    """A reason that fits into a line of the card."""
-    return textwrap.shorten(sentence, LONGEST_REASON, placeholder=" ...")
+    """A reason that fits into a line of the card: in few words if a warning has given it."""
+    said = brief(sentence).removesuffix(".").removesuffix(" (see Warnings)")
+    return textwrap.shorten(f"{said}.", LONGEST_REASON, placeholder=" ...")
 
 
 def _data(run: Run) -> str:
@@ -292,9 +293,9 @@ def _guarantee(run: Run) -> str:
     is_final = any(found is event.certificate for event in (() if final is None else final.measurements))
     what = "final PAC-Bayes certificate" if is_final else "PAC-Bayes bound"
     if not found.valid:
-        reason = str(found.reasons[0]).rstrip(".") if found.reasons else "no reason is known"
+        reason = _short(found.reasons[0] if found.reasons else "no reason is known").rstrip(".")
         more = f" (and {len(found.reasons) - 1} more reasons)" if len(found.reasons) > 1 else ""
-        return f"there is no {what}: {_short(reason)}{more}{beside}"
+        return f"there is no {what}: {reason}{more}{beside}"
     guess = found.guess_error
     guessing = f"; guessing has {guess:.4f}" if math.isfinite(guess) else ""
     if found.vacuous:
@@ -340,9 +341,9 @@ def _failures(instrument: InstrumentRun) -> str:
     failed = [event for event in events if event.status is Status.FAILED]
     if not failed:
         return ""
-    reason = next((note for event in failed for note in event.notes), "no reason is known").rstrip(".")
+    reason = next((note for event in failed for note in event.notes), "no reason is known")
     count = f"{len(failed)} of {len(events)} measurements" if len(events) > 1 else "the measurement"
-    return f"{instrument.declaration.title}: {count} failed, so values are missing: {_short(reason)}."
+    return f"{instrument.declaration.title}: {count} failed, so values are missing: {_short(reason)}"
 
 
 def _doubts_about_dimension(run: Run) -> list[str]:

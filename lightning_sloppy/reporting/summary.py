@@ -93,7 +93,7 @@ def _places(run: Run) -> list[str]:
         if where and any(Path(where).glob("events.out.tfevents.*")):
             lines += [f"  {name}: event files in {where}", *_wrap("To see the curves, run"), ""]
             lines += [f"    tensorboard --logdir {shlex.quote(where)}", ""]
-            lines += [*_wrap("and open (the four charts to look at first; then all charts by topic)"), ""]
+            lines += [*_wrap("and open (first the charts to look at first, then all charts by topic)"), ""]
             lines += [f"    {address}" for address in addresses(run)]
             lines += ["", *_wrap("Set the smoothing to 0 on both pages: a smoothed bound is no bound."), ""]
         else:

@@ -61,7 +61,11 @@ def test_a_minimal_instrument_has_all_that_the_others_have(tmp_path, caplog):
     assert len(read.Scalars("sloppy_cost/seconds_norms")) == 3
     page = layout_pb2.Layout.FromString(read.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     charts = {category.title: [chart.title for chart in category.chart] for category in page.category}
-    assert charts == {"Sloppy: Norms": ["Length"], "Sloppy: cost": ["Seconds of a measurement", "Overhead"]}
+    assert charts == {
+        "Start here": ["Overhead: seconds of measuring / training"],
+        "Sloppy: Norms": ["Length"],
+        "Sloppy: cost": ["Seconds of a measurement", "Overhead"],
+    }
     # CSV: every column from the first row on.
     with open(table.experiment.metrics_file_path) as file:
         assert set(expected_tags(norms.declaration)) <= set(next(csv.reader(file)))
@@ -366,7 +370,7 @@ def test_two_instruments_of_one_title_have_a_page_each(tmp_path):
     trainer(tmp_path, callbacks=[Norms(), Mine()], logger=logger, max_epochs=1).fit(Classifier(), loader())
     page = events(logger.log_dir).Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     titles = [category.title for category in layout_pb2.Layout.FromString(page).category]
-    assert titles == ["Sloppy: Norms (norms)", "Sloppy: Norms (mine)", "Sloppy: cost"]
+    assert titles == ["Start here", "Sloppy: Norms (norms)", "Sloppy: Norms (mine)", "Sloppy: cost"]
 
 
 @pytest.mark.parametrize(("error", "status"), [(0.0, Status.EXACT), (0.25, Status.CONVERGED)])

@@ -11,6 +11,7 @@ import pytest
 from support.instruments import DECLARED
 
 from lightning_sloppy.certificate import Certificate, Reason
+from lightning_sloppy.errors import Note
 from lightning_sloppy.measures.stopping import Condition, Curves, Rule, judge, settling
 from lightning_sloppy.records import Cost, Estimate, Measurement, Status
 from lightning_sloppy.reporting.card import HEADINGS, card, settled
@@ -107,6 +108,13 @@ def test_every_line_says_why_it_has_no_number():
     assert (
         found.warning == "Inputs: the measurement failed, so values are missing: The inputs are a list with 2 tensors."
     )
+
+
+def test_a_reason_that_a_warning_has_given_is_said_in_few_words():
+    note = Note("The samples are endless. Use others.", cause="samples", short="the samples are endless")
+    found = card(run_of(instrument("input", event("input", {}, status=Status.FAILED, notes=(note,)))))
+    assert dict(found.lines)["Data"] == "missing. The samples are endless."
+    assert found.warning == "Inputs: the measurement failed, so values are missing: The samples are endless."
 
 
 def test_an_interval_is_rounded_by_its_width_and_a_value_without_one_is_not():

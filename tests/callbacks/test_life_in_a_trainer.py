@@ -52,7 +52,7 @@ def test_the_whole_monitor_writes_every_group_at_lightnings_own_steps(tmp_path):
     host.fit(Classifier(), loader(), loader(blobs(seed=1), shuffle=False))
     read = events(logger.log_dir)
     tags = read.Tags()["scalars"]
-    for group in ("input", "hessian", "fisher", "bound", "cost"):
+    for group in ("jacobian", "hessian", "fisher", "bound", "cost"):
         assert any(tag.startswith(f"sloppy_{group}/") for tag in tags), group
     epoch_ends = [event.step for event in read.Scalars("val_loss")]
     for tag in ("sloppy_hessian/effective_dimension", "sloppy_fisher/effective_dimension", "sloppy_bound/pac_bayes"):

@@ -20,11 +20,12 @@ export OMP_NUM_THREADS
 INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --no-compile --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo check test test-oldest clean
+.PHONY: help demo pictures check test test-oldest clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    fit the handwritten digits with every measurement (about a minute, most of it the install)"
+	@echo "make pictures   train the runs of docs/you_see_this.md and draw their pictures (a few minutes)"
 	@echo "make check   run the quick checks: ruff, mypy, and the tests that are neither slow nor distributed (two minutes)"
 	@echo "make test    run every check: ruff, mypy, pytest with doctests, README, configs and the built wheel"
 	@echo "make clean   remove $(VENV) and the caches; runs/ is kept"
@@ -33,6 +34,9 @@ help:
 
 demo: $(VENV)/installed-demo
 	$(BIN)/lightning-sloppy fit --config configs/digits.yaml
+
+pictures: $(VENV)/installed-demo
+	$(BIN)/python docs/make_pictures.py
 
 # For daily work. `tests/` alone: doctests, slow tests and several processes are for `make test`.
 check: $(VENV)/installed-test

@@ -249,7 +249,7 @@ def legend_below(axes: Axes, *, first: int, columns: int = 2) -> None:
     width, height = _inches(axes)
     axes.legend(
         *zip(*entries, strict=True), loc="upper left", bbox_to_anchor=(-0.4 / width, -0.56 / height), ncols=columns,
-        columnspacing=1.0, handlelength=2.2, handletextpad=0.5, borderpad=0, borderaxespad=0,
+        columnspacing=0.7, handlelength=2.1, handletextpad=0.5, borderpad=0, borderaxespad=0,
     )  # fmt: skip
 
 

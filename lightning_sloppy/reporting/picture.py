@@ -146,7 +146,7 @@ def _draw_spectra(axes: Axes, curves: Mapping[str, RankCurve]) -> None:
     if any(curve.fit_ranks for curve in curves.values()):
         axes.plot([], [], color="black", linewidth=0.8, label="fit after the knee")
     if any(curve.null_ranks for curve in curves.values()):
-        axes.plot([], [], color=GREY, linewidth=0.8, label="null (no structure)")
+        axes.plot([], [], color=GREY, linewidth=0.8, label="null")
     _draw_floors(axes, curves)
     legend_below(axes, first=len(curves))
 

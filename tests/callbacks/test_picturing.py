@@ -72,7 +72,7 @@ def test_the_null_of_the_inputs_is_in_the_record() -> None:
     null = callback.latest.companions["null"]
     ratio = float(null.eigenvalues.sum() ** 2 / null.eigenvalues.square().sum())
     assert ratio == pytest.approx(callback.latest.estimates["null_participation_ratio"].value)
-    assert "null (no structure)" in [text.get_text() for text in callback.plot().axes[0].get_legend().get_texts()]
+    assert "null" in [text.get_text() for text in callback.plot().axes[0].get_legend().get_texts()]
 
 
 def test_it_can_be_switched_off(tmp_path: Path) -> None:

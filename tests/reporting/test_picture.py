@@ -122,14 +122,14 @@ def test_the_fitted_line_is_that_of_least_squares() -> None:
 def test_null_and_floor_are_drawn_where_they_are_known() -> None:
     curve = rank_curves(usual())["input"]
     assert curve.null_fractions == (1 / 12,) * 12
-    assert "null (no structure)" in legend(picture(usual()).axes[0])
+    assert "null" in legend(picture(usual()).axes[0])
     values = np.logspace(0, -8, 30)
     floored = run_of(jacobian=[measured("jacobian", spectrum(values, floor=3e-5))])
     left, kept = picture(floored).axes[0], values[values > 3e-5]
     np.testing.assert_allclose(line(left, "Jacobian").get_ydata(), kept / values.sum())
     dotted = [each for each in left.get_lines() if each.get_linestyle() == ":" and len(each.get_ydata())]
     np.testing.assert_allclose(dotted[0].get_ydata(), 3e-5 / values.sum())
-    assert "null (no structure)" not in legend(left)
+    assert "null" not in legend(left)
 
 
 def test_a_quadrature_is_drawn_by_its_weights_and_few_pairs_say_so() -> None:

@@ -244,7 +244,8 @@ class MeasuringCallback(AwaitingCallback):
         if self.reads_parameters and not trainer_internals.strategy_is_supported(trainer):
             raise UnsupportedError(
                 f"{type(self).__name__} needs all parameters on every device, but the strategy is "
-                f"{type(trainer.strategy).__name__}; use strategy='auto' or 'ddp', or remove the callback."
+                f"{type(trainer.strategy).__name__}; use strategy='auto' or 'ddp', or measure the "
+                "inputs only: SloppyMonitor(jacobian=None, hessian=None, fisher=None), or InputSpectrum alone."
             )
         name = self.declaration.name
         twins = [peer for peer in peers(trainer) if isinstance(peer, MeasuringCallback) and peer.name == name]

@@ -343,6 +343,8 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
     def paragraphs(self) -> list[str]:
         """The bound with its conditions, or the reasons why there is none, and the hold-out bound."""
         event = phrases.last_reported(self.measurements)
+        if event is None and not self.measurements:
+            return ["Missing: there was no spectrum of the Hessian or the Fisher matrix to build a posterior from."]
         if event is None:
             return [phrases.why_nothing(self.measurements)]
         certificate = event.certificate

@@ -106,7 +106,10 @@ class FitSamples:
             batches = self.streamed.latest() if current_batch else self.streamed.first(self.own(num_samples))
             batches = gathered_batches(self._ranks, batches)
             if not batches:
-                raise ConfigurationError("There was no training batch yet, so there are no samples to measure on.")
+                raise ConfigurationError(
+                    "There was no training batch yet, so there are no samples to measure on; train on at least one "
+                    "batch."
+                )
             return located_by(self._module, batches, mode)
         key = (num_samples, seed, batch_size, mode)
         if key not in self._probes:

@@ -161,7 +161,10 @@ def write_layout(
             if not hasattr(experiment, "add_custom_scalars"):
                 continue
             if holds(experiment, _LAYOUT_KEY):
-                rank_zero_info("This TensorBoard run already has a Custom Scalars layout, so ours was not added.")
+                rank_zero_info(
+                    "This TensorBoard run already has a Custom Scalars layout, so that of lightning_sloppy was not "
+                    "added; log to a new version to get it."
+                )
             else:
                 experiment.add_custom_scalars(layout(declarations, prefix_of(logger)))
 

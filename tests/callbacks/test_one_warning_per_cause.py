@@ -189,7 +189,7 @@ CAUSES = {
     "two loaders": (FromTwo, lambda: [data(), data()], {}, "the fit has 2 training loaders", 5),
     "nan loss": (NotANumber, data, {}, r"returned is nan, not finite \(cross-entropy gives", 3),
     "nan weights": (BrokenWeights, data, {}, r"1 of \d+ weights .* are NaN or infinite \(first: net.0.weight\)", 4),
-    "nan inputs": (Plain, lambda: data(holes()), {}, "1 of 288 numbers in the inputs of the 48 probe samples", 5),
+    "nan inputs": (Plain, lambda: data(holes()), {}, "1 of 288 numbers in the inputs of the 48 probe samples", 4),
     "memory": (TooLarge, data, {}, "does not have enough memory, even for 128 samples", 4),
     "eval mode": (TrainsOnly, data, {}, "no weights for eval .* in forward. .* pass mode='train'", 4),
     "regression": (Regressor, lambda: data(numbers()), {}, "mean squared error", 1),
@@ -233,6 +233,12 @@ def test_one_warning_and_one_place(tmp_path, caplog, cause):
     for part in re.split(r"(?<=[.;:]) ", sentence):
         if len(part) > 40:
             assert text.count(" ".join(part.split())) == 1, part
+
+
+@pytest.mark.slow
+def test_a_bound_without_a_spectrum_says_so(tmp_path, caplog):
+    _, summary = fitted(tmp_path, Manual, data(), caplog)
+    assert "there was no spectrum of the Hessian or the Fisher matrix to build a" in summary
 
 
 @pytest.mark.slow

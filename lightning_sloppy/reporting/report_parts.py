@@ -11,6 +11,7 @@ from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.quantities import Quantity
 from lightning_sloppy.records import Estimate, Measurement, Status
 from lightning_sloppy.reporting import phrases
+from lightning_sloppy.reporting.guide import GUIDE, Advice
 from lightning_sloppy.reporting.tags import tag
 from lightning_sloppy.runs.run import InstrumentRun, Run, RunFacts
 
@@ -20,6 +21,8 @@ MOST_STEPS = 6
 IRREGULAR = 1.5
 """Ratio of the longest to the shortest interval between measurements from which they are reported as irregular."""
 
+
+INTERVAL = "95 % interval"
 
 NO_REASON = "No reason is known."
 
@@ -32,13 +35,15 @@ class ShownNumber:
         quantity: Its declaration.
         tag: Its tag in the loggers.
         estimate: Value and errors.
-        interval: Its 95 % interval, where one was measured.
+        interval: The quantities whose names end in ``_low`` and ``_high``, where they were measured.
+        interval_kind: What they are: "95 % interval" if the declaration says so, else "spread".
     """
 
     quantity: Quantity
     tag: str
     estimate: Estimate
     interval: tuple[float, float] | None = None
+    interval_kind: str = "spread"
 
     @property
     def name(self) -> str:
@@ -69,6 +74,7 @@ class NumbersOfInstrument:
         history: Step, epoch and headline values of each measurement, in order.
         history_heads: Names of those values.
         text: What the closing summary says about it.
+        advice: What it means and what to do when it rises, falls or stays flat, if the package knows.
     """
 
     title: str
@@ -78,6 +84,7 @@ class NumbersOfInstrument:
     history_heads: tuple[str, ...]
     history: tuple[tuple[str, ...], ...]
     text: tuple[str, ...]
+    advice: Advice | None
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,7 @@ def numbers(instrument: InstrumentRun) -> NumbersOfInstrument:
         history_heads=tuple(quantity.name.replace("_", " ") for quantity in heads),
         history=tuple(_history(each, heads) for each in instrument.measurements),
         text=tuple(_text(instrument, event)),
+        advice=GUIDE.get(instrument.kind),
     )
 
 
@@ -253,7 +261,9 @@ def _shown(instrument: InstrumentRun, event: Measurement) -> Iterator[ShownNumbe
         if estimate is not None and phrases.usable(estimate):
             low, high = (phrases.value(event, f"{quantity.name}{end}") for end in ("_low", "_high"))
             interval = None if low is None or high is None else (low, high)
-            yield ShownNumber(quantity, tag(instrument.declaration.name, quantity.name), estimate, interval)
+            upper = instrument.declaration.quantity(f"{quantity.name}_high")
+            kind = INTERVAL if upper is not None and INTERVAL in upper.explanation else "spread"
+            yield ShownNumber(quantity, tag(instrument.declaration.name, quantity.name), estimate, interval, kind)
 
 
 def _text(instrument: InstrumentRun, event: Measurement | None) -> list[str]:

@@ -17,6 +17,7 @@ from lightning_sloppy.certificate import Reason
 from lightning_sloppy.quantities import Declaration
 from lightning_sloppy.reporting import phrases
 from lightning_sloppy.reporting.card import card
+from lightning_sloppy.reporting.guide import GUIDE
 from lightning_sloppy.reporting.run_html import run_html
 from lightning_sloppy.reporting.run_settings import settings_in
 from lightning_sloppy.runs.run import InstrumentRun, Run, RunFacts
@@ -96,10 +97,15 @@ def test_names_in_an_explanation_are_code_and_nothing_else_is_markup() -> None:
     assert "script" not in page.tags()
 
 
-def test_an_interval_is_shown_with_its_number() -> None:
-    event = replace(measured(0, 20.0), estimates={"size": Estimate(20.0), "size_low": Estimate(18.0)})
-    run = made(replace(event, estimates={**event.estimates, "size_high": Estimate(21.5)}))
-    assert Page(run_html(run)).cells("size sloppy_norm/size")[1:3] == ["20", "95 % interval [18, 21.5]"]
+@pytest.mark.parametrize(
+    ("said", "kind"), [("Upper end of the 95 % interval.", "95 % interval"), ("Upper end of the spread.", "spread")]
+)
+def test_an_interval_is_shown_with_its_number_and_called_what_it_is(said, kind) -> None:
+    names = {"size": 20.0, "size_low": 18.0, "size_high": 21.5}
+    event = replace(measured(0, 0.0), estimates={name: Estimate(value) for name, value in names.items()})
+    quantities = [Quantity("size", "Length.", headline=True), Quantity("size_low", "Low."), Quantity("size_high", said)]
+    run = Run({"norm": InstrumentRun("norm", Declaration("norm", "Norm", quantities), (event,))})
+    assert Page(run_html(run)).cells("size sloppy_norm/size")[1:3] == ["20", f"{kind} [18, 21.5]"]
 
 
 def test_every_measurement_is_in_the_folded_history(run, page) -> None:
@@ -110,6 +116,14 @@ def test_every_measurement_is_in_the_folded_history(run, page) -> None:
     dimension = run.instruments["jacobian"].measurements[4].estimates["effective_dimension"]
     assert run.instruments["jacobian"].measurements[4].step == 7
     assert ["7", "1", phrases.with_error(dimension)] in rows
+
+
+def test_what_to_do_is_said_for_each_group(run, page) -> None:
+    for instrument in run.instruments.values():
+        advice = GUIDE[instrument.kind]
+        assert f"{instrument.declaration.title}: {advice.question}" in page.of("h3")
+        plain = [each.replace("`", "") for each in (advice.meaning, advice.rises, advice.falls, advice.flat)]
+        assert all(each in page.text.replace(" .", ".").replace(" ,", ",").replace(" :", ":") for each in plain)
 
 
 def test_conditions_of_the_guarantee_are_a_list(run, page) -> None:

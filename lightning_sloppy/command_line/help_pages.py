@@ -39,9 +39,9 @@ Exit codes: 0 fine; 1 it failed, or there is no certificate; 2 wrong input.
 
 EXAMPLES = (
     ("fit --config configs/digits.yaml", "train and measure"),
-    ("fit --model my.Net --data my.Data --trainer.callbacks SloppyMonitor", ""),
     ("certify --config run/config.yaml --ckpt_path last.ckpt", "guarantee an error"),
     ("spectrum --config run/config.yaml --ckpt_path last.ckpt", "no training"),
+    ("report lightning_logs/version_0 lightning_logs/version_1", "compare runs"),
     ("inspect table.csv --target failed", "before any model"),
 )
 """The examples of the first page: arguments, and what they do."""

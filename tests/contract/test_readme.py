@@ -48,7 +48,7 @@ def test_python_fences_run_in_order_in_one_namespace_and_print_what_is_shown(pag
 
 
 def test_the_readme_is_short_and_shows_output():
-    assert len(README.read_text().splitlines()) <= 150
+    assert len(README.read_text().splitlines()) <= 120
     assert fences("text")
 
 

@@ -137,7 +137,7 @@ def short(value: float) -> str:
 
 
 def _breakable(name: str) -> Any:
-    """A tag that may be broken into lines behind each part of its name."""
+    """A tag that may be broken into lines after each part of its name."""
     from markupsafe import Markup, escape
 
     return Markup("<wbr>").join(escape(part) for part in re.findall(r"[^/_]*[/_]?", name) if part)

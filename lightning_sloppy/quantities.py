@@ -195,3 +195,20 @@ class Declaration:
         """The quantities that the closing summary reports: those marked as headlines, or all if none is marked."""
         marked = [quantity for quantity in self.quantities if quantity.headline]
         return marked or list(self.quantities)
+
+
+def check_attributes(instrument: type) -> None:
+    """Check what a class of instruments declares: ``quantities``, ``histograms`` and ``costs``.
+
+    Raises:
+        ConfigurationError: If one is not a tuple or list of its kind.
+    """
+    for attribute, kind in (("quantities", Quantity), ("histograms", SpectrumHistogram), ("costs", str)):
+        found = getattr(instrument, attribute)
+        if isinstance(found, property):
+            continue
+        if not isinstance(found, (tuple, list)) or not all(isinstance(each, kind) for each in found):
+            raise ConfigurationError(
+                f"{instrument.__name__}.{attribute} is {found!r}; use a tuple of {kind.__name__}, with a comma after a "
+                "single one."
+            )

@@ -113,15 +113,7 @@ class MeasuringCallback(AwaitingCallback):
             ConfigurationError: For quantities or costs of another type.
         """
         super().__init_subclass__(**options)
-        for attribute, kind in (("quantities", Quantity), ("histograms", SpectrumHistogram), ("costs", str)):
-            found = getattr(cls, attribute)
-            if isinstance(found, property):
-                continue
-            if not isinstance(found, (tuple, list)) or not all(isinstance(each, kind) for each in found):
-                raise ConfigurationError(
-                    f"{cls.__name__}.{attribute} is {found!r}; use a tuple of {kind.__name__}, with a comma after a "
-                    "single one."
-                )
+        check_attributes(cls)
 
     def __setattr__(self, attribute: str, value: Any) -> None:
         """Refuse attributes that would replace a method of the package.

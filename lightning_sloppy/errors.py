@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 CAUSES = {
     "loss": "the loss of outputs and targets is not known",
     "samples": "the training samples cannot be read by index",
+    "index": "samples cannot be read by index",
     "not_finite": "there are numbers that are not finite",
     "memory": "the device does not have enough memory",
     "module": "the module cannot be measured",

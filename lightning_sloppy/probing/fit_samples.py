@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 MEASURING_BATCH = 1_024
 """Smallest size of a probe batch: the size of the default probe, as a product on one large batch is the fastest."""
 
+MISSING = (
+    "So there is no input spectrum and no bound, and spectra are measured on the first batches of the training. There "
+    "is no dimension at the scale of the prior, if the number of training samples is not known either (no __len__, "
+    "several loaders)."
+)
+"""What a fit lacks whose training samples cannot be read by index."""
+
 
 class FitSamples:
     """The samples that all callbacks of a fit share.
@@ -56,15 +63,14 @@ class FitSamples:
             try:
                 if len(loaders) != 1:
                     raise ConfigurationError(
-                        f"The training samples cannot be read by index: the fit has {len(loaders)} training loaders. "
-                        "So there is no input spectrum, no bound and no dimension at the scale of the prior, and "
-                        "spectra are measured on the first batches of the training. To get them, combine the data sets "
-                        "in one loader.",
-                        cause="samples",
+                        f"Samples can be read by index from one training loader only, but the fit has {len(loaders)} "
+                        "training loaders; combine the data sets in one loader.",
+                        cause="index",
                     )
                 self._source = SampleSource(loaders[0])
             except ConfigurationError as error:
-                self._source = error
+                # Other loaders are read by index as well, so what is missing in a fit without one is said here.
+                self._source = ConfigurationError(f"{error} {MISSING}", cause="samples") if error.cause else error
         if isinstance(self._source, ConfigurationError):
             raise self._source
         return self._source

@@ -55,12 +55,11 @@ class SampleSource:
         dataset = getattr(loader, "dataset", None)
         if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
             raise ConfigurationError(
-                f"The training samples cannot be read by index: the data set of the loader, {type(dataset).__name__}, "
-                f"{'is iterable' if isinstance(dataset, IterableDataset) else 'has no length'}. So there is no input "
-                "spectrum and no bound, and spectra are measured on the first batches of the training. To get them, "
-                "use a map-style data set (with __len__ and __getitem__); for a dimension at the scale of the prior, "
-                "__len__ alone is enough.",
-                cause="samples",
+                f"Samples can be read by index from a data set with a length and an index only, but that of the "
+                f"loader, {type(dataset).__name__}, "
+                f"{'is iterable' if isinstance(dataset, IterableDataset) else 'has no length'}; use a map-style data "
+                "set (with __len__ and __getitem__).",
+                cause="index",
             )
         if len(dataset) == 0:
             raise ConfigurationError("The training data set is empty, so there is nothing to measure; check its path.")
@@ -68,7 +67,7 @@ class SampleSource:
             raise ConfigurationError(
                 "The loader does not collate (batch_size=None), so single samples cannot be drawn for the probe; pass "
                 "a batch_size or a batch_sampler to the loader.",
-                cause="samples",
+                cause="index",
             )
         sampler = _inner_sampler(loader.sampler)
         if type(sampler) is SubsetRandomSampler:

@@ -313,7 +313,7 @@ def with_inputs(inputs, targets=None):
 @pytest.mark.parametrize(
     ("dataset", "words"),
     [
-        (Endless(), "map-style dataset"),
+        (Endless(), "map-style data set"),
         (with_inputs(torch.full((32, 6), float("nan"))), "NaN"),
         (with_inputs(torch.ones(32, 6)), "constant"),
         (with_inputs(torch.randn(1, 6)), "at least two"),

@@ -1,4 +1,4 @@
-"""Names of the columns of the inputs, and notes on columns that are constant, set aside or carry the same information."""
+"""Names of the columns of the inputs; notes on columns that are constant, set aside or carry the same information."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from lightning_sloppy.quantities import (
     Detail,
     Quantity,
     SpectrumHistogram,
+    check_attributes,
     checked_detail,
     name_of_class,
     require_name,
@@ -389,13 +390,7 @@ class MeasuringCallback(AwaitingCallback):
         return None
 
     def warn_once(self, message: str, *, trainer: Trainer, key: str | None = None) -> None:
-        """Warn on rank 0, once per fit for all callbacks together.
-
-        Args:
-            message: What was asked, what was found, what to do.
-            trainer: The Trainer.
-            key: Name of the cause; None: the message itself.
-        """
+        """Warn on rank 0, once per fit and cause for all callbacks together; without ``key`` the message is the cause."""
         if not any((key or message) in peer.warned for peer in peers(trainer) or [self]):
             self.warned[key or message] = message
             warn_user(message)

@@ -228,6 +228,7 @@ def test_pairs_of_a_small_table_with_gaps_enter_the_spectrum() -> None:
     assert found.spectrum.participation_ratio.value == pytest.approx(true, rel=0.1)
     values = np.linalg.eigvalsh(pd.DataFrame(rows).corr())[::-1]
     np.testing.assert_allclose(found.spectrum.eigenvalues, np.maximum(values, 0), atol=1e-10)
+    assert any("0 pairs have fewer than 16 rows in common" in answer.evidence for answer in found.answers)
 
 
 def test_many_pairs_without_common_rows_give_no_intervals_and_say_so() -> None:

@@ -390,7 +390,7 @@ class MeasuringCallback(AwaitingCallback):
         return None
 
     def warn_once(self, message: str, *, trainer: Trainer, key: str | None = None) -> None:
-        """Warn on rank 0, once per fit and cause for all callbacks together; without ``key`` the message is the cause."""
+        """Warn on rank 0, once per fit and cause for all callbacks together; the cause is ``key``, or the message."""
         if not any((key or message) in peer.warned for peer in peers(trainer) or [self]):
             self.warned[key or message] = message
             warn_user(message)

@@ -239,4 +239,6 @@ def _joined(parts: Sequence[_Part]) -> Run:
     facts = from_json(RunFacts, last.facts)
     first = from_json(RunFacts, kept[0][0].facts)
     resumed = tuple(part.begins_at for part, _ in kept if part.begins_at > 0)
-    return Run(instruments, replace(facts, started=first.started, resumed_at=resumed))
+    # The measurements of the parts before are in this record, so only what was before the first of them is missing.
+    earlier = first.earlier_seconds
+    return Run(instruments, replace(facts, started=first.started, earlier_seconds=earlier, resumed_at=resumed))

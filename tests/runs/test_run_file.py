@@ -216,6 +216,9 @@ def test_a_killed_run_is_read_and_joined_with_the_one_that_resumes_it(tmp_path):
     assert read.facts.resumed_at == (8,)  # Lightning counts the batch of the checkpoint when the next one starts
     assert read.facts.end == "ended"
     assert read.facts.started == cut.facts.started
+    assert read.facts.earlier_seconds == 0 < resumed.record().facts.earlier_seconds
+    spent = sum(m.cost.seconds for each in read.instruments.values() for m in each.measurements)
+    assert spent < read.facts.measuring_seconds
     assert read.facts.measuring_seconds == resumed.record().facts.measuring_seconds > cut.facts.measuring_seconds
     for name, each in read.instruments.items():
         expected = [*cut.instruments[name].measurements, *resumed.record().instruments[name].measurements]

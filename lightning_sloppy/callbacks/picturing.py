@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.probing.schedule import Schedule
 from lightning_sloppy.reporting.picture_log import close_picture_log, picture_log, why_no_picture
@@ -46,13 +47,13 @@ def draw_after(
     periodic = [each for each in family if isinstance(getattr(each, "schedule", None), Schedule)]
     first = step == context.began_at and all(each.has_measured for each in periodic)
     complete = first or overhead is not None
-    log = picture_log(trainer, resumed=context.began_at > 0)
+    log = picture_log(trainer, resumed=context.began_at > 0, prefix_of=trainer_internals.logger_prefix)
     context.clock.measuring_seconds += log.measured(trainer, step, lambda: record_so_far(family), complete=complete)
 
 
 def draw_last(trainer: Trainer, context: FitContext | None, family: Sequence[Recorded]) -> None:
     """Draw the picture of the whole fit, and count its time. The facts must have been gathered."""
-    log = close_picture_log(trainer)
+    log = close_picture_log(trainer, prefix_of=trainer_internals.logger_prefix)
     if not wanted(family):
         return
     run = record_so_far(family)

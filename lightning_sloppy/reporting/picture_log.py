@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from lightning_sloppy.errors import MissingExtraError
 from lightning_sloppy.reporting.canvas import Image, encoded, pixels, png, require_matplotlib
 from lightning_sloppy.reporting.picture import picture
-from lightning_sloppy.reporting.writers import attempt
+from lightning_sloppy.reporting.writers import attempt, no_prefix
 from lightning_sloppy.runs.run import Run
 from lightning_sloppy.user_warnings import warn_user
 
@@ -40,10 +40,12 @@ class PictureLog:
     Args:
         resumed: Whether the fit continues an earlier one, whose pictures may be under the same tag. Loggers then get
             one at the end only, and the file is written as usual.
+        prefix_of: The prefix that a logger puts before the names of scalars.
     """
 
-    def __init__(self, *, resumed: bool) -> None:
+    def __init__(self, *, resumed: bool, prefix_of: Callable[[object], str] = no_prefix) -> None:
         self._resumed = resumed
+        self._prefix_of = prefix_of
         self._rounds = 0
         self._seen: int | None = None
         self._wanted = False
@@ -98,14 +100,14 @@ class PictureLog:
         return time.perf_counter() - start
 
     def _draw(self, trainer: Trainer, run: Run, step: int, loggers: bool, last: bool) -> None:
-        takers = [logger for logger in trainer.loggers if loggers and _way(logger) is not None]
+        takers = [logger for logger in trainer.loggers if loggers and _way(logger, TAG) is not None]
         if not takers and not run.facts.folder:
             return
         drawn = picture(run)
         image = pixels(drawn)
         for logger in takers:
             with attempt(trainer, logger, "log the picture of the run"):
-                way = _way(logger)
+                way = _way(logger, f"{self._prefix_of(logger)}{TAG}")
                 if way is not None:
                     way(drawn, image, step)
         if run.facts.folder:
@@ -115,19 +117,22 @@ class PictureLog:
 _logs: WeakKeyDictionary[Any, PictureLog] = WeakKeyDictionary()
 
 
-def picture_log(trainer: Trainer, *, resumed: bool = False) -> PictureLog:
+def picture_log(
+    trainer: Trainer, *, resumed: bool = False, prefix_of: Callable[[object], str] = no_prefix
+) -> PictureLog:
     """The pictures of the running fit of a Trainer.
 
     Args:
         trainer: The Trainer.
         resumed: Whether the fit continues an earlier one; of use at the first call of a fit only.
+        prefix_of: The prefix that a logger puts before the names of scalars; likewise.
     """
-    return _logs.setdefault(trainer, PictureLog(resumed=resumed))
+    return _logs.setdefault(trainer, PictureLog(resumed=resumed, prefix_of=prefix_of))
 
 
-def close_picture_log(trainer: Trainer) -> PictureLog:
+def close_picture_log(trainer: Trainer, *, prefix_of: Callable[[object], str] = no_prefix) -> PictureLog:
     """The same, at the end of the fit: the next one of this Trainer begins anew."""
-    return _logs.pop(trainer, PictureLog(resumed=False))
+    return _logs.pop(trainer, PictureLog(resumed=False, prefix_of=prefix_of))
 
 
 def why_no_picture() -> str:
@@ -143,19 +148,19 @@ Way = Callable[["Figure", Image, int], Any]
 """How a logger takes a picture: as a figure or as an image, at a step."""
 
 
-def _way(logger: Any) -> Way | None:
-    """How a logger takes a picture, by its abilities; None if it does not."""
+def _way(logger: Any, tag: str) -> Way | None:
+    """How a logger takes a picture under a tag, by its abilities; None if it does not."""
     experiment: Any = getattr(logger, "experiment", None)
     if callable(getattr(experiment, "add_image", None)):  # TensorBoard
-        return lambda _, image, step: experiment.add_image(TAG, image, step, dataformats="HWC")
+        return lambda _, image, step: experiment.add_image(tag, image, step, dataformats="HWC")
     if callable(getattr(logger, "log_image", None)):  # Weights & Biases
-        return lambda _, image, step: logger.log_image(TAG, [image], step=step)
+        return lambda _, image, step: logger.log_image(tag, [image], step=step)
     log_figure = getattr(experiment, "log_figure", None)
     if not callable(log_figure):
         return None
     if "run_id" in inspect.signature(log_figure).parameters:  # MLflow
-        return lambda drawn, _, step: log_figure(logger.run_id, drawn, f"{TAG}/step_{step}.png")
-    return lambda drawn, _, step: log_figure(TAG, drawn, step=step)  # Comet
+        return lambda drawn, _, step: log_figure(logger.run_id, drawn, f"{tag}/step_{step}.png")
+    return lambda drawn, _, step: log_figure(tag, drawn, step=step)  # Comet
 
 
 def _write(folder: Path, content: bytes) -> None:

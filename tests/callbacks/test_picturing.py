@@ -31,9 +31,9 @@ def fit(*callbacks: Any, epochs: int = 5, logger: Any = False, folder: Path | No
     return trainer
 
 
-def images(logger: TensorBoardLogger) -> list[Any]:
+def images(logger: TensorBoardLogger, tag: str = TAG) -> list[Any]:
     read = EventAccumulator(logger.log_dir, size_guidance=STORE_EVERYTHING_SIZE_GUIDANCE).Reload()
-    return read.Images(TAG) if TAG in read.Tags()["images"] else []
+    return read.Images(tag) if tag in read.Tags()["images"] else []
 
 
 def test_loggers_get_it_after_rounds_1_2_4_and_at_the_end(tmp_path: Path) -> None:
@@ -83,9 +83,12 @@ def test_it_can_be_switched_off(tmp_path: Path) -> None:
 
 
 def test_single_callbacks_draw_it_too(tmp_path: Path) -> None:
-    logger = TensorBoardLogger(tmp_path)
+    logger = TensorBoardLogger(tmp_path, prefix="mine")
     fit(InputSpectrum(), logger=logger, epochs=1)
-    assert [each.step for each in images(logger)] == [0, 0]  # the only round, and the end with the errors
+    assert [each.step for each in images(logger, f"mine-{TAG}")] == [
+        0,
+        0,
+    ]  # the only round, and the end with the errors
 
 
 def test_weights_and_random_streams_are_those_of_a_fit_without_it(tmp_path: Path) -> None:

@@ -109,6 +109,13 @@ def test_each_logger_gets_it_in_its_own_way(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
+def test_the_prefix_of_a_logger_is_before_the_tag() -> None:
+    first, second = Board(), Board()
+    of = trainer(SimpleNamespace(experiment=first, own="a-"), SimpleNamespace(experiment=second, own=""))
+    PictureLog(resumed=False, prefix_of=lambda logger: logger.own).draw(of, run_in, step=0)
+    assert [board.images[0][0] for board in (first, second)] == [f"a-{TAG}", TAG]
+
+
 def test_the_last_file_has_more_pixels(tmp_path: Path) -> None:
     log, of = PictureLog(resumed=False), trainer(CSVLogger(tmp_path))
     widths = []

@@ -61,7 +61,7 @@ _BARS = {
     "test": ("#0072B2", ""),
     "hold_out": ("#009E73", ""),
     "pac_bayes": ("#D55E00", ""),
-    "guessing": ("#BBBBBB", "////"),
+    "guessing": ("#777777", ""),
 }
 
 

@@ -172,6 +172,7 @@ def verdict(certificate: Certificate | None) -> str:
 def no_bound_in_words(what: str, certificate: Certificate) -> str:
     """That there is no bound, in few words: each reason was given as a warning.
 
+    >>> from lightning_sloppy.certificate import Reason
     >>> reason = Reason("Only training_step is known; pass loss_fn=.", cause="loss")
     >>> no_bound_in_words("bound", Certificate("hold_out", "fixed_network", 1.0, False, 9, 0.05, (reason,)))
     'There is no bound: the loss of outputs and targets is not known (see Warnings).'

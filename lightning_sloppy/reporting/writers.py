@@ -69,14 +69,16 @@ def publish(
 
 @contextmanager
 def attempt(trainer: Trainer, logger: object, deed: str) -> Iterator[None]:
-    """Turn any error of a logger into one warning for each Trainer and logger class, so that training continues."""
+    """Turn any error of a logger into one warning for each Trainer, logger class and cause; the training continues."""
     try:
         yield
     except Exception as error:
-        key = f"{type(logger).__name__}: {deed}"
-        seen = _warned.setdefault(trainer, set())
-        if key not in seen:
-            seen.add(key)
+        name, seen = type(logger).__name__, _warned.setdefault(trainer, set())
+        # A full disk shows in everything that is written: the same error is one cause, whatever was to be done.
+        keys = {f"{name}: {deed}", f"{name}: {type(error).__name__}: {error}"}
+        known = bool(keys & seen)
+        seen |= keys
+        if not known:
             warn_user(
                 f"{type(logger).__name__} could not {deed}: {type(error).__name__}: {error}. Training and the other "
                 "loggers continue. This warning is shown once; check the logger's settings and its connection."

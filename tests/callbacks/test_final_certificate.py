@@ -211,7 +211,7 @@ def test_a_split_goes_on_after_a_resume(tmp_path):
 
 def test_regression_has_no_certificate(tmp_path):
     inputs, _ = blobs(200).tensors
-    with pytest.warns(UserWarning, match="is for classification with"):
+    with pytest.warns(UserWarning, match="is for classification, with scores"):
         final = fit(tmp_path, data=TensorDataset(inputs, inputs[:, :2]), model=Regressor())
     assert final.certificates is None
     assert flags(final) == ("loss_not_bounded",)

@@ -155,15 +155,15 @@ def test_large_parameters_are_refused_before_memory_is_taken(tmp_path, monkeypat
     assert hessian.measurements[0].estimates == {}
 
 
-def test_event_files_are_named_only_where_they_are(tmp_path, caplog):
+def test_every_logger_is_named_with_the_place_of_its_values(tmp_path, caplog):
     caplog.set_level("INFO")
     loggers = [TensorBoardLogger(tmp_path, name="tb"), CSVLogger(tmp_path, name="csv")]
     trainer(tmp_path, callbacks=[FisherSpectrum(num_samples=16)], logger=loggers, max_epochs=1).fit(
         Classifier(), loader()
     )
     summary = next(r.getMessage() for r in caplog.records if "=======" in r.getMessage())
-    assert "tb/version_0" in summary
-    assert "csv/version_0" not in summary
+    assert f"TensorBoardLogger: event files in {tmp_path}/tb/version_0" in summary
+    assert f"CSVLogger: {tmp_path}/csv/version_0/metrics.csv" in summary
 
 
 def test_regression_by_a_plain_dataset_of_float64_numbers(tmp_path):

@@ -106,6 +106,7 @@ def of_another_architecture(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The loss of a batch is not the mean over its samples")
 @pytest.mark.parametrize("flag", RUNS)
 def test_a_run_that_must_be_refused_is_refused_for_this_reason_alone(tmp_path, flag):
     torch.manual_seed(0)

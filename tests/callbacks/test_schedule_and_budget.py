@@ -236,7 +236,7 @@ def test_out_of_memory_at_the_least_is_a_gap_with_a_remedy(tmp_path, monkeypatch
 
     monkeypatch.setattr(FisherSpectrum, "measure", never)
     fisher = FisherSpectrum(num_samples=300)
-    with pytest.warns(UserWarning, match="even for 128 samples; lower num_samples") as caught:
+    with pytest.warns(UserWarning, match="even for 128 samples. Lower num_samples") as caught:
         trainer(tmp_path, callbacks=[fisher], max_epochs=2).fit(Classifier(), loader(blobs(300)))
     assert [m.status for m in fisher.measurements] == [Status.FAILED] * 3
     assert len([w for w in caught if "not have enough memory, even" in str(w.message)]) == 1

@@ -30,7 +30,9 @@ def wheel(tmp_path_factory):
 
 def test_holds_the_package_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "lightning_sloppy").rglob("*.py")}
+    package = ROOT / "lightning_sloppy"
+    kept = [*package.rglob("*.py"), *(package / "reporting" / "templates").iterdir()]
+    sources = {str(path.relative_to(ROOT)) for path in kept}
     packed = {name for name in names if ".dist-info/" not in name}
     assert packed == sources | {"lightning_sloppy/py.typed", "lightning_sloppy/__init__.pyi"}
     assert any(name.endswith("/licenses/LICENSE") for name in names)

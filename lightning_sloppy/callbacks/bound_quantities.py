@@ -105,6 +105,12 @@ QUANTITIES = (
         "Error rate of the model on the held-out samples.",
         chart="Bounds and errors",
     ),
+    Quantity(
+        "hold_out_samples",
+        "Number of held-out samples from which the hold-out bound was computed. More give a smaller bound.",
+        unit="samples",
+        expert=True,
+    ),
 )
 
 FINAL_QUANTITIES = (

@@ -23,7 +23,7 @@ from lightning_sloppy.measures.sloppiness import shape_estimates
 from lightning_sloppy.probing.loss_choice import LossArgument
 from lightning_sloppy.probing.probe import MeasureOn, Probe
 from lightning_sloppy.probing.schedule import MeasurementSize, Schedule
-from lightning_sloppy.records import Cost, Estimate, Measurement, Spectrum
+from lightning_sloppy.records import Cost, Estimate, Measurement, Spectrum, Status
 from lightning_sloppy.reporting import phrases
 
 if TYPE_CHECKING:
@@ -249,7 +249,9 @@ class HessianSpectrum(CurvatureInstrument):
         ]
         smallest, residual = phrases.value(event, "smallest"), phrases.value(event, "smallest_residual")
         if smallest is not None and residual is not None and residual > abs(smallest) / 10:
-            sentences.append(f"The smallest eigenvalue has not converged (residual {phrases.number(residual)}).")
+            others = "The requested eigenpairs have converged. The smallest eigenvalue is not one of them and"
+            what = others if event.status is Status.CONVERGED else "The smallest eigenvalue"
+            sentences.append(f"{what} has not converged (residual {phrases.number(residual)}).")
         few = phrases.value(event, "gauss_newton_samples")
         of = " of the Gauss-Newton part" + ("" if few is None else f" on {phrases.number(few)} samples")
         sentences.append(phrases.relative_dimension(event, of))

@@ -134,7 +134,7 @@ def column_notes(
 
 def _constant(moments: AnyMoments, names: Sequence[str]) -> list[str]:
     found = [name for name, constant in zip(names, constant_columns(moments), strict=True) if constant]
-    return [f"Constant columns, without information: {listed(found)}."] if found else []
+    return [f"Constant columns, which are not among the features: {listed(found)}."] if found else []
 
 
 def _same(groups: Sequence[ColumnGroup], decades: tuple[float | None, float | None]) -> list[str]:

@@ -240,6 +240,7 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         if held_out is not None:
             estimates["hold_out"] = Estimate(held_out.value)
             estimates["hold_out_error"] = Estimate(held_out.empirical_risk)
+            estimates["hold_out_samples"] = Estimate(float(held_out.n))
         if certificate.valid or held_out is not None:
             spent = spent_delta(self.delta, self.run_state.evaluation, self._hold_out.evaluation)
             estimates["delta_spent"] = Estimate(spent)

@@ -183,9 +183,13 @@ def _data(run: Run) -> str:
     of = "" if features is None else f" of {number(features)}"
     beside = "" if samples is None else f"; n = {number(samples)} samples"
     error = "" if low is None or high is None else "; brackets: 95 % interval"
+    dimension = value(event, "effective_dimension")
+    also = (
+        "" if dimension is None else f"; {number(dimension, digits=3)} by the effective dimension, as for the network"
+    )
     return (
         f"{_with_interval(ratio, low, high)}{of} features count as independent directions (participation "
-        f"ratio{matrix}{error}{beside})"
+        f"ratio{matrix}{error}{beside}){also}"
     )
 
 
@@ -215,16 +219,15 @@ def _network(run: Run) -> str:
         return _why_not(instrument, MATRICES["jacobian"][1], "effective_dimension")
     estimate = event.estimates["effective_dimension"]
     parameters = value(event, "num_parameters") or run.facts.num_parameters
-    of = f" of {number(parameters)} parameters" if parameters else ""
+    of = f" of {number(parameters)}" if parameters else ""
     samples = value(event, "gauss_newton_samples") or value(event, "num_samples") or event.num_samples
     half = value(event, "effective_dimension_half_samples")
-    exact = "" if estimate.total_error else ", exact for these"
-    also = "" if half is None else f"; {number(half)} on half of them"
+    also = "" if half is None else f"; on {number(float(int(samples) // 2))} of them {number(half)}"
     late = "" if event is _last(instrument) else f"; at step {event.step:,}, because later values are missing"
     other = "" if instrument.kind == "jacobian" else f"; {_jacobian_is_missing(run)}"
     return (
-        f"{with_error(estimate)} effective directions{of}: one that holds a thousandth of the whole counts 1/2 "
-        f"({MATRICES[instrument.kind][0]}, N = {number(float(samples))} samples{exact}{also}{late}{other})"
+        f"{with_error(estimate)}{of} parameter directions are used (effective dimension of the "
+        f"{MATRICES[instrument.kind][0]} on {number(float(samples))} samples{also}{late}{other})"
     )
 
 
@@ -298,12 +301,13 @@ def _guarantee(run: Run) -> str:
         return f"there is no {what}: {reason}{more}{beside}"
     guess = found.guess_error
     guessing = f"; guessing has {guess:.4f}" if math.isfinite(guess) else ""
+    pair = "for a pair of networks drawn around the model"
     if found.vacuous:
-        return f"nothing: the {what} is 1, and no error rate is larger{guessing}{beside}"
-    useless = ", so it is of no use" if found.value >= guess else ""
+        return f"nothing {pair}: the {what} is 1, and no error rate is larger{guessing}{beside}"
+    verdict = "" if not guessing else "no better than guessing " if found.value >= guess else "better than guessing "
     return (
-        f"true error at most {found.value:.4f} with probability {1 - found.delta:.4g} ({what}, of two networks drawn "
-        f"around the model){guessing}{useless}{beside}"
+        f"{verdict}{pair}: true error at most {found.value:.4f} with probability {1 - found.delta:.4g} "
+        f"({what}{guessing}){beside}"
     )
 
 
@@ -317,7 +321,12 @@ def _certificate(final: InstrumentRun | None, live: InstrumentRun | None) -> Cer
 def _hold_out(live: InstrumentRun | None) -> str:
     event = _with(live, "hold_out")
     found = None if event is None else value(event, "hold_out")
-    return "" if found is None else f"; hold-out bound of the model itself {found:.4f}"
+    if event is None or found is None:
+        return ""
+    samples, known = value(event, "hold_out_samples"), event.certificate
+    sure = "" if known is None else f" with probability {1 - known.delta:.4g}"
+    some = "" if samples is None else f"{number(samples)} "
+    return f"; for the trained model itself: at most {found:.4f}{sure}, from {some}samples it never saw"
 
 
 def _cost(run: Run) -> str:
@@ -327,9 +336,12 @@ def _cost(run: Run) -> str:
     limit = "there is no limit"
     if facts.max_overhead is not None:
         free = facts.grace_seconds or 0.0
-        limit = f"max_overhead = {facts.max_overhead:g} limits it after the first {free:g} s"
+        limit = f"after the first {free:g} s, max_overhead = {facts.max_overhead:g} limits it"
         if facts.measuring_seconds <= free:
-            limit = f"the first {free:g} s are not limited (grace_seconds)"
+            limit = (
+                f"the first {free:g} s are not limited (grace_seconds), then measuring may take max_overhead = "
+                f"{facts.max_overhead:g} of the training time"
+            )
     return (
         f"{facts.measuring_seconds:.1f} s of measuring beside {facts.training_seconds:.1f} s of training, a ratio of "
         f"{number(facts.overhead, digits=2)}; {limit}"

@@ -12,27 +12,33 @@ class Advice:
     Attributes:
         question: The question that it answers.
         meaning: What its headline is.
-        rises: What it means if the headline rises, and what to do.
+        rises: What it means if the headline rises, and what to do. Empty for what is measured once.
         falls: The same if it falls.
         flat: The same if it stays flat.
+        single: What the number of something measured once means, and what to do.
     """
 
     question: str
     meaning: str
-    rises: str
-    falls: str
-    flat: str
+    rises: str = ""
+    falls: str = ""
+    flat: str = ""
+    single: str = ""
+
+    @property
+    def courses(self) -> list[tuple[str, str]]:
+        """How the headline may go, with what that means; empty for what is measured once."""
+        known = {"rises": self.rises, "falls": self.falls, "stays flat": self.flat}
+        return [(course, meaning) for course, meaning in known.items() if meaning]
 
 
 GUIDE = {
     "input": Advice(
         "How many directions do the data have?",
         "Participation ratio of the correlation matrix of the inputs, measured once before the first step.",
-        "One number for a data set. If it is near the number of features, no feature repeats another one: removing "
-        "features loses information.",
-        "If it is far below the number of features, many repeat each other. Look for copies with `lightning-sloppy "
-        "inspect`, or reduce them by a PCA.",
-        "It does not change during the training, so there is no curve.",
+        single="If it is near the number of features, no feature repeats another one: removing features loses "
+        "information. If it is far below, many repeat each other: look for copies with `lightning-sloppy inspect`, or "
+        "reduce them by a PCA.",
     ),
     "jacobian": Advice(
         "How many directions of the parameters matter?",
@@ -44,9 +50,9 @@ GUIDE = {
     ),
     "hessian": Advice(
         "How curved is the loss, and is the learning rate near its limit?",
-        "Largest eigenvalue (sharpness) and trace of the Hessian; effective dimension of its Gauss-Newton part.",
-        "A rising largest eigenvalue means a sharper minimum. `sharpness` near 2 is the limit for plain gradient "
-        "descent: lower the learning rate if the loss oscillates.",
+        "Largest eigenvalue and trace of the Hessian; effective dimension of its Gauss-Newton part.",
+        "A rising largest eigenvalue means a sharper minimum. For plain gradient descent, the limit of "
+        "`sharpness` (learning rate times largest eigenvalue) is 2: lower the learning rate if the loss oscillates.",
         "A falling trace means a flatter region. Nothing to do.",
         "The curvature has settled. If the loss still falls, a larger learning rate may be possible.",
     ),
@@ -70,10 +76,8 @@ GUIDE = {
     "certificate": Advice(
         "What is guaranteed at the end of the fit?",
         "Bound for two networks drawn from a posterior that was optimised for it. They are saved with it.",
-        "One number for a run. Compare it with the error of guessing and with the hold-out bound.",
-        "A smaller value comes from more data, weights near the prior (DistanceToInit), or a prior learnt on other "
-        "samples (PriorSplit).",
-        "It is measured once, so there is no curve.",
+        single="Compare it with the error of guessing and with the hold-out bound. A smaller value comes from more "
+        "data, weights near the prior (DistanceToInit), or a prior learnt on other samples (PriorSplit).",
     ),
     "cost": Advice(
         "What does measuring cost?",

@@ -32,6 +32,16 @@ _SEARCHED_BYTES = 64 * 2**20
 START = "Start here"
 """Title of the first category: at most four charts that answer the first questions."""
 
+THRESHOLDS = "threshold ten times larger to ten times smaller, not an error"
+"""What the band of an effective dimension is, in the title of its chart."""
+
+_FIRST = (
+    ("pac_bayes", "PAC-Bayes bound on the error of networks drawn around the model"),
+    ("hold_out", "Hold-out bound on the error of the model itself"),
+    ("effective_dimension", "Effective dimension of the network ({})"),
+)
+"""Quantities of its charts with their titles; the overhead is the last one."""
+
 
 def layout(declarations: Sequence[Declaration], prefix: str = "") -> Layout:
     """Return the layout in the form of ``SummaryWriter.add_custom_scalars``: category -> chart -> [kind, tags].
@@ -62,49 +72,27 @@ def layout(declarations: Sequence[Declaration], prefix: str = "") -> Layout:
 
 def start_tags(declarations: Sequence[Declaration]) -> list[str]:
     """The tags to look at first: one for each chart of the first category."""
-    return [tag(group, names[0]) for _, group, names, _ in _first_charts(declarations)]
+    return [tag(group, name) for _, group, name in _first_charts(declarations)]
 
 
-def _first_charts(declarations: Sequence[Declaration]) -> list[tuple[str, str, list[str], bool]]:
-    """Title, group, names, and whether it is a band, of each chart of the first category that can have data.
+def _first_charts(declarations: Sequence[Declaration]) -> list[tuple[str, str, str]]:
+    """Title, group and name of the curve of each chart of the first category that can have data.
 
-    TensorBoard puts charts of lines before bands, so they come in this order here, too.
+    Each has one curve of a run: with several runs, TensorBoard folds a longer legend away.
     """
-
-    def first(name: str) -> tuple[Declaration, Quantity] | None:
-        """The first instrument with a curve of a quantity."""
+    charts: list[tuple[str, str, str]] = []
+    for name, title in _FIRST:
         found = ((each, quantity) for each in declarations if (quantity := each.quantity(name)) is not None)
-        return next(((each, quantity) for each, quantity in found if each.draws(quantity)), None)
-
-    charts: list[tuple[str, str, list[str], bool]] = []
-    bound, loss, dimension = first("pac_bayes"), first("loss"), first("effective_dimension")
-    if bound is not None:
-        names = [name for name in ("pac_bayes", "hold_out", "guess_error") if bound[0].quantity(name) is not None]
-        charts.append(
-            (
-                "Bounds on the error: PAC-Bayes, hold-out (usually the lower one); guessing is flat",
-                bound[0].name,
-                names,
-                False,
-            )
-        )
-    charts.append(("Overhead: seconds of measuring / training", RESERVED, [OVERHEAD.name], False))
-    if loss is not None:
-        charts.append(("Loss on the probe samples", loss[0].name, ["loss"], False))
-    if dimension is not None:
-        declaration, quantity = dimension
-        band = list(quantity.band or ())
-        title = f"Effective dimension of the network ({declaration.title})" + (", with its band" if band else "")
-        charts.append((title, declaration.name, [quantity.name, *band], bool(band)))
-    return charts
+        owner = next((each for each, quantity in found if each.draws(quantity)), None)
+        if owner is not None:
+            charts.append((title.format(owner.title), owner.name, name))
+    return [*charts, ("Overhead: seconds of measuring / training", RESERVED, OVERHEAD.name)]
 
 
 def _start(declarations: Sequence[Declaration], prefix: str) -> dict[str, list[Any]]:
     return {
-        title: ["Margin", [prefix + tag(group, name) for name in names]]
-        if band
-        else ["Multiline", [_pattern(prefix + tag(group, name)) for name in names]]
-        for title, group, names, band in _first_charts(declarations)
+        title: ["Multiline", [_pattern(prefix + tag(group, name))]]
+        for title, group, name in _first_charts(declarations)
     }
 
 
@@ -119,9 +107,10 @@ def _charts(declaration: Declaration, prefix: str) -> dict[str, list[Any]]:
             alone = len(together[quantity.chart][1]) == 1
             if alone:
                 del together[quantity.chart]
-            title = quantity.chart if alone else f"{quantity.chart}: band"
+            kind = THRESHOLDS if quantity.band[0].endswith("_coarse") else "band"
+            title = quantity.chart if alone and kind != THRESHOLDS else f"{quantity.chart}: {kind}"
             if title in charts:  # of another quantity
-                title = f"{quantity.name.replace('_', ' ').capitalize()}: band"
+                title = f"{quantity.name.replace('_', ' ').capitalize()}: {kind}"
             charts[title] = ["Margin", [prefix + tag(name, each) for each in (quantity.name, *quantity.band)]]
     for quantity in quantities:
         if quantity.headline and quantity.estimated and quantity.chart:

@@ -182,9 +182,8 @@ def _section(group: str, kind: str) -> list[str]:
         "",
         advice.meaning,
         "",
-        f"* **Rises:** {advice.rises}",
-        f"* **Falls:** {advice.falls}",
-        f"* **Flat:** {advice.flat}",
+        *([advice.single] if advice.single else []),
+        *(f"* **If it {course}:** {meaning}" for course, meaning in advice.courses),
         "",
     ]
 

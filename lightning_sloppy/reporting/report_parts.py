@@ -24,6 +24,9 @@ IRREGULAR = 1.5
 
 INTERVAL = "95 % interval"
 
+SHOWN_SECONDS = 0.05
+"""Less than this is 0.0 in a table of seconds."""
+
 NO_REASON = "No reason is known."
 
 
@@ -234,7 +237,24 @@ def costs(run: Run) -> list[CostOfInstrument]:
                 peak=f"{peak / 2**20:,.0f}" if peak else "",
             )
         )
+    for title, spent_beside in other_seconds(run):
+        found.append(CostOfInstrument(title[:1].upper() + title[1:], "", f"{spent_beside:,.1f}", "", "", "", ""))
     return found
+
+
+def other_seconds(run: Run) -> list[tuple[str, float]]:
+    """The part of the cost that belongs to no measurement of the record, as name and seconds.
+
+    Args:
+        run: The record of a fit.
+    """
+    facts = run.facts
+    measured = sum(event.cost.seconds for event in all_measurements(run))
+    parts = {
+        "before the run was resumed": facts.earlier_seconds,
+        "checks of the loss, trial runs and logging": facts.measuring_seconds - facts.earlier_seconds - measured,
+    }
+    return [(name, seconds) for name, seconds in parts.items() if seconds >= SHOWN_SECONDS]
 
 
 def facts_of(facts: RunFacts) -> list[tuple[str, str]]:
@@ -282,7 +302,7 @@ def _text(instrument: InstrumentRun, event: Measurement | None) -> list[str]:
 
 def _when(instrument: InstrumentRun, event: Measurement) -> str:
     said = [phrases.when(event), phrases.on_samples(event, "samples")]
-    if event.status is Status.CONVERGED or event.status is Status.EXACT:
+    if event.certificate is None and event.status in (Status.CONVERGED, Status.EXACT):  # a bound has no eigenpairs
         said.append(event.status.value)
     if event is not instrument.measurements[-1]:
         said.append(f"The measurement at step {instrument.measurements[-1].step:,} has no value.")

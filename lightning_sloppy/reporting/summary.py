@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
+from lightning_sloppy.quantities import RESERVED
 from lightning_sloppy.records import Status
 from lightning_sloppy.reporting.card import card, doubts
 from lightning_sloppy.reporting.layout import start_tags
 from lightning_sloppy.reporting.phrases import brief, number
-from lightning_sloppy.runs.run import InstrumentRun, Run, RunFacts
+from lightning_sloppy.reporting.report_parts import other_seconds
+from lightning_sloppy.reporting.tags import OVERHEAD, tag
+from lightning_sloppy.runs.run import Run, RunFacts
 
 WIDTH = 100
 
@@ -43,7 +46,7 @@ def summarise(run: Run, length: Length = "full") -> str:
         texts += [_section("Warnings", [f"- {warning}" for warning in warnings])] if warnings else []
         texts += [_section(section.declaration.title, section.paragraphs) for section in sections]
         texts.append(_section("Stop", [" ".join([_end(run.facts), *run.facts.end_sentences])]))
-        texts.append(_section("Cost", [_cost(sections, run.facts)]))
+        texts.append(_section("Cost", [_cost(run)]))
     return "\n".join(["Summary", "=======", *texts, *_places(run)]).rstrip()
 
 
@@ -56,18 +59,15 @@ def _counted(number: int, word: str) -> str:
     return f"{number:,} {word}" + ("" if number == 1 else "s")
 
 
-def _cost(sections: Sequence[InstrumentRun], facts: RunFacts) -> str:
-    """The same total and ratio as in the card and in ``sloppy_cost/overhead``, and its parts."""
+def _cost(run: Run) -> str:
+    """The same total and ratio as in the card, and its parts."""
+    sections, facts = list(run.instruments.values()), run.facts
     spent = [sum(event.cost.seconds for event in section.measurements) for section in sections]
     parts = [
         f"{section.declaration.title} {seconds:.1f} s ({_counted(len(section.measurements), 'measurement')})"
         for section, seconds in zip(sections, spent, strict=True)
     ]
-    rest = facts.measuring_seconds - facts.earlier_seconds - sum(spent)
-    if facts.earlier_seconds > 0:
-        parts.append(f"before the run was resumed {facts.earlier_seconds:.1f} s")
-    if rest >= 0.05:
-        parts.append(f"checks of the loss, trial runs and logging {rest:.1f} s")
+    parts += [f"{what} {seconds:.1f} s" for what, seconds in other_seconds(run)]
     ratio = "" if facts.overhead is None else f", a ratio of {number(facts.overhead, digits=2)}"
     said = f"Measuring took {facts.measuring_seconds:.1f} s beside {facts.training_seconds:.1f} s of training{ratio}"
     sentences = [f"{said}{': ' + ', '.join(parts) if parts else ''}."]
@@ -93,12 +93,20 @@ def _places(run: Run) -> list[str]:
         if where and any(Path(where).glob("events.out.tfevents.*")):
             lines += [f"  {name}: event files in {where}", *_wrap("To see the curves, run"), ""]
             lines += [f"    tensorboard --logdir {shlex.quote(where)}", ""]
+            if _has_neighbours(Path(where)):
+                lines += _wrap("or, for all runs in the folder above side by side,")
+                lines += ["", f"    tensorboard --logdir {shlex.quote(str(Path(where).parent))}", ""]
             lines += [*_wrap("and open (first the charts to look at first, then all charts by topic)"), ""]
             lines += [f"    {address}" for address in addresses(run)]
             lines += ["", *_wrap("Set the smoothing to 0 on both pages: a smoothed bound is no bound."), ""]
         else:
             lines.append(f"  {name}: {where or 'where it keeps them'}")
     return lines
+
+
+def _has_neighbours(folder: Path) -> bool:
+    """Whether other runs lie beside the folder of a run."""
+    return any(each.parent.name != folder.name for each in folder.parent.glob("*/events.out.tfevents.*"))
 
 
 def addresses(run: Run, server: str = ADDRESS) -> list[str]:
@@ -109,7 +117,14 @@ def addresses(run: Run, server: str = ADDRESS) -> list[str]:
         server: Where TensorBoard serves.
     """
     tags = start_tags([each.declaration for each in run.instruments.values() if each.latest is not None])
-    pins = [{"plugin": "scalars", "tag": f"{run.facts.prefix}{each}"} for each in tags]
+    measured = {
+        tag(event.group, name)
+        for each in run.instruments.values()
+        for event in each.measurements
+        for name in event.estimates
+    }
+    kept = [each for each in tags if each in measured or each == tag(RESERVED, OVERHEAD.name)]
+    pins = [{"plugin": "scalars", "tag": f"{run.facts.prefix}{each}"} for each in kept]
     pinned = quote(json.dumps(pins, separators=(",", ":")), safe="/:,")
     return [f"{server}/?pinnedCards={pinned}&smoothing=0#timeseries", f"{server}/#custom_scalars&_smoothingWeight=0"]
 

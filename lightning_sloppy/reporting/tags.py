@@ -17,7 +17,8 @@ from lightning_sloppy.records import Estimate, Measurement, Status
 OVERHEAD = Quantity(
     "overhead",
     "Seconds of measuring so far, divided by the seconds of training without measuring. `max_overhead` limits it, "
-    "after the first `grace_seconds` of measuring.",
+    "after the first `grace_seconds` of measuring. The card has it for the whole fit, with the work after the last "
+    "measurement.",
     chart="Overhead",
 )
 """The cost of all instruments together."""

@@ -151,7 +151,8 @@ def test_the_parts_of_every_bound_by_hand(tmp_path, monkeypatch):
             "delta_spent": spent,
         }.items():
             assert estimates[name].value == pytest.approx(right, rel=1e-9), name
-        assert set(estimates) == {quantity.name for quantity in bound.quantities} - {"hold_out", "hold_out_error"}
+        held_out = {"hold_out", "hold_out_error", "hold_out_samples"}
+        assert set(estimates) == {quantity.name for quantity in bound.quantities} - held_out
     last = bound.measurements[-1].estimates
     distinct = [last[name].value for name in ("kl_displacement", "kl_covariance", "log_ratio", "tau", "epsilon")]
     assert len({round(value, 6) for value in distinct}) == len(distinct)

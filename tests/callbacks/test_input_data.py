@@ -184,18 +184,18 @@ class Frame(Dataset):
 )
 def test_columns_are_named_where_the_data_set_tells_names(tmp_path: Any, make: Any) -> None:
     notes = measured(tmp_path, None, data=make()).latest.notes
-    assert "Constant columns, without information: sensor 7." in notes
+    assert "Constant columns, which are not among the features: sensor 7." in notes
     assert any("sensor 0, sensor 1 (|r| with sensor 0 at least 1.00)" in note for note in notes)
 
 
 def test_names_are_those_given_and_else_positions(tmp_path: Any) -> None:
     mine = [f"mine {index}" for index in range(D)]
     part = measured(tmp_path, None, data=Told(feature_names=NAMES), feature_names=mine)
-    assert "Constant columns, without information: mine 7." in part.latest.notes
+    assert "Constant columns, which are not among the features: mine 7." in part.latest.notes
     images = rows().reshape(N, 1, 3, 4)
-    assert "Constant columns, without information: 0,1,3." in measured(tmp_path, images).latest.notes
+    assert "Constant columns, which are not among the features: 0,1,3." in measured(tmp_path, images).latest.notes
     few = measured(tmp_path, None, data=Told(feature_names=NAMES[:3]))
-    assert "Constant columns, without information: 7." in few.latest.notes
+    assert "Constant columns, which are not among the features: 7." in few.latest.notes
 
 
 @pytest.mark.parametrize(

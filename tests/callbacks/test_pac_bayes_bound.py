@@ -225,6 +225,7 @@ def test_the_hold_out_bound_stands_beside_it(tmp_path):
     bound = fit(tmp_path, held_out=loader(blobs(300, seed=8), shuffle=False))
     estimates = bound.measurements[-1].estimates
     assert estimates["hold_out_error"].value < estimates["hold_out"].value < 1
+    assert estimates["hold_out_samples"].value == 300
 
 
 @pytest.mark.slow

@@ -55,14 +55,14 @@ def certificate(**fields: object) -> Certificate:
 
 
 def bounded(kind: str = "bound", *, hold_out: float | None = None, **fields: object) -> InstrumentRun:
-    beside = {} if hold_out is None else {"hold_out": hold_out}
+    beside = {} if hold_out is None else {"hold_out": hold_out, "hold_out_samples": 359}
     return instrument(kind, event(kind, beside, certificate=certificate(**fields)))
 
 
 DATA = instrument(
     "input",
     event("input", {"participation_ratio": 19.64, "participation_ratio_low": 18.1, "participation_ratio_high": 20.9,
-                    "num_features": 60, "num_samples": 1438}),
+                    "num_features": 60, "num_samples": 1438, "effective_dimension": 50.12}),
 )  # fmt: skip
 
 
@@ -78,16 +78,20 @@ def test_five_lines_with_numbers_units_and_errors():
     assert [heading for heading, _ in found.lines] == list(HEADINGS)
     lines = dict(found.lines)
     assert lines["Data"].startswith("20 [18, 21] of 60 features count as independent directions")
-    assert "n = 1,438 samples" in lines["Data"]
-    assert lines["Network"].startswith("107 effective directions of 5,018 parameters")
-    assert "Jacobian, N = 128 samples, exact for these; 101 on half of them" in lines["Network"]
+    assert lines["Data"].endswith("n = 1,438 samples); 50.1 by the effective dimension, as for the network")
+    assert lines["Network"] == (
+        "107 of 5,018 parameter directions are used (effective dimension of the Jacobian on 128 samples; on 64 of them "
+        "101)"
+    )
     assert lines["Settled"].startswith("since epoch 4 of 10: within 5 epochs it changes by at most 5 %")
     assert lines["Guarantee"] == (
-        "true error at most 0.8345 with probability 0.95 (PAC-Bayes bound, of two networks drawn around the model); "
-        "guessing has 0.8983; hold-out bound of the model itself 0.0936"
+        "better than guessing for a pair of networks drawn around the model: true error at most 0.8345 with "
+        "probability 0.95 (PAC-Bayes bound; guessing has 0.8983); for the trained model itself: at most 0.0936 with "
+        "probability 0.95, from 359 samples it never saw"
     )
     assert lines["Cost"] == (
-        "8.3 s of measuring beside 1.9 s of training, a ratio of 4.4; the first 60 s are not limited (grace_seconds)"
+        "8.3 s of measuring beside 1.9 s of training, a ratio of 4.4; the first 60 s are not limited (grace_seconds), "
+        "then measuring may take max_overhead = 0.1 of the training time"
     )
     assert found.warning == ""
     assert max(map(len, found.text().splitlines())) <= 100
@@ -131,8 +135,10 @@ def test_an_estimated_dimension_has_its_error_and_another_matrix_its_name():
         num_samples=1024,
     )
     line = texts(run_of(instrument("hessian", estimated)))["Network"]
-    assert line.startswith("51.7 +- 2.5 effective directions of 5,018 parameters")
-    assert "Gauss-Newton part, N = 128 samples; there is no JacobianSpectrum" in line
+    assert line == (
+        "51.7 +- 2.5 of 5,018 parameter directions are used (effective dimension of the Gauss-Newton part on 128 "
+        "samples; there is no JacobianSpectrum)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -205,20 +211,28 @@ def test_settling_is_the_condition_of_the_early_stop_at_every_measurement():
 def test_a_final_certificate_comes_before_the_live_bound():
     run = run_of(bounded(hold_out=0.09), bounded("certificate", value=0.41))
     assert texts(run)["Guarantee"].startswith(
-        "true error at most 0.4100 with probability 0.95 (final PAC-Bayes certificate"
+        "better than guessing for a pair of networks drawn around the model: true error at most 0.4100 with "
+        "probability 0.95 (final PAC-Bayes certificate; guessing has 0.8983)"
     )
-    assert texts(run)["Guarantee"].endswith("hold-out bound of the model itself 0.0900")
+    assert "for the trained model itself: at most 0.0900 with probability 0.95" in texts(run)["Guarantee"]
     without = bounded("certificate", valid=False, value=math.nan, reasons=(Reason("The weights hold NaN."),))
-    assert texts(run_of(bounded(), without))["Guarantee"].startswith("true error at most 0.8345")
+    assert "true error at most 0.8345" in texts(run_of(bounded(), without))["Guarantee"]
+    # Each bound has the probability of its own callback.
+    other = texts(run_of(bounded(hold_out=0.09, delta=0.1), bounded("certificate", value=0.41)))["Guarantee"]
+    assert "at most 0.4100 with probability 0.95 " in other
+    assert "at most 0.0900 with probability 0.9, from 359 samples" in other
 
 
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"value": 1.0}, "nothing: the PAC-Bayes bound is 1, and no error rate is larger; guessing has 0.8983;"),
-        ({"value": 0.95}, "guessing has 0.8983, so it is of no use; hold-out"),
+        ({"value": 1.0}, "nothing for a pair of networks drawn around the model: the PAC-Bayes bound is 1, and no "
+         "error rate is larger; guessing has 0.8983; for the trained model itself: at most 0.0900"),
+        ({"value": 0.95}, "no better than guessing for a pair of networks drawn around the model: true error at most "
+         "0.9500 with probability 0.95 (PAC-Bayes bound; guessing has 0.8983); for the trained model itself"),
+        ({"guess_error": math.nan}, "for a pair of networks drawn around the model: true error at most 0.8345"),
         ({"valid": False, "value": math.nan, "reasons": (Reason("The start is unknown."), Reason("NaN."))},
-         "there is no PAC-Bayes bound: The start is unknown (and 1 more reasons); hold-out bound of the model itself"),
+         "there is no PAC-Bayes bound: The start is unknown (and 1 more reasons); for the trained model itself"),
     ],
 )  # fmt: skip
 def test_a_bound_that_guarantees_nothing_is_said_to(fields, expected):
@@ -228,8 +242,8 @@ def test_a_bound_that_guarantees_nothing_is_said_to(fields, expected):
 def test_the_limit_on_the_cost_after_the_grace():
     late = replace(FACTS, measuring_seconds=75.0, training_seconds=1000.0)
     assert texts(run_of(facts=late))["Cost"] == (
-        "75.0 s of measuring beside 1000.0 s of training, a ratio of 0.075; max_overhead = 0.1 limits it after the "
-        "first 60 s"
+        "75.0 s of measuring beside 1000.0 s of training, a ratio of 0.075; after the first 60 s, max_overhead = "
+        "0.1 limits it"
     )
     assert texts(run_of(facts=replace(late, max_overhead=None)))["Cost"].endswith("there is no limit")
 

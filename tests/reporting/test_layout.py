@@ -49,29 +49,39 @@ def test_every_instrument_with_curves_and_the_costs_have_a_chart():
     assert {"Sloppy: Inputs", "Sloppy: Certificate"} <= set(everything)
 
 
-def test_the_page_starts_with_four_charts_lines_before_the_band():
+def test_the_page_starts_with_four_charts_of_one_curve():
     first, charts = next(iter(layout(ALL).items()))
     assert first == "Start here"
     assert list(charts.values()) == [
-        ["Multiline", ["sloppy_bound/pac_bayes$", "sloppy_bound/hold_out$", "sloppy_bound/guess_error$"]],
+        ["Multiline", ["sloppy_bound/pac_bayes$"]],
+        ["Multiline", ["sloppy_bound/hold_out$"]],
+        ["Multiline", ["sloppy_jacobian/effective_dimension$"]],
         ["Multiline", ["sloppy_cost/overhead$"]],
-        ["Multiline", ["sloppy_hessian/loss$"]],
-        ["Margin", [f"sloppy_jacobian/effective_dimension{end}" for end in ("", "_coarse", "_fine")]],
     ]
     fewer = layout([DECLARED["input"], DECLARED["fisher"]])["Start here"]
     assert [entries[0] for _, entries in fewer.values()] == [
+        "sloppy_fisher/effective_dimension$",
         "sloppy_cost/overhead$",
-        "sloppy_fisher/effective_dimension",
     ]
     assert start_tags(ALL) == [
-        "sloppy_bound/pac_bayes", "sloppy_cost/overhead", "sloppy_hessian/loss", "sloppy_jacobian/effective_dimension",
-    ]  # fmt: skip
+        "sloppy_bound/pac_bayes",
+        "sloppy_bound/hold_out",
+        "sloppy_jacobian/effective_dimension",
+        "sloppy_cost/overhead",
+    ]
 
 
 def test_in_every_category_lines_come_before_bands_as_the_page_shows_them():
     for charts in layout(ALL).values():
         kinds = [kind == "Margin" for kind, _ in charts.values()]
         assert kinds == sorted(kinds)
+
+
+def test_the_band_of_a_dimension_is_not_called_an_error_band():
+    for charts in layout(ALL).values():
+        for title, (kind, entries) in charts.items():
+            if kind == "Margin":
+                assert title.endswith("not an error") == entries[1].endswith("_coarse")
 
 
 def test_a_prefix_is_part_of_every_entry(tmp_path):
@@ -81,13 +91,13 @@ def test_a_prefix_is_part_of_every_entry(tmp_path):
                 assert entry.startswith("a.b-sloppy_" if kind == "Margin" else r"a\.b\-sloppy_")
     logger = TensorBoardLogger(tmp_path, prefix="a.b")
     write_layout(runs(logger), ALL, logger_prefix)
-    logger.log_metrics({"sloppy_hessian/loss": 1.0}, step=0)
+    logger.log_metrics({"sloppy_bound/hold_out": 1.0}, step=0)
     logger.finalize("success")
     events = EventAccumulator(logger.log_dir, size_guidance={"tensors": 0}).Reload()
     (written,) = events.Tensors("custom_scalars__config__")
     first = layout_pb2.Layout.FromString(written.tensor_proto.string_val[0]).category[0]
-    loss = next(chart for chart in first.chart if chart.title == "Loss on the probe samples")
-    assert re.match(loss.multiline.tag[0], events.Tags()["scalars"][0])
+    chart = next(chart for chart in first.chart if chart.title.startswith("Hold-out bound"))
+    assert re.match(chart.multiline.tag[0], events.Tags()["scalars"][0])
 
 
 def test_a_band_has_a_chart_of_its_own_beside_the_curves_that_share_its_title():

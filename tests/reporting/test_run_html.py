@@ -122,8 +122,34 @@ def test_what_to_do_is_said_for_each_group(run, page) -> None:
     for instrument in run.instruments.values():
         advice = GUIDE[instrument.kind]
         assert f"{instrument.declaration.title}: {advice.question}" in page.of("h3")
-        plain = [each.replace("`", "") for each in (advice.meaning, advice.rises, advice.falls, advice.flat)]
+        plain = [
+            each.replace("`", "") for each in (advice.meaning, advice.rises, advice.falls, advice.flat, advice.single)
+        ]
         assert all(each in page.text.replace(" .", ".").replace(" ,", ",").replace(" :", ":") for each in plain)
+
+
+def test_what_is_measured_once_neither_rises_nor_falls(run, page) -> None:
+    items = page.of("strong")
+    assert GUIDE["input"].courses == GUIDE["certificate"].courses == []
+    courses = sum(each.startswith(("If it rises", "If it falls", "If it stays flat")) for each in items)
+    several = [each for each in run.instruments.values() if not each.declaration.once]
+    assert len(several) < len(run.instruments)
+    assert courses == 3 * len(several)
+
+
+def test_only_what_has_eigenpairs_says_that_they_converged() -> None:
+    event = replace(measured(3, 1.0), status=Status.CONVERGED)
+    assert Status.CONVERGED.value in Page(run_html(made(event))).text
+    bound = Certificate("hold_out", "fixed_network", 0.25, True, 9, 0.05)
+    assert Status.CONVERGED.value not in Page(run_html(made(replace(event, certificate=bound)))).text
+
+
+def test_the_seconds_of_the_cost_table_add_up_to_the_total() -> None:
+    event = replace(measured(3, 1.0), cost=Cost(seconds=2.5))
+    page = Page(run_html(made(event, event, measuring_seconds=19.0, earlier_seconds=12.0, training_seconds=100.0)))
+    assert page.cells("Norm")[:3] == ["Norm", "2", "5.0"]
+    assert page.cells("Before the run was resumed")[2] == "12.0"
+    assert page.cells("Checks of the loss, trial runs and logging")[2] == "2.0"
 
 
 def test_conditions_of_the_guarantee_are_a_list(run, page) -> None:

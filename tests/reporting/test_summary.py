@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -48,7 +49,7 @@ FISHER = event(
      "effective_dimension_at_prior": 88.0,
      "z": 0.00245, "num_parameters": 4570},
 )  # fmt: skip
-BOUND = event("bound", {"hold_out": 0.0733, "hold_out_error": 0.05}, certificate=certificate())
+BOUND = event("bound", {"pac_bayes": 0.3123, "hold_out": 0.0733, "hold_out_error": 0.05}, certificate=certificate())
 
 
 def with_events(folder: str | Path) -> str:
@@ -132,12 +133,46 @@ def test_each_logger_is_named_with_the_place_of_its_values(tmp_path):
     pins = json.loads(parse_qs(urlsplit(address).query)["pinnedCards"][0])
     assert pins == [
         {"plugin": "scalars", "tag": f"a-{tag}"}
-        for tag in ("sloppy_bound/pac_bayes", "sloppy_cost/overhead", "sloppy_fisher/effective_dimension")
+        for tag in (
+            "sloppy_bound/pac_bayes",
+            "sloppy_bound/hold_out",
+            "sloppy_fisher/effective_dimension",
+            "sloppy_cost/overhead",
+        )
     ]
     assert parse_qs(urlsplit(address).query)["smoothing"] == ["0"]
     assert "    http://localhost:6006/#custom_scalars&_smoothingWeight=0\n" in text
     assert "a smoothed bound is no bound" in text
     assert "tensorboard" not in summary({"fisher": [FISHER]}, loggers=places[1:])
+
+
+def test_the_folder_above_is_named_if_other_runs_lie_beside(tmp_path):
+    folder = with_events(tmp_path / "logs" / "version_0")
+    places = (("TensorBoardLogger", folder),)
+    assert f"tensorboard --logdir {tmp_path / 'logs'}\n" not in summary({}, loggers=places)
+    with_events(tmp_path / "logs" / "version_1")
+    text = summary({}, loggers=places)
+    assert f"    tensorboard --logdir {folder}\n" in text
+    assert f"    tensorboard --logdir {tmp_path / 'logs'}\n" in text
+
+
+def test_only_what_was_measured_is_pinned(tmp_path):
+    without = replace(BOUND, estimates={"pac_bayes": Estimate(0.5)})
+    places = (("TensorBoardLogger", with_events(tmp_path / "tb")),)
+    text = summary({"bound": [without]}, loggers=places)
+    assert "sloppy_bound/pac_bayes" in text
+    assert "sloppy_bound/hold_out" not in text
+
+
+def test_the_smallest_eigenvalue_is_not_one_of_the_converged_pairs():
+    loose = replace(HESSIAN, estimates={**HESSIAN.estimates, "smallest_residual": Estimate(0.05)})
+    said = "has not converged (residual 0.05)."
+    converged = flat(summary({"hessian": [replace(loose, status=Status.CONVERGED)]}))
+    pairs = "The requested eigenpairs have converged. The smallest eigenvalue is not one of them and"
+    assert f"{pairs} {said}" in converged
+    other = flat(summary({"hessian": [replace(loose, status=Status.NOT_CONVERGED)]}))
+    assert f"The smallest eigenvalue {said}" in other
+    assert "have converged" not in other
 
 
 def test_what_was_not_asked_for_is_not_mentioned():

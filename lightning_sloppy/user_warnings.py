@@ -47,7 +47,8 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
         lineno=frame.f_lineno,
         module=frame.f_globals.get("__name__", "<unknown>"),
         registry=frame.f_globals.setdefault("__warningregistry__", {}),
-        module_globals=frame.f_globals,
+        # Without module_globals: with them Python asks the loader of the user's module for its text, and an error there
+        # (a spawned __main__ has no loader) would end the training.
     )
 
 

@@ -89,3 +89,14 @@ def test_what_a_person_reads_names_their_script(tmp_path):
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=True)
     (line,) = [line for line in done.stderr.splitlines() if "measurement failed" in line and "Warning" in line]
     assert line.startswith(f"{script}:6: UserWarning: The fisher measurement failed")
+
+
+def test_a_module_whose_loader_refuses_its_text_gets_the_warning() -> None:
+    class Refusing:
+        def get_source(self, name: str) -> str:
+            raise ImportError(name)
+
+    names = {"__name__": "spawned", "__loader__": Refusing(), "warn_user": warn_user}
+    with pytest.warns(UserWarning, match="from a spawned process") as caught:
+        exec(compile("warn_user('from a spawned process')", "spawned.py", "exec"), names)
+    assert caught[0].filename == "spawned.py"

@@ -108,6 +108,10 @@ class SloppyCallback(Displayed, Callback, ABC):
         """Sentences for the closing summary about how the training ended; usually none."""
         return []
 
+    def begin_anew(self) -> None:
+        """Forget facts and warnings of an earlier fit; called when a fit is set up."""
+        self.facts, self.warned = RunFacts(), {}
+
     @property
     def has_measured(self) -> bool:
         """Whether there are measurements to report."""
@@ -276,7 +280,8 @@ def _close(callback: SloppyCallback, trainer: Trainer, end: str) -> None:
         return
     try:
         context = close_context(trainer)
-        if trainer.is_global_zero and any(peer.has_measured for peer in family):
+        # An error after the end, as in a later trainer.validate, is not the end of the fit that was reported.
+        if trainer.is_global_zero and any(peer.has_measured and not peer.facts.end for peer in family):
             gather_facts(trainer, context, end=end)
             draw_last(trainer, context, family)
             run = record_of(family, gather_facts(trainer, context, end=end))

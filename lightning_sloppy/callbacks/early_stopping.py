@@ -143,6 +143,7 @@ class EffectiveDimensionEarlyStopping(MeasurementSubscriber):
         """Check that a callback measures the monitored quantity."""
         if stage != "fit":
             return
+        self.begin_anew()
         family = [peer for peer in peers(trainer) if isinstance(peer, MeasuringCallback)]
         often = [peer for peer in family if not isinstance(peer, InputSpectrum)]  # one measurement cannot settle
         able = [peer.name for peer in often if self._quantity in {quantity.name for quantity in peer.quantities}]

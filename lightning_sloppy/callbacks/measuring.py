@@ -35,7 +35,7 @@ from lightning_sloppy.records import Cost, Measurement, Status
 from lightning_sloppy.reporting.phrases import brief, paragraphs_of
 from lightning_sloppy.reporting.tags import undeclared
 from lightning_sloppy.reporting.writers import publish
-from lightning_sloppy.runs.run import InstrumentRun, RunFacts
+from lightning_sloppy.runs.run import InstrumentRun
 from lightning_sloppy.user_warnings import warn_user
 
 if TYPE_CHECKING:
@@ -249,8 +249,7 @@ class MeasuringCallback(AwaitingCallback):
             )
         notice_earlier_fits(pl_module)
         self.measurements = []
-        self.facts = RunFacts()
-        self.warned = {}
+        self.begin_anew()
         self._forget_held()
 
     def subscribers(self, trainer: Trainer) -> list[MeasurementSubscriber]:

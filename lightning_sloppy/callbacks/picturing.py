@@ -75,7 +75,7 @@ def wanted(family: Sequence[Recorded]) -> bool:
 
 
 def record_so_far(family: Sequence[Recorded]) -> Run:
-    """The record of the running fit without texts, which a picture does not need."""
+    """The record of the running fit without texts about its instruments."""
     measured = [each for part in family if (each := part.run_so_far()) is not None]
     facts = next((part.facts for part in family if part.facts.module), RunFacts())
     return Run({each.declaration.name: each for each in measured}, facts)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lightning_sloppy.callbacks.base import peers, record_of
+from lightning_sloppy.callbacks.base import peers
+from lightning_sloppy.callbacks.picturing import record_so_far
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext
 from lightning_sloppy.records import Measurement
@@ -37,5 +38,6 @@ def keep_record(trainer: Trainer, context: FitContext, facts: RunFacts, step: in
     family = peers(trainer)
     context.run_writer.write(facts, lambda: [run for peer in family if (run := peer.run_so_far()) is not None])
     if not context.layout_written:
-        run, prefix_of = record_of(family, facts), trainer_internals.logger_prefix
+        # Without texts about the measurements, which introduce() does not need: some read all measurements.
+        run, prefix_of = record_so_far(family), trainer_internals.logger_prefix
         context.layout_written = introduce(trainer, run, step=step, prefix_of=prefix_of)

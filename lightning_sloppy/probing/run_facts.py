@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -39,11 +40,6 @@ def run_facts(
         end: How the training ended; "" while it is running.
         sentences: Sentences about the end.
     """
-    metrics = {
-        name: float(value)
-        for name, value in trainer.callback_metrics.items()
-        if not name.startswith("sloppy_") and value.numel() == 1
-    }
     facts = RunFacts(
         module=type(trainer.lightning_module).__name__,
         epochs=trainer.current_epoch,
@@ -53,10 +49,10 @@ def run_facts(
         end_sentences=tuple(sentences),
         grace_seconds=None if schedule is None else schedule.grace_seconds,
         max_overhead=None if schedule is None else schedule.max_overhead,
-        metrics=metrics,
-        loggers=tuple((type(logger).__name__, logger_place(logger)) for logger in trainer.loggers),
+        metrics=_metrics(trainer),
+        loggers=tuple((type(logger).__name__, _read(logger_place, logger)) for logger in trainer.loggers),
         prefix=next((prefix for logger in trainer.loggers if (prefix := trainer_internals.logger_prefix(logger))), ""),
-        folder=next(filter(None, map(_folder_here, trainer.loggers)), ""),
+        folder=next((folder for logger in trainer.loggers if (folder := _read(_folder_here, logger))), ""),
         software=f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"lightning {lightning.__version__}, lightning_sloppy {__version__}",
     )
@@ -72,6 +68,23 @@ def run_facts(
         training_seconds=context.clock.training_seconds,
         started=started.isoformat(timespec="seconds"),
     )
+
+
+def _metrics(trainer: Trainer) -> dict[str, float]:
+    """The user's metrics that are numbers; callbacks may put anything there."""
+    found: dict[str, float] = {}
+    for name, value in trainer_internals.metrics_so_far(trainer).items():
+        if not str(name).startswith("sloppy_"):
+            with suppress(TypeError, ValueError, RuntimeError):
+                found[str(name)] = float(value)
+    return found
+
+
+def _read(fact: Callable[[Any], str], logger: Any) -> str:
+    """A fact about a logger; "" if the logger raises: what it could not log, a warning of its own says."""
+    with suppress(Exception):
+        return fact(logger)
+    return ""
 
 
 def logger_place(logger: Any) -> str:

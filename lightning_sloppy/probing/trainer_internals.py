@@ -98,6 +98,15 @@ def steps_of_an_epoch(trainer: Trainer) -> int | None:
     return math.ceil(planned / trainer.accumulate_grad_batches) if 0 < planned < math.inf else None
 
 
+def metrics_so_far(trainer: Trainer) -> dict[str, Any]:
+    """The logged metrics as of the last time that they were read or an epoch ended.
+
+    Reading ``trainer.callback_metrics`` may compute metrics with reductions over the ranks, for which rank 0 alone
+    would wait forever.
+    """
+    return dict(trainer._logger_connector._callback_metrics)
+
+
 def logger_prefix(logger: object) -> str:
     """What a logger of Lightning puts before the names of scalars, with its separator; "" for others."""
     prefix = getattr(logger, "_prefix", None)

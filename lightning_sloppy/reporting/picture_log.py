@@ -50,6 +50,7 @@ class PictureLog:
         self._seen: int | None = None
         self._wanted = False
         self._failed = False
+        self._unwritable = False
 
     def measured(self, trainer: Trainer, step: int, run: Callable[[], Run], *, complete: bool) -> float:
         """Draw the picture if the round of measurements is complete, and one is wanted after it or an earlier one.
@@ -100,18 +101,29 @@ class PictureLog:
         return time.perf_counter() - start
 
     def _draw(self, trainer: Trainer, run: Run, step: int, loggers: bool, last: bool) -> None:
-        takers = [logger for logger in trainer.loggers if loggers and _way(logger, TAG) is not None]
-        if not takers and not run.facts.folder:
+        takers = []
+        for logger in trainer.loggers if loggers else ():
+            with attempt(trainer, logger, "log the picture of the run"):
+                if (way := _way(logger, f"{self._prefix_of(logger)}{TAG}")) is not None:
+                    takers.append((logger, way))
+        folder = "" if self._unwritable else run.facts.folder
+        if not takers and not folder:
             return
         drawn = picture(run)
         image = pixels(drawn)
-        for logger in takers:
+        for logger, way in takers:
             with attempt(trainer, logger, "log the picture of the run"):
-                way = _way(logger, f"{self._prefix_of(logger)}{TAG}")
-                if way is not None:
-                    way(drawn, image, step)
-        if run.facts.folder:
-            _write(Path(run.facts.folder), png(drawn, dpi=FILE_DPI) if last else encoded(image))
+                way(drawn, image, step)
+        if not folder:
+            return
+        try:
+            _write(Path(folder), png(drawn, dpi=FILE_DPI) if last else encoded(image))
+        except OSError as error:
+            self._unwritable = True
+            warn_user(
+                f"The picture of the run could not be written in {folder} ({type(error).__name__}: {error}); the "
+                "training continues, and loggers that take images still get it."
+            )
 
 
 _logs: WeakKeyDictionary[Any, PictureLog] = WeakKeyDictionary()

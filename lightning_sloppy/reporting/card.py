@@ -312,8 +312,12 @@ def _guarantee(run: Run) -> str:
 
 
 def _certificate(final: InstrumentRun | None, live: InstrumentRun | None) -> Certificate | None:
-    """The final certificate, or else the latest bound; one that holds, if there is any."""
-    known = [event.certificate for each in (final, live) if each for event in reversed(each.measurements)]
+    """The final certificate, or else the latest bound; one that holds, if there is any.
+
+    An earlier bound is no answer: it is for the weights of its step.
+    """
+    events = [reversed(each.measurements) for each in (final, live) if each is not None]
+    known = [next((event.certificate for event in each if event.certificate is not None), None) for each in events]
     found = [certificate for certificate in known if certificate is not None]
     return next((each for each in found if each.valid), found[0] if found else None)
 

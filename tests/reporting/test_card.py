@@ -14,7 +14,7 @@ from lightning_sloppy.certificate import Certificate, Reason
 from lightning_sloppy.errors import Note
 from lightning_sloppy.measures.stopping import Condition, Curves, Rule, judge, settling
 from lightning_sloppy.records import Cost, Estimate, Measurement, Status
-from lightning_sloppy.reporting.card import HEADINGS, card, settled
+from lightning_sloppy.reporting.card import HEADINGS, card, final_numbers, settled
 from lightning_sloppy.runs.run import InstrumentRun, Run, RunFacts
 
 FACTS = RunFacts(
@@ -273,3 +273,11 @@ def test_further_warnings_are_counted():
     run = run_of(dimensions([640.0], effective_dimension_half_samples=300.0))
     assert card(run).warning.endswith("(1 more below)")
     assert "Warning" in card(run).text()
+
+
+def test_a_bound_of_earlier_weights_is_no_guarantee_for_those_of_the_end():
+    lost = bounded(valid=False, value=math.nan, reasons=(Reason("The weights hold NaN."),))
+    before = bounded()
+    run = run_of(replace(before, measurements=(*before.measurements, *lost.measurements)))
+    assert texts(run)["Guarantee"].startswith("there is no PAC-Bayes bound: The weights hold NaN")
+    assert "guaranteed_error" not in final_numbers(run)

@@ -232,7 +232,9 @@ def _joined(parts: Sequence[_Part]) -> Run:
     instruments = {}
     for name in [*order, *(name for name in declared if name not in order)]:
         kind, declaration = declared[name]
-        measurements = tuple(each for _, found in kept for each in found if each.group == name)
+        # A final certificate of an earlier part is for weights that the training has left.
+        of_kind = kept[-1:] if kind == "certificate" else kept
+        measurements = tuple(each for _, found in of_kind for each in found if each.group == name)
         if measurements or name in order:
             paragraphs = tuple(map(str, last.paragraphs.get(name, ())))
             instruments[name] = InstrumentRun(kind, declaration, measurements, paragraphs)

@@ -438,14 +438,14 @@ def test_numbers_of_other_libraries_become_plain_ones():
 # What cannot be read.
 
 
-def small_run(folder: Path, *, steps=(0, 1), begins_at=0, note="") -> Run:
+def small_run(folder: Path, *, steps=(0, 1), begins_at=0, note="", kind="norm") -> Run:
     measurements = tuple(
         Measurement(step, 0, "norm", None, {"size": Estimate(step + 0.5)}, Cost(), Status.EXACT, notes=(note,))
         for step in steps
     )
     declaration = Declaration("norm", "Norm", (Quantity("size", "Length."),))
     facts = RunFacts(module="Net", folder=str(folder), software="lightning_sloppy 9.9")
-    run = Run({"norm": InstrumentRun("norm", declaration, measurements, ("Text.",))}, facts)
+    run = Run({"norm": InstrumentRun(kind, declaration, measurements, ("Text.",))}, facts)
     RunWriter(begins_at=begins_at).end(run)
     return run
 
@@ -463,6 +463,14 @@ def test_parts_are_joined_by_the_steps_at_which_they_begin(tmp_path):
     assert load_run(tmp_path).facts.resumed_at == (3,)
     small_run(tmp_path, steps=(0,))
     assert steps(tmp_path) == [0]
+
+
+def test_a_final_certificate_of_an_earlier_part_is_left_out(tmp_path):
+    """It is for weights that the training has left."""
+    small_run(tmp_path, steps=(9,), kind="certificate")
+    assert steps(tmp_path) == [9]
+    small_run(tmp_path, steps=(), begins_at=10, kind="certificate")  # still running
+    assert steps(tmp_path) == []
 
 
 def test_the_folder_above_is_enough_if_it_holds_one_run(tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,6 +16,13 @@ from lightning_sloppy.evaluation.target_weights import TargetWeights
 
 IGNORED = -100
 """Label that counts for nothing, by the convention of torch and of Hugging Face."""
+
+NAMES: dict[Any, str] = {
+    functional.cross_entropy: "cross-entropy",
+    functional.mse_loss: "mean squared error",
+    functional.binary_cross_entropy_with_logits: "binary cross-entropy",
+}
+"""Names of the usual losses, in words."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,21 @@ def losses_of_logits(outputs: Any, targets: Any) -> Iterator[LossOfLogits]:
                 yield LossOfLogits(functional.mse_loss, place, leaf)
                 if bool(((labels >= 0) & (labels <= 1)).all()):
                     yield LossOfLogits(functional.binary_cross_entropy_with_logits, place, leaf)
+
+
+def loss_of_logits(outputs: Any, targets: Any, inputs: Any) -> LossOfLogits | None:
+    """The usual loss that equals a number among the outputs, or the only one that shapes and tokens allow; else None.
+
+    Labels at each position count for the next one only if they are the inputs themselves, or if the batch is no pair of
+    tensors. Labels that a data set returns beside other inputs have been shifted by it, or mark each position.
+    """
+    usual = list(losses_of_logits(outputs, targets))
+    given = [float(tensor) for tensor in tensors_of(outputs) if tensor.ndim == 0]
+    equal = next((each for each in usual if any(agree(value, float(each(outputs, targets))) for value in given)), None)
+    if equal is None and isinstance(inputs, Tensor) and isinstance(targets, Tensor):
+        same = torch.equal(inputs, targets)
+        usual = [each for each in usual if not each.tokens or each.shifted == same]
+    return equal or (usual[0] if len(usual) == 1 else None)
 
 
 def equal_loss(values: Sequence[tuple[Any, float]], targets: Any) -> LossOfLogits | None:

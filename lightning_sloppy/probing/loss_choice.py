@@ -16,8 +16,8 @@ from lightning_sloppy.curvature.hessian import mean_gradient
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError, Note
 from lightning_sloppy.evaluation.batches import Batch, as_pair, private, sample_count
-from lightning_sloppy.evaluation.inner_loss import LossOfLogits, losses_of_logits
-from lightning_sloppy.evaluation.loss_checks import agree, checked_loss, default_loss, is_loss_of_step
+from lightning_sloppy.evaluation.inner_loss import NAMES, loss_of_logits
+from lightning_sloppy.evaluation.loss_checks import checked_loss, default_loss, is_loss_of_step
 from lightning_sloppy.evaluation.mean_weights import checked_reduction_of
 from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.number_losses import are_numbers, for_one_number, loss_of_numbers
@@ -145,7 +145,7 @@ def choose_loss(
     with suppress(Exception):  # if a wrong guess raises something, the step is used
         outputs = trial.outputs()
         found = f"no loss was found, and none is usual for outputs {_shape(outputs)} and targets {_shape(batch[1])}"
-        guess, source = _guess(module, outputs, batch[1])
+        guess, source = _guess(module, outputs, batch)
         if guess is not None:
             choice = LossChoice(Objective(module, guess), source)
             trial.loss(choice.objective, "train")
@@ -362,7 +362,8 @@ class _Trial:
             return float(objective.loss_value(self._table, self.batch))
 
 
-def _guess(module: LightningModule, outputs: Any, targets: Any) -> tuple[Loss | None, str]:
+def _guess(module: LightningModule, outputs: Any, batch: Batch) -> tuple[Loss | None, str]:
+    inputs, targets = batch
     for name in LOSS_ATTRIBUTES:
         candidate = getattr(module, name, None)
         if callable(candidate):
@@ -378,14 +379,6 @@ def _guess(module: LightningModule, outputs: Any, targets: Any) -> tuple[Loss | 
         return loss_of_numbers(names, outputs, targets)
     loss = default_loss(outputs, targets)
     if loss is None:
-        named = _loss_of_logits(outputs, targets)
-        return named, "" if named is None else "the usual loss of logits and labels"
-    return loss, "cross-entropy" if loss is nn.functional.cross_entropy else "mean squared error"
-
-
-def _loss_of_logits(outputs: Any, targets: Any) -> LossOfLogits | None:
-    """The standard loss that equals a number among the outputs, or the only one that the shapes allow."""
-    usual = list(losses_of_logits(outputs, targets))
-    given = [float(tensor) for tensor in tensors_of(outputs) if tensor.ndim == 0]
-    equal = (each for each in usual if any(agree(value, float(each(outputs, targets))) for value in given))
-    return next(equal, usual[0] if len(usual) == 1 else None)
+        named = loss_of_logits(outputs, targets, inputs)
+        return named, "" if named is None else NAMES[named.loss_fn]
+    return loss, NAMES[loss]

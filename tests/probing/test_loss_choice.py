@@ -300,3 +300,47 @@ def test_the_loss_is_looked_for_in_one_order(losses, source, loss):
     choice = choose_loss(Several(**losses), batch(), None)
     assert choice.source == source
     assert choice.objective.loss_fn is loss
+
+
+class Tokens(Trained):
+    """Scores (N, T, C) of the next token, as a GPT gives them, and a step that flattens them."""
+
+    def __init__(self, shift=False):
+        super().__init__()
+        self.net = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7))
+        self.shift = shift
+
+    def forward(self, tokens):
+        return self.net(tokens)
+
+    def training_step(self, batch, batch_idx):
+        logits, labels = self(batch[0]), batch[1]
+        if self.shift:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        return F.cross_entropy(logits.reshape(-1, 7), labels.reshape(-1))
+
+
+@pytest.mark.parametrize("shift", [False, True], ids=["shifted by the data set", "shifted by the step"])
+def test_the_loss_of_a_token_model_is_guessed_and_confirmed(tmp_path, shift):
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 7, (24, 9))
+    pair = (tokens, tokens) if shift else (tokens[:, :-1], tokens[:, 1:])
+    model = Tokens(shift)
+    fisher = FisherSpectrum(num_samples=24, strict=True)
+    trainer(tmp_path, callbacks=[fisher], max_epochs=1).fit(model, DataLoader(TensorDataset(*pair), 8))
+    assert fisher.latest.status is Status.EXACT
+    choice = choose_loss(model, pair, None)
+    assert choice.source == "cross-entropy"
+    with torch.no_grad():
+        expected = model.training_step(pair, 0).item()
+        assert choice.objective.loss_fn(model(pair[0]), pair[1]).item() == pytest.approx(expected)
+
+
+def test_a_wrong_guess_of_a_token_loss_is_replaced_by_the_step(tmp_path):
+    torch.manual_seed(0)
+    labels = torch.randint(0, 7, (24, 8))
+    hessian = HessianSpectrum(k=1, num_samples=24, strict=True)
+    data = DataLoader(TensorDataset(torch.randint(0, 7, (24, 8)), labels), 8)
+    with pytest.warns(UserWarning, match="cross-entropy gives .* but training_step returned"):
+        trainer(tmp_path, callbacks=[hessian], max_epochs=1).fit(Tokens(shift=True), data)
+    assert "the Hessian is that of training_step" in " ".join(hessian.latest.notes)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext
@@ -50,7 +51,11 @@ def run_facts(
         grace_seconds=None if schedule is None else schedule.grace_seconds,
         max_overhead=None if schedule is None else schedule.max_overhead,
         metrics=_metrics(trainer),
-        loggers=tuple((type(logger).__name__, _read(logger_place, logger)) for logger in trainer.loggers),
+        loggers=tuple(
+            (type(logger).__name__, _read(logger_place, logger))
+            for logger in trainer.loggers
+            if not isinstance(logger, DummyLogger)  # of a fast_dev_run, which logs nothing
+        ),
         prefix=next((prefix for logger in trainer.loggers if (prefix := trainer_internals.logger_prefix(logger))), ""),
         folder=next((folder for logger in trainer.loggers if (folder := _read(_folder_here, logger))), ""),
         software=f"Python {platform.python_version()}, torch {torch.__version__}, "

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from support.instruments import DECLARED
 from tensorboard.backend.event_processing.event_accumulator import STORE_EVERYTHING_SIZE_GUIDANCE, EventAccumulator
 
+from lightning_sloppy.probing.run_facts import run_facts
 from lightning_sloppy.probing.trainer_internals import logger_prefix
 from lightning_sloppy.records import Cost, Estimate, Measurement, Spectrum, Status
 from lightning_sloppy.reporting.histograms import histograms
@@ -196,6 +197,7 @@ def test_fast_dev_run_writes_nothing_and_breaks_nothing(tmp_path):
     assert len(measuring.published) == 2
     assert float(run.callback_metrics[N_EFF]) == 12.5
     assert not list(tmp_path.rglob("events.out*"))
+    assert run_facts(run, None).loggers == ()
 
 
 class Recording(Logger):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.measures.stopping import Condition, Rule, Settling, settling
 from lightning_sloppy.records import Estimate, Measurement, Status
-from lightning_sloppy.reporting.phrases import brief, number, usable, value, with_error
+from lightning_sloppy.reporting.phrases import clause, number, short_reason, usable, value, with_error
 from lightning_sloppy.runs.run import InstrumentRun, Run
 
 HEADINGS = ("Data", "Network", "Settled", "Guarantee", "Cost")
@@ -26,9 +26,6 @@ MATRICES = {
 
 RULE = Rule(patience=5, rel_tol=0.05, growth=2.0)
 """Defaults of EffectiveDimensionEarlyStopping: the card says "settled" where that would."""
-
-LONGEST_REASON = 240
-"""Characters of a reason in the card; the sections of the summary have the whole."""
 
 TOLERANCE = f"{100 * RULE.rel_tol:g} %"
 
@@ -162,13 +159,7 @@ def _why_not(instrument: InstrumentRun | None, kind: str, quantity: str = "") ->
         return "not measured yet"
     estimate = last.estimates.get(quantity)
     status = last.status if estimate is None or not last.status.ok else estimate.status
-    return f"missing. {_short(next(iter(last.notes), status.value))}"
-
-
-def _short(sentence: str) -> str:
-    """A reason that fits into a line of the card: in few words if a warning has given it."""
-    said = brief(sentence).removesuffix(".").removesuffix(" (see Warnings)")
-    return textwrap.shorten(f"{said}.", LONGEST_REASON, placeholder=" ...")
+    return f"missing. {short_reason(next(iter(last.notes), status.value))}"
 
 
 def _data(run: Run) -> str:
@@ -235,7 +226,7 @@ def _jacobian_is_missing(run: Run) -> str:
     jacobian = run.of_kind("jacobian")
     if jacobian is None:
         return "there is no JacobianSpectrum"
-    return f"that of the Jacobian is {_why_not(jacobian, '', 'effective_dimension').rstrip('.')}"
+    return f"that of the Jacobian is {clause(_why_not(jacobian, '', 'effective_dimension'))}"
 
 
 def _points(run: Run, instrument: InstrumentRun) -> list[list[float]]:
@@ -274,7 +265,8 @@ def _settled(run: Run) -> str:
     if state.condition is Condition.COLLECTING:
         few = f"only one measurement lies within the last {window}"
         if state.now < RULE.patience:
-            few = f"judging it takes {window}, and {number(state.now, digits=2)} are done"
+            done = number(state.now, digits=2)
+            few = f"judging it takes {window}, and {done} {'is' if done == '1' else 'are'} done"
         return f"undetermined: {few} ({name})"
     if state.condition is Condition.UNDETERMINED:
         return f"undetermined: the error of the value exceeds the tolerance of {TOLERANCE} ({name})"
@@ -291,12 +283,12 @@ def _guarantee(run: Run) -> str:
     final, live = run.of_kind("certificate"), run.of_kind("bound")
     found, beside = _certificate(final, live), _hold_out(live)
     if found is None:
-        why = _why_not(live or final, "PACBayesBound or FinalCertificate").rstrip(".")
+        why = clause(_why_not(live or final, "PACBayesBound or FinalCertificate"))
         return f"{why}{beside}"
     is_final = any(found is event.certificate for event in (() if final is None else final.measurements))
     what = "final PAC-Bayes certificate" if is_final else "PAC-Bayes bound"
     if not found.valid:
-        reason = _short(found.reasons[0] if found.reasons else "no reason is known").rstrip(".")
+        reason = clause(short_reason(found.reasons[0] if found.reasons else "no reason is known"))
         more = f" (and {len(found.reasons) - 1} more reasons)" if len(found.reasons) > 1 else ""
         return f"there is no {what}: {reason}{more}{beside}"
     guess = found.guess_error
@@ -359,7 +351,7 @@ def _failures(instrument: InstrumentRun) -> str:
         return ""
     reason = next((note for event in failed for note in event.notes), "no reason is known")
     count = f"{len(failed)} of {len(events)} measurements" if len(events) > 1 else "the measurement"
-    return f"{instrument.declaration.title}: {count} failed, so values are missing: {_short(reason)}"
+    return f"{instrument.declaration.title}: {count} failed, so values are missing: {short_reason(reason)}"
 
 
 def _doubts_about_dimension(run: Run) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from lightning_sloppy.certificate import Certificate
@@ -11,6 +13,12 @@ from lightning_sloppy.display import number_with_error
 from lightning_sloppy.errors import CAUSES, Note
 from lightning_sloppy.quantities import Declaration, Quantity
 from lightning_sloppy.records import Estimate, Measurement
+
+LONGEST_REASON = 240
+"""Characters of a reason in the card; the sections of the summary have the whole."""
+
+CLAUSE_END = re.compile(r"; |(?: in forward)?\. (?=[A-Z])")
+"""Ends of what was found, before what to do about it."""
 
 
 def paragraphs_of(events: Sequence[Measurement], declaration: Declaration) -> list[str]:
@@ -69,6 +77,27 @@ def brief(sentence: str) -> str:
     if not isinstance(sentence, Note) or not sentence.cause:
         return sentence
     return f"{sentence.brief[:1].upper()}{sentence.brief[1:]}."
+
+
+def short_reason(sentence: str) -> str:
+    """A reason that fits into a line of the card: in few words if a warning has given it, of an error what was found.
+
+    >>> short_reason(Note("KeyError: 'label' (net.py:9) in forward. It runs in eval mode.", cause="error: KeyError"))
+    "KeyError: 'label' (net.py:9)."
+    """
+    is_error = isinstance(sentence, Note) and sentence.cause.startswith("error:")
+    said = str(sentence) if is_error else brief(sentence).removesuffix(".").removesuffix(" (see Warnings)")
+    ends = [found.start() for found in CLAUSE_END.finditer(said) if found.start() < LONGEST_REASON]
+    if ends and (is_error or len(said) >= LONGEST_REASON):
+        said = said[: ends[0] if is_error else ends[-1]]
+    if len(said) >= LONGEST_REASON:
+        return textwrap.shorten(said, LONGEST_REASON, placeholder=" ...")
+    return f"{said.removesuffix('.')}."
+
+
+def clause(sentence: str) -> str:
+    """A sentence that others follow: without its full stop, but with the dots of what was cut."""
+    return sentence if sentence.endswith("...") else sentence.removesuffix(".")
 
 
 def when(event: Measurement) -> str:

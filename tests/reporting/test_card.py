@@ -121,6 +121,38 @@ def test_a_reason_that_a_warning_has_given_is_said_in_few_words():
     assert found.warning == "Inputs: the measurement failed, so values are missing: The samples are endless."
 
 
+@pytest.mark.parametrize(
+    ("sentence", "said"),
+    [
+        ("Inputs of type torch.int64 are token ids; measure without the input spectrum.",
+         "Inputs of type torch.int64 are token ids."),
+        ("IndexError: index out of range in self (gpt.py:12) in forward. Measurements run in eval mode; if it works in "
+         "train mode, pass mode='train'.", "IndexError: index out of range in self (gpt.py:12)."),
+    ],
+)  # fmt: skip
+def test_an_error_is_named_and_what_to_do_about_it_is_left_to_the_warning(sentence, said):
+    note = Note(sentence, cause=f"error: {sentence[:60]}")
+    found = card(run_of(instrument("input", event("input", {}, status=Status.FAILED, notes=(note,)))))
+    assert dict(found.lines)["Data"] == f"missing. {said}"
+    assert found.warning == f"Inputs: the measurement failed, so values are missing: {said}"
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (f"The loss {'x' * 150} shows no scores; pass predict=, a function from outputs to labels, or a loss of torch "
+         "as loss_fn=, or disable the bound.", f"The loss {'x' * 150} shows no scores"),
+        (f"The loss shows no scores {'of a class ' * 40}", None),
+    ],
+)  # fmt: skip
+def test_a_long_reason_ends_with_a_clause_or_with_dots(reason, said):
+    line = texts(run_of(bounded(valid=False, value=math.nan, reasons=(Reason(reason, flag="loss_not_bounded"),))))
+    if said:
+        assert line["Guarantee"] == f"there is no PAC-Bayes bound: {said}"
+    else:
+        assert line["Guarantee"].endswith((" of ...", " a ...", " class ..."))
+
+
 def test_an_interval_is_rounded_by_its_width_and_a_value_without_one_is_not():
     narrow = {"participation_ratio": 2.0312, "participation_ratio_low": 2.01, "participation_ratio_high": 2.05}
     assert texts(run_of(instrument("input", event("input", narrow))))["Data"].startswith("2.03 [2.01, 2.05] features")
@@ -148,7 +180,7 @@ def test_an_estimated_dimension_has_its_error_and_another_matrix_its_name():
         ([250.0 - 10 * epoch for epoch in range(11)], "not yet, it is still falling: 200 became 150 within 5 epochs"),
         ([100.0, 120.0] * 5 + [100.0], "not yet, it is still falling: 120 became 100 within 5 epochs"),
         ([100.0, 120.0, 100.0, 100.0, 120.0, 110.0, 100.0, 100.0], "not yet, it is still changing: 100 became 100"),
-        ([100.0, 100.0], "undetermined: judging it takes 5 epochs, and 1 are done (effective"),
+        ([100.0, 100.0], "undetermined: judging it takes 5 epochs, and 1 is done (effective"),
     ],
 )
 def test_a_dimension_that_has_not_settled(values, expected):

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 from lightning_sloppy.inputs.pairwise import fewest_defined
-from lightning_sloppy.inspection.data_report import Answer, DataReport, Interval, TargetReport
+from lightning_sloppy.inspection.data_report import Answer, DataReport, Interval, SpectrumReport, TargetReport
+from lightning_sloppy.inspection.hardly_varying import combination, late_columns, on_few_rows, varying_in
 
 SETTLED = 0.05
 """Half width of the participation ratio's interval, and its bias, up to which more rows would change little."""
@@ -55,6 +56,12 @@ def interval(found: Interval) -> str:
     return f"{number(found.value)} [{number(found.low)}, {number(found.high)}]"
 
 
+def above_noise_edge(found: SpectrumReport) -> str:
+    """How many eigenvalues lie above it, as :func:`interval` writes it."""
+    ends = found.above_noise_edge_interval
+    return f"{found.above_noise_edge}" + ("" if ends is None else f" [{ends[0]}, {ends[1]}]")
+
+
 def columns(count: int) -> str:
     """A number of columns.
 
@@ -78,12 +85,10 @@ def _directions(report: DataReport) -> Answer:
             "which repeat others are dropped"
         )
     evidence = (
-        f"Participation ratio {interval(ratio)}; entropy rank {interval(whole.entropy_rank)}; {whole.above_noise_edge} "
-        f"eigenvalues above the noise edge of {number(whole.noise_edge)}"
+        f"Participation ratio {interval(ratio)}, the effective number of directions and the one to quote; "
+        f"{above_noise_edge(whole)} eigenvalues above the noise edge of {number(whole.noise_edge)}, directions that "
+        f"noise alone cannot explain; entropy rank {interval(whole.entropy_rank)}, which also counts weak directions"
     )
-    if whole.above_noise_edge_interval is not None:
-        low, high = whole.above_noise_edge_interval
-        evidence += f" (between {low} and {high} by the errors of sampling)"
     if ratio.low is not None and ratio.high is not None and not ratio.low <= ratio.value <= ratio.high:
         evidence += (
             ". The interval does not hold the value: sampling makes it "
@@ -106,24 +111,43 @@ def _drop(report: DataReport) -> Answer:
         also = (
             f" {columns(len(dependent)).capitalize()} more {'is an' if len(dependent) == 1 else 'are'} exact "
             f"{'combination' if len(dependent) == 1 else 'combinations'} of several others: "
-            + "; ".join(found.in_words for found in dependent[:5])
+            + "; ".join(combination(report, found) for found in dependent[:5])
             + ("; ..." if len(dependent) > 5 else "")
             + "."
         )
     if not report.drop:
         return Answer(question, f"None.{also}", f"No two columns have {pairs} over 30 and more common rows.")
     strongest = [abs(r) for group in report.groups for _, _, r in group.drop]
+    few = on_few_rows(report)
     return Answer(
         question,
-        f"{columns(len(report.drop)).capitalize()}: {listed(report.drop)}.{also}",
+        f"{columns(len(report.drop)).capitalize()}: {listed(report.drop)}.{few}{also}",
         f"{len(report.groups)} group{'s' if len(report.groups) > 1 else ''} of {columns(_members(report))} with "
         f"{pairs}; "
-        f"each listed column has one that stays with |r| of {min(strongest):.3f} and more. Dropping them takes the "
-        f"number "
-        f"of directions from {number(report.spectrum.participation_ratio.value)} to "
-        f"{number(report.deduplicated.participation_ratio.value)} and the decades from "
-        f"{number(report.spectrum.decades.value)} to {number(report.deduplicated.decades.value)}.",
+        f"each listed column has one that stays with |r| of {min(strongest):.3f} and more, over "
+        f"{min(behind.common for behind in report.rows_behind):,} common rows and more. {_without_repeats(report)}",
     )
+
+
+def _without_repeats(report: DataReport) -> str:
+    """What dropping does to directions and decades, and why."""
+    whole, fewer = report.spectrum, report.deduplicated
+    said = (
+        f"Dropping them takes the number of directions from {number(whole.participation_ratio.value)} to "
+        f"{number(fewer.participation_ratio.value)} and the decades from {number(whole.decades.value)} to "
+        f"{number(fewer.decades.value)}."
+    )
+    if fewer.participation_ratio.value > whole.participation_ratio.value:
+        said += (
+            " The number rises because repeated columns give their direction more weight, which lowers the "
+            "participation ratio."
+        )
+    if report.missing.negative_eigenvalues and report.missing.method == "pairwise":
+        said += (
+            " Both decades are limited by missing values, which hide eigenvalues below "
+            f"{number(whole.floor)} and {number(fewer.floor)}, and say little about the process."
+        )
+    return said
 
 
 def _members(report: DataReport) -> int:
@@ -148,17 +172,18 @@ def _dead(report: DataReport) -> Answer:
         change = "changes" if len(report.nearly_constant) == 1 else "change"
         parts.append(
             f"{columns(len(report.nearly_constant)).capitalize()} almost never {change}: "
-            f"{listed([*report.nearly_constant])}."
+            f"{listed([*report.nearly_constant])}. {varying_in(report)}".rstrip()
         )
         evidence.append("one value in 99 % of the observed rows and more")
-    if report.late:
-        some = ", ".join(f"{name} (row {row:,})" for name, row in [*report.late.items()][:12])
+    late = late_columns(report)
+    if late:
         parts.append(
-            f"{columns(len(report.late)).capitalize()} look dead in the first half of the rows or longer and vary "
-            f"later: "
-            f"{some}{', ...' if len(report.late) > 12 else ''}."
+            f"{columns(len(late)).capitalize()} look{'s' if len(late) == 1 else ''} dead in the first half of the rows "
+            f"or longer and {'varies' if len(late) == 1 else 'vary'} later: "
+            f"{', '.join(late[:12])}{', ...' if len(late) > 12 else ''}."
         )
-        evidence.append("the row of the first change, counted from 0")
+    if report.departures:
+        evidence.append("rows counted from 0")
     said = "; ".join(evidence)
     return Answer(question, " ".join(parts), f"{_capital(said)}.")
 
@@ -177,17 +202,16 @@ def _missing(report: DataReport) -> Answer:
     differs = abs(filled - ratio) / ratio
     effect = "little to the number of directions" if differs <= SMALL else "something to the number of directions"
     answer = (
-        f"{seen.rate:.2%} of the cells are missing; {how}. They do {effect}: {number(ratio)}, and {number(filled)} "
-        f"with "
-        "column means filled in."
+        f"{seen.rate:.2%} of the cells are missing; {how}. Compared with filling in column means, this does {effect}: "
+        f"{number(ratio)} instead of {number(filled)}."
     )
     if seen.negative_eigenvalues and seen.method == "pairwise":
         answer += (
-            f" They hide small eigenvalues: none below {number(report.spectrum.floor)} is known, so decades are "
-            "counted above that only, and the condition index is not known."
+            f" Missing values hide small eigenvalues: none below {number(report.spectrum.floor)} is known, so decades "
+            "are counted above that only, and the condition index is not known."
         )
     elif seen.negative_eigenvalues:
-        answer += " They hide small eigenvalues: decades and condition index rest on the model."
+        answer += " Missing values hide small eigenvalues: decades and condition index rest on the model."
     eigenvalues = "eigenvalue" if seen.negative_eigenvalues == 1 else "eigenvalues"
     evidence = (
         f"The pairwise matrix has {seen.negative_eigenvalues} negative {eigenvalues} down to "
@@ -199,9 +223,12 @@ def _missing(report: DataReport) -> Answer:
         evidence += f"; the model took {seen.iterations} iterations{'' if seen.converged else ' and is not settled'}"
     evidence += (
         f". {seen.undefined_pairs:,} pairs have fewer than {fewest_defined(report.rows)} rows in common or do not vary "
-        f"there (the fewest: {seen.smallest_overlap}) and are taken as uncorrelated. All this assumes that values are "
-        "missing at random."
+        f"there (the fewest: {seen.smallest_overlap})"
     )
+    if seen.undefined_pairs and seen.method == "pairwise":
+        evidence += ". Two assumptions are in all this: values are missing at random, and those pairs are uncorrelated."
+    else:
+        evidence += ". All this assumes that values are missing at random."
     return Answer(question, answer, evidence)
 
 
@@ -226,23 +253,42 @@ def _more_rows(report: DataReport) -> Answer:
     lost = (report.half - ratio.value) / ratio.value
     evidence = (
         f"{report.rows:,} rows ({report.effective_rows:,.0f} effective) for {columns(report.spectrum.columns)}; the "
-        f"95 % "
-        f"interval is {width:.1%} wide either way; half of the rows give {number(report.half)} directions ({lost:+.1%})"
+        f"95 % interval reaches {width:.1%} either way; a random half of the rows gives {number(report.half)} "
+        f"directions on average, {abs(lost):.1%} {'fewer' if lost < 0 else 'more'} than all rows"
+        + (" do: fewer rows make the number too low" if lost < 0 else "")
     )
     if width <= SETTLED and gap <= SETTLED:
-        answer = "Hardly: the number of directions is settled."
+        answer = (
+            f"Hardly: the 95 % interval of the number of directions reaches {width:.1%} either way. "
+            f"This page chose {SETTLED:.0%} as its goal."
+        )
     else:
         times = max((width / SETTLED) ** 2, gap / SETTLED)
         answer = (
-            f"Yes: the number of directions is known to within {width:.0%}"
+            f"Yes: the number of directions is known to within {width:.0%} either way (95 % interval)"
             + (
-                f", and so few rows still make it {'low' if ratio.value < middle else 'high'} by {gap:.0%}"
+                f", and having so few rows makes it about {gap:.0%} too {'low' if ratio.value < middle else 'high'}"
                 if gap > SETTLED
                 else ""
             )
-            + f". About {times:.1f} times as many rows would make that 5 %."
+            + f". About {times:.1f} times as many rows ({_rounded(times * report.rows):,}) would "
+            + _what_more_rows_bring(width > SETTLED, gap > SETTLED)
+            + f". This page chose {SETTLED:.0%} as its goal."
         )
     return Answer(question, answer, f"{evidence}. Widths shrink like one over the square root of the number of rows.")
+
+
+def _what_more_rows_bring(wide: bool, biased: bool) -> str:
+    """In words; at least one of the two is so."""
+    narrow = f"narrow the 95 % interval of the number of directions to {SETTLED:.0%} either way"
+    lower = f"that error to {SETTLED:.0%} or less"
+    return f"{narrow} and bring {lower}" if wide and biased else narrow if wide else f"bring {lower}"
+
+
+def _rounded(value: float) -> int:
+    """To three digits."""
+    digits = 2 - math.floor(math.log10(value))
+    return int(round(value, min(digits, 0)))
 
 
 def _rows(report: DataReport) -> Answer:

@@ -15,6 +15,7 @@ from lightning_sloppy.display import Displayed, Shown
 from lightning_sloppy.inputs.column_groups import ColumnGroup, natural
 from lightning_sloppy.inputs.dependencies import Dependencies
 from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments
+from lightning_sloppy.inspection.rows_behind import Departures, RowsBehind, groups_in_detail, rows_behind
 from lightning_sloppy.records import SloppinessVerdict
 
 JSON_VERSION = 1
@@ -183,6 +184,7 @@ class DataReport(Displayed):
         answers: In words.
         means, deviations, correlation, parts: For comparing later data; see :meth:`save_arrays`.
         reading: What was decided while the table was read, in one sentence; empty for nothing.
+        departures: Rows in which columns that hardly vary, or vary late, do; none where a part of the rows is kept.
     """
 
     origin: str
@@ -219,6 +221,7 @@ class DataReport(Displayed):
     correlation: Floats
     parts: tuple[PairwiseMoments, ...]
     reading: str = ""
+    departures: Mapping[str, Departures] = field(default_factory=dict)
     answers: tuple[Answer, ...] = field(default=())
 
     def _shown(self) -> Shown:
@@ -237,6 +240,11 @@ class DataReport(Displayed):
     def drop(self) -> tuple[str, ...]:
         """Columns that say what another one says: members of groups above the threshold to one that stays."""
         return tuple(sorted((name for group in self.groups for name, _, _ in group.drop), key=natural))
+
+    @property
+    def rows_behind(self) -> tuple[RowsBehind, ...]:
+        """What each group rests on."""
+        return tuple(rows_behind(self.groups, self.names, self.parts, self.departures))
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of the JSON; see ``docs/inspect.md``."""
@@ -336,10 +344,8 @@ class DataReport(Displayed):
             "duplicates": [list(names) for names in self.duplicates],
             "threshold": self.threshold,
             "drop": list(self.drop),
-            "groups": [
-                {"representative": g.representative, "lowest": g.lowest, "drop": [list(entry) for entry in g.drop]}
-                for g in self.groups
-            ],
+            "groups": groups_in_detail(self.groups, self.rows_behind),
+            "departures": {name: asdict(found) for name, found in self.departures.items()},
             "order": list(self.order),
             "dependencies": [found.in_words for found in self.dependencies.found],
             "ridge_degrees_of_freedom": asdict(self.spectrum.ridge_degrees_of_freedom),
@@ -371,7 +377,6 @@ def arrays_beside(report: Path) -> Path:
 
 
 def _spectrum(found: SpectrumReport) -> dict[str, Any]:
-    interval = found.above_noise_edge_interval
     return {
         "spectrum": {"eigenvalues": list(found.eigenvalues), "intervals": [list(pair) for pair in found.intervals]},
         "participation_ratio": asdict(found.participation_ratio),
@@ -380,7 +385,7 @@ def _spectrum(found: SpectrumReport) -> dict[str, Any]:
         "slope": asdict(found.slope),
         "knee": asdict(found.knee),
         "above_noise_edge": found.above_noise_edge,
-        "above_noise_edge_interval": None if interval is None else list(interval),
+        "above_noise_edge_interval": found.above_noise_edge_interval and list(found.above_noise_edge_interval),
     }
 
 

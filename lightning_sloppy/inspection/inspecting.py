@@ -36,6 +36,7 @@ from lightning_sloppy.inputs.table_source import table_source
 from lightning_sloppy.inspection.answers import TOO_FEW, answers_of
 from lightning_sloppy.inspection.column_facts import columns_kept, dependencies, duplicates, nearly_constant, shuffled
 from lightning_sloppy.inspection.data_report import DataReport, MissingReport
+from lightning_sloppy.inspection.rows_behind import departures
 from lightning_sloppy.inspection.spectrum_numbers import (
     Resamples,
     as_spectrum,
@@ -225,6 +226,7 @@ class _Inspection:
             deviations=table.scale,
             correlation=matrix.correlation,
             parts=tuple(self._parts()),
+            departures={} if table.sampled else departures(table.names, values, self._late()),
         )
         return replace(report, answers=tuple(answers_of(report)))
 

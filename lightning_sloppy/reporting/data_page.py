@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING
 from lightning_sloppy.inspection.answers import columns
 from lightning_sloppy.inspection.data_report import DataReport
 from lightning_sloppy.reporting.data_words import (
+    GROUP_HEADINGS,
     ColumnNote,
     column_notes,
+    group_rows,
     groups_heading,
+    groups_legend,
     headings,
+    numbering,
     numbers,
     origin_of_numbers,
     size,
@@ -81,11 +85,13 @@ def _page(report: DataReport) -> Iterator[RenderableType]:
     yield Text(size(report))
     if report.reading:
         yield Text(report.reading)
+    yield Text(numbering(report))
     yield Text("")
     yield _numbers(report)
     if report.groups:
         yield Text("")
         yield _groups(report)
+        yield Text(groups_legend(report), style="dim")
     notes = [*column_notes(report)]
     if notes:
         yield Text("")
@@ -120,16 +126,15 @@ def _groups(report: DataReport) -> RenderableType:
     from rich.text import Text
 
     table = Table(title=groups_heading(report), title_justify="left", title_style="bold")
-    for heading in ("stays", "repeats it", "lowest |r|"):
-        table.add_column(heading, justify="right" if heading.startswith("lowest") else "left", overflow="fold")
-    for group in report.groups[:MOST_GROUPS]:
-        dropped = {name for name, _, _ in group.drop}
-        others = [name if name in dropped else f"{name} (stays)" for name in group.names[1:]]
-        table.add_row(Text(group.representative), Text(", ".join(others)), f"{group.lowest:.3f}")
+    for heading in GROUP_HEADINGS:
+        numeric = heading in GROUP_HEADINGS[2:]
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+    for row in group_rows(report)[:MOST_GROUPS]:
+        table.add_row(Text(row.stays), Text(", ".join(row.others)), row.lowest, row.rests_on)
     if len(report.groups) > MOST_GROUPS:
         rest = report.groups[MOST_GROUPS:]
         table.add_row(
-            Text("..."), Text(f"and {len(rest):,} more groups, of {columns(sum(len(g.names) for g in rest))}"), ""
+            Text("..."), Text(f"and {len(rest):,} more groups, of {columns(sum(len(g.names) for g in rest))}"), "", ""
         )
     return table
 

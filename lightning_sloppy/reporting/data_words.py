@@ -6,8 +6,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from lightning_sloppy.inspection.answers import columns, interval, number
+from lightning_sloppy.inspection.answers import above_noise_edge, columns, interval, number
 from lightning_sloppy.inspection.data_report import DataReport, SpectrumReport
+from lightning_sloppy.inspection.hardly_varying import combination, late_columns, rows_in_words
+
+MOST_CONSTANT = 12
+"""Constant columns named among those to know of; a longer list is in an answer, where it can be copied."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,16 @@ def size(report: DataReport) -> str:
     return "; ".join(parts) + f"; {order}."
 
 
+def numbering(report: DataReport) -> str:
+    """How columns without names, and rows, are numbered."""
+    names = {*report.names, *report.constant, *report.set_aside}
+    rows = "Rows are counted from 0"
+    if not all(name.isdecimal() and int(name) < report.columns + len(report.targets) for name in names):
+        return f"{rows}."
+    why = ", because the file has no header" if report.reading else ""
+    return f"Columns are numbered from 0{why}. {rows}, too."
+
+
 def headings(report: DataReport) -> list[str]:
     """Which columns the cells of a :class:`NumberRow` are about."""
     found = [f"all {columns(report.spectrum.columns)}"]
@@ -75,13 +89,13 @@ def numbers(report: DataReport) -> Iterator[NumberRow]:
     yield both(
         "participation ratio",
         [interval(s.participation_ratio) for s in shown],
-        "The number of directions, where strong ones count most: the number of columns if they are independent, 1 if "
-        "all are copies of one.",
+        "The effective number of directions, the one to quote: the number of columns if they are independent, 1 if all "
+        "are copies of one.",
     )
     yield both(
         "entropy rank",
         [interval(s.entropy_rank) for s in shown],
-        "The same with more weight on weak directions.",
+        "The same, but weak directions count more.",
     )
     yield both(
         f"ridge degrees of freedom at {report.spectrum.ridge_strength:g}",
@@ -90,8 +104,8 @@ def numbers(report: DataReport) -> Iterator[NumberRow]:
     )
     yield both(
         "eigenvalues above the noise edge",
-        [_above(s) for s in shown],
-        "Directions that are certainly no noise. Weaker ones may be real as well.",
+        [above_noise_edge(s) for s in shown],
+        "Directions that noise alone cannot explain. Weaker ones may be real as well.",
     )
     yield both(
         "  the noise edge",
@@ -102,7 +116,12 @@ def numbers(report: DataReport) -> Iterator[NumberRow]:
     yield both(
         "decades (spread)",
         [interval(s.decades) for s in shown],
-        "Powers of ten between the largest and the smallest eigenvalue. Says little where columns repeat.",
+        "Powers of ten between the largest and the smallest eigenvalue. Says little where columns repeat."
+        + (
+            f" Missing values hide eigenvalues below {number(report.spectrum.floor)}."
+            if report.missing.negative_eigenvalues and report.missing.method == "pairwise"
+            else ""
+        ),
     )
     yield both(
         "slope in decades per index (spread)",
@@ -141,21 +160,25 @@ def origin_of_numbers(report: DataReport) -> str:
 def column_notes(report: DataReport) -> Iterator[ColumnNote]:
     """The columns that a reader should know of, by reason."""
     if report.constant:
-        yield ColumnNote(f"Constant ({len(report.constant):,})", report.constant)
+        shown = report.constant
+        if len(shown) > MOST_CONSTANT:
+            shown = (*shown[:3], f"and {len(shown) - 3:,} more; all are in the answer on dead sensors")
+        yield ColumnNote(f"Constant ({len(report.constant):,})", shown)
     if report.nearly_constant:
-        yield ColumnNote(f"Nearly constant ({len(report.nearly_constant):,})", _parts(report.nearly_constant))
-    if report.late:
         yield ColumnNote(
-            f"Constant at first, varying from a later row on ({len(report.late):,})",
-            tuple(f"{name} (row {row:,})" for name, row in report.late.items()),
+            f"Nearly constant ({len(report.nearly_constant):,})",
+            tuple(_nearly_constant(report, name, part) for name, part in report.nearly_constant.items()),
         )
+    late = late_columns(report)
+    if late:
+        yield ColumnNote(f"Constant at first, varying from a later row on ({len(late):,})", tuple(late))
     if report.mostly_missing:
         yield ColumnNote(f"Mostly missing ({len(report.mostly_missing):,})", _parts(report.mostly_missing))
     if report.duplicates:
         same = tuple(" = ".join(names) for names in report.duplicates)
         yield ColumnNote(f"Exact copies ({len(report.duplicates):,})", same, "; ")
     if report.dependencies.found:
-        equations = tuple(found.in_words for found in report.dependencies.found)
+        equations = tuple(combination(report, found) for found in report.dependencies.found)
         yield ColumnNote(f"Exact combinations ({len(equations):,})", equations, "; ")
     if report.encoded:
         yield ColumnNote(
@@ -179,9 +202,59 @@ def groups_heading(report: DataReport) -> str:
     )
 
 
-def _above(found: SpectrumReport) -> str:
-    ends = found.above_noise_edge_interval
-    return f"{found.above_noise_edge}" + ("" if ends is None else f" [{ends[0]}, {ends[1]}]")
+def groups_legend(report: DataReport) -> str:
+    """How to read the table of groups."""
+    said = [
+        "Stays: the column to keep; the others say the same. Lowest |r|: of the others with it.",
+        "Rests on: the fewest rows in which a column to drop and the one that stays are both observed, or in which one "
+        "of them varies at all if these are few; such a pair says little.",
+    ]
+    if any(set(group.names[1:]) - {name for name, _, _ in group.drop} for group in report.groups):
+        said.append(
+            f"(stays): linked through a third column only; its own |r| with the first is {report.threshold:g} or less, "
+            "so it stays as well."
+        )
+    said.append(
+        "Another column may stay in place of the first if its |r| with all that are dropped is above "
+        f"{report.threshold:g}. --json FILE writes all groups, and the correlations to the .npz beside it."
+    )
+    return " ".join(said)
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """A group of columns in the table of groups.
+
+    Attributes:
+        stays: The column that stays.
+        others: All others, those that stay too marked so.
+        lowest: Absolute correlation.
+        rests_on: Rows behind it.
+    """
+
+    stays: str
+    others: tuple[str, ...]
+    lowest: str
+    rests_on: str
+
+
+GROUP_HEADINGS = ("stays", "repeats it", "lowest |r|", "rests on")
+
+
+def group_rows(report: DataReport) -> list[GroupRow]:
+    """The table of groups."""
+    rows = []
+    for group, behind in zip(report.groups, report.rows_behind, strict=True):
+        dropped = {name for name, _, _ in group.drop}
+        others = tuple(name if name in dropped else f"{name} (stays)" for name in group.names[1:])
+        count = rows_in_words(behind.common if behind.few is None else behind.few)
+        rows.append(GroupRow(group.representative, others, f"{group.lowest:.3f}", count))
+    return rows
+
+
+def _nearly_constant(report: DataReport, name: str, part: float) -> str:
+    found = report.departures.get(name)
+    return f"{name} ({part:.1%}" + (")" if found is None else f", differs in {rows_in_words(found.count)})")
 
 
 def _eigenvalue(found: SpectrumReport, index: int) -> str:

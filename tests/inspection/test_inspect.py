@@ -123,7 +123,10 @@ def test_the_answers_name_what_to_do(report) -> None:
     for name in report.drop:
         assert f'"{name}"' in said["Which columns can be dropped because others repeat them"].answer
     assert '"dead"' in said["Which sensors are dead"].answer
-    assert "late (row 300)" in said["Which sensors are dead"].answer
+    assert (
+        "late (row 300 on, differs in 100 rows; not at the old value at the end)"
+        in said["Which sensors are dead"].answer
+    )
     assert "missing at random" in said["What do missing values do"].evidence
     assert "the number of directions" in said["Would more rows help"].answer
     assert "when (dates)" in said["What cannot be said"].answer

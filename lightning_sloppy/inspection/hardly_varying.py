@@ -49,7 +49,7 @@ def varying_in(report: DataReport) -> str:
     rule = [row for row in report.dominating_rows if row in rows]
     ruling = (
         f" Row{'s' if len(rule) > 1 else ''} {', '.join(map(str, rule))} also "
-        f"rule{'' if len(rule) > 1 else 's'} the result (see below)."
+        f"rule{'' if len(rule) > 1 else 's'} the result."
         if rule
         else ""
     )

@@ -205,7 +205,7 @@ def groups_heading(report: DataReport) -> str:
 def groups_legend(report: DataReport) -> str:
     """How to read the table of groups."""
     said = [
-        "Stays: the column to keep; the others say the same. Lowest |r|: of the others with it.",
+        "Stays: the column to keep; the others repeat it. Lowest |r|: of the others with it.",
         "Rests on: the fewest rows in which a column to drop and the one that stays are both observed, or in which one "
         "of them varies at all if these are few; such a pair says little.",
     ]
@@ -216,7 +216,7 @@ def groups_legend(report: DataReport) -> str:
         )
     said.append(
         "Another column may stay in place of the first if its |r| with all that are dropped is above "
-        f"{report.threshold:g}. --json FILE writes all groups, and the correlations to the .npz beside it."
+        f"{report.threshold:g}. --json FILE writes all groups, and the correlations to an .npz of the same name."
     )
     return " ".join(said)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pandas as pd
@@ -155,14 +156,23 @@ def test_why_directions_rise_without_repeats() -> None:
     rises = inspect(table, intervals=False)
     assert rises.deduplicated.participation_ratio.value > rises.spectrum.participation_ratio.value
     assert "repeated columns give their direction more weight" in answer(rises, "Which columns can").evidence
-    falls = inspect(rows[:, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]] + 0.2 * rng.standard_normal((400, 10)), intervals=False)
-    if falls.deduplicated.participation_ratio.value <= falls.spectrum.participation_ratio.value:
-        assert "more weight" not in answer(falls, "Which columns can").evidence
+    falls = inspect(rows[:, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]] + 0.1 * rng.standard_normal((400, 10)), intervals=False)
+    assert falls.deduplicated.participation_ratio.value < falls.spectrum.participation_ratio.value
+    assert "more weight" not in answer(falls, "Which columns can").evidence
 
 
-def test_the_rows_that_would_be_needed_are_a_number_and_a_goal() -> None:
-    found = inspect(np.random.default_rng(7).standard_normal((200, 20)) @ np.diag(np.arange(1, 21)), seed=1)
-    said = answer(found, "Would more rows help").answer
-    if said.startswith("Yes"):
-        assert "times as many rows (" in said
-    assert "This page chose 5% as its goal." in said
+@pytest.mark.parametrize("rows", [60, 200])
+def test_the_answer_on_more_rows_names_their_number_and_its_goal(rows) -> None:
+    found = inspect(np.random.default_rng(7).standard_normal((rows, 10)), seed=1)
+    more = answer(found, "Would more rows help")
+    ratio = found.spectrum.participation_ratio
+    middle = math.sqrt(ratio.low * ratio.high)
+    width, gap = (ratio.high - ratio.low) / (2 * middle), abs(middle - ratio.value) / middle
+    lost = 1 - found.half / ratio.value
+    assert "This page chose 5% as its goal." in more.answer
+    assert f"{lost:.1%} fewer than all rows do" in more.evidence
+    if rows == 60:
+        times = max((width / 0.05) ** 2, gap / 0.05)
+        assert f"About {times:.1f} times as many rows ({round(60 * times):,}) would narrow the 95 %" in more.answer
+    else:
+        assert more.answer.startswith(f"Hardly: the 95 % interval of the number of directions reaches {width:.1%}")

@@ -167,9 +167,10 @@ def _missing(moments: AnyMoments, names: Sequence[str], spectrum: Spectrum) -> l
         "em": f"the matrix is that of the Gaussian model ({moments.iterations} iterations"
         f"{'' if moments.converged else ', not converged'})",
     }[moments.method]
+    completely = "completely " if moments.method == "pairwise" else ""
     said = [
-        f"{moments.missing_rate:.2%} of the numbers are missing; {how}, and values are taken as missing at random, "
-        "which no data can show."
+        f"{moments.missing_rate:.2%} of the numbers are missing; {how}, and values are taken as missing {completely}at "
+        "random, which no data can show."
     ]
     if moments.undefined_pairs and moments.method == "pairwise":
         said.append(

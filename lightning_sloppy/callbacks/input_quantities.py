@@ -213,8 +213,8 @@ QUANTITIES = (
     ),
     Quantity(
         "missing_rate",
-        "Part of the numbers that are missing, in the columns that are used. Values are taken as missing at random, "
-        "which no data can show.",
+        "Part of the numbers that are missing, in the columns that are used. What is assumed of "
+        "them (see `missing`) no data can show.",
     ),
     Quantity(
         "negative_eigenvalues",

@@ -61,8 +61,9 @@ class InputSpectrum(MeasuringCallback):
             1967).
         missing: What is done about NaN in the inputs. "pairwise" (the default, so that a data set with missing values
             gives a measurement): each correlation over the samples that both columns have. "em": the Gaussian model
-            that makes the observed values most likely; one process only, and all samples stay in memory. Both take
-            values as missing at random, which a note says. "error": no measurement.
+            that makes the observed values most likely; one process only, and all samples stay in memory. Pairs take
+            values as missing completely at random, the model as missing at random, which a note says. "error": no
+            measurement.
         intervals: Whether to report intervals beside the numbers of the main matrix, from random halves of the samples
             (:func:`~lightning_sloppy.spectrum_intervals`). They cost at most a few spectra of halves. There are none
             above 1,024 features, with fewer than two samples for each feature, and with "em".

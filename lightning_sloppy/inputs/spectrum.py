@@ -52,9 +52,10 @@ def input_spectrum(
             measures what it is given.
         kind: "correlation" (the scales of the features do not matter), "covariance" or "second_moment" (uncentred:
             what the first layer of a network meets).
-        missing: What is done about NaN. "error": refuse, the default, because both other choices assume that values are
-            missing at random, which no data can show. "pairwise": each correlation over the rows that both columns
-            have. "em": the Gaussian model that makes the observed values most likely; keeps all rows in memory.
+        missing: What is done about NaN. "error": refuse, the default, because both other choices assume something that
+            no data can show. "pairwise": each correlation over the rows that both columns have; takes values as missing
+            completely at random, so that which are missing depends on no value. "em": the Gaussian model that makes the
+            observed values most likely; which are missing may depend on observed values; keeps all rows in memory.
         intervals: Whether to take the spectra of random halves of the rows as well (``Spectrum.halves``), from which
             :func:`~lightning_sloppy.spectrum_intervals` computes intervals. Rows are taken as independent. There are no
             halves above 1,024 features, with fewer than two rows for each feature, and with "em".

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lightning_sloppy.inputs.pairwise import fewest_defined
+from lightning_sloppy.inputs.pairwise import fewest_common, fewest_defined
 from lightning_sloppy.inspection.data_report import Answer, DataReport, Interval, SpectrumReport, TargetReport
 from lightning_sloppy.inspection.hardly_varying import combination, late_columns, on_few_rows, varying_in
 
@@ -13,6 +13,12 @@ SETTLED = 0.05
 """Half width of the participation ratio's interval, and its bias, up to which more rows would change little."""
 
 TOO_FEW = "no intervals: too few independent rows for so many columns"
+
+ASSUMED = {
+    "pairwise": "missing completely at random: which are missing depends on no value",
+    "em": "missing at random: which are missing depends on observed values only",
+}
+"""What each treatment assumes of missing values."""
 
 SMALL = 0.05
 """Relative difference between two treatments up to which they agree."""
@@ -78,7 +84,7 @@ def _capital(text: str) -> str:
 def _directions(report: DataReport) -> Answer:
     whole, fewer = report.spectrum, report.deduplicated
     ratio = whole.participation_ratio
-    answer = f"About {ratio.value:.0f}, where {columns(whole.columns)} vary"
+    answer = f"About {ratio.value:.0f}, where {columns(whole.columns)} {'varies' if whole.columns == 1 else 'vary'}"
     if report.drop:
         answer += (
             f"; about {fewer.participation_ratio.value:.0f} of the {fewer.columns:,} columns that are left when those "
@@ -116,7 +122,11 @@ def _drop(report: DataReport) -> Answer:
             + "."
         )
     if not report.drop:
-        return Answer(question, f"None.{also}", f"No two columns have {pairs} over 30 and more common rows.")
+        return Answer(
+            question,
+            f"None.{also}",
+            f"No two columns have {pairs} over {fewest_common(report.rows)} or more common rows.",
+        )
     strongest = [abs(r) for group in report.groups for _, _, r in group.drop]
     few = on_few_rows(report)
     return Answer(
@@ -164,7 +174,7 @@ def _dead(report: DataReport) -> Answer:
     empty = [name for name, reason in report.set_aside.items() if reason.startswith(("no value", "hardly"))]
     if empty:
         parts.append(f"{columns(len(empty)).capitalize()} hold hardly any value: {listed(empty)}.")
-        evidence.append("less than 5 % of the rows, or fewer than 30, observed")
+        evidence.append(f"less than 5 % of the rows, or fewer than {fewest_common(report.rows)}, observed")
     if not parts:
         parts.append("None: every column varies.")
         evidence.append("no column with a single value, none without values")
@@ -216,19 +226,26 @@ def _missing(report: DataReport) -> Answer:
     evidence = (
         f"The pairwise matrix has {seen.negative_eigenvalues} negative {eigenvalues} down to "
         f"{number(seen.smallest_eigenvalue)}"
+        if seen.negative_eigenvalues
+        else f"The pairwise matrix has no negative eigenvalue (the smallest is {number(seen.smallest_eigenvalue)})"
     )
     if seen.method == "pairwise":
-        evidence += f", and the repair moves a correlation by up to {seen.repair:.2f}"
+        if seen.negative_eigenvalues:
+            evidence += f", and the repair moves a correlation by up to {seen.repair:.2f}"
+        treated = "and are taken as uncorrelated"
     else:
+        treated = "so that the pairwise matrix takes them as uncorrelated and the model infers them from other columns"
         evidence += f"; the model took {seen.iterations} iterations{'' if seen.converged else ' and is not settled'}"
     evidence += (
         f". {seen.undefined_pairs:,} pairs have fewer than {fewest_defined(report.rows)} rows in common or do not vary "
-        f"there (the fewest: {seen.smallest_overlap})"
+        f"there (the fewest: {seen.smallest_overlap}){'' if treated.startswith('and') else ','} {treated}"
     )
     if seen.undefined_pairs and seen.method == "pairwise":
-        evidence += ". Two assumptions are in all this: values are missing at random, and those pairs are uncorrelated."
+        evidence += (
+            f". Two assumptions are in all this: those pairs are uncorrelated, and values are {ASSUMED[seen.method]}."
+        )
     else:
-        evidence += ". All this assumes that values are missing at random."
+        evidence += f". All this assumes that values are {ASSUMED[seen.method]}."
     return Answer(question, answer, evidence)
 
 
@@ -373,7 +390,8 @@ def _unsaid(report: DataReport) -> Answer:
     if report.spectrum.participation_ratio.low is None:
         said.append(f"How sure the numbers are ({report.resampled}).")
     if report.missing.method != "none":
-        said.append("Whether values are missing at random, which all of this assumes.")
+        completely = "completely " if report.missing.method == "pairwise" else ""
+        said.append(f"Whether values are missing {completely}at random, which all of this assumes.")
     if report.missing.negative_eigenvalues and report.missing.method == "pairwise":
         said.append(f"Eigenvalues below {number(report.spectrum.floor)}, and with them the smallest directions.")
     if report.set_aside:

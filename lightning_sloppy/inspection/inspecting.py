@@ -86,7 +86,7 @@ def inspect(
         target: Columns to keep apart and to report by themselves.
         missing: "pairwise": each correlation over the rows that both columns have, and the nearest positive
             semidefinite matrix to them. "em": the Gaussian model by expectation and maximisation. "error": refuse.
-            Both take values as missing at random.
+            Pairs take values as missing completely at random, the model as missing at random.
         missing_codes: Words or numbers that mean a missing value, beside empty cells, NaN, NA and "?".
         header: Whether the first line of a file of text names the columns. None: as it looks; a line of numbers is then
             a row, and the report says so (``report.reading``).
@@ -328,6 +328,8 @@ class _Inspection:
         undefined = 0.0 if seen.method == "em" or d < 2 else seen.undefined_pairs / (d * (d - 1) / 2)
         if not self.intervals:
             return "no intervals: none were asked for"
+        if d == 1:
+            return "no intervals: one column always is one direction"
         if d > MOST_COLUMNS:
             return f"no intervals: more than {MOST_COLUMNS:,} columns"
         if self._pairs(np.arange(d), autocorrelation) < FEWEST_PAIRS * d:
@@ -341,7 +343,7 @@ class _Inspection:
         return {
             kind.name: kind.changed
             for kind in kinds
-            if kind.verdict() == "number" and kind.changed is not None and kind.changed >= LATE * kind.rows
+            if kind.verdict() == "number" and kind.changed is not None and kind.changed >= max(2, LATE * kind.rows)
         }
 
     def _verdicts(

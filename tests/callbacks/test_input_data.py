@@ -71,7 +71,7 @@ def test_missing_values_give_what_the_function_gives(tmp_path: Any, kind: Any, m
     assert event.estimates["set_aside_columns"].value == 1
     assert event.estimates["negative_eigenvalues"].value == right.detail["negative_eigenvalues"]
     note = next(note for note in event.notes if "missing" in note)
-    assert "missing at random, which no data can show" in note
+    assert f"missing {'completely ' if missing == 'pairwise' else ''}at random, which no data can show" in note
     assert "Set aside because they are hardly observed: 9." in note
     assert ("participation_ratio_low" in event.estimates) == (missing == "pairwise")
 

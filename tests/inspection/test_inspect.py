@@ -127,7 +127,7 @@ def test_the_answers_name_what_to_do(report) -> None:
         "late (row 300 on, differs in 100 rows; not at the old value at the end)"
         in said["Which sensors are dead"].answer
     )
-    assert "missing at random" in said["What do missing values do"].evidence
+    assert "missing completely at random" in said["What do missing values do"].evidence
     assert "the number of directions" in said["Would more rows help"].answer
     assert "when (dates)" in said["What cannot be said"].answer
     assert "Always naming 0 is wrong in" in said["What does the target failure look like by itself"].answer
@@ -410,3 +410,53 @@ def test_long_codes_are_missing_and_close_classes_are_two() -> None:
 def test_columns_and_targets_may_be_numbers() -> None:
     frame = pd.DataFrame(np.random.default_rng(0).standard_normal((60, 4)))
     assert inspect(frame, target=2, intervals=False).columns == 3
+
+
+def said_of(report: DataReport, question: str) -> str:
+    """Answer and evidence of the question that begins so."""
+    (found,) = [answer for answer in report.answers if answer.question.startswith(question)]
+    return f"{found.answer} {found.evidence}"
+
+
+def test_sentences_of_a_small_table_have_its_own_limits() -> None:
+    rows = np.random.default_rng(0).standard_normal((20, 3))
+    said = said_of(inspect(rows, intervals=False), "Which columns can be dropped")
+    assert "over 10 or more common rows" in said
+
+
+def test_the_sentences_of_gaps_say_what_each_treatment_does_and_assumes() -> None:
+    """Two columns are never observed together: a pair without a correlation, which the model infers."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((300, 1)) + rng.standard_normal((300, 3))
+    rows[:150, 0], rows[150:, 1] = np.nan, np.nan
+    pairs, model = (said_of(inspect(rows, missing=how), "What do missing") for how in ("pairwise", "em"))
+    assert "1 pairs have fewer than 30 rows in common or do not vary there (the fewest: 0) and are taken as" in pairs
+    assert "no negative eigenvalue (the smallest is" in pairs
+    assert "missing completely at random" in pairs
+    assert "the model infers them" in model
+    assert "and are taken as uncorrelated" not in model
+    assert "missing at random: which are missing depends on observed values only" in model
+
+
+def test_pairs_are_biased_where_gaps_follow_another_column_and_the_model_is_not() -> None:
+    """The claim of the page: missing at random is enough for the model, not for pairs."""
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal((20_000, 1))
+    rows = np.hstack([first, 0.8 * first + 0.6 * rng.standard_normal((20_000, 2))])
+    rows[rows[:, 0] > 0, 1] = np.nan
+    largest = np.linalg.eigvalsh([[1, 0.8, 0.8], [0.8, 1, 0.64], [0.8, 0.64, 1]])[-1]
+    pairs, model = (inspect(rows, missing=how, intervals=False).spectrum.eigenvalues[0] for how in ("pairwise", "em"))
+    assert model == pytest.approx(largest, rel=0.02)
+    assert pairs < 0.92 * largest
+
+
+def test_a_single_column_has_no_interval_and_the_page_says_why() -> None:
+    found = inspect(np.random.default_rng(0).standard_normal((100, 1)))
+    assert said_of(found, "Would more rows") == (
+        "That cannot be said here. No intervals: one column always is one direction."
+    )
+    assert "where 1 column varies" in said_of(found, "How many")
+
+
+def test_columns_of_two_rows_are_not_said_to_wake_up_late() -> None:
+    assert not inspect(np.random.default_rng(0).standard_normal((2, 3))).late

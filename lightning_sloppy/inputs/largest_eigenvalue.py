@@ -1,6 +1,8 @@
-"""The largest eigenvalue of a sample: which others may be equal to it, and what its correction does to an error."""
+"""Which eigenvalues of a sample may be equal, and what the correction of the largest does to an error."""
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
@@ -28,15 +30,48 @@ def equal_to_the_largest(values: Floats, rows: float) -> int:
     >>> equal_to_the_largest(np.array([4.2, 4.0, 3.9, 1.0, 0.9]), 200)
     3
     """
-    equal = 1
-    for q in range(2, int((values > 0).sum()) + 1):
-        top = values[:q]
-        weight = max(rows - (2 * q + 1 + 2 / q) / 6, 1.0)
-        statistic = weight * q * float(np.log(top.mean()) - np.log(top).mean())
-        if statistic > stats.chi2.ppf(1 - LEVEL, q * (q + 1) / 2 - 1):
-            break
-        equal = q
-    return equal
+    known = values[: int((values > 0).sum())]
+    if len(known) < 2:
+        return 1
+    q = np.arange(2, len(known) + 1)
+    weight = np.maximum(rows - (2 * q + 1 + 2 / q) / 6, 1.0)
+    means, logs = np.cumsum(known)[1:] / q, np.cumsum(np.log(known))[1:] / q
+    rejected = weight * q * (np.log(means) - logs) > _critical(1 << len(known).bit_length())[: len(q)]
+    return int(np.argmax(rejected)) + 1 if rejected.any() else len(known)
+
+
+@lru_cache(maxsize=4)
+def _critical(most: int) -> Floats:
+    """Values that the statistic of 2, 3, ... equal eigenvalues exceeds with probability :data:`LEVEL`."""
+    q = np.arange(2, most + 1)
+    return np.asarray(stats.chi2.ppf(1 - LEVEL, q * (q + 1) / 2 - 1))
+
+
+def equal_runs(values: Floats, population: Floats, rows: float, floor: float = 0.0) -> Floats:
+    """For each eigenvalue the means of the run of those below, and of those above, that may be equal to it.
+
+    Args:
+        values: Of the sample, descending, (d,).
+        population: What the means are of: the same eigenvalues, corrected, (d,).
+        rows: Independent rows n.
+        floor: Eigenvalues that are not above it are equal to none.
+
+    Returns:
+        (2, d): means of the run that starts there, and of the run that ends there.
+
+    >>> equal_runs(np.array([9.0, 1.2, 1.0, 0.1]), np.array([9.0, 1.1, 1.1, 0.1]), 100).round(2).tolist()
+    [[9.0, 1.1, 1.1, 0.1], [9.0, 1.1, 1.1, 0.1]]
+    """
+    known = int((values > floor).sum())
+    found = np.tile(population, (2, 1))
+    for start in range(known):
+        equal = equal_to_the_largest(values[start:known], rows)
+        found[0, start] = population[start : start + equal].mean()
+    for end in range(known):
+        # Upwards, in the same test: the statistic does not depend on the order.
+        equal = equal_to_the_largest(values[: end + 1][::-1], rows)
+        found[1, end] = population[end + 1 - equal : end + 1].mean()
+    return found
 
 
 def correction_factor(values: Floats, equal: int, rows: float) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lightning_sloppy.inputs.half_samples import Halves
-from lightning_sloppy.inputs.largest_eigenvalue import correction_factor, equal_to_the_largest
+from lightning_sloppy.inputs.largest_eigenvalue import correction_factor, equal_runs, equal_to_the_largest
 from lightning_sloppy.inputs.nearest_matrix import Repaired
 from lightning_sloppy.inputs.noise_edge import noise_edge
 from lightning_sloppy.inputs.pairwise import Floats
@@ -181,9 +181,10 @@ def _eigenvalue_intervals(values: Floats, rounding: float, resamples: Resamples)
     equal = equal_to_the_largest(values, resamples.pairs)
     spread[0] *= correction_factor(values, equal, resamples.pairs)
     width = spread + DOUBT_OF_ONE * np.abs(centre - observed)
-    lowest = centre.copy()
-    lowest[0] = min(centre[0], math.log(resamples.population[:equal].mean()))
-    low, high = np.exp(lowest - width), np.exp(np.minimum(centre + width, 700.0))
+    # Each may be equal to its neighbours: what its place among them makes of it is no difference of the population.
+    means = np.log(np.maximum(equal_runs(values, resamples.population, resamples.pairs, tiny), tiny))
+    low = np.exp(np.minimum(centre, means.min(0)) - width)
+    high = np.exp(np.minimum(np.maximum(centre, means.max(0)) + width, 700.0))
     # Eigenvalues of a correlation matrix sum to d, and the largest is at least their mean.
     high = np.minimum(high, float(len(values)))
     low = np.where(values <= tiny, 0.0, low)

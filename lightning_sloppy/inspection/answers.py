@@ -232,20 +232,14 @@ def _missing(report: DataReport) -> Answer:
     if seen.method == "pairwise":
         if seen.negative_eigenvalues:
             evidence += f", and the repair moves a correlation by up to {seen.repair:.2f}"
-        treated = "and are taken as uncorrelated"
+        pairs = ", and they are taken as uncorrelated, which is a second assumption" if seen.undefined_pairs else ""
     else:
-        treated = "so that the pairwise matrix takes them as uncorrelated and the model infers them from other columns"
+        pairs = ", so that the pairwise matrix takes them as uncorrelated and the model infers them from other columns"
         evidence += f"; the model took {seen.iterations} iterations{'' if seen.converged else ' and is not settled'}"
     evidence += (
         f". {seen.undefined_pairs:,} pairs have fewer than {fewest_defined(report.rows)} rows in common or do not vary "
-        f"there (the fewest: {seen.smallest_overlap}){'' if treated.startswith('and') else ','} {treated}"
+        f"there (the fewest: {seen.smallest_overlap}){pairs}. All this assumes that values are {ASSUMED[seen.method]}."
     )
-    if seen.undefined_pairs and seen.method == "pairwise":
-        evidence += (
-            f". Two assumptions are in all this: those pairs are uncorrelated, and values are {ASSUMED[seen.method]}."
-        )
-    else:
-        evidence += f". All this assumes that values are {ASSUMED[seen.method]}."
     return Answer(question, answer, evidence)
 
 

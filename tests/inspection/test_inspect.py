@@ -445,11 +445,13 @@ def test_the_sentences_of_gaps_say_what_each_treatment_does_and_assumes() -> Non
     rows = rng.standard_normal((300, 1)) + rng.standard_normal((300, 3))
     rows[:150, 0], rows[150:, 1] = np.nan, np.nan
     pairs, model = (said_of(inspect(rows, missing=how), "What do missing") for how in ("pairwise", "em"))
-    assert "1 pairs have fewer than 30 rows in common or do not vary there (the fewest: 0) and are taken as" in pairs
+    assert (
+        "1 pairs have fewer than 30 rows in common or do not vary there (the fewest: 0), and they are taken as" in pairs
+    )
     assert "no negative eigenvalue (the smallest is" in pairs
     assert "missing completely at random" in pairs
     assert "the model infers them" in model
-    assert "and are taken as uncorrelated" not in model
+    assert "they are taken as uncorrelated" not in model
     assert "missing at random: which are missing depends on observed values only" in model
 
 

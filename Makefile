@@ -26,7 +26,7 @@ INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 help:
 	@echo "make demo    fit the handwritten digits with every measurement (about a minute, most of it the install)"
 	@echo "make pictures   train the runs of docs/you_see_this.md and draw their pictures (a few minutes)"
-	@echo "make check   run the quick checks: ruff, mypy, and the tests that are neither slow nor distributed (two minutes)"
+	@echo "make check   run the quick checks: ruff, mypy, and the tests that are neither slow nor distributed (a few minutes)"
 	@echo "make test    run every check: ruff, mypy, pytest with doctests, README, configs and the built wheel"
 	@echo "make clean   remove $(VENV) and the caches; runs/ is kept"
 	@echo "make test-oldest   run the tests with the oldest versions that are allowed, in .venv-oldest (gigabytes)"

@@ -28,6 +28,22 @@ _KINDS = {
 }
 
 
+_SHORT = {
+    "augmentation_in_certification": "samples are read with random transforms",
+    "batch_coupled_prediction": "a prediction depends on the other samples of its batch",
+    "buffers_depend_on_sample": "buffers or frozen parameters depend on the training samples",
+    "loss_not_bounded": "the outputs are not known to be class scores",
+    "low_precision": "the weights have 16 bits",
+    "no_sample": "the samples cannot be read by index",
+    "not_finite": "there are numbers that are not finite",
+    "other_architecture": "the parameters are not those of the prior",
+    "other_samples": "the samples without transforms are not those of the training",
+    "parameters_changed": "the parameters are not those of the prior",
+    "prior_depends_on_sample": "the prior may depend on the samples",
+}
+"""Reasons in few words, by their flag, for where the sentence was given before."""
+
+
 class Reason(Note):
     """A sentence that says why there is no bound, with a name for the reason.
 
@@ -44,7 +60,7 @@ class Reason(Note):
 
     def __new__(cls, sentence: str, *, flag: str = "other", cause: str = "", short: str = "") -> Self:
         """Create a string with a flag."""
-        made = super().__new__(cls, sentence, cause=cause, short=short)
+        made = super().__new__(cls, sentence, cause=cause, short=short or ("" if cause else _SHORT.get(flag, "")))
         made.flag = flag
         return made
 

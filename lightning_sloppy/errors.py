@@ -54,8 +54,8 @@ class Note(str):
 
     @property
     def brief(self) -> str:
-        """A reference to the warning, in few words; without a cause the sentence itself."""
-        if not self.cause:
+        """A reference to the warning, in few words; without a cause and few words the sentence itself."""
+        if not self.cause and not self.short:
             return str(self)
         return f"{self.short or CAUSES.get(self.cause.partition(':')[0], CAUSES['error'])} (see Warnings)"
 

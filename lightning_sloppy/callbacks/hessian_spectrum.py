@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lightning_sloppy.analysis import Quadrature, Solve, checked_counts, hessian_of
-from lightning_sloppy.callbacks.base import note_of
 from lightning_sloppy.callbacks.curvature_instrument import CurvatureInstrument, Scale
 from lightning_sloppy.callbacks.directions import Directions
 from lightning_sloppy.callbacks.gauss_newton_part import estimated_gauss_newton, exact_gauss_newton, unresolved
@@ -20,6 +19,7 @@ from lightning_sloppy.linalg.vectors import generator, rademacher
 from lightning_sloppy.measures import effective_dimension as dimension
 from lightning_sloppy.measures.relative_dimension import relative_estimates
 from lightning_sloppy.measures.sloppiness import shape_estimates
+from lightning_sloppy.probing.error_words import note_of
 from lightning_sloppy.probing.loss_choice import LossArgument
 from lightning_sloppy.probing.probe import MeasureOn, Probe
 from lightning_sloppy.probing.schedule import MeasurementSize, Schedule

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_sloppy.callbacks.awaiting import AwaitingCallback
-from lightning_sloppy.callbacks.base import SloppyCallback, gather_facts, in_words, note_of, peers
+from lightning_sloppy.callbacks.base import SloppyCallback, gather_facts, peers
 from lightning_sloppy.callbacks.picturing import draw_after
 from lightning_sloppy.callbacks.recording import keep_record, light
 from lightning_sloppy.curvature.memory import peak_bytes
@@ -19,6 +19,7 @@ from lightning_sloppy.display import Shown
 from lightning_sloppy.errors import ConfigurationError, Note, UnsupportedError
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext, fit_context
+from lightning_sloppy.probing.error_words import in_words, note_of
 from lightning_sloppy.probing.guard import measuring
 from lightning_sloppy.probing.origin import notice_earlier_fits
 from lightning_sloppy.quantities import (

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_sloppy.curvature.hessian import mean_gradient
 from lightning_sloppy.curvature.parameters import ParameterLayout
-from lightning_sloppy.errors import ConfigurationError, Note
+from lightning_sloppy.errors import CAUSES, ConfigurationError, Note
 from lightning_sloppy.evaluation.batches import Batch, as_pair, private, sample_count
 from lightning_sloppy.evaluation.inner_loss import NAMES, loss_of_logits
 from lightning_sloppy.evaluation.loss_checks import checked_loss, default_loss, is_loss_of_step
@@ -23,6 +23,7 @@ from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.number_losses import are_numbers, for_one_number, loss_of_numbers
 from lightning_sloppy.evaluation.objective import Loss, Objective
 from lightning_sloppy.evaluation.preserve import Mode
+from lightning_sloppy.probing.error_words import in_words, note_of
 from lightning_sloppy.probing.guard import measuring
 from lightning_sloppy.probing.loss_difference import Seen, code_of, explained, likely_causes
 from lightning_sloppy.probing.training_step import ASK, TrainingStep, uncopied
@@ -140,18 +141,23 @@ def choose_loss(
         )
     if override is not None:
         return step_choice(module, None)
-    found = "the forward of the module does not accept the inputs"
-    batch = trial.batch
-    with suppress(Exception):  # if a wrong guess raises something, the step is used
+    found, cause, batch = "no loss was found", "loss", trial.batch
+    try:
         outputs = trial.outputs()
-        found = f"no loss was found, and none is usual for outputs {_shape(outputs)} and targets {_shape(batch[1])}"
-        guess, source = _guess(module, outputs, batch)
-        if guess is not None:
-            choice = LossChoice(Objective(module, guess), source)
-            trial.loss(choice.objective, "train")
-            note = trial.checked_reduction(choice.objective)
-            return replace(choice, note=note, batchwise=note == BATCHWISE, checked=False)
-    choice = step_choice(module, f"{found}{trial.modes_differ()}")
+    except Exception as error:  # the step is used, which may call something else
+        # Instruments that need forward meet the same error, and warn about it in the same name.
+        found = f"the forward of the module does not accept the inputs: {in_words(error)}"
+        cause = note_of(error, mode).cause
+    else:
+        with suppress(Exception):  # if a wrong guess raises something, the step is used
+            found += f", and none is usual for outputs {_shape(outputs)} and targets {_shape(batch[1])}"
+            guess, source = _guess(module, outputs, batch)
+            if guess is not None:
+                choice = LossChoice(Objective(module, guess), source)
+                trial.loss(choice.objective, "train")
+                note = trial.checked_reduction(choice.objective)
+                return replace(choice, note=note, batchwise=note == BATCHWISE, checked=False)
+    choice = step_choice(module, f"{found}{trial.modes_differ()}", cause=cause)
     _finite(trial.loss(choice.objective, "train"))
     if mode == "eval":
         trial.refuse_broken_step(choice.objective)
@@ -220,13 +226,14 @@ def _finite(theirs: float, beside: str = "") -> None:
         )
 
 
-def step_choice(module: LightningModule, found: str | None, *, ask: str = ASK) -> LossChoice:
+def step_choice(module: LightningModule, found: str | None, *, ask: str = ASK, cause: str = "loss") -> LossChoice:
     """The whole ``training_step`` as the objective.
 
     Args:
         module: The module of the fit.
         found: Why no loss of outputs and targets is known; None if the user asked for the step.
         ask: What to do about it.
+        cause: Name of the cause.
 
     Raises:
         ConfigurationError: If a call of the step would have side effects on the training, and it was not asked for.
@@ -251,7 +258,8 @@ def step_choice(module: LightningModule, found: str | None, *, ask: str = ASK) -
         note=Note(
             f"On one batch {_ended(found)} So the Hessian is that of training_step as a whole, and there is no "
             f"Gauss-Newton part, no Fisher matrix and, without predict=, no bound. To get them, {ask}.",
-            cause="loss",
+            cause=cause,
+            short=CAUSES["loss"],
         ),
         batchwise=True,
     )

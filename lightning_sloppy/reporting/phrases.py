@@ -85,6 +85,8 @@ def short_reason(sentence: str) -> str:
     >>> short_reason(Note("KeyError: 'label' (net.py:9) in forward. It runs in eval mode.", cause="error: KeyError"))
     "KeyError: 'label' (net.py:9)."
     """
+    if isinstance(sentence, Note) and sentence.short and not sentence.cause:
+        return f"{sentence.short}."
     is_error = isinstance(sentence, Note) and sentence.cause.startswith("error:")
     said = str(sentence) if is_error else brief(sentence).removesuffix(".").removesuffix(" (see Warnings)")
     ends = [found.start() for found in CLAUSE_END.finditer(said) if found.start() < LONGEST_REASON]
@@ -206,8 +208,8 @@ def no_bound_in_words(what: str, certificate: Certificate) -> str:
     >>> no_bound_in_words("bound", Certificate("hold_out", "fixed_network", 1.0, False, 9, 0.05, (reason,)))
     'There is no bound: the loss of outputs and targets is not known (see Warnings).'
     """
-    shared = [reason for reason in certificate.reasons if isinstance(reason, Note) and reason.cause in CAUSES]
-    return f"There is no {what}: {shared[0].brief}." if shared else f"There is no {what} (see Warnings)."
+    known = [each for each in certificate.reasons if isinstance(each, Note) and (each.cause in CAUSES or each.short)]
+    return f"There is no {what}: {known[0].brief}." if known else f"There is no {what} (see Warnings)."
 
 
 def lowest_bound(events: Sequence[Measurement], latest: Certificate) -> list[str]:

@@ -137,6 +137,12 @@ def test_an_error_is_named_and_what_to_do_about_it_is_left_to_the_warning(senten
     assert found.warning == f"Inputs: the measurement failed, so values are missing: {said}"
 
 
+def test_a_known_reason_is_given_in_few_words_for_a_warning_has_given_the_sentence():
+    reason = Reason("Reading a sample twice gives two results; pass clean=.", flag="augmentation_in_certification")
+    line = texts(run_of(bounded(valid=False, value=math.nan, reasons=(reason,))))
+    assert line["Guarantee"] == "there is no PAC-Bayes bound: samples are read with random transforms"
+
+
 @pytest.mark.parametrize(
     ("reason", "said"),
     [
@@ -146,7 +152,7 @@ def test_an_error_is_named_and_what_to_do_about_it_is_left_to_the_warning(senten
     ],
 )  # fmt: skip
 def test_a_long_reason_ends_with_a_clause_or_with_dots(reason, said):
-    line = texts(run_of(bounded(valid=False, value=math.nan, reasons=(Reason(reason, flag="loss_not_bounded"),))))
+    line = texts(run_of(bounded(valid=False, value=math.nan, reasons=(Reason(reason),))))
     if said:
         assert line["Guarantee"] == f"there is no PAC-Bayes bound: {said}"
     else:

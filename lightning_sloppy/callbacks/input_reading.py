@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import as_pair, rows_in
+from lightning_sloppy.evaluation.calling import taken
 from lightning_sloppy.evaluation.index_inputs import are_measurements
 from lightning_sloppy.evaluation.nests import leaves_of
 from lightning_sloppy.evaluation.objective import Objective
@@ -124,9 +125,10 @@ def read_inputs(
 def _inputs(batch: Any, context: FitContext, read: int) -> Tensor:
     """The inputs of a collated batch, (n, ...)."""
     pair = as_pair(batch, module=context.module, read=read)
-    inputs = _only_tensor(pair[0])
+    inputs = _only_tensor(taken(context.module, pair[0]))
+    place = next(place for place, leaf in enumerate(leaves_of(pair[0])) if leaf is inputs)
     rows = rows_in(located([pair])[0])
-    return inputs.movedim(rows.inputs[0] or 0, 0)  # a sequence may have time first
+    return inputs.movedim(rows.inputs[place] or 0, 0)  # a sequence may have time first
 
 
 def _are_numbers(trainer: Trainer, context: FitContext, inputs: Tensor) -> bool:

@@ -85,6 +85,19 @@ def takes_several(module: nn.Module) -> bool:
     return signature.any_position or len(signature.positional) > 1
 
 
+def taken(module: nn.Module, inputs: Any) -> Any:
+    """The part of the inputs that ``forward`` takes: of a mapping the entries that it names, else all.
+
+    >>> taken(nn.Linear(2, 2), {"input": 1, "label": 2})
+    {'input': 1}
+    """
+    if not isinstance(inputs, Mapping):
+        return inputs
+    signature = Signature.of(module)
+    named = {name: value for name, value in inputs.items() if name in signature.names}
+    return named if named and signature.required <= named.keys() else inputs
+
+
 class Caller:
     """Calls a module with the inputs of a batch, by the signature of its ``forward``.
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule
-from support.tiny import Regressor, trainer
+from support.tiny import Classifier, Regressor, blobs, trainer
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
@@ -352,3 +352,21 @@ def test_data_sets_of_arrays(tmp_path: Any, dtype: Any) -> None:
     event = measured(tmp_path, None, data=data).latest
     right = input_spectrum(data.values.astype("float64"))
     torch.testing.assert_close(event.spectrum.eigenvalues, right.eigenvalues, rtol=0, atol=1e-10)
+
+
+def test_of_a_dict_the_input_is_what_forward_takes(tmp_path):
+    """The label has a name that no rule knows, and is a tensor as well."""
+
+    class Windows(Classifier):
+        def forward(self, window):
+            return self.net(window)
+
+        def training_step(self, batch, batch_idx):
+            return self.loss_fn(self(batch["window"]), batch["late"])
+
+    inputs, targets = blobs(40).tensors
+    watcher = InputSpectrum(strict=True)
+    data = DataLoader([{"late": late, "window": row} for row, late in zip(inputs, targets, strict=True)], 8)
+    trainer(tmp_path, callbacks=[watcher], max_epochs=1).fit(Windows(), data)
+    expected = np.linalg.eigvalsh(np.corrcoef(inputs.double().numpy(), rowvar=False))[::-1]
+    np.testing.assert_allclose(watcher.latest.spectrum.eigenvalues, expected, rtol=1e-10)

@@ -300,6 +300,11 @@ def main() -> None:
         "Memory is the highest resident memory of a process, less what its imports take. inspect reads the file twice, "
         "because which columns can be used is known only at its end.",
     ]
+    seconds = {row["way"]: row["seconds"] for row in table}
+    if "PCA" in seconds:
+        ratio = seconds["input_spectrum"] / seconds["PCA"]
+        met = "met" if ratio <= 1 else "missed"
+        remarks.append(f"input_spectrum takes {ratio:.2g} times as long as PCA, so that target is {met}.")
     question = "How fast are input_spectrum and inspect, and how much memory do they take?"
     if options.part == "all" and not options.quick:
         common.report("input_speed", question, table, remarks, options)

@@ -164,7 +164,7 @@ class MeasuringCallback(AwaitingCallback):
             )
         if self._given_name is not None:
             return self._given_name
-        words = " ".join(map(str, self.differences().values()))
+        words = " ".join(map(str, self.differences().values())).lower()
         return "_".join([self.default_name or name_of_class(type(self).__name__), *re.findall("[a-z0-9]+", words)])
 
     @property

@@ -14,6 +14,7 @@ from lightning_sloppy import (
     EffectiveDimensionEarlyStopping,
     FisherSpectrum,
     HessianSpectrum,
+    JacobianSpectrum,
     PACBayesBound,
     Schedule,
     SloppyMonitor,
@@ -49,6 +50,11 @@ def test_two_fisher_spectra_have_a_name_and_a_state_each(tmp_path):
     assert states["FisherSpectrum{'kind': 'exact'}"]["settings"]["kind"] == "exact"
     again = trainer(tmp_path, callbacks=[FisherSpectrum(kind="exact"), FisherSpectrum()], max_epochs=2)
     again.fit(Classifier(), loader(), ckpt_path=path, **SAFELY)  # a warning about other settings would be an error here
+
+
+def test_a_name_keeps_the_capital_letters_of_a_pattern_as_small_ones():
+    names = [HessianSpectrum(parameters="Encoder.0.*").name, JacobianSpectrum(outputs="lastHidden").name]
+    assert names == ["hessian_encoder_0", "jacobian_lasthidden"]
 
 
 @pytest.mark.slow

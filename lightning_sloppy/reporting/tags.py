@@ -12,7 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from lightning_sloppy.quantities import RESERVED, SUFFIXES, Declaration, Quantity
-from lightning_sloppy.records import Estimate, Measurement, Status
+from lightning_sloppy.records import Estimate, Measurement
+from lightning_sloppy.runs.frame import has_curve
 
 OVERHEAD = Quantity(
     "overhead",
@@ -22,9 +23,6 @@ OVERHEAD = Quantity(
     chart="Overhead",
 )
 """The cost of all instruments together."""
-
-# With these statuses, no value is reliable, even if it is finite.
-_WORTHLESS = (Status.FAILED, Status.NON_FINITE)
 
 
 def tag(group: str, quantity: str) -> str:
@@ -122,7 +120,7 @@ def scalars(measurement: Measurement, declaration: Declaration, *, overhead: flo
         declaration: Declaration of the instrument.
         overhead: Seconds of measuring per second of training so far; None: not logged.
 
-    >>> from lightning_sloppy.records import Cost
+    >>> from lightning_sloppy.records import Cost, Status
     >>> half = Estimate(3.0, standard_error=0.5)
     >>> event = Measurement(7, 0, "hessian", None, {"trace": half}, Cost(seconds=2.0), Status.CONVERGED)
     >>> sorted(scalars(event, Declaration("hessian", "Hessian", [Quantity("trace", "Sum.")])).items())
@@ -132,19 +130,13 @@ def scalars(measurement: Measurement, declaration: Declaration, *, overhead: flo
     found: dict[str, float] = {}
     for name, estimate in measurement.estimates.items():
         quantity = declaration.quantity(name)
-        if quantity is not None and measurement.status not in _WORTHLESS and _loggable(quantity, estimate):
+        if quantity is not None and has_curve(measurement, quantity, estimate):
             found[tag(declaration.name, name)] = float(estimate.value)
             found.update(_errors(declaration.name, name, estimate))
     found.update(_costs(measurement, declaration))
     if overhead is not None and math.isfinite(overhead):
         found[tag(RESERVED, OVERHEAD.name)] = float(overhead)
     return found
-
-
-def _loggable(quantity: Quantity, estimate: Estimate) -> bool:
-    if estimate.lower_bound and quantity.whole_spectrum:
-        return False
-    return estimate.status.ok and math.isfinite(estimate.value)
 
 
 def _errors(group: str, name: str, estimate: Estimate) -> dict[str, float]:

@@ -30,6 +30,9 @@ COLUMNS = {
 }
 """Columns of the frame and their types."""
 
+WORTHLESS = (Status.FAILED, Status.NON_FINITE)
+"""With these statuses, no value of a measurement is reliable, even if it is finite."""
+
 
 def frame(instruments: Iterable[tuple[Declaration, Iterable[Measurement]]]) -> pandas.DataFrame:
     """One row for each declared quantity of each measurement.
@@ -60,12 +63,12 @@ def _rows(measurement: Measurement, declaration: Declaration) -> Iterator[dict[s
         quantity = declaration.quantity(name)
         if quantity is not None:
             # Of a measurement that failed, no value is reliable.
-            status = measurement.status if _worthless(measurement) else estimate.status
+            status = measurement.status if measurement.status in WORTHLESS else estimate.status
             yield {
                 "step": measurement.step,
                 "epoch": measurement.epoch,
                 "quantity": name,
-                "value": float(estimate.value) if _reliable(quantity, estimate) and status.ok else math.nan,
+                "value": float(estimate.value) if has_curve(measurement, quantity, estimate) else math.nan,
                 "standard_error": float(estimate.standard_error),
                 "truncation_error": float(estimate.truncation_error),
                 "status": status.name,
@@ -76,12 +79,8 @@ def _rows(measurement: Measurement, declaration: Declaration) -> Iterator[dict[s
             }
 
 
-def _worthless(measurement: Measurement) -> bool:
-    return measurement.status in (Status.FAILED, Status.NON_FINITE)
-
-
-def _reliable(quantity: Quantity, estimate: Estimate) -> bool:
-    """Whether it has a curve: a sum over a few eigenvalues is not the functional of the whole spectrum."""
-    if estimate.lower_bound and quantity.whole_spectrum:
+def has_curve(measurement: Measurement, quantity: Quantity, estimate: Estimate) -> bool:
+    """Whether a value is logged: a sum over a few eigenvalues is not the functional of the whole spectrum."""
+    if measurement.status in WORTHLESS or (estimate.lower_bound and quantity.whole_spectrum):
         return False
     return estimate.status.ok and math.isfinite(estimate.value)

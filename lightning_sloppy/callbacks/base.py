@@ -260,8 +260,7 @@ def _write_report(run: Run) -> None:
 
 def _fill_pages(trainer: Trainer, context: FitContext | None, run: Run, *, hparams: bool) -> None:
     """Write what loggers with pages get at the end."""
-    prefix_of = trainer_internals.logger_prefix
-    step = max((event.step for each in run.instruments.values() for event in each.measurements), default=0)
+    prefix_of, step = trainer_internals.logger_prefix, run.last_step
     if context is not None and not context.layout_written:
         introduce(trainer, run, step=step, prefix_of=prefix_of, at_once=True)
     write_text(trainer, read_me_first(run, begins=False), step=step, prefix_of=prefix_of)

@@ -57,8 +57,7 @@ def draw_last(trainer: Trainer, context: FitContext | None, family: Sequence[Rec
     if not wanted(family):
         return
     run = record_so_far(family)
-    step = max((event.step for each in run.instruments.values() for event in each.measurements), default=0)
-    seconds = log.draw(trainer, lambda: run, step=step, last=True)
+    seconds = log.draw(trainer, lambda: run, step=run.last_step, last=True)
     if context is not None:
         context.clock.measuring_seconds += seconds
 

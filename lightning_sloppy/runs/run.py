@@ -135,6 +135,11 @@ class Run(Displayed):
     instruments: Mapping[str, InstrumentRun]
     facts: RunFacts = field(default_factory=RunFacts)
 
+    @property
+    def last_step(self) -> int:
+        """Step of the latest measurement of all instruments; 0 without one."""
+        return max((event.step for each in self.instruments.values() for event in each.measurements), default=0)
+
     def of_kind(self, kind: str) -> InstrumentRun | None:
         """The first instrument of a kind that has measured, else the first of the kind, else None."""
         found = [each for each in self.instruments.values() if each.kind == kind]

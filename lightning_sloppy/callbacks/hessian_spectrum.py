@@ -215,7 +215,7 @@ class HessianSpectrum(CurvatureInstrument):
                 note = note_of(error, self.mode)
                 notes.append(Note(f"No Gauss-Newton part: {note}", cause=note.cause, short="no Gauss-Newton part"))
         gauss_newton = seen if exact is None else exact
-        notes += self.status_notes(probe, choice.objective, batches, hessian)
+        notes += self.status_notes(probe, probe.choice.objective, probe.batches, hessian)  # not of this rank alone
         if gauss_newton is not None and not gauss_newton.status.ok:
             notes.append(f"Gauss-Newton part: {gauss_newton.status.value}")
         estimates = self._estimates(hessian, gauss_newton, scale)

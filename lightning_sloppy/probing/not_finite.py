@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -24,7 +25,7 @@ def what_is_not_finite(objective: Objective, batches: Sequence[Batch], *, what: 
 
     Args:
         objective: Module with its loss, or without one.
-        batches: The probe, prepared for the objective.
+        batches: The whole probe, so that every rank says the same.
         what: What was measured, such as "Hessian at step 5".
 
     Returns:
@@ -32,13 +33,14 @@ def what_is_not_finite(objective: Objective, batches: Sequence[Batch], *, what: 
     """
     found = ""
     with suppress(Exception):
-        found = _in_weights(objective) or _in_inputs(batches) or _in_outputs(objective, batches)
+        prepared = objective.prepare(batches)
+        found = _in_weights(objective) or _in_inputs(prepared) or _in_outputs(objective, prepared)
     return Note(f"{what}: not finite. {found or DERIVATIVES}", cause="not_finite")
 
 
 def _in_weights(objective: Objective) -> str:
     named = [*objective.module.named_parameters(), *objective.module.named_buffers()]
-    bad = [(name, _count(tensor)) for name, tensor in named if _count(tensor)]
+    bad = [(name, count) for name, tensor in named if (count := _count(tensor))]
     if not bad:
         return ""
     total = sum(tensor.numel() for _, tensor in named)
@@ -73,7 +75,7 @@ def _in_outputs(objective: Objective, batches: Sequence[Batch]) -> str:
                     "look at forward for a logarithm, a root or a division of 0."
                 )
         loss = float(objective.loss_value(table, batch))
-        if not torch.isfinite(torch.tensor(loss)):
+        if not math.isfinite(loss):
             what = "the outputs are" if objective.has_outputs else "weights and inputs are"
             return f"The loss is {loss}, but {what} finite; check the targets and the loss."
     return ""

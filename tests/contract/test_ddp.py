@@ -57,6 +57,14 @@ def test_two_processes_read_the_same_data_complete_or_with_missing_values(tmp_pa
             assert two["notes"] == one["notes"], name
 
 
+def test_every_process_says_where_a_number_is_not_finite(found, tmp_path):
+    alone = two_ranks.run("one_not_finite", tmp_path)
+    said = [" ".join(notes) for notes in alone["notes"]]
+    assert said
+    assert all("1 of 258 numbers in the inputs of the 43 probe samples are NaN or infinite" in each for each in said)
+    assert [rank["one_not_finite"] for rank in found] == [alone, alone]
+
+
 def test_one_of_two_processes_writes_the_file_of_the_run(found, tmp_path):
     alone = two_ranks.run("recorded", tmp_path)
     assert found[0]["recorded"] == alone

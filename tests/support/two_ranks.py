@@ -245,6 +245,20 @@ def inputs(folder: Path, **options: Any) -> dict[str, Any]:
     return found
 
 
+def one_not_finite(folder: Path, **options: Any) -> dict[str, Any]:
+    """A single number among the probe samples is not finite, and it is in the part of one rank alone."""
+    inputs, targets = blobs(43).tensors
+    inputs = inputs.clone()
+    inputs[-1, 2] = float("inf")
+    part = HessianSpectrum(k=2, num_samples=43)
+    host = trainer(folder, callbacks=[part], max_epochs=1, limit_train_batches=1, **options)
+    data = DataLoader(TensorDataset(inputs, targets), BATCH // (1 if options == {} else 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        host.fit(Classifier(lr=0.0), data)
+    return {"notes": [list(event.notes) for event in part.measurements]}
+
+
 class Filled(Classifier):
     """Puts zeros where values are missing."""
 
@@ -291,7 +305,7 @@ def recorded(folder: Path, **options: Any) -> dict[str, Any]:
 
 ALL = (
     recorded, certified, turned, parted, cleaned, everything, inputs,
-    uneven, stream, current, failing, unguarded, short_of_memory,
+    one_not_finite, uneven, stream, current, failing, unguarded, short_of_memory,
 )  # fmt: skip
 SCENARIOS = {scenario.__name__: scenario for scenario in ALL}
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_sloppy.display import Displayed, Shown, number, shortened
+from lightning_sloppy.display import Displayed, Shown, at_most, number, shortened
 from lightning_sloppy.errors import ConfigurationError, Note
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class Certificate(Displayed):
         """
         if not self.valid:
             return f"none ({', '.join(self.flags)})"
-        return f"{self.value:.4f}" + (" (guarantees nothing)" if self.vacuous else "")
+        return at_most(self.value) + (" (guarantees nothing)" if self.vacuous else "")
 
     def _shown(self) -> Shown:
         rows = [("bound", self.in_brief())]
@@ -213,7 +213,7 @@ at most 0.0300, provided that: The examples are new.
         provided = [*self.conditions, *([f"The user's statement: {self.prior}"] if self.prior else [])]
         return (
             f"With probability at least {100 * (1 - self.delta):g} % over the draw of the {self.n:,} {draw}, {who} is "
-            f"at most {self.value:.4f}" + (f", provided that: {' '.join(provided)}" if provided else ".")
+            f"at most {at_most(self.value)}" + (f", provided that: {' '.join(provided)}" if provided else ".")
         )
 
     def explain(self) -> str:
@@ -229,7 +229,7 @@ at most 0.0300, provided that: The examples are new.
         )
         lines.append(f"Observed error {of}: {self.empirical_risk:.4f} on {self.risk_samples:,} examples.")
         if self.risk_upper > self.empirical_risk and self.kind != "hold_out":
-            lines.append(f"Upper limit of that error on all {self.n:,} examples: {self.risk_upper:.4f}.")
+            lines.append(f"Upper limit of that error on all {self.n:,} examples: {at_most(self.risk_upper)}.")
         if math.isfinite(self.log_ratio):
             lines.append(
                 f"Complexity: {self.log_ratio:,.1f} nats for these draws. Its mean over all draws consists of "
@@ -258,8 +258,8 @@ at most 0.0300, provided that: The examples are new.
             )
         if self.value > self.live_value and self.kind == "pac_bayes_pair":
             said.append(
-                f"The live bound of the run, {self.live_value:.4f}, was lower, so the learning of the posterior did "
-                "not converge. Give the learning more time (learning.seconds), or a higher rate."
+                f"The live bound of the run, {at_most(self.live_value)}, was lower, so the learning of the posterior "
+                "did not converge. Give the learning more time (learning.seconds), or a higher rate."
             )
         return said
 

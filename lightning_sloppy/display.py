@@ -8,6 +8,7 @@ import textwrap
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 
 WIDTH, LINES = 100, 5
 """Size of the text of a record."""
@@ -103,6 +104,18 @@ def number_with_error(value: float, error: float) -> str:
         return number(value)
     decimals = max(0, 1 - math.floor(math.log10(error)))
     return f"{value:,.{decimals}f} +- {error:,.{decimals}f}"
+
+
+def at_most(value: float, *, decimals: int = 4) -> str:
+    """An upper bound with a few decimals, rounded up: one that is rounded down is no bound.
+
+    >>> at_most(0.83412), at_most(0.0733), at_most(0.83412, decimals=3), at_most(1.0)
+    ('0.8342', '0.0733', '0.835', '1.0000')
+    """
+    if not math.isfinite(value):
+        return str(value)
+    # The decimal number that Python prints for the value: 0.0733 is not the binary number just above it.
+    return str(Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-decimals), ROUND_CEILING))
 
 
 def counted(number: int, word: str) -> str:

@@ -83,6 +83,7 @@ class Quantity:
             lower bound, and is not logged under its name.
         expert: Whether nobody would do anything differently if it changed, apart from somebody who studies it. It is
             then drawn only with ``detail="all"``.
+        upper_bound: Whether it is a guarantee, such as "at most 0.25". Texts round it up, never down.
         once: Whether it does not change within a run. It is then drawn only with ``detail="all"``, too.
 
     All quantities are measured, recorded, and in ``trainer.callback_metrics``, also those that are not drawn.
@@ -105,6 +106,7 @@ class Quantity:
     headline: bool = False
     whole_spectrum: bool = False
     expert: bool = False
+    upper_bound: bool = False
     once: bool = False
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ QUANTITIES = (
         "itself. It is informative below the error of guessing. The summary explains gaps in the curve.",
         chart="Bounds and errors",
         headline=True,
+        upper_bound=True,
     ),
     Quantity(
         "hold_out",
@@ -20,6 +21,7 @@ QUANTITIES = (
         "PAC-Bayes bound. If it is far lower, use it.",
         chart="Bounds and errors",
         headline=True,
+        upper_bound=True,
     ),
     Quantity(
         "guess_error",
@@ -38,6 +40,7 @@ QUANTITIES = (
         "Upper limit of the error rate of the pair on all training samples. If it is far above `gibbs_error`, increase "
         "`risk_samples`.",
         expert=True,
+        upper_bound=True,
     ),
     Quantity(
         "log_ratio",
@@ -120,12 +123,14 @@ FINAL_QUANTITIES = (
         "posterior was optimised. The networks and the certificate are saved in the folder of the run.",
         chart="Final bounds and error",
         headline=True,
+        upper_bound=True,
     ),
     Quantity(
         "single",
         "The same for the first of the two networks alone, which can be deployed.",
         chart="Final bounds and error",
         headline=True,
+        upper_bound=True,
     ),
     Quantity(
         "gibbs_error",

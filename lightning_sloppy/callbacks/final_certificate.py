@@ -27,6 +27,7 @@ from lightning_sloppy.certifying.examined import Examined
 from lightning_sloppy.certifying.priors import Prior, is_split, require_samples, samples_for, trained_samples
 from lightning_sloppy.certifying.repeats import Duplicates, require_duplicates
 from lightning_sloppy.certifying.start_check import PRETRAINED, checked_start, start_reasons
+from lightning_sloppy.display import at_most
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.classifiers import Predict
 from lightning_sloppy.evaluation.objective import Loss
@@ -358,7 +359,9 @@ class FinalCertificate(MeasuringCallback):
         if not event.certificate.valid:
             return [phrases.no_bound_in_words("certificate", event.certificate), *event.notes]
         single = phrases.value(event, "single")
-        deployable = [] if single is None else [f"Bound for the first network alone, to be deployed: {single:.4f}."]
+        deployable = (
+            [] if single is None else [f"Bound for the first network alone, to be deployed: {at_most(single)}."]
+        )
         return [*event.certificate.explain().splitlines(), *deployable, *event.notes]
 
     def resume_from(self, state: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from lightning_sloppy.certifying.hold_out_set import HoldOut
 from lightning_sloppy.certifying.repeats import Duplicates, Rows, certifying_rows, require_duplicates
 from lightning_sloppy.certifying.start_check import PRETRAINED, StartCheck, checked_start, start_reasons
 from lightning_sloppy.curvature.parameters import ParameterLayout
+from lightning_sloppy.display import at_most
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.classifiers import Classifier, Predict
 from lightning_sloppy.linalg.vectors import generator
@@ -359,7 +360,9 @@ class PACBayesBound(MeasuringCallback, MeasurementSubscriber):
         hold_out, error = phrases.value(event, "hold_out"), phrases.value(event, "hold_out_error")
         if hold_out is not None:
             on = "" if error is None else f" (error on them: {error:.4f})"
-            paragraphs.append(f"Hold-out bound for the model itself, from samples it never saw: {hold_out:.4f}{on}.")
+            paragraphs.append(
+                f"Hold-out bound for the model itself, from samples it never saw: {at_most(hold_out)}{on}."
+            )
         return [*paragraphs, *event.notes]
 
     def settings(self) -> dict[str, Any]:

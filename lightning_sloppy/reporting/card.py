@@ -10,6 +10,7 @@ import textwrap
 from dataclasses import dataclass
 
 from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.display import at_most
 from lightning_sloppy.measures.stopping import Condition, Rule, Settling, settling
 from lightning_sloppy.records import Estimate, Measurement, Status
 from lightning_sloppy.reporting.phrases import clause, number, short_reason, usable, value, with_error
@@ -298,7 +299,7 @@ def _guarantee(run: Run) -> str:
         return f"nothing {pair}: the {what} is 1, and no error rate is larger{guessing}{beside}"
     verdict = "" if not guessing else "no better than guessing " if found.value >= guess else "better than guessing "
     return (
-        f"{verdict}{pair}: true error at most {found.value:.4f} with probability {1 - found.delta:.4g} "
+        f"{verdict}{pair}: true error at most {at_most(found.value)} with probability {1 - found.delta:.4g} "
         f"({what}{guessing}){beside}"
     )
 
@@ -322,7 +323,7 @@ def _hold_out(live: InstrumentRun | None) -> str:
     samples, known = value(event, "hold_out_samples"), event.certificate
     sure = "" if known is None else f" with probability {1 - known.delta:.4g}"
     some = "" if samples is None else f"{number(samples)} "
-    return f"; for the trained model itself: at most {found:.4f}{sure}, from {some}samples it never saw"
+    return f"; for the trained model itself: at most {at_most(found)}{sure}, from {some}samples it never saw"
 
 
 def _cost(run: Run) -> str:

@@ -105,7 +105,7 @@ def _row(title: str, column: Sequence[ShownNumber | None]) -> ComparedRow:
     quantity: Quantity = known[0].quantity
     return ComparedRow(
         known[0].name,
-        tuple(ABSENT if number is None else phrases.with_error(number.estimate) for number in column),
+        tuple(ABSENT if number is None else phrases.shown(quantity, number.estimate) for number in column),
         len(known) < len(column) or _apart([number.estimate for number in known]),
         quantity.explanation,
         tuple(None if number is None else number.estimate.value for number in column),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_sloppy.display import at_most
 from lightning_sloppy.measures.relative_dimension import THOUSANDTH
 from lightning_sloppy.measures.sloppiness import sloppiness
 from lightning_sloppy.records import Spectrum
@@ -215,8 +216,7 @@ def shown(rate: ErrorRate) -> str:
     >>> shown(ErrorRate("pac_bayes", "PAC-Bayes bound", 0.8341)), shown(ErrorRate("test", "Test error", 0.8341))
     ('0.835', '0.834')
     """
-    value = math.ceil(rate.value * 1000 - 1e-9) / 1000 if rate.key in ("hold_out", "pac_bayes") else rate.value
-    return f"{value:.3f}"
+    return at_most(rate.value, decimals=3) if rate.key in ("hold_out", "pac_bayes") else f"{rate.value:.3f}"
 
 
 def why_no_guarantee(run: Run) -> str:

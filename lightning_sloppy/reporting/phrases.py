@@ -8,8 +8,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.display import at_most, number_with_error
 from lightning_sloppy.display import number as number
-from lightning_sloppy.display import number_with_error
 from lightning_sloppy.errors import CAUSES, Note
 from lightning_sloppy.quantities import Declaration, Quantity
 from lightning_sloppy.records import Estimate, Measurement
@@ -47,7 +47,7 @@ def _valued(event: Measurement, quantity: Quantity) -> str:
     words = quantity.name.replace("_", " ")
     if estimate is None or not usable(estimate):
         return f"{words} missing"
-    return f"{words} {with_error(estimate)} {quantity.unit}".rstrip()
+    return f"{words} {shown(quantity, estimate)} {quantity.unit}".rstrip()
 
 
 def last_reported(events: Sequence[Measurement]) -> Measurement | None:
@@ -176,6 +176,15 @@ def with_error(estimate: Estimate) -> str:
     return bound + number_with_error(estimate.value, estimate.total_error)
 
 
+def shown(quantity: Quantity, estimate: Estimate) -> str:
+    """A value as its declaration asks: a guarantee is rounded up, everything else has its error.
+
+    >>> shown(Quantity("hold_out", "Bound.", upper_bound=True), Estimate(0.073312))
+    '0.0734'
+    """
+    return at_most(estimate.value) if quantity.upper_bound else with_error(estimate)
+
+
 def verdict(certificate: Certificate | None) -> str:
     """Whether there is a bound, what it certifies and what it was computed from."""
     if certificate is None:
@@ -186,7 +195,7 @@ def verdict(certificate: Certificate | None) -> str:
     if certificate.value >= 1.0:
         said = f"The {kind} bound is vacuous (1.0): it guarantees nothing yet."
     else:
-        said = f"The {kind} bound on the true error is {certificate.value:.4f}."
+        said = f"The {kind} bound on the true error is {at_most(certificate.value)}."
     who = {
         "pair_of_draws": "the pair of networks drawn around the model, not the model itself",
         "fixed_network": "the model itself",
@@ -218,4 +227,5 @@ def lowest_bound(events: Sequence[Measurement], latest: Certificate) -> list[str
     value, step = min(valid)
     if value >= latest.value:
         return []
-    return [f"The lowest bound of the run was {value:.4f} at step {step:,}. It also holds, for the pair drawn there."]
+    lowest = f"The lowest bound of the run was {at_most(value)} at step {step:,}."
+    return [f"{lowest} It also holds, for the pair drawn there."]

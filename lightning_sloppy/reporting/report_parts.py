@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from lightning_sloppy.certificate import Certificate
+from lightning_sloppy.display import at_most, counted
 from lightning_sloppy.quantities import Quantity
 from lightning_sloppy.records import Estimate, Measurement, Status
 from lightning_sloppy.reporting import phrases
@@ -57,7 +58,7 @@ class ShownNumber:
     @property
     def value(self) -> str:
         """The value, with as many decimals as its error has; without an error, four digits."""
-        return phrases.with_error(self.estimate).split(" +- ")[0].removeprefix("at least ")
+        return phrases.shown(self.quantity, self.estimate).split(" +- ")[0].removeprefix("at least ")
 
     @property
     def has_error(self) -> bool:
@@ -121,7 +122,7 @@ class CostOfInstrument:
 def ending(facts: RunFacts, measurements: Sequence[Measurement]) -> str:
     """How the run ended, in one sentence; or that it did not."""
     if facts.end:
-        done = f"{_counted(facts.epochs, 'epoch')} and {_counted(facts.steps, 'optimiser step')}"
+        done = f"{counted(facts.epochs, 'epoch')} and {counted(facts.steps, 'optimiser step')}"
         return " ".join([f"Training {facts.end} after {done}.", *facts.end_sentences])
     last = max(measurements, key=lambda each: each.step, default=None)
     seen = "it has no measurement" if last is None else f"its last measurement is at step {last.step:,}"
@@ -183,7 +184,12 @@ def certificate_numbers(certificate: Certificate) -> list[tuple[str, str]]:
         "Error of the initial weights": certificate.start_error,
         "Prior precision (epsilon)": certificate.epsilon,
     }
-    found = [(name, phrases.number(value)) for name, value in numbers_of.items() if math.isfinite(value)]
+    bounds = {"Bound", "Upper limit of that error on all examples"}
+    found = [
+        (name, at_most(value) if name in bounds else phrases.number(value))
+        for name, value in numbers_of.items()
+        if math.isfinite(value)
+    ]
     texts = {
         "Bounded loss": certificate.loss,
         "Posterior": certificate.posterior.replace("_", " "),
@@ -310,8 +316,8 @@ def _when(instrument: InstrumentRun, event: Measurement) -> str:
 
 
 def _history(event: Measurement, heads: Sequence[Quantity]) -> tuple[str, ...]:
-    known = (event.estimates.get(quantity.name) for quantity in heads)
-    values = (phrases.with_error(e) if e is not None and phrases.usable(e) else "" for e in known)
+    known = ((quantity, event.estimates.get(quantity.name)) for quantity in heads)
+    values = (phrases.shown(q, e) if e is not None and phrases.usable(e) else "" for q, e in known)
     return (f"{event.step:,}", f"{event.epoch:,}", *values)
 
 
@@ -342,7 +348,3 @@ def _missing(instrument: InstrumentRun) -> Iterator[Missing]:
     found = last.certificate
     if found is not None and not found.valid:
         yield Missing(title, "the bound", " ".join(found.reasons) or NO_REASON)
-
-
-def _counted(number: int, word: str) -> str:
-    return f"{number:,} {word}" + ("" if number == 1 else "s")

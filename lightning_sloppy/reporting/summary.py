@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
+from lightning_sloppy.display import counted
 from lightning_sloppy.quantities import RESERVED
 from lightning_sloppy.records import Status
 from lightning_sloppy.reporting.card import card, doubts
@@ -51,12 +52,8 @@ def summarise(run: Run, length: Length = "full") -> str:
 
 
 def _end(facts: RunFacts) -> str:
-    ended = _counted(facts.epochs, "epoch"), _counted(facts.steps, "optimiser step")
+    ended = counted(facts.epochs, "epoch"), counted(facts.steps, "optimiser step")
     return f"Training {facts.end or 'is running'} after {' and '.join(ended)}."
-
-
-def _counted(number: int, word: str) -> str:
-    return f"{number:,} {word}" + ("" if number == 1 else "s")
 
 
 def _cost(run: Run) -> str:
@@ -64,7 +61,7 @@ def _cost(run: Run) -> str:
     sections, facts = list(run.instruments.values()), run.facts
     spent = [sum(event.cost.seconds for event in section.measurements) for section in sections]
     parts = [
-        f"{section.declaration.title} {seconds:.1f} s ({_counted(len(section.measurements), 'measurement')})"
+        f"{section.declaration.title} {seconds:.1f} s ({counted(len(section.measurements), 'measurement')})"
         for section, seconds in zip(sections, spent, strict=True)
     ]
     parts += [f"{what} {seconds:.1f} s" for what, seconds in other_seconds(run)]

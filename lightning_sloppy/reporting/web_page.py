@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_sloppy.display import at_most
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.reporting.canvas import png
 from lightning_sloppy.reporting.phrases import number
@@ -123,7 +124,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"short": short, "digits": number, "breakable": _breakable, "marked": _marked}
+    environment.filters |= {"short": short, "digits": number, "at_most": at_most}
+    environment.filters |= {"breakable": _breakable, "marked": _marked}
     return environment
 
 

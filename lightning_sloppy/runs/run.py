@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lightning_sloppy.display import Displayed, Shown, counted, number, number_with_error
+from lightning_sloppy.display import Displayed, Shown, at_most, counted, number, number_with_error
 from lightning_sloppy.quantities import Declaration
 from lightning_sloppy.records import Measurement
 from lightning_sloppy.runs.frame import frame
@@ -108,13 +108,12 @@ class InstrumentRun(Displayed):
         if latest is None:
             return f"without a value ({count})"
         said = [] if latest.certificate is None else [f"bound {latest.certificate.in_brief()}"]
-        names = sorted((each.name for each in self.declaration.headlines), key=lambda name: name not in _FIRST)
-        found = {name: latest.estimates.get(name) for name in names}
-        said += [
-            f"{name} {number_with_error(estimate.value, estimate.total_error)}"
-            for name, estimate in found.items()
-            if estimate is not None and estimate.status.ok and name != "pac_bayes"  # that is the certificate's
-        ]
+        for each in sorted(self.declaration.headlines, key=lambda quantity: quantity.name not in _FIRST):
+            estimate = latest.estimates.get(each.name)
+            if estimate is None or not estimate.status.ok or each.name == "pac_bayes":  # that is the certificate's
+                continue
+            value, error = estimate.value, estimate.total_error
+            said.append(f"{each.name} {at_most(value) if each.upper_bound else number_with_error(value, error)}")
         return f"{', '.join(said[:2]) or 'without a headline'} ({count})"
 
     def _shown(self) -> Shown:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -12,7 +13,8 @@ from support.instruments import record, summary
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.records import Cost, Estimate, Measurement, Status
 from lightning_sloppy.reporting.card import card
-from lightning_sloppy.reporting.summary import WIDTH
+from lightning_sloppy.reporting.run_html import run_html
+from lightning_sloppy.reporting.summary import WIDTH, summarise
 
 STOP = "Training stopped after epoch 23 because the effective dimension of the Fisher matrix had reached its plateau."
 
@@ -99,6 +101,24 @@ def test_the_whole_story_in_words_and_numbers(tmp_path, monkeypatch):
     assert "\n    tensorboard --logdir runs/version_0" in text
     assert max(len(line) for line in text.splitlines() if "http://" not in line) <= WIDTH
     assert "\x1b" not in text
+
+
+def test_a_printed_guarantee_is_never_below_the_certified_number():
+    bounds = {"value": 0.834123, "hold_out": 0.073312, "single": 0.712312, "live": 0.801212, "lowest": 0.750112,
+              "upper": 0.043251}  # fmt: skip
+    beside = {"risk_upper": bounds["upper"], "live_value": bounds["live"], "guess_error": 0.9, "delta_pac": 0.025}
+    bound = certificate(value=bounds["value"], **beside)
+    estimates = {"pac_bayes": bounds["value"], "hold_out": bounds["hold_out"], "risk_upper": bounds["upper"]}
+    early = event("bound", {}, certificate=certificate(value=bounds["lowest"]), step=100)
+    final = event("certificate", {"pair": bounds["value"], "single": bounds["single"]}, certificate=bound)
+    found = record({"bound": [early, event("bound", estimates, certificate=bound)], "certificate": [final]})
+    pages = [re.sub("<[^>]+>", " ", run_html(runs)) for runs in ([found], [found, found])]
+    brief = [f"{each!r}" for each in (found, bound, *found.instruments.values())]
+    shown = [float(each) for each in re.findall(r"0\.\d+", " ".join([summarise(found), bound.explain(), *brief, *pages]))]
+    for name, exact in bounds.items():
+        near = {each for each in shown if abs(each - exact) < 0.002}
+        assert near, name
+        assert min(near) >= exact, (name, near)
 
 
 def test_the_card_is_the_head_and_the_short_form():

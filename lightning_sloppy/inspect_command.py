@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_sloppy.command_line.plain_parser import BAD_INPUT, PlainParser
-from lightning_sloppy.errors import ConfigurationError, SloppyError
+from lightning_sloppy.command_line.plain_parser import PlainParser
+from lightning_sloppy.command_line.plain_verb import exit_code, require_place, writing
+from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.column_groups import THRESHOLD
 from lightning_sloppy.inspection.data_report import arrays_beside
 
@@ -31,19 +32,14 @@ def run_inspect(arguments: Sequence[str], *, debug: bool = False) -> int:
     options = _parser().parse_args(arguments)
     if options.path is None and options.target and Path(options.target[-1]).is_file():
         options.path = options.target.pop()  # the path behind the targets
-    try:
-        return _inspected(options, of_data)
-    except SloppyError as error:
-        if debug:
-            raise
-        said = str(error)
-    except MemoryError:
-        said = f"The memory does not suffice for {options.path or 'these data'}; select columns first."
-    sys.stderr.write(f"error: {said}\n")
-    return BAD_INPUT
+    return exit_code(
+        lambda: _inspect(options, of_data),
+        debug=debug,
+        short_of_memory=f"The memory does not suffice for {options.path or 'these data'}; select columns first.",
+    )
 
 
-def _inspected(options: argparse.Namespace, of_data: list[str]) -> int:
+def _inspect(options: argparse.Namespace, of_data: list[str]) -> None:
     if (options.path is None) == (not of_data):
         raise ConfigurationError(
             "Give the PATH of a table, or a LightningDataModule with --data CLASS_PATH"
@@ -72,25 +68,19 @@ def _inspected(options: argparse.Namespace, of_data: list[str]) -> int:
         )
     written: list[str] = []
     if options.json is not None:
-        try:
-            arrays = report.save(options.json)
-        except OSError as error:
-            raise ConfigurationError(f"The report cannot be written to {options.json} ({error}).") from error
-        written += [options.json, str(arrays)]
+        with writing(options.json):
+            written += [options.json, str(report.save(options.json))]
     if options.html is not None:
         from lightning_sloppy.reporting.data_html import data_html
         from lightning_sloppy.reporting.web_page import write_page
 
-        try:
+        with writing(options.html):
             write_page(data_html(report), options.html)
-        except OSError as error:
-            raise ConfigurationError(f"The page cannot be written to {options.html} ({error}).") from error
         written.append(options.html)
     console = Console(width=None if sys.stdout.isatty() else 120)
     print_page(report, console)
     if written:
         console.print(f"\nWritten: {' and '.join(written)}", markup=False, highlight=False, soft_wrap=True)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -197,8 +187,7 @@ def _of_datamodule(arguments: list[str]) -> Any:
     if dataset is None:
         raise ConfigurationError(
             f"{type(module).__name__} gives a {type(loader).__name__} for training, but one DataLoader is needed; "
-            f"give the "
-            "data as a file instead."
+            "give the data as a file instead."
         )
     return dataset if hasattr(dataset, "__len__") else loader
 
@@ -215,8 +204,8 @@ def _check_files(options: argparse.Namespace) -> None:
             continue
         path = Path(name)
         files = [path, arrays_beside(path)] if option == "--json" else [path]
-        if any(file.is_dir() for file in files) or not path.resolve().parent.is_dir():
-            raise ConfigurationError(f"The report cannot be written to {path}; name a file in a folder that exists.")
+        for file in files:
+            require_place(file)
         over = next((file for file in files if file.resolve() in taken), None)
         if over is not None:
             what = options.path if over.resolve() == Path(options.path or ".").resolve() else over

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_sloppy.command_line.plain_parser import BAD_INPUT, PlainParser
-from lightning_sloppy.errors import ConfigurationError, SloppyError
+from lightning_sloppy.command_line.plain_parser import PlainParser
+from lightning_sloppy.command_line.plain_verb import exit_code, require_place, writing
+from lightning_sloppy.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from lightning_sloppy.runs.run import Run
@@ -29,18 +30,15 @@ def run_report(arguments: Sequence[str], *, debug: bool = False) -> int:
         Exit code: 0, or 2 with one sentence on the error stream.
 
     Raises:
-        SloppyError: With ``debug``.
+        Exception: An error that is not of this package, or any error with ``debug``.
     """
     options = _parser().parse_args(arguments)
-    try:
-        path = _reported([Path(folder) for folder in options.runs], None if options.out is None else Path(options.out))
-    except SloppyError as error:
-        if debug:
-            raise
-        sys.stderr.write(f"error: {error}\n")
-        return BAD_INPUT
-    sys.stdout.write(f"Written: {path}\n")
-    return 0
+    places, out = [Path(folder) for folder in options.runs], None if options.out is None else Path(options.out)
+    return exit_code(
+        lambda: _report(places, out),
+        debug=debug,
+        short_of_memory="The memory does not suffice for all of these runs; name fewer.",
+    )
 
 
 def _parser() -> PlainParser:
@@ -58,7 +56,7 @@ def _parser() -> PlainParser:
     return parser
 
 
-def _reported(places: Sequence[Path], out: Path | None) -> Path:
+def _report(places: Sequence[Path], out: Path | None) -> None:
     from lightning_sloppy.reporting.run_html import REPORT, run_html
     from lightning_sloppy.reporting.run_settings import settings_in
     from lightning_sloppy.reporting.web_page import require_page, write_page
@@ -70,15 +68,12 @@ def _reported(places: Sequence[Path], out: Path | None) -> Path:
     if repeated is not None:
         raise ConfigurationError(f"{repeated} is given more than once; name each run once.")
     path = out or (files[0].parent / REPORT if len(files) == 1 else Path(OF_SEVERAL))
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        raise ConfigurationError(f"The report cannot be written to {path}; name a file in a folder that exists.")
+    require_place(path)
     require_page(path)
     runs = [_there(load_run(file), folder) for file, folder in zip(files, folders, strict=True)]
     page = run_html(runs, settings=[settings_in(folder) for folder in folders])
-    try:
-        return write_page(page, path)
-    except OSError as error:
-        raise ConfigurationError(f"The report cannot be written to {path} ({error}).") from error
+    with writing(path):
+        sys.stdout.write(f"Written: {write_page(page, path)}\n")
 
 
 def _there(run: Run, folder: Path) -> Run:

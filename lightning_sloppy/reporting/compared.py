@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -57,12 +57,19 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     return [f"run {place}" for place in range(1, len(runs) + 1)]
 
 
+def _compared(axes: Axes, found: Sequence[Mapping[str, object]], what: str, without: str) -> str | None:
+    """The matrix that is compared, named in the title of the panel; None, with a sentence there, if no run has one."""
+    key = next((key for key in PREFERRED if any(key in curves for curves in found)), None)
+    titled(axes, what if key is None else f"{what}: {MATRICES[key][2]}")
+    if key is None:
+        say(axes, without)
+    return key
+
+
 def _draw_spectra(axes: Axes, runs: Sequence[Run], names: Sequence[str]) -> None:
     found = [rank_curves(run) for run in runs]
-    key = next((key for key in PREFERRED if any(key in curves for curves in found)), None)
-    titled(axes, "Spectra" if key is None else f"Spectra: {MATRICES[key][2]}")
+    key = _compared(axes, found, "Spectra", "No spectrum was measured.")
     if key is None:
-        say(axes, "No spectrum was measured.")
         return
     drawn = 0
     for place, (name, curves) in enumerate(zip(names, found, strict=True)):
@@ -80,10 +87,8 @@ def _draw_spectra(axes: Axes, runs: Sequence[Run], names: Sequence[str]) -> None
 
 def _draw_dimensions(axes: Axes, runs: Sequence[Run], names: Sequence[str]) -> None:
     found = [dimension_curves(run) for run in runs]
-    key = next((key for key in PREFERRED if any(key in curves for curves in found)), None)
-    titled(axes, "Effective dimension" if key is None else f"Effective dimension: {MATRICES[key][2]}")
+    key = _compared(axes, found, "Effective dimension", "No effective dimension was measured.")
     if key is None:
-        say(axes, "No effective dimension was measured.")
         return
     drawn = []
     for place, (name, curves) in enumerate(zip(names, found, strict=True)):

@@ -129,6 +129,24 @@ def test_a_report_is_replaced(capsys, folder) -> None:
     assert (folder / "report.html").stat().st_mtime_ns > first
 
 
+@pytest.mark.parametrize(("verb", "said"), [("report", "for all of these runs"), ("inspect", "select columns first")])
+def test_too_little_memory_is_one_sentence_and_an_error_with_debug(capsys, monkeypatch, folder, verb, said) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("lightning_sloppy.runs.run_file.load_run", full)
+    monkeypatch.setattr("lightning_sloppy.inspection.inspecting.inspect", full)
+    with pytest.raises(SystemExit) as caught:
+        main([verb, str(folder)])
+    assert caught.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: The memory does not suffice for ")
+    assert said in errors
+    assert errors.count("\n") == 1
+    with pytest.raises(MemoryError):
+        main([verb, str(folder), "--debug"])
+
+
 def test_help_shows_the_arguments(capsys) -> None:
     code, said, _ = run(capsys, "--help")
     assert code == 0
@@ -140,6 +158,8 @@ def test_help_shows_the_arguments(capsys) -> None:
 def test_reading_and_reporting_need_no_lightning(folder) -> None:
     check = (
         "import sys; from lightning_sloppy.report_command import run_report; "
-        f"run_report([{str(folder)!r}]); assert 'lightning' not in sys.modules"
+        f"print(run_report([{str(folder)!r}]), 'lightning' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", check], cwd=Path(__file__).parents[2], check=True, capture_output=True)
+    found = subprocess.run([sys.executable, "-c", check], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert found.stdout.splitlines() == [f"Written: {folder / 'report.html'}", "0 False"], found.stderr
+    assert (folder / "report.html").exists()

@@ -11,6 +11,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_sloppy.reporting import picture_log
+from lightning_sloppy.reporting.picture import picture
 from lightning_sloppy.reporting.picture_log import DRAWN_ROUNDS, FILE, TAG, PictureLog
 from lightning_sloppy.runs.run import Run, RunFacts
 
@@ -126,8 +127,13 @@ def test_the_last_file_has_more_pixels(tmp_path: Path) -> None:
 
 
 def test_nothing_is_drawn_where_nobody_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture_log, "picture", lambda run: pytest.fail("drawn"))
+    drawn = []
+    monkeypatch.setattr(picture_log, "picture", lambda run: drawn.append(run) or picture(run))
     PictureLog(resumed=False).draw(trainer(object()), run_in, step=1)
+    assert drawn == []
+    board = Board()
+    PictureLog(resumed=False).draw(trainer(object(), SimpleNamespace(experiment=board)), run_in, step=1)
+    assert len(drawn) == len(board.images) == 1
 
 
 def test_a_resumed_fit_adds_one_picture_to_loggers_and_keeps_the_file_up_to_date(tmp_path: Path) -> None:

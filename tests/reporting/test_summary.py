@@ -114,7 +114,9 @@ def test_a_printed_guarantee_is_never_below_the_certified_number():
     found = record({"bound": [early, event("bound", estimates, certificate=bound)], "certificate": [final]})
     pages = [re.sub("<[^>]+>", " ", run_html(runs)) for runs in ([found], [found, found])]
     brief = [f"{each!r}" for each in (found, bound, *found.instruments.values())]
-    shown = [float(each) for each in re.findall(r"0\.\d+", " ".join([summarise(found), bound.explain(), *brief, *pages]))]
+    shown = [
+        float(each) for each in re.findall(r"0\.\d+", " ".join([summarise(found), bound.explain(), *brief, *pages]))
+    ]
     for name, exact in bounds.items():
         near = {each for each in shown if abs(each - exact) < 0.002}
         assert near, name

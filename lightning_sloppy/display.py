@@ -118,6 +118,16 @@ def at_most(value: float, *, decimals: int = 4) -> str:
     return str(Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-decimals), ROUND_CEILING))
 
 
+def ordinal(number: int) -> str:
+    """The place of something that is counted from 1.
+
+    >>> ordinal(1), ordinal(12), ordinal(23), ordinal(1002)
+    ('1st', '12th', '23rd', '1,002nd')
+    """
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number:,}{ending}"
+
+
 def counted(number: int, word: str) -> str:
     """A number with its noun.
 

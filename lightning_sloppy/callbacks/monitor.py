@@ -82,9 +82,9 @@ class SloppyMonitor(SloppyCallback):
             needs matplotlib (the extra ``plot``).
         detail: Which scalars loggers get: "main", those that show something that a person acts on, or "all". The
             records and ``trainer.callback_metrics`` always hold all.
-        summary: What is printed at the end of the fit. "full": five answers, then conditions and details. "short": the
-            five answers. false: nothing. The level of the logger "lightning_sloppy" decides as well: WARNING prints
-            nothing, DEBUG everything.
+        summary: What is printed at the end of the fit. "full": five answers, conditions and details, and where the
+            values are. "short": the same without conditions and details. false: nothing. The level of the logger
+            "lightning_sloppy" decides as well: WARNING prints nothing, DEBUG everything.
         hparams: Log the final numbers with the hyperparameters, so that runs can be sorted in TensorBoard.
         report: Write ``report.html`` into the folder of the run at the end of the fit; see docs/report.md. Without a
             logger that has a folder, nothing is written.

@@ -13,7 +13,7 @@ from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.display import at_most
 from lightning_sloppy.measures.stopping import Condition, Rule, Settling, settling
 from lightning_sloppy.records import Estimate, Measurement, Status
-from lightning_sloppy.reporting.phrases import clause, number, short_reason, usable, value, with_error
+from lightning_sloppy.reporting.phrases import behind_colon, clause, number, short_reason, usable, value, with_error
 from lightning_sloppy.runs.run import InstrumentRun, Run
 
 HEADINGS = ("Data", "Network", "Settled", "Guarantee", "Cost")
@@ -289,7 +289,7 @@ def _guarantee(run: Run) -> str:
     is_final = any(found is event.certificate for event in (() if final is None else final.measurements))
     what = "final PAC-Bayes certificate" if is_final else "PAC-Bayes bound"
     if not found.valid:
-        reason = clause(short_reason(found.reasons[0] if found.reasons else "no reason is known"))
+        reason = behind_colon(clause(short_reason(found.reasons[0] if found.reasons else "no reason is known")))
         more = f" (and {len(found.reasons) - 1} more reasons)" if len(found.reasons) > 1 else ""
         return f"there is no {what}: {reason}{more}{beside}"
     guess = found.guess_error

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_sloppy.errors import Note
 from lightning_sloppy.quantities import RESERVED, Declaration
 from lightning_sloppy.reporting.card import card, final_numbers
 from lightning_sloppy.reporting.guide import GUIDE
@@ -29,6 +30,9 @@ READ_ME_FIRST = "sloppy_summary/read_me_first"
 
 FINAL = "final"
 """Group of the final numbers: ``sloppy_final/...``."""
+
+LASTING = ("loss", "samples", "index", "module")
+"""Causes that stay for a whole fit: what they took from the first measurements does not come later."""
 
 # The tag under which the HParams page looks for the metrics of a run.
 _HPARAMS_KEY = b"_hparams_/experiment"
@@ -155,12 +159,21 @@ def _has_curves(instrument: InstrumentRun) -> bool:
 
 
 def _drawable(instrument: InstrumentRun) -> Declaration:
-    """The declaration without bands whose edges are missing: TensorBoard draws a band only if all steps have them."""
+    """The declaration of what can have a curve.
+
+    It is without bands whose edges are missing: TensorBoard draws a band only if all steps have them. If a note names a
+    cause that lasts, it is without the charts of which nothing was measured. Without such a note they may come: some
+    quantities need two measurements.
+    """
     declaration, measured = instrument.declaration, instrument.measurements
     known = {name for event in measured for name, estimate in event.estimates.items() if usable(estimate)}
+    seen = {name for event in measured for name in event.estimates}
+    lasting = any(isinstance(note, Note) and note.cause in LASTING for event in measured for note in event.notes)
+    charts = {each.chart for each in declaration.quantities if each.name in seen or not lasting}
     quantities = [
         replace(each, band=None) if each.band and each.name in known and not known.issuperset(each.band) else each
         for each in declaration.quantities
+        if each.chart in charts
     ]
     return replace(declaration, quantities=quantities)
 

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from lightning_sloppy.certificate import Certificate
-from lightning_sloppy.display import at_most, number_with_error
+from lightning_sloppy.display import at_most, number_with_error, ordinal
 from lightning_sloppy.display import number as number
 from lightning_sloppy.errors import CAUSES, Note
 from lightning_sloppy.quantities import Declaration, Quantity
@@ -16,6 +16,42 @@ from lightning_sloppy.records import Estimate, Measurement
 
 LONGEST_REASON = 240
 """Characters of a reason in the card; the sections of the summary have the whole."""
+
+ORDINARY = frozenset(
+    {
+        "A",
+        "All",
+        "An",
+        "Buffers",
+        "Each",
+        "Every",
+        "In",
+        "It",
+        "Its",
+        "Learning",
+        "No",
+        "None",
+        "Numbers",
+        "On",
+        "One",
+        "Only",
+        "Outputs",
+        "Parameters",
+        "Samples",
+        "Some",
+        "That",
+        "The",
+        "There",
+        "These",
+        "This",
+        "Two",
+        "Under",
+        "Weights",
+        "With",
+        "Without",
+    }
+)
+"""Words that may begin a reason and are no names."""
 
 CLAUSE_END = re.compile(r"; |(?: in forward)?\. (?=[A-Z])")
 """Ends of what was found, before what to do about it."""
@@ -31,7 +67,7 @@ def paragraphs_of(events: Sequence[Measurement], declaration: Declaration) -> li
     >>> from lightning_sloppy.records import Cost, Status
     >>> event = Measurement(9, 1, "norm", None, {"size": Estimate(2.5)}, Cost(), Status.EXACT, num_samples=64)
     >>> paragraphs_of([event], Declaration("norm", "Norm", [Quantity("size", "Length.", unit="metres")]))
-    ['Step 9, epoch 1. N = 64 probe samples. Size 2.5 metres.']
+    ['Step 9, in the 2nd epoch. N = 64 probe samples. Size 2.5 metres.']
     """
     event = last_reported(events)
     if event is None:
@@ -102,10 +138,20 @@ def clause(sentence: str) -> str:
     return sentence if sentence.endswith("...") else sentence.removesuffix(".")
 
 
+def behind_colon(sentence: str) -> str:
+    """A sentence in the middle of another one: an ordinary word at its start is written small, a name is not.
+
+    >>> behind_colon("The loss is not known"), behind_colon("KeyError: 'label'"), behind_colon("Net has no outputs")
+    ('the loss is not known', "KeyError: 'label'", 'Net has no outputs')
+    """
+    first = sentence.partition(" ")[0]
+    return sentence[:1].lower() + sentence[1:] if first in ORDINARY else sentence
+
+
 def when(event: Measurement) -> str:
-    """Step and epoch, and the status of the measurement if it is not OK."""
+    """Step and epoch, which is counted from 1 as in the card, and the status of the measurement if it is not OK."""
     again = "" if event.status.ok or event.status.name == "UNAVAILABLE" else f" {event.status.value}"
-    return f"Step {event.step:,}, epoch {event.epoch}.{again}"
+    return f"Step {event.step:,}, in the {ordinal(event.epoch + 1)} epoch.{again}"
 
 
 def on_samples(event: Measurement, kind: str) -> str:

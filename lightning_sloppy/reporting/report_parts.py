@@ -75,7 +75,7 @@ class NumbersOfInstrument:
         when: Step, epoch, samples, and the status where it is not good.
         headlines: The numbers that the closing summary reports.
         others: All other numbers.
-        history: Step, epoch and headline values of each measurement, in order.
+        history: Step, epoch (counted from 1) and headline values of each measurement, in order.
         history_heads: Names of those values.
         text: What the closing summary says about it.
         advice: What it means and what to do when it rises, falls or stays flat, if the package knows.
@@ -318,7 +318,7 @@ def _when(instrument: InstrumentRun, event: Measurement) -> str:
 def _history(event: Measurement, heads: Sequence[Quantity]) -> tuple[str, ...]:
     known = ((quantity, event.estimates.get(quantity.name)) for quantity in heads)
     values = (phrases.shown(q, e) if e is not None and phrases.usable(e) else "" for q, e in known)
-    return (f"{event.step:,}", f"{event.epoch:,}", *values)
+    return (f"{event.step:,}", f"{event.epoch + 1:,}", *values)
 
 
 def _missing(instrument: InstrumentRun) -> Iterator[Missing]:

@@ -71,7 +71,7 @@ def test_a_minimal_instrument_has_all_that_the_others_have(tmp_path, caplog):
         assert set(expected_tags(norms.declaration)) <= set(next(csv.reader(file)))
     # The closing summary.
     said = " ".join(" ".join(record.getMessage() for record in caplog.records).split())
-    assert f"Norms Step 5, epoch 1. N = 32 probe samples. Length {end:.4g} metres." in said
+    assert f"Norms Step 5, in the 2nd epoch. N = 32 probe samples. Length {end:.4g} metres." in said
 
 
 def test_the_probe_is_the_training_loss_on_fixed_samples(tmp_path):

@@ -190,6 +190,19 @@ def test_the_ratio_of_the_card_is_that_of_the_curve_and_of_the_parts(tmp_path):
     assert f"Measuring took {facts.measuring_seconds:.1f} s beside" in monitor.summary()
 
 
+def charts_with_curves(logger: TensorBoardLogger) -> dict[str, list[str]]:
+    """Titles of the charts of each category; fails if one has no curve."""
+    read = events(logger)
+    (written,) = read.Tensors("custom_scalars__config__")
+    scalars = read.Tags()["scalars"]
+    categories = layout_pb2.Layout.FromString(written.tensor_proto.string_val[0]).category
+    for chart in (chart for category in categories for chart in category.chart):
+        bands = [tag for each in chart.margin.series for tag in (each.value, each.lower, each.upper)]
+        entries = [*chart.multiline.tag, *bands]
+        assert any(re.match(entry, name) for entry in entries for name in scalars), chart.title
+    return {category.title: [chart.title for chart in category.chart] for category in categories}
+
+
 @pytest.mark.filterwarnings("ignore:No PAC-Bayes bound")
 def test_what_cannot_come_has_no_chart(tmp_path):
     """No bound on the error of a regression, and no curve of what is measured once."""
@@ -198,15 +211,8 @@ def test_what_cannot_come_has_no_chart(tmp_path):
     data = torch.utils.data.TensorDataset(blobs().tensors[0], targets)
     monitor = SloppyMonitor(hessian=HessianSpectrum(k=2, num_samples=32), fisher=None)
     trainer(tmp_path, callbacks=[monitor], max_epochs=1, logger=logger).fit(Regressor(), loader(data))
-    read = events(logger)
-    (written,) = read.Tensors("custom_scalars__config__")
-    categories = layout_pb2.Layout.FromString(written.tensor_proto.string_val[0]).category
-    assert [each.title for each in categories] == ["Start here", "Sloppy: Jacobian", "Sloppy: Hessian", "Sloppy: cost"]
-    scalars = read.Tags()["scalars"]
-    for chart in (chart for category in categories for chart in category.chart):
-        bands = [tag for each in chart.margin.series for tag in (each.value, each.lower, each.upper)]
-        entries = [*chart.multiline.tag, *bands]
-        assert any(re.match(entry, name) for entry in entries for name in scalars), chart.title
+    charts = charts_with_curves(logger)
+    assert list(charts) == ["Start here", "Sloppy: Jacobian", "Sloppy: Hessian", "Sloppy: cost"]
     assert "there is no PAC-Bayes bound" in dict(card(monitor.record()).lines)["Guarantee"]
 
 
@@ -222,6 +228,28 @@ def test_a_band_whose_edges_are_missing_is_drawn_as_a_line():
         assert introduce(host, record({"jacobian": [measured]}), step=0)
         charts = written[0]["Sloppy: Jacobian"]
         assert ("Margin" in [entry[0] for entry in charts.values()]) == (kind == "Margin")
+
+
+class Penalised(Classifier):
+    """Of its loss only the step as a whole is known."""
+
+    def __init__(self):
+        super().__init__()
+        del self.loss_fn
+
+    def training_step(self, batch, batch_idx):
+        penalty = sum(each.square().sum() for each in self.parameters())
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1]) + 1e-2 * penalty
+
+
+@pytest.mark.filterwarnings("ignore:.*training_step returned")
+def test_where_only_the_loss_of_the_step_is_known_every_chart_has_data(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    options = {"jacobian": None, "bound": None, "hessian": HessianSpectrum(k=2, num_samples=32)}
+    fitted(tmp_path, logger=logger, module=Penalised(), epochs=2, **options)
+    charts = charts_with_curves(logger)
+    assert "Largest and smallest eigenvalue" in charts["Sloppy: Hessian"]
+    assert not [title for titles in charts.values() for title in titles if "Effective dimension" in title]
 
 
 class SimpleTrainer(SimpleNamespace):

@@ -71,7 +71,9 @@ def test_the_noise_scale_is_right_and_appears_everywhere(tmp_path, noise_scale, 
         values = [float(row[tag]) for row in csv.DictReader(file) if row[tag]]
     assert values[-1] == pytest.approx(scale, rel=1e-3)
     said = " ".join(" ".join(record.getMessage() for record in caplog.records).split())
-    assert re.search(r"Gradient noise scale Step \d+, epoch 1. N = 64 probe samples. Noise scale [\d.]+ samples.", said)
+    assert re.search(
+        r"Gradient noise scale Step \d+, in the 2nd epoch. N = 64 probe samples. Noise scale [\d.]+ samples.", said
+    )
 
 
 def test_the_noise_scale_needs_25_lines():

@@ -146,8 +146,22 @@ def test_a_known_reason_is_given_in_few_words_for_a_warning_has_given_the_senten
 @pytest.mark.parametrize(
     ("reason", "said"),
     [
+        (Reason("Only training_step is known.", cause="loss"), "the loss of outputs and targets is not known"),
+        (Reason("The weights hold NaN."), "the weights hold NaN"),
+        (Reason("KeyError: 'label' (net.py:9) in forward. It runs.", cause="error: x"), "KeyError: 'label' (net.py:9)"),
+        (Reason("AnyNet has no outputs."), "AnyNet has no outputs"),
+    ],
+)
+def test_behind_the_colon_a_sentence_begins_small_and_a_name_stays(reason, said):
+    line = texts(run_of(bounded(valid=False, value=math.nan, reasons=(reason,))))
+    assert line["Guarantee"] == f"there is no PAC-Bayes bound: {said}"
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
         (f"The loss {'x' * 150} shows no scores; pass predict=, a function from outputs to labels, or a loss of torch "
-         "as loss_fn=, or disable the bound.", f"The loss {'x' * 150} shows no scores"),
+         "as loss_fn=, or disable the bound.", f"the loss {'x' * 150} shows no scores"),
         (f"The loss shows no scores {'of a class ' * 40}", None),
     ],
 )  # fmt: skip
@@ -270,7 +284,7 @@ def test_a_final_certificate_comes_before_the_live_bound():
          "0.9500 with probability 0.95 (PAC-Bayes bound; guessing has 0.8983); for the trained model itself"),
         ({"guess_error": math.nan}, "for a pair of networks drawn around the model: true error at most 0.8345"),
         ({"valid": False, "value": math.nan, "reasons": (Reason("The start is unknown."), Reason("NaN."))},
-         "there is no PAC-Bayes bound: The start is unknown (and 1 more reasons); for the trained model itself"),
+         "there is no PAC-Bayes bound: the start is unknown (and 1 more reasons); for the trained model itself"),
     ],
 )  # fmt: skip
 def test_a_bound_that_guarantees_nothing_is_said_to(fields, expected):
@@ -317,5 +331,5 @@ def test_a_bound_of_earlier_weights_is_no_guarantee_for_those_of_the_end():
     lost = bounded(valid=False, value=math.nan, reasons=(Reason("The weights hold NaN."),))
     before = bounded()
     run = run_of(replace(before, measurements=(*before.measurements, *lost.measurements)))
-    assert texts(run)["Guarantee"].startswith("there is no PAC-Bayes bound: The weights hold NaN")
+    assert texts(run)["Guarantee"].startswith("there is no PAC-Bayes bound: the weights hold NaN")
     assert "guaranteed_error" not in final_numbers(run)

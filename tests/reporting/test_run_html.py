@@ -112,10 +112,11 @@ def test_every_measurement_is_in_the_folded_history(run, page) -> None:
     for instrument in run.instruments.values():
         if len(instrument.measurements) > 1:
             assert f"All {len(instrument.measurements)} measurements: {instrument.declaration.title}" in page.text
+    assert ["step", "epoch, from 1", "effective dimension"] in page.rows
     rows = [row for row in page.rows if len(row) == 3 and row[0] == "7"]
     dimension = run.instruments["jacobian"].measurements[4].estimates["effective_dimension"]
     assert run.instruments["jacobian"].measurements[4].step == 7
-    assert ["7", "1", phrases.with_error(dimension)] in rows
+    assert ["7", "2", phrases.with_error(dimension)] in rows
 
 
 def test_what_to_do_is_said_for_each_group(run, page) -> None:

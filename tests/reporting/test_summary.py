@@ -79,7 +79,7 @@ def test_the_whole_story_in_words_and_numbers(tmp_path, monkeypatch):
         "Effective dimension of the inputs: 41.5 of 61 features (an eigenvalue that is a thousandth of the trace",
         "Participation ratio: 17.3.",
         "3 constant columns were excluded.",
-        "Step 414, epoch 22. N = 1,024 probe samples.",
+        "Step 414, in the 23rd epoch. N = 1,024 probe samples.",
         "Largest eigenvalue 8.25, smallest -0.125, trace 40.0 +- 1.5.",
         "Effective dimension of the Gauss-Newton part: 459.7 +- 5.9 of 4,570 parameters (an eigenvalue that is",
         "At the scale of the prior, z = 0.00245, it is 300.0 +- 4.0.",

@@ -208,7 +208,7 @@ def gather_facts(trainer: Trainer, context: FitContext | None, *, end: str = "")
     sentences = [sentence for part in family for sentence in part.summary_sentences()]
     sentences += sentences_about_picture(family) if end else []
     facts = run_facts(trainer, context, schedule=next(iter(schedules), None), end=end, sentences=sentences)
-    facts = replace(facts, warnings=tuple(warnings_of(family).values()))
+    facts = replace(facts, warnings=tuple(dict.fromkeys(warnings_of(family).values())))
     for part in family:
         part.facts = facts
     return facts

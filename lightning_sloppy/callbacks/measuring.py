@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_sloppy.callbacks.awaiting import AwaitingCallback
-from lightning_sloppy.callbacks.base import SloppyCallback, gather_facts, peers
+from lightning_sloppy.callbacks.base import SloppyCallback, gather_facts, peers, warnings_of
 from lightning_sloppy.callbacks.picturing import draw_after
 from lightning_sloppy.callbacks.recording import keep_record, light
 from lightning_sloppy.curvature.memory import peak_bytes
 from lightning_sloppy.display import Shown
-from lightning_sloppy.errors import ConfigurationError, Note, UnsupportedError
+from lightning_sloppy.errors import CAUSES, ConfigurationError, Note, UnsupportedError
 from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext, fit_context
 from lightning_sloppy.probing.error_words import in_words, note_of
@@ -311,6 +311,10 @@ class MeasuringCallback(AwaitingCallback):
         note = None if context is None else context.losses.note
         if note is not None:
             self.warn_once(note, trainer=trainer, key=note.cause)
+            family = peers(trainer) or [self]
+            if note.short == CAUSES["loss"] and not any("loss" in peer.warned for peer in family):
+                # Its cause may be an error of forward: that the loss is not known then needs no warning of its own.
+                self.warned["loss"] = warnings_of(family)[note.cause]
 
     def _report(
         self, trainer: Trainer, pl_module: LightningModule, context: FitContext | None, measurement: Measurement

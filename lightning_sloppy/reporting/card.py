@@ -352,7 +352,9 @@ def _failures(instrument: InstrumentRun) -> str:
         return ""
     reason = next((note for event in failed for note in event.notes), "no reason is known")
     count = f"{len(failed)} of {len(events)} measurements" if len(events) > 1 else "the measurement"
-    return f"{instrument.declaration.title}: {count} failed, so values are missing: {short_reason(reason)}"
+    return (
+        f"{instrument.declaration.title}: {count} failed, so values are missing: {behind_colon(short_reason(reason))}"
+    )
 
 
 def _doubts_about_dimension(run: Run) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 import torch.utils.checkpoint
 from support.alike import differences
 from support.certified import QUICK, Data, certifying_trainer, fit, flags, true_error
-from support.tiny import CLASSES, SAFELY, Classifier, Regressor, blobs, loader, trainer
+from support.tiny import CLASSES, SAFELY, Classifier, Manual, Regressor, blobs, loader, trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sloppy import (
@@ -399,18 +399,6 @@ def test_forwards_with_ways_of_their_own_are_learnt_too(tmp_path, kind):
     assert final.learnt.method == ("noise of each example" if kind is Classifier else "one draw for each batch")
     assert final.certificates[0].valid
     assert final.certificates[0].value < 1 - 1 / CLASSES
-
-
-class Manual(Classifier):
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(torch.nn.functional.cross_entropy(self(batch[0]), batch[1]))
-        optimizer.step()
 
 
 def test_a_loss_can_be_given(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from support.norms import Norms, events
-from support.tiny import SAFELY, Classifier, loader, trainer
+from support.tiny import SAFELY, Classifier, Manual, loader, trainer
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from lightning_sloppy import (
@@ -332,17 +332,6 @@ def test_a_subscriber_is_strict_for_itself(tmp_path, monkeypatch, strict):
 
 
 def test_an_instrument_that_needs_no_loss_asks_for_none(tmp_path):
-    class Manual(Classifier):
-        def __init__(self):
-            super().__init__()
-            self.automatic_optimization = False
-
-        def training_step(self, batch, batch_idx):
-            optimizer = self.optimizers()
-            optimizer.zero_grad()
-            self.manual_backward(self.loss_fn(self(batch[0]), batch[1]))
-            optimizer.step()
-
     class Length(Norms):
         def measure(self, trainer, pl_module, probe):
             return {"length": float(pl_module.net[0].weight.detach().norm())}

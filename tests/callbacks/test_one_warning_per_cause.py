@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.habits import OnceTanh
-from support.tiny import FEATURES, Classifier, Regressor, blobs, trainer
+from support.tiny import FEATURES, Classifier, Manual, Regressor, blobs, trainer
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -69,18 +69,6 @@ class Other(Plain):
         return self(batch[0]).square().mean()
 
 
-class Manual(Plain):
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(super().training_step(batch, batch_idx))
-        optimizer.step()
-
-
 class ActingOutside(Smoothed):
     def __init__(self):
         super().__init__()
@@ -114,6 +102,16 @@ class TrainsOnly(Plain):
         if not self.training:
             raise RuntimeError("no weights for eval")
         return self.net(inputs)
+
+
+class NoForward(Plain):
+    """The step does not call forward, which fails in every mode."""
+
+    def forward(self, inputs):
+        raise RuntimeError("there is no forward")
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch[0]), batch[1])
 
 
 class FromTwo(Plain):
@@ -245,6 +243,17 @@ def test_one_warning_and_one_place(tmp_path, caplog, cause):
     for part in re.split(r"(?<=[.;:]) ", sentence):
         if len(part) > 40:
             assert text.count(" ".join(part.split())) == 1, part
+
+
+@pytest.mark.parametrize(
+    "missing", [(), ("jacobian", "hessian"), ("jacobian", "bound"), ("hessian", "fisher", "bound")]
+)
+def test_a_forward_that_fails_is_one_cause_for_the_loss_and_for_what_needs_it(tmp_path, caplog, missing):
+    found, summary = fitted(tmp_path, NoForward, data(), caplog, **dict.fromkeys(missing))
+    assert len(found) == 1, [str(each.message) for each in found]
+    sentence = str(found[0].message)
+    assert "the forward of the module does not accept the inputs: RuntimeError: there is no forward" in sentence
+    assert " ".join(summary.split()).count(sentence) == 1
 
 
 @pytest.mark.slow

@@ -110,7 +110,7 @@ def test_every_line_says_why_it_has_no_number():
     assert dict(found.lines)["Data"] == "missing. The inputs are a list with 2 tensors."
     assert dict(found.lines)["Network"] == "not measured yet"
     assert (
-        found.warning == "Inputs: the measurement failed, so values are missing: The inputs are a list with 2 tensors."
+        found.warning == "Inputs: the measurement failed, so values are missing: the inputs are a list with 2 tensors."
     )
 
 
@@ -118,7 +118,7 @@ def test_a_reason_that_a_warning_has_given_is_said_in_few_words():
     note = Note("The samples are endless. Use others.", cause="samples", short="the samples are endless")
     found = card(run_of(instrument("input", event("input", {}, status=Status.FAILED, notes=(note,)))))
     assert dict(found.lines)["Data"] == "missing. The samples are endless."
-    assert found.warning == "Inputs: the measurement failed, so values are missing: The samples are endless."
+    assert found.warning == "Inputs: the measurement failed, so values are missing: the samples are endless."
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_the_limit_on_the_cost_after_the_grace():
         ([dimensions([50.0]), instrument("hessian", event("hessian", {}, status=Status.NON_FINITE))],
          "Hessian at step 199: Not finite"),
         ([instrument("fisher", event("fisher", {}, status=Status.FAILED, notes=("No loss.",)), event("fisher", {}))],
-         "Fisher matrix: 1 of 2 measurements failed, so values are missing: No loss."),
+         "Fisher matrix: 1 of 2 measurements failed, so values are missing: no loss."),
         ([instrument("input", event("input", {"participation_ratio": 9.0, "num_features": 60, "num_samples": 120}))],
          "120 samples for 60 features"),
     ],

@@ -118,6 +118,15 @@ def at_most(value: float, *, decimals: int = 4) -> str:
     return str(Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-decimals), ROUND_CEILING))
 
 
+def percent(part: float, decimals: int = 0) -> str:
+    """A fraction in per cent, as all texts write it.
+
+    >>> percent(0.05), percent(0.1234, 1)
+    ('5 %', '12.3 %')
+    """
+    return f"{100 * part:.{decimals}f} %"
+
+
 def ordinal(number: int) -> str:
     """The place of something that is counted from 1.
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from support.tiny import Classifier, blobs, loader, trainer
 
+import lightning_sloppy
 from lightning_sloppy import (
     Certificate,
     Cost,
@@ -29,6 +31,17 @@ from lightning_sloppy.certificate import Reason
 from lightning_sloppy.display import number
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
+
+
+def test_per_cent_has_one_form_in_all_texts():
+    package = Path(lightning_sloppy.__file__).parent
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in [*package.rglob("*.py"), *package.rglob("templates/*.html")]
+        for line in path.read_text().splitlines()
+        if re.search(r":\.?\d*%\}", line) or (path.suffix == ".py" and re.search(r"[\w}]% ", line))
+    ]
+    assert found == []
 
 
 class Table(HTMLParser):

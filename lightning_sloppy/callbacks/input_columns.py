@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lightning_sloppy.display import percent
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.column_groups import THRESHOLD, ColumnGroup
 from lightning_sloppy.inputs.frames import is_frame
@@ -169,8 +170,8 @@ def _missing(moments: AnyMoments, names: Sequence[str], spectrum: Spectrum) -> l
     }[moments.method]
     completely = "completely " if moments.method == "pairwise" else ""
     said = [
-        f"{moments.missing_rate:.2%} of the numbers are missing; {how}, and values are taken as missing {completely}at "
-        "random, which no data can show."
+        f"{percent(moments.missing_rate, 2)} of the numbers are missing; {how}, and values are taken as missing "
+        f"{completely}at random, which no data can show."
     ]
     if moments.undefined_pairs and moments.method == "pairwise":
         said.append(

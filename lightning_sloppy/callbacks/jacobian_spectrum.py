@@ -15,6 +15,7 @@ from lightning_sloppy.callbacks.instrument import Instrument
 from lightning_sloppy.curvature.fisher_spectra import ROW_LIMIT
 from lightning_sloppy.curvature.jacobian import Outputs, jacobian_objective, weighted, width_of
 from lightning_sloppy.curvature.parameters import ParameterLayout, Patterns
+from lightning_sloppy.display import percent
 from lightning_sloppy.errors import ConfigurationError, Note
 from lightning_sloppy.evaluation.batches import Batch, BatchSize, picked, sample_count
 from lightning_sloppy.evaluation.objective import Objective
@@ -328,8 +329,8 @@ class JacobianSpectrum(Instrument):
             number = int(probe_indices(len(source), self.size.num_samples, self.seed)[number])
             which = "of the training data"
         sentence = Note(
-            f"Sample {number:,} {which} contributes {fraction:.0%} of the trace of the Jacobian before the samples are "
-            "normalised; inspect its inputs.",
+            f"Sample {number:,} {which} contributes {percent(fraction)} of the trace of the Jacobian before the "
+            "samples are normalised; inspect its inputs.",
             cause=f"dominating {number}",
             short=f"sample {number:,} dominates the trace",
         )

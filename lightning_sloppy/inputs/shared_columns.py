@@ -13,7 +13,7 @@ from lightning_sloppy.inputs.column_groups import ColumnGroup, column_groups
 from lightning_sloppy.inputs.incomplete import IncompleteMoments, Mask
 from lightning_sloppy.inputs.moment_blocks import AnyMoments
 from lightning_sloppy.inputs.moments import Moments
-from lightning_sloppy.inputs.pairwise import Floats, fewest_common
+from lightning_sloppy.inputs.pairwise import Floats, fewest_linked
 
 MOST_GROUPED = 2_048
 """Columns up to which groups are sought: their correlation is formed once more, and compared entry by entry."""
@@ -27,18 +27,20 @@ def constant_columns(moments: AnyMoments) -> Mask:
 
 
 def groups_of(moments: AnyMoments, names: Sequence[str]) -> list[ColumnGroup]:
-    """Groups of columns with absolute correlations above .95; see :func:`column_groups`. None above 2,048 columns.
+    """Groups of columns with absolute correlations above .95; see :func:`column_groups`.
+
+    None above 2,048 columns, and none in fewer than 6 rows, where columns are alike by chance.
 
     Args:
         moments: Of all rows.
         names: Of all columns, (d,).
     """
-    if len(names) > MOST_GROUPED:
+    if len(names) > MOST_GROUPED or moments.num_samples < fewest_linked(moments.num_samples):
         return []
     if isinstance(moments, IncompleteMoments):
         used, correlation = moments.used, moments.correlation
         if moments.overlap is not None:  # what is said of two columns needs more rows than their part in a spectrum
-            correlation = np.where(moments.overlap < fewest_common(moments.num_samples), 0.0, correlation)
+            correlation = np.where(moments.overlap < fewest_linked(moments.num_samples), 0.0, correlation)
     else:
         used = ~constant_columns(moments)
         scatter = moments.scatter.cpu().numpy()[np.ix_(used, used)]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_sloppy.display import percent
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.frames import frame_rows, is_frame
 from lightning_sloppy.inputs.incomplete import IncompleteMoments, Missing
@@ -211,8 +212,8 @@ def _matrix_of(moments: AnyMoments, kind: InputKind) -> tuple[Tensor, int, dict[
             aside, constant = int(moments.set_aside.sum()), int(moments.constant.sum())
             raise ConfigurationError(
                 f"The {kind} of the inputs was asked for, but of {len(moments.used)} columns {constant} are constant "
-                f"and {aside} are NaN in too many of the {n} samples (observed in fewer than {LEAST_OBSERVED:.0%} or "
-                f"fewer than {fewest_common(n)}); pass inputs that vary and are observed."
+                f"and {aside} are NaN in too many of the {n} samples (observed in fewer than {percent(LEAST_OBSERVED)} "
+                f"or fewer than {fewest_common(n)}); pass inputs that vary and are observed."
             )
         found = torch.from_numpy(np.ascontiguousarray(moments.matrix(kind)))
         counted = {"constant_columns": int(moments.constant.sum()), "num_features": len(moments.used)}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lightning_sloppy.inputs.pairwise import fewest_common, fewest_defined
+from lightning_sloppy.display import counted, percent
+from lightning_sloppy.inputs.pairwise import fewest_common, fewest_defined, fewest_linked
 from lightning_sloppy.inspection.data_report import Answer, DataReport, Interval, SpectrumReport, TargetReport
 from lightning_sloppy.inspection.hardly_varying import combination, late_columns, on_few_rows, varying_in
 
@@ -121,20 +122,19 @@ def _drop(report: DataReport) -> Answer:
             + ("; ..." if len(dependent) > 5 else "")
             + "."
         )
+    fewest = fewest_linked(report.rows)
+    if report.rows < fewest:
+        said = f"Two columns without any relation often have {pairs} in fewer than {fewest} rows."
+        return Answer(question, f"That cannot be said: {counted(report.rows, 'row')} are too few.{also}", said)
     if not report.drop:
-        return Answer(
-            question,
-            f"None.{also}",
-            f"No two columns have {pairs} over {fewest_common(report.rows)} or more common rows.",
-        )
+        said = f"No two columns have {pairs} over {fewest} or more common rows."
+        return Answer(question, f"None.{also}", said)
     strongest = [abs(r) for group in report.groups for _, _, r in group.drop]
-    few = on_few_rows(report)
     return Answer(
         question,
-        f"{columns(len(report.drop)).capitalize()}: {listed(report.drop)}.{few}{also}",
-        f"{len(report.groups)} group{'s' if len(report.groups) > 1 else ''} of {columns(_members(report))} with "
-        f"{pairs}; "
-        f"each listed column has one that stays with |r| of {min(strongest):.3f} and more, over "
+        f"{columns(len(report.drop)).capitalize()}: {listed(report.drop)}.{on_few_rows(report)}{also}",
+        f"{counted(len(report.groups), 'group')} of {columns(_members(report))} with {pairs}; each listed column "
+        f"has one that stays with |r| of {min(strongest):.3f} and more, over "
         f"{min(behind.common for behind in report.rows_behind):,} common rows and more. {_without_repeats(report)}",
     )
 
@@ -212,8 +212,8 @@ def _missing(report: DataReport) -> Answer:
     differs = abs(filled - ratio) / ratio
     effect = "little to the number of directions" if differs <= SMALL else "something to the number of directions"
     answer = (
-        f"{seen.rate:.2%} of the cells are missing; {how}. Compared with filling in column means, this does {effect}: "
-        f"{number(ratio)} instead of {number(filled)}."
+        f"{percent(seen.rate, 2)} of the cells are missing; {how}. Compared with filling in column means, this does "
+        f"{effect}: {number(ratio)} instead of {number(filled)}."
     )
     if seen.negative_eigenvalues and seen.method == "pairwise":
         answer += (
@@ -222,23 +222,25 @@ def _missing(report: DataReport) -> Answer:
         )
     elif seen.negative_eigenvalues:
         answer += " Missing values hide small eigenvalues: decades and condition index rest on the model."
-    eigenvalues = "eigenvalue" if seen.negative_eigenvalues == 1 else "eigenvalues"
-    evidence = (
-        f"The pairwise matrix has {seen.negative_eigenvalues} negative {eigenvalues} down to "
-        f"{number(seen.smallest_eigenvalue)}"
-        if seen.negative_eigenvalues
-        else f"The pairwise matrix has no negative eigenvalue (the smallest is {number(seen.smallest_eigenvalue)})"
-    )
+    smallest = number(seen.smallest_eigenvalue)
+    negative = f"{counted(seen.negative_eigenvalues, 'negative eigenvalue')} down to {smallest}"
+    if not seen.negative_eigenvalues:  # what is negative then is rounding
+        zero = "0 up to rounding" if seen.smallest_eigenvalue <= report.spectrum.floor else smallest
+        negative = f"no negative eigenvalue (the smallest is {zero})"
+    evidence = f"The pairwise matrix has {negative}"
+    one = seen.undefined_pairs == 1
     if seen.method == "pairwise":
         if seen.negative_eigenvalues:
             evidence += f", and the repair moves a correlation by up to {seen.repair:.2f}"
-        pairs = ", and they are taken as uncorrelated, which is a second assumption" if seen.undefined_pairs else ""
+        taken = "it is" if one else "they are"
+        pairs = f", and {taken} taken as uncorrelated, which is a second assumption" if seen.undefined_pairs else ""
     else:
-        pairs = ", so that the pairwise matrix takes them as uncorrelated and the model infers them from other columns"
+        pairs = ", taken as uncorrelated by the pairwise matrix, while the model infers them from other columns"
         evidence += f"; the model took {seen.iterations} iterations{'' if seen.converged else ' and is not settled'}"
     evidence += (
-        f". {seen.undefined_pairs:,} pairs have fewer than {fewest_defined(report.rows)} rows in common or do not vary "
-        f"there (the fewest: {seen.smallest_overlap}){pairs}. All this assumes that values are {ASSUMED[seen.method]}."
+        f". {seen.undefined_pairs:,} {'pair has' if one else 'pairs have'} fewer than {fewest_defined(report.rows)} "
+        f"rows in common or {'does' if one else 'do'} not vary there (the fewest: {seen.smallest_overlap}){pairs}. "
+        f"All this assumes that values are {ASSUMED[seen.method]}."
     )
     return Answer(question, answer, evidence)
 
@@ -250,11 +252,9 @@ def _more_rows(report: DataReport) -> Answer:
         return Answer(
             question,
             "Yes: there are too few independent rows for so many columns, so that the rows limit the number of "
-            "directions, and "
-            "how far cannot be said.",
-            f"{report.rows:,} rows ({report.effective_rows:,.0f} effective, {report.missing.rate:.1%} of the cells "
-            f"missing) "
-            f"for {columns(report.spectrum.columns)}.",
+            "directions, and how far cannot be said.",
+            f"{report.rows:,} rows ({report.effective_rows:,.0f} effective, {percent(report.missing.rate, 1)} of the "
+            f"cells missing) for {columns(report.spectrum.columns)}.",
         )
     if ratio.low is None or ratio.high is None or report.half is None:
         return Answer(question, "That cannot be said here.", f"{_capital(report.resampled)}.")
@@ -264,42 +264,39 @@ def _more_rows(report: DataReport) -> Answer:
     lost = (report.half - ratio.value) / ratio.value
     evidence = (
         f"{report.rows:,} rows ({report.effective_rows:,.0f} effective) for {columns(report.spectrum.columns)}; the "
-        f"95 % interval reaches {width:.1%} either way; a random half of the rows gives {number(report.half)} "
-        f"directions on average, {abs(lost):.1%} {'fewer' if lost < 0 else 'more'} than all rows"
+        f"95 % interval reaches {percent(width, 1)} either way; a random half of the rows gives {number(report.half)} "
+        f"directions on average, {percent(abs(lost), 1)} {'fewer' if lost < 0 else 'more'} than all rows"
         + (" do: fewer rows make the number too low" if lost < 0 else "")
     )
     if width <= SETTLED and gap <= SETTLED:
         answer = (
-            f"Hardly: the 95 % interval of the number of directions reaches {width:.1%} either way. "
-            f"This page chose {SETTLED:.0%} as its goal."
+            f"Hardly: the 95 % interval of the number of directions reaches {percent(width, 1)} either way. "
+            f"This page chose {percent(SETTLED)} as its goal."
         )
     else:
         times = max((width / SETTLED) ** 2, gap / SETTLED)
+        side = "low" if ratio.value < middle else "high"
         answer = (
-            f"Yes: the number of directions is known to within {width:.0%} either way (95 % interval)"
-            + (
-                f", and having so few rows makes it about {gap:.0%} too {'low' if ratio.value < middle else 'high'}"
-                if gap > SETTLED
-                else ""
-            )
-            + f". About {times:.1f} times as many rows ({_rounded(times * report.rows):,}) would "
+            f"Yes: the number of directions is known to within {percent(width, 1)} either way (95 % interval)"
+            + (f", and having so few rows makes it about {percent(gap, 1)} too {side}" if gap > SETTLED else "")
+            + f". About {number(_rounded(times))} times as many rows ({_rounded(times * report.rows):,.0f}) would "
             + _what_more_rows_bring(width > SETTLED, gap > SETTLED)
-            + f". This page chose {SETTLED:.0%} as its goal."
+            + f". This page chose {percent(SETTLED)} as its goal."
         )
     return Answer(question, answer, f"{evidence}. Widths shrink like one over the square root of the number of rows.")
 
 
 def _what_more_rows_bring(wide: bool, biased: bool) -> str:
     """In words; at least one of the two is so."""
-    narrow = f"narrow the 95 % interval of the number of directions to {SETTLED:.0%} either way"
-    lower = f"that error to {SETTLED:.0%} or less"
+    narrow = f"narrow the 95 % interval of the number of directions to {percent(SETTLED)} either way"
+    lower = f"that error to {percent(SETTLED)} or less"
     return f"{narrow} and bring {lower}" if wide and biased else narrow if wide else f"bring {lower}"
 
 
-def _rounded(value: float) -> int:
-    """To three digits."""
-    digits = 2 - math.floor(math.log10(value))
-    return int(round(value, min(digits, 0)))
+def _rounded(value: float) -> float:
+    """Up to two digits: more are not known, and fewer rows would not be enough."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return math.ceil(value / unit) * unit
 
 
 def _rows(report: DataReport) -> Answer:
@@ -322,8 +319,7 @@ def _rows(report: DataReport) -> Answer:
         return Answer(
             question,
             "No single row does, but many outlying values together matter: without their weight the number of "
-            "directions "
-            f"is {number(report.clipped)} to {number(report.ranks)}."
+            f"directions is {number(report.clipped)} to {number(report.ranks)}."
             if report.clipped <= report.ranks
             else "No single row does, but the tails together matter: with ranks the number of directions is "
             f"{number(report.ranks)}.",
@@ -334,8 +330,14 @@ def _rows(report: DataReport) -> Answer:
 
 def _sloppy(report: DataReport) -> Answer:
     question = "Is the spectrum sloppy (a sharp drop, then small eigenvalues spread evenly over decades)?"
-    words = {"yes": "is sloppy", "no": "is not sloppy", "undetermined": "may or may not be, which cannot be said"}
-    said = [f"the {kind.replace('_', '-')} matrix {words[v.answer]}" for kind, v in report.verdicts.items()]
+    words = {"yes": ("is", "sloppy"), "no": ("is", "not sloppy"), "undetermined": ("may or may not be", "sloppy")}
+    found: dict[str, list[str]] = {}
+    for kind, verdict in report.verdicts.items():
+        found.setdefault(verdict.answer, []).append(f"the {kind.replace('_', '-')} matrix")
+    said = [
+        f"{' and '.join(kinds)} {'are' if verb == 'is' and len(kinds) > 1 else verb} {what}"
+        for (verb, what), kinds in ((words[answer], kinds) for answer, kinds in found.items())
+    ]
     reasons = [
         f"{_capital(kind.replace('_', '-'))} matrix: {verdict.reason}." for kind, verdict in report.verdicts.items()
     ]
@@ -366,11 +368,12 @@ def _target(target: TargetReport) -> Answer:
     if len(target.rates) < 2:
         only = next(iter(target.rates), "nothing")
         return Answer(question, f"It is always {only}: there is nothing to learn.{gaps}", "One class only.")
-    rates = ", ".join(f"{name} {rate:.2%}" for name, rate in [*target.rates.items()][:10])
+    rates = ", ".join(f"{name} {percent(rate, 2)}" for name, rate in [*target.rates.items()][:10])
     largest = next(iter(target.rates))
     return Answer(
         question,
-        f"Always naming {largest} is wrong in {target.majority_error:.2%} of the rows: a model has to beat that.{gaps}",
+        f"Always naming {largest} is wrong in {percent(target.majority_error, 2)} of the rows: a model has to beat "
+        f"that.{gaps}",
         f"Rates: {rates}. Rate of {target.followed} in the thirds of the rows: {thirds}{changes}.",
     )
 
@@ -378,8 +381,7 @@ def _target(target: TargetReport) -> Answer:
 def _unsaid(report: DataReport) -> Answer:
     said = [
         "Correlations see straight lines only, and say nothing of which columns matter for a target: fewer "
-        "directions are "
-        "no reason for a narrower layer."
+        "directions are no reason for a narrower layer."
     ]
     if report.spectrum.participation_ratio.low is None:
         said.append(f"How sure the numbers are ({report.resampled}).")

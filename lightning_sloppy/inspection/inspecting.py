@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lightning_sloppy.display import percent
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.calibration import ITERATIONS, MOST_COLUMNS, calibrated_eigenvalues
 from lightning_sloppy.inputs.column_groups import THRESHOLD, column_groups, hierarchical_order
 from lightning_sloppy.inputs.column_kinds import as_word
 from lightning_sloppy.inputs.encoded_table import EncodedTable, encoded_table
-from lightning_sloppy.inputs.gaussian_em import MOST_ITERATIONS, gaussian_em
 from lightning_sloppy.inputs.half_samples import Halves, half_eigenvalues, halves_of, halves_of_parts
 from lightning_sloppy.inputs.moments import Moments
 from lightning_sloppy.inputs.nearest_matrix import Repaired, repaired
@@ -26,9 +26,8 @@ from lightning_sloppy.inputs.pairwise import (
     MOST_UNDEFINED,
     Floats,
     PairwiseMoments,
-    fewest_common,
     fewest_defined,
-    smallest_overlap,
+    fewest_linked,
 )
 from lightning_sloppy.inputs.row_influence import clipped_correlation, dominating_rows, rank_correlation
 from lightning_sloppy.inputs.spectrum import moments_spectrum
@@ -36,6 +35,7 @@ from lightning_sloppy.inputs.table_source import table_source
 from lightning_sloppy.inspection.answers import TOO_FEW, answers_of
 from lightning_sloppy.inspection.column_facts import columns_kept, dependencies, duplicates, nearly_constant, shuffled
 from lightning_sloppy.inspection.data_report import DataReport, MissingReport
+from lightning_sloppy.inspection.missing_values import ratio_of, treated
 from lightning_sloppy.inspection.rows_behind import departures
 from lightning_sloppy.inspection.spectrum_numbers import (
     Resamples,
@@ -159,17 +159,11 @@ class _Inspection:
         moments = table.moments
         counts, mean, variance = moments.of_columns()
         # What is said of two columns needs more rows than their part in a spectrum.
-        linked, _ = moments.correlation(fewest_common(table.rows))
+        linked, _ = moments.correlation(fewest_linked(table.rows))
+        if table.rows < fewest_linked(table.rows):
+            linked = np.eye(len(linked))
         pairwise, undefined = moments.correlation(fewest_defined(table.rows))
-        seen, correlation = self._missing(moments, pairwise, undefined)
-        matrix = repaired(correlation, rows=table.rows)
-        if seen.method == "pairwise":
-            seen = replace(
-                seen,
-                negative_eigenvalues=matrix.negative_eigenvalues,
-                smallest_eigenvalue=matrix.smallest_eigenvalue,
-                repair=matrix.largest_change,
-            )
+        seen, correlation, matrix = treated(table, self.missing, pairwise, undefined, self.tell)
         ratio = participation_ratio(matrix.eigenvalues)
         autocorrelation = median_lag_one(values)
         independent = effective_rows(table.rows, autocorrelation)
@@ -177,14 +171,9 @@ class _Inspection:
         kept = columns_kept(table.names, groups)
         reason = self._without_intervals(seen, autocorrelation)
         whole, fewer, drawn = (None, None, None) if reason else self._resamples(correlation, kept, autocorrelation)
-        without = (
-            matrix if len(kept) == len(table.names) else repaired(correlation[np.ix_(kept, kept)], rows=table.rows)
-        )
-        self.tell("rows that dominate", 0, 0)
-        far = table.heavy[1] if table.sampled else values
-        heavy = tuple(dominating_rows(far, moments))
-        if table.sampled:
-            heavy = tuple(int(table.heavy[0][row]) for row in heavy)
+        smaller = len(kept) < len(table.names)
+        without = repaired(correlation[np.ix_(kept, kept)], rows=table.rows) if smaller else matrix
+        heavy = self._heavy_rows()
         self.tell("ranks", 0, 0)
         report = DataReport(
             origin=table.origin,
@@ -195,11 +184,7 @@ class _Inspection:
             constant=table.constant,
             late=self._late(),
             nearly_constant=nearly_constant(table.names, values),
-            mostly_missing={
-                kind.name: kind.missing / kind.rows
-                for kind in map(table.kinds.__getitem__, table.columns)
-                if kind.missing > MOSTLY_MISSING * kind.rows
-            },
+            mostly_missing=self._mostly_missing(),
             set_aside=table.set_aside,
             encoded=table.encoded,
             duplicates=duplicates(table, linked),
@@ -210,15 +195,13 @@ class _Inspection:
             spectrum=spectrum_report(matrix, table.rows, independent, whole),
             deduplicated=spectrum_report(without, table.rows, independent, fewer),
             dominating_rows=heavy,
-            ranks=_ratio_of(rank_correlation(values)),
-            clipped=_ratio_of(clipped_correlation(values)),
+            ranks=ratio_of(rank_correlation(values)),
+            clipped=ratio_of(clipped_correlation(values)),
             shrunk=self._shrunk(),
             autocorrelation=autocorrelation,
             effective_rows=independent,
             resampled=reason or _resampled(drawn),
-            half=None
-            if whole is None
-            else float(np.mean([participation_ratio(np.maximum(half, 0.0)) for half in whole.halves])),
+            half=None if whole is None else _mean_ratio(whole),
             sampled_rows=len(values),
             verdicts=self._verdicts(matrix, ratio, table.shift + table.scale * mean, table.scale * np.sqrt(variance)),
             targets=target_reports(table.targets),
@@ -230,49 +213,15 @@ class _Inspection:
         )
         return replace(report, answers=tuple(answers_of(report)))
 
-    def _missing(
-        self, moments: PairwiseMoments, pairwise: Floats, undefined: npt.NDArray[np.bool_]
-    ) -> tuple[MissingReport, Floats]:
-        """What was done about missing values, and the correlation that came of it."""
+    def _mostly_missing(self) -> dict[str, float]:
+        kinds = map(self.table.kinds.__getitem__, self.table.columns)
+        return {kind.name: kind.missing / kind.rows for kind in kinds if kind.missing > MOSTLY_MISSING * kind.rows}
+
+    def _heavy_rows(self) -> tuple[int, ...]:
         table = self.table
-        rate = 0.0 if moments.count is None else 1.0 - float(moments.count.diagonal().mean()) / table.rows
-        if moments.count is None:
-            return MissingReport("none", rate, smallest_overlap=table.rows), pairwise
-        if self.missing == "error":
-            gaps = [
-                name for name, count in zip(table.names, moments.count.diagonal(), strict=True) if count < table.rows
-            ]
-            raise ConfigurationError(
-                f"{table.origin} misses {rate:.2%} of its cells, in {len(gaps):,} columns (the first: "
-                f"{', '.join(gaps[:5])}), and missing='error' was asked for; fill them, or pass 'pairwise' or 'em'."
-            )
-        diagonal = np.sqrt(moments.products.diagonal())
-        filled = (
-            moments.products / np.where(diagonal > 0, diagonal, 1.0)[:, None] / np.where(diagonal > 0, diagonal, 1.0)
-        )
-        np.fill_diagonal(filled, 1.0)
-        found = MissingReport(
-            "pairwise",
-            rate,
-            undefined_pairs=int(undefined.sum()) // 2,
-            smallest_overlap=smallest_overlap(moments),
-            filled_with_means=_ratio_of(filled),
-        )
-        if self.missing == "pairwise":
-            return found, pairwise
-        steps = iter(range(1, MOST_ITERATIONS + 1))
-        fit = gaussian_em(
-            table.values, advance=lambda: self.tell("Gaussian model", next(steps, MOST_ITERATIONS), MOST_ITERATIONS)
-        )
-        before = repaired(pairwise, rows=table.rows)
-        return replace(
-            found,
-            method="em",
-            negative_eigenvalues=before.negative_eigenvalues,
-            smallest_eigenvalue=before.smallest_eigenvalue,
-            iterations=fit.iterations,
-            converged=fit.converged,
-        ), fit.correlation
+        self.tell("rows that dominate", 0, 0)
+        found = dominating_rows(table.heavy[1] if table.sampled else table.values, table.moments)
+        return tuple(int(table.heavy[0][row]) for row in found) if table.sampled else tuple(found)
 
     def _resamples(
         self, correlation: Floats, kept: npt.NDArray[np.intp], autocorrelation: float
@@ -320,7 +269,7 @@ class _Inspection:
         if self.shrinkage is None:
             return None
         matrix, amount = shrunk_correlation(np.nan_to_num(self.table.values), self.shrinkage)
-        return _ratio_of(matrix), amount
+        return ratio_of(matrix), amount
 
     def _without_intervals(self, seen: MissingReport, autocorrelation: float) -> str | None:
         """Why none can be had, as far as that is known before halves are drawn."""
@@ -335,7 +284,7 @@ class _Inspection:
         if self._pairs(np.arange(d), autocorrelation) < FEWEST_PAIRS * d:
             return TOO_FEW
         if undefined > MOST_UNDEFINED:
-            return f"no intervals: {undefined:.0%} of the pairs of columns have too few rows in common"
+            return f"no intervals: {percent(undefined)} of the pairs of columns have too few rows in common"
         return None
 
     def _late(self) -> dict[str, int]:
@@ -396,5 +345,6 @@ def _untold(*_: object) -> None:
     """Nobody wants to know how far the work is."""
 
 
-def _ratio_of(correlation: Floats) -> float:
-    return participation_ratio(repaired(correlation).eigenvalues)
+def _mean_ratio(resamples: Resamples) -> float:
+    """The mean participation ratio over random halves of the rows."""
+    return float(np.mean([participation_ratio(np.maximum(half, 0.0)) for half in resamples.halves]))

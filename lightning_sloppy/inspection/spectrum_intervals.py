@@ -7,18 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 from scipy import stats
 from torch import Tensor
 
 from lightning_sloppy.inputs.largest_eigenvalue import correction_factor, equal_to_the_largest
-from lightning_sloppy.inspection.spectrum_numbers import BARELY, DOUBT
+from lightning_sloppy.inspection.spectrum_numbers import BARELY, DOUBT, LEVEL, moved_spread
 from lightning_sloppy.measures.relative_dimension import THOUSANDTH, relative_dimension
 from lightning_sloppy.measures.sloppiness import entropy_rank, participation_ratio, sloppiness
 from lightning_sloppy.records import Estimate, Spectrum
-
-LEVEL = 0.95
-"""Probability with which an interval is to hold the number of the population."""
 
 DOUBT_DOWN: Mapping[str, float] = {"largest": 1.4, "effective_dimension": 1.0}
 """Its part on the lower side, where it differs. The bias of an eigenvalue at the edge of many others falls like the
@@ -109,26 +105,6 @@ def interval_estimates(spectrum: Spectrum) -> dict[str, Estimate]:
     for name, interval in spectrum_intervals(spectrum).items():
         found |= {f"{name}_low": Estimate(interval.low), f"{name}_high": Estimate(interval.high)}
     return found
-
-
-def moved_spread(value: float, over_halves: Sequence[float]) -> tuple[float, float] | None:
-    """The 2.5 % and 97.5 % points of a number over halves, moved so that their median is its value on all samples.
-
-    Args:
-        value: On all samples.
-        over_halves: On halves; values that are not finite are left out.
-
-    Returns:
-        Both ends, which include the value; None where nothing is finite.
-
-    >>> moved_spread(4.0, [5.0, 6.0, 7.0])
-    (3.05, 4.95)
-    """
-    known: npt.NDArray[np.float64] = np.array([each for each in over_halves if math.isfinite(each)])
-    if not len(known) or not math.isfinite(value):
-        return None
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - np.median(known)
-    return value + min(float(low), 0.0), value + max(float(high), 0.0)
 
 
 def _functions() -> dict[str, Callable[[Spectrum], float]]:

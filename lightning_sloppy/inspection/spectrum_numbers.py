@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,9 @@ from lightning_sloppy.inputs.pairwise import Floats
 from lightning_sloppy.inspection.data_report import Interval, SpectrumReport
 from lightning_sloppy.measures.sloppiness import sloppiness
 from lightning_sloppy.records import Spectrum, Status
+
+LEVEL = 0.95
+"""Probability with which an interval is to hold the number of the population."""
 
 RIDGE_STRENGTH = 1.0
 """Where the ridge degrees of freedom are given: at the mean eigenvalue; directions below it count less than half."""
@@ -204,6 +207,26 @@ def _deviations(tiny: float, resamples: Resamples) -> Floats:
     return np.asarray(np.maximum(resamples.drawn.scale * halves.std(axis=0, ddof=1), samples.std(axis=0, ddof=1)))
 
 
+def moved_spread(value: float, over_halves: Sequence[float] | Floats) -> tuple[float, float] | None:
+    """The 2.5 % and 97.5 % points of a number over halves, moved so that their median is its value on all samples.
+
+    Args:
+        value: On all samples.
+        over_halves: On halves; values that are not finite are left out.
+
+    Returns:
+        Both ends, which include the value; None where nothing is finite.
+
+    >>> moved_spread(4.0, [5.0, 6.0, 7.0])
+    (3.05, 4.95)
+    """
+    known: Floats = np.array([each for each in over_halves if math.isfinite(each)])
+    if not len(known) or not math.isfinite(value):
+        return None
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - np.median(known)
+    return value + min(float(low), 0.0), value + max(float(high), 0.0)
+
+
 def _shape_intervals(
     decades: float, slope: float, knee: float, rows: int, matrix: Repaired, resamples: Resamples | None
 ) -> dict[str, Interval]:
@@ -217,11 +240,9 @@ def _shape_intervals(
     spread = np.array(found)
     result = {}
     for index, (name, value) in enumerate((("decades", decades), ("slope", slope), ("knee", knee))):
-        known = spread[:, index][np.isfinite(spread[:, index])]
-        if not len(known) or not math.isfinite(value):
+        ends = moved_spread(value, spread[:, index])
+        if ends is None:
             result[name] = Interval(value)
-            continue
-        ends = np.quantile(known, [0.025, 0.975]) - np.median(known)
-        low, high = value + min(float(ends[0]), 0.0), value + max(float(ends[1]), 0.0)
-        result[name] = Interval(value, max(low, 0.0) if name != "slope" else low, high)
+        else:
+            result[name] = Interval(value, ends[0] if name == "slope" else max(ends[0], 0.0), ends[1])
     return result

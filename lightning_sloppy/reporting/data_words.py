@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from lightning_sloppy.display import percent
 from lightning_sloppy.inspection.answers import above_noise_edge, columns, interval, number
 from lightning_sloppy.inspection.data_report import DataReport, SpectrumReport
 from lightning_sloppy.inspection.hardly_varying import combination, late_columns, rows_in_words
@@ -56,7 +57,8 @@ def size(report: DataReport) -> str:
     )
     seen = report.missing
     method = {"none": "none", "pairwise": "pairwise correlation", "em": "Gaussian model"}[seen.method]
-    parts.append("no cells missing" if seen.method == "none" else f"{seen.rate:.2%} of their cells missing ({method})")
+    missing = f"{percent(seen.rate, 2)} of their cells missing ({method})"
+    parts.append("no cells missing" if seen.method == "none" else missing)
     order = (
         f"lag-1 autocorrelation {report.autocorrelation:.2f} (median), so {report.effective_rows:,.0f} effective rows"
     )
@@ -254,7 +256,7 @@ def group_rows(report: DataReport) -> list[GroupRow]:
 
 def _nearly_constant(report: DataReport, name: str, part: float) -> str:
     found = report.departures.get(name)
-    return f"{name} ({part:.1%}" + (")" if found is None else f", differs in {rows_in_words(found.count)})")
+    return f"{name} ({percent(part, 1)}" + (")" if found is None else f", differs in {rows_in_words(found.count)})")
 
 
 def _eigenvalue(found: SpectrumReport, index: int) -> str:
@@ -266,4 +268,4 @@ def _eigenvalue(found: SpectrumReport, index: int) -> str:
 
 
 def _parts(parts: Mapping[str, float]) -> tuple[str, ...]:
-    return tuple(f"{name} ({part:.1%})" for name, part in parts.items())
+    return tuple(f"{name} ({percent(part, 1)})" for name, part in parts.items())

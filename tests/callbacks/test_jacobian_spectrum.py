@@ -92,7 +92,7 @@ def test_a_sample_that_dominates_is_named(tmp_path):
     inputs[37] *= 1000
     callback = JacobianSpectrum()
     host = trainer(tmp_path, callbacks=[callback], max_epochs=1)
-    with pytest.warns(UserWarning, match="Sample 37 of the training data contributes 100% of the trace") as caught:
+    with pytest.warns(UserWarning, match="Sample 37 of the training data contributes 100 % of the trace") as caught:
         host.fit(Classifier(lr=0.0), DataLoader(TensorDataset(inputs, targets), 20))
     assert len([w for w in caught if "contributes" in str(w.message)]) == 1
     assert callback.latest.estimates["largest_sample_fraction"].value > 0.99

@@ -254,7 +254,7 @@ def test_many_pairs_without_common_rows_give_no_intervals_and_say_so() -> None:
     rows[:200, 0] = rows[200:, 1] = np.nan
     found = inspect(rows)
     assert found.missing.undefined_pairs == 1
-    assert found.resampled == "no intervals: 7% of the pairs of columns have too few rows in common"
+    assert found.resampled == "no intervals: 7 % of the pairs of columns have too few rows in common"
     assert found.spectrum.participation_ratio.low is None
     assert inspect(rows, missing="em").spectrum.participation_ratio.low is not None
 
@@ -325,7 +325,7 @@ def test_decades_are_not_counted_below_the_noise_of_pairs() -> None:
     rows[rng.random(rows.shape) < 0.4] = np.nan
     found = inspect(rows, intervals=False)
     assert found.missing.negative_eigenvalues > 0
-    values = np.linalg.eigvalsh(pd.DataFrame(rows).corr(min_periods=20).fillna(0))
+    values = np.linalg.eigvalsh(pd.DataFrame(rows).corr(min_periods=20).fillna(0))  # a quarter of 80 rows
     assert found.missing.smallest_eigenvalue == pytest.approx(values[0], abs=1e-10)
     resolved = [value for value in found.spectrum.eigenvalues if value > -values[0]]
     assert found.spectrum.decades.value == pytest.approx(math.log10(resolved[0] / resolved[-1]))
@@ -439,19 +439,60 @@ def test_sentences_of_a_small_table_have_its_own_limits() -> None:
     assert "over 10 or more common rows" in said
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_columns_that_are_alike_by_chance_in_a_few_rows_are_no_group(count, gaps) -> None:
+    rows = np.random.default_rng(0).standard_normal((count, 30))
+    if gaps and count > 3:
+        rows[0, 3] = np.nan
+    assert count == 5 or np.abs(np.triu(np.corrcoef(rows[:, 4:].T), 1)).max() > 0.95
+    found = inspect(rows)
+    assert found.groups == found.drop == found.duplicates == ()
+    said = said_of(found, "Which columns can be dropped")
+    assert said.startswith(
+        f"That cannot be said: {count} rows are too few. Two columns without any relation often have"
+    )
+
+
+def test_six_rows_are_enough_to_name_a_copy() -> None:
+    rows = np.random.default_rng(1).standard_normal((6, 3))
+    table = {"a": rows[:, 0], "b": rows[:, 1], "copy": rows[:, 0]}
+    assert inspect(table).drop == ("copy",)
+    gaps = {**table, "copy": np.array([np.nan, *rows[1:, 0]])}  # five rows in common
+    assert inspect(gaps, intervals=False).drop == ()
+
+
+def test_rounding_is_no_negative_eigenvalue() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((200, 4))
+    rows = np.column_stack([rows, rows.sum(1)])
+    rows[:50] = np.nan  # all columns have the same gaps: one complete table, of rank 4
+    rows = np.vstack([rows, rng.standard_normal((0, 5))])
+    found = inspect(rows, intervals=False)
+    assert found.missing.negative_eigenvalues == 0
+    assert abs(found.missing.smallest_eigenvalue) < 1e-13
+    assert "no negative eigenvalue (the smallest is 0 up to rounding)" in said_of(found, "What do missing")
+
+
+def test_matrices_of_one_verdict_are_named_together() -> None:
+    rows = np.random.default_rng(0).standard_normal((40, 4))
+    said = said_of(inspect(rows, intervals=False), "Is the spectrum sloppy")
+    assert said.startswith("The correlation matrix and the second-moment matrix may or may not be sloppy.")
+    assert said.count("may or may not") == 1
+
+
 def test_the_sentences_of_gaps_say_what_each_treatment_does_and_assumes() -> None:
     """Two columns are never observed together: a pair without a correlation, which the model infers."""
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((300, 1)) + rng.standard_normal((300, 3))
     rows[:150, 0], rows[150:, 1] = np.nan, np.nan
     pairs, model = (said_of(inspect(rows, missing=how), "What do missing") for how in ("pairwise", "em"))
-    assert (
-        "1 pairs have fewer than 30 rows in common or do not vary there (the fewest: 0), and they are taken as" in pairs
-    )
+    assert "1 pair has fewer than 30 rows in common or does not vary there (the fewest: 0), and it is taken as" in pairs
     assert "no negative eigenvalue (the smallest is" in pairs
     assert "missing completely at random" in pairs
     assert "the model infers them" in model
-    assert "they are taken as uncorrelated" not in model
+    assert "it is taken as uncorrelated" not in model
+    assert "taken as uncorrelated by the pairwise matrix" in model
     assert "missing at random: which are missing depends on observed values only" in model
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from decimal import ROUND_UP, Context
 
 import numpy as np
 import pandas as pd
@@ -73,7 +74,7 @@ def test_columns_that_hardly_vary_are_not_said_to_vary_from_a_row_on(report) -> 
     assert report.departures["gaps"].before == 1  # missing at first, not constant: not named
     notes = {note.heading: note.entries for note in column_notes(report)}
     assert [entry.split(" (")[0] for entry in notes["Constant at first, varying from a later row on (1)"]] == ["late"]
-    assert "odd (99.7%, differs in 1 row)" in notes["Nearly constant (3)"]
+    assert "odd (99.7 %, differs in 1 row)" in notes["Nearly constant (3)"]
 
 
 def test_groups_and_combinations_on_a_single_row_are_marked(frame, report) -> None:
@@ -169,10 +170,15 @@ def test_the_answer_on_more_rows_names_their_number_and_its_goal(rows) -> None:
     middle = math.sqrt(ratio.low * ratio.high)
     width, gap = (ratio.high - ratio.low) / (2 * middle), abs(middle - ratio.value) / middle
     lost = 1 - found.half / ratio.value
-    assert "This page chose 5% as its goal." in more.answer
-    assert f"{lost:.1%} fewer than all rows do" in more.evidence
+    assert "This page chose 5 % as its goal." in more.answer
+    assert f"{100 * lost:.1f} % fewer than all rows do" in more.evidence
     if rows == 60:
         times = max((width / 0.05) ** 2, gap / 0.05)
-        assert f"About {times:.1f} times as many rows ({round(60 * times):,}) would narrow the 95 %" in more.answer
+        two = Context(prec=2, rounding=ROUND_UP)  # more digits are not known
+        factor, many = float(two.create_decimal(times)), int(two.create_decimal(60 * times))
+        assert f"About {factor:g} times as many rows ({many:,}) would narrow the 95 %" in more.answer
+        assert f"is known to within {100 * width:.1f} % either way" in more.answer
     else:
-        assert more.answer.startswith(f"Hardly: the 95 % interval of the number of directions reaches {width:.1%}")
+        assert more.answer.startswith(
+            f"Hardly: the 95 % interval of the number of directions reaches {100 * width:.1f} %"
+        )

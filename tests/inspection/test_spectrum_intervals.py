@@ -11,7 +11,8 @@ import torch
 from lightning_sloppy import spectrum_intervals
 from lightning_sloppy.inputs.moment_blocks import halves_of_blocks, number_of_blocks
 from lightning_sloppy.inputs.spectrum import input_spectrum
-from lightning_sloppy.inspection.spectrum_intervals import interval_estimates, moved_spread
+from lightning_sloppy.inspection.spectrum_intervals import interval_estimates
+from lightning_sloppy.inspection.spectrum_numbers import moved_spread
 
 CONFIDENT = ("participation_ratio", "entropy_rank", "effective_dimension", "largest")
 

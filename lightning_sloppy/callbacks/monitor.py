@@ -130,12 +130,8 @@ class SloppyMonitor(SloppyCallback):
     ) -> None:
         super().__init__()
         self.closing, self.hparams = checked_closing(summary), hparams
-        own = (every_n_epochs, every_n_steps, max_overhead, grace_seconds)
-        if schedule is not None and own != (None, None, 0.1, 60.0):
-            raise ConfigurationError(
-                "SloppyMonitor got both schedule= and one of every_n_epochs, every_n_steps, max_overhead and "
-                "grace_seconds; put them into the Schedule."
-            )
+        check_schedule(schedule)
+        times = _schedule(schedule, every_n_epochs, every_n_steps, max_overhead, grace_seconds)
         given = {
             "jacobian": jacobian,
             "input": input,
@@ -147,19 +143,15 @@ class SloppyMonitor(SloppyCallback):
         }
         self._parts = {name: part for name, value in given.items() if (part := _part(name, value)) is not None}
         self._add(extra)
-        if bound is True and not any(
-            isinstance(part, (HessianSpectrum, FisherSpectrum)) and part.parameters is None for part in self.parts
-        ):
-            # There is no spectrum for the bound. A PACBayesBound that was passed explicitly raises at setup instead.
-            del self._parts["bound"]
+        if bound is True and not self._has_spectrum_for_bound():
+            del self._parts["bound"]  # a PACBayesBound that was passed explicitly raises at setup instead
         checked_argument(loss_fn)
         check_measure_on(measure_on)
         checked_batch_size(batch_size)
         check_mode(mode)
         check_epsilon(epsilon)
-        check_schedule(schedule)
         settings = {
-            "schedule": schedule or Schedule(every_n_epochs, every_n_steps, (), None, max_overhead, grace_seconds),
+            "schedule": times,
             "loss_fn": loss_fn,
             "clean": checked_clean(clean),
             "measure_on": measure_on,
@@ -176,6 +168,10 @@ class SloppyMonitor(SloppyCallback):
             part.picture, part.report = picture, report
             if isinstance(part, MeasuringCallback):
                 part.adopt(settings)
+
+    def _has_spectrum_for_bound(self) -> bool:
+        spectra = (HessianSpectrum, FisherSpectrum)
+        return any(isinstance(part, spectra) and part.parameters is None for part in self.parts)
 
     def _add(self, extra: Sequence[MeasuringCallback] | None) -> None:
         """Add the instruments of ``extra``."""
@@ -231,6 +227,24 @@ class SloppyMonitor(SloppyCallback):
         for name, state in state_dict.items():
             if name in self._parts:
                 self._parts[name].load_state_dict(state)
+
+
+def _schedule(
+    given: Schedule | None,
+    every_n_epochs: int | None,
+    every_n_steps: int | None,
+    max_overhead: float | None,
+    grace_seconds: float,
+) -> Schedule:
+    """The schedule from either way of passing it."""
+    if given is None:
+        return Schedule(every_n_epochs, every_n_steps, (), None, max_overhead, grace_seconds)
+    if (every_n_epochs, every_n_steps, max_overhead, grace_seconds) != (None, None, 0.1, 60.0):
+        raise ConfigurationError(
+            "SloppyMonitor got both schedule= and one of every_n_epochs, every_n_steps, max_overhead and "
+            "grace_seconds; put them into the Schedule."
+        )
+    return given
 
 
 def _part(name: str, value: object) -> SloppyCallback | None:

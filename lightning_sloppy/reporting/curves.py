@@ -227,7 +227,8 @@ def why_no_guarantee(run: Run) -> str:
     event = None if instrument is None else instrument.latest
     if event is None or event.certificate is None:
         return "No PAC-Bayes bound was computed."
-    return f"No PAC-Bayes bound: {next(iter(event.certificate.reasons), 'no reason was given.')}"
+    reason = next(iter(event.certificate.reasons), "no reason was given.")
+    return f"No PAC-Bayes bound: {phrases.behind_colon(reason)}"
 
 
 def _rank_curve(title: str, spectrum: Spectrum, null: Spectrum | None, step: int) -> RankCurve | None:

@@ -198,10 +198,10 @@ def test_what_has_no_value_has_no_bar() -> None:
     run = run_of(RunFacts(metrics={"val_mae": 0.3}), bound=[measured("bound", certificate=none)])
     right = picture(run).axes[2]
     assert not right.patches
-    assert texts(right) == "No error rate was logged. No PAC-Bayes bound: The loss is not a classification."
+    assert texts(right) == "No error rate was logged. No PAC-Bayes bound: the loss is not a classification."
     kept = picture(run_of(RunFacts(metrics={"val_acc": 0.9}), bound=[measured("bound", certificate=none)])).axes[2]
     assert len(kept.patches) == 1
-    assert "No PAC-Bayes bound: The loss is not a classification." in texts(kept)
+    assert "No PAC-Bayes bound: the loss is not a classification." in texts(kept)
     vacuous = run_of(bound=[measured("bound", certificate=certificate(value=1.0), estimates={"pac_bayes": 1.0})])
     assert "1.000 (no guarantee)" in texts(picture(vacuous).axes[2])
 

@@ -27,8 +27,7 @@ def load(name: str, root: Path | None) -> tuple[np.ndarray, np.ndarray, str]:
     if root is None:
         raise SystemExit(f"{name} needs --data FOLDER.")
     if name == "mnist":
-        images, labels = (_idx(root / "mnist" / f"train-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1"))
-        return images.reshape(len(images), -1) / 255, labels, "classes"
+        return *idx_images(root / "mnist"), "classes"
     if name == "cifar":
         with lzma.open(root / "cifar10" / "data_batch_1.bin.xz") as file:
             raw = np.frombuffer(file.read(), np.uint8).reshape(-1, 3_073)
@@ -49,6 +48,12 @@ def load(name: str, root: Path | None) -> tuple[np.ndarray, np.ndarray, str]:
 def standardised(values: np.ndarray) -> np.ndarray:
     """Each column with mean 0 and deviation 1."""
     return (values - values.mean(0)) / (values.std(0) + 1e-12)
+
+
+def idx_images(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Training images between 0 and 1, (60000, 784), and their classes, of MNIST and sets of the same files."""
+    images, labels = (_idx(folder / f"train-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1"))
+    return images.reshape(len(images), -1) / 255, labels
 
 
 def _idx(path: Path) -> np.ndarray:

@@ -39,6 +39,8 @@ from .records import Estimate as Estimate
 from .records import Measurement as Measurement
 from .records import Spectrum as Spectrum
 from .records import Status as Status
+from .reduction.reduction_layer import ReductionLayer as ReductionLayer
+from .reduction.spectral_reducer import SpectralReducer as SpectralReducer
 from .reporting.data_html import data_html as data_html
 from .reporting.run_html import run_html as run_html
 from .runs.run_file import load_run as load_run

@@ -19,6 +19,7 @@ PACKAGES = frozenset(
         "lightning_utilities",
         "jsonargparse",
         "pytorch_lightning",
+        "sklearn",
         "torch",
         "torchmetrics",
     }

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from lightning_sloppy.inputs.pairwise import Floats
+from lightning_sloppy.inputs.table_source import need
 
 Shrinkage = Literal["ledoit_wolf", "oas"]
 
@@ -79,7 +80,11 @@ def shrunk_correlation(values: Floats, how: Shrinkage) -> tuple[Floats, float]:
 
     Returns:
         The matrix and a.
+
+    Raises:
+        MissingExtraError: Without scikit-learn.
     """
+    need("sklearn", "shrinkage=")
     from sklearn import covariance
 
     estimate = covariance.ledoit_wolf if how == "ledoit_wolf" else covariance.oas

@@ -100,7 +100,8 @@ def need(package: str, why: str) -> None:
         MissingExtraError: Names the extra.
     """
     if importlib.util.find_spec(package) is None:
-        raise MissingExtraError(f"{why} needs {package}, which is not installed: pip install 'lightning-sloppy[data]'.")
+        name = {"sklearn": "scikit-learn"}.get(package, package)
+        raise MissingExtraError(f"{why} needs {name}, which is not installed: pip install 'lightning-sloppy[data]'.")
 
 
 def _recognised(data: Any, missing: frozenset[str], header: bool | None) -> TableSource:

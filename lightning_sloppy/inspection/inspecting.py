@@ -102,7 +102,7 @@ def inspect(
 
     Raises:
         ConfigurationError: A table that cannot be read or used, in one sentence.
-        MissingExtraError: Files of text need pandas, parquet files pyarrow: ``pip install 'lightning-sloppy[data]'``.
+        MissingExtraError: Text needs pandas, parquet pyarrow, shrinkage scikit-learn: ``pip install 'lightning-sloppy[data]'``.
 
     Example:
         >>> rng = np.random.default_rng(0)

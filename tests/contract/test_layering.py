@@ -21,6 +21,7 @@ FLOORS = [
     {"callbacks", "demo"},
     {"certifying"},
     {"probing", "reporting"},
+    {"reduction"},
     {"analysis", "inspection"},
     {"posteriors"},
     {"bounds", "measures", "curvature", "inputs"},

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.covariance import ledoit_wolf, oas
 
+from lightning_sloppy import MissingExtraError
 from lightning_sloppy.inputs.calibration import ITERATIONS, calibrated_eigenvalues
 from lightning_sloppy.inputs.half_samples import block_length, half_eigenvalues, halves_of
 from lightning_sloppy.inputs.noise_edge import effective_rows, lag_one, median_lag_one, noise_edge, shrunk_correlation
@@ -55,6 +58,12 @@ def test_shrinkage_is_that_of_scikit_learn(how, peer) -> None:
     found, shrunk = shrunk_correlation(rows, how)
     assert shrunk == amount > 0
     np.testing.assert_allclose(found, matrix / np.sqrt(np.outer(np.diag(matrix), np.diag(matrix))), atol=1e-14)
+
+
+def test_shrinkage_without_scikit_learn_names_the_extra(monkeypatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"shrinkage= needs scikit-learn.*'lightning-sloppy\[data\]'"):
+        shrunk_correlation(np.eye(3), "oas")
 
 
 def test_block_length_grows_with_autocorrelation() -> None:

@@ -11,6 +11,7 @@ import common
 import dimension
 import early_stopping
 import gpu
+import reduction
 
 HERE = Path(__file__).parent
 NAMES = (
@@ -31,6 +32,7 @@ NAMES = (
     "factory_tables",
     "interval_coverage",
     "input_speed",
+    "reduction",
 )
 
 
@@ -59,7 +61,7 @@ def main() -> None:
             if record.stem == f"growth_{device}":
                 lines += [f"![cost against p, N and k](results/growth_{device}.png)", ""]
     lines += gpu.sections()  # from python benchmarks/gpu.py, on a machine with a GPU
-    lines += [dimension.section(), early_stopping.section()]
+    lines += [dimension.section(), early_stopping.section(), reduction.section()]
     found = json.loads(next(common.RESULTS.glob("top_pairs_*.json")).read_text())["versions"]
     lines += ["Versions: " + ", ".join(f"{name} {number}" for name, number in found.items()) + ".", ""]
     (HERE / "RESULTS.md").write_text("\n".join(lines))

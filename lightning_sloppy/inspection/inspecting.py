@@ -102,7 +102,7 @@ def inspect(
 
     Raises:
         ConfigurationError: A table that cannot be read or used, in one sentence.
-        MissingExtraError: Text needs pandas, parquet pyarrow, shrinkage scikit-learn: ``pip install 'lightning-sloppy[data]'``.
+        MissingExtraError: Text needs pandas, parquet pyarrow, shrinkage scikit-learn; it names the extra to install.
 
     Example:
         >>> rng = np.random.default_rng(0)

@@ -80,8 +80,13 @@ def rows_of(data: Any, fewest: int, estimator: Any) -> npt.NDArray[Any]:
     return np.asarray(found)
 
 
-def refuse_other_columns(found: Sequence[str], expected: Sequence[str]) -> None:
-    """Check the names of columns, as scikit-learn does: all of them, and in the order of fit.
+def refuse_other_columns(found: Sequence[str], expected: Sequence[str], where: str) -> None:
+    """Check the names of columns, as scikit-learn does: all of them, and in the same order.
+
+    Args:
+        found: Names given.
+        expected: Names needed.
+        where: The attribute that lists them.
 
     Raises:
         ConfigurationError: Names what is missing, what is new, or the first that is elsewhere.
@@ -94,7 +99,7 @@ def refuse_other_columns(found: Sequence[str], expected: Sequence[str]) -> None:
         at = next(place for place, (one, other) in enumerate(zip(found, expected, strict=False)) if one != other)
         said = [f"in another order (place {at} is {found[at]!r}, but was {expected[at]!r})"]
     raise ConfigurationError(
-        f"The columns are not those of fit, {'; '.join(said)}; select them by name in the order of feature_names_in_."
+        f"The columns are not those of fit, {'; '.join(said)}; select them by name in the order of {where}."
     )
 
 

@@ -115,9 +115,8 @@ class ReductionLayer(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         """An empty layer first takes the sizes and types of what it is about to load."""
-        if not self.in_features:
+        if not self.in_features and all(isinstance(state_dict.get(prefix + name), Tensor) for name in BUFFERS):
             for name in BUFFERS:
-                given, mine = state_dict.get(prefix + name), getattr(self, name)
-                if isinstance(given, Tensor):
-                    setattr(self, name, torch.empty_like(given, device=mine.device))
+                mine, given = getattr(self, name), state_dict[prefix + name]
+                setattr(self, name, torch.empty_like(given, device=mine.device))
         super()._load_from_state_dict(state_dict, prefix, *others)

@@ -128,7 +128,11 @@ class SpectralReducer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  #
         Raises:
             ConfigurationError: Other columns, text, infinite numbers.
         """
-        values = self._checked(X, self._names_in(), "X")
+        from sklearn.utils.validation import check_is_fitted
+
+        check_is_fitted(self)
+        self._check_names(X)
+        values = self._of_expected_width(X, self.n_features_in_, "X")
         reduced = self.reduction_.reduced(values).astype(values.dtype, copy=False)
         if not is_frame(X) or not self._output_is_free():
             return reduced
@@ -155,8 +159,10 @@ class SpectralReducer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  #
         from sklearn.utils.validation import check_is_fitted
 
         check_is_fitted(self)
-        names = tuple(self.get_feature_names_out())
-        values = self._checked(X, names if self._names_in() else None, "The reduced table", self.reduction_.outputs)
+        names = names_of(X)
+        if names is not None:
+            refuse_other_columns(names, list(self.get_feature_names_out()), "get_feature_names_out()")
+        values = self._of_expected_width(X, self.reduction_.outputs, "The reduced table")
         restored = self.reduction_.restored(values.astype(np.float64, copy=False)).astype(values.dtype, copy=False)
         return frame_like(X, self.reduction_.names, restored) if is_frame(X) else restored
 
@@ -202,26 +208,24 @@ class SpectralReducer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  #
         found = getattr(self, "feature_names_in_", None)
         return None if found is None else tuple(found)
 
-    def _checked(
-        self, data: Any, expected: tuple[str, ...] | None, what: str, width: int | None = None
-    ) -> npt.NDArray[Any]:
-        """Rows of the expected columns."""
-        from sklearn.utils.validation import check_is_fitted
-
-        check_is_fitted(self)
-        width, names, own = width or self.n_features_in_, names_of(data), type(self).__name__
-        if names is not None and expected is not None:
-            refuse_other_columns(names, expected)
-        elif expected is not None:
-            warn_user(f"{what} does not have valid feature names, but {own} was fitted with feature names")
-        elif names is not None:
-            warn_user(f"{what} has feature names, but {own} was fitted without feature names")
-        values = rows_of(data, 1, self)
+    def _of_expected_width(self, data: Any, width: int, what: str) -> npt.NDArray[Any]:
+        """Rows of so many columns."""
+        values, own = rows_of(data, 1, self), type(self).__name__
         if values.shape[1] != width:
             raise ConfigurationError(
                 f"{what} has {values.shape[1]} features, but {own} is expecting {width} features as input."
             )
         return values
+
+    def _check_names(self, data: Any) -> None:
+        """Refuse other names; warn, as scikit-learn does, where only one of fit and transform has names."""
+        names, expected, own = names_of(data), self._names_in(), type(self).__name__
+        if names is not None and expected is not None:
+            refuse_other_columns(names, expected, "feature_names_in_")
+        elif expected is not None:
+            warn_user(f"X does not have valid feature names, but {own} was fitted with feature names")
+        elif names is not None:
+            warn_user(f"X has feature names, but {own} was fitted without feature names")
 
     def _output_is_free(self) -> bool:
         """Whether neither ``set_output`` nor the configuration of scikit-learn asks for a kind of output."""

@@ -44,6 +44,19 @@ def test_every_rule_has_a_row() -> None:
 
 
 @pytest.mark.slow
+def test_each_reduction_has_a_row_with_its_inputs_and_weights() -> None:
+    text = said("reduction")
+    rows = re.findall(r"\| digits \| ([^|]+) \| (\d+) \| (\d+) \| ([\d,]+) \| (0\.\d+) \| ([^|]*)\|", text)
+    assert len(rows) == 11
+    for _, inputs, width, weights, _, _ in rows:
+        d, w = int(inputs), int(width)
+        assert int(weights.replace(",", "")) == (d + 1) * w + (w + 1) * 64 + 65 * 10
+    counts = {name: int(inputs) for name, inputs, width, *_ in rows if int(width) == 64}
+    assert counts["all"] == counts["de-duplicated"] == 61 > counts["n99"] > counts["n95"] > counts["n90"]
+    assert {int(width) for _, _, width, *_ in rows} >= {16, 64, 256}
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_the_gpu_asks_every_question_without_one_too(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     done = run("gpu", "--device", "cpu", "--tiny", "--out", str(file))

@@ -95,6 +95,9 @@ def test_pandas_in_and_out_keeps_index_types_and_labels() -> None:
     back = projected.inverse_transform(out)
     assert list(back.columns) == list(frame.columns)
     assert back.index.equals(frame.index)
+    np.testing.assert_array_equal(projected.inverse_transform(out.to_numpy()), back)
+    with pytest.raises(ConfigurationError, match=r"unknown: other; .* in the order of get_feature_names_out\(\)"):
+        projected.inverse_transform(out.assign(other=1))
     numbered = frame.set_axis(range(5), axis=1)
     assert SpectralReducer().fit(numbered).transform(numbered).columns.tolist() == [0, 1, 4]
 

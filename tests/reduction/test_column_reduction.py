@@ -24,6 +24,9 @@ def sensors(rows: int = 400, gaps: float = 0.0, seed: int = 0) -> pd.DataFrame:
     if gaps:
         found = found.mask(rng.random(found.shape) < gaps)
         found["empty"] = np.nan
+        both = rng.standard_normal(rows)  # equal, but in 12 rows alone that both have
+        found["early"] = np.where(np.arange(rows) < rows // 2 + 6, both, np.nan)
+        found["late"] = np.where(np.arange(rows) >= rows // 2 - 6, both, np.nan)
         found["rare"] = np.where(np.arange(rows) < 12, np.arange(rows), np.nan)
     return found
 
@@ -49,6 +52,7 @@ def test_it_drops_what_inspect_names_on_the_same_rows(gaps, threshold, seed) -> 
     assert found == named
     if threshold == 0.95:
         assert len(named) == 4
+        assert not gaps or {"early", "late"} <= set(reducer.kept_)
 
 
 def test_a_table_that_is_read_in_chunks_drops_the_same(monkeypatch) -> None:

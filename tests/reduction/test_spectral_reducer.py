@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -147,9 +148,17 @@ def test_set_output_comes_first() -> None:
     out = SpectralReducer().set_output(transform="pandas").fit_transform(values)
     assert list(out.columns) == ["x0", "x1", "x4"]
     polars = pytest.importorskip("polars")
+    pytest.importorskip("pyarrow")
     out = SpectralReducer(project=1).set_output(transform="polars").fit(frame).transform(frame)
     assert isinstance(out, polars.DataFrame)
     assert out.columns == ["spectralreducer0"]
+    other = polars.DataFrame(frame.to_dict("list"))
+    for settings, given in product(SETTINGS, (other, other.lazy(), other.to_arrow())):
+        reducer = SpectralReducer(**settings).set_output(transform="pandas").fit(given)
+        found = reducer.transform(given)
+        assert isinstance(found, pd.DataFrame)
+        assert list(found.columns) == list(reducer.get_feature_names_out())
+        np.testing.assert_array_equal(found, reducer.reduction_.reduced(frame.to_numpy(float)))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

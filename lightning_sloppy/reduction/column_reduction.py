@@ -283,7 +283,7 @@ def _errors(reduction: ColumnReduction, values: npt.NDArray[Any], units: Floats)
     Args:
         reduction: Whose means, lines and directions are known.
         values: Training rows, (n, d).
-        units: A number of the size of each column, (d,): beside it no square overflows.
+        units: Numbers to divide the columns by, (d,), so that no square overflows.
     """
     wrong, whole, seen = np.zeros((3, len(reduction.names)))
     rows = max(1, CHUNK_CELLS // len(reduction.names))

@@ -56,8 +56,8 @@ def rows_of(data: Any, fewest: int, estimator: Any) -> npt.NDArray[Any]:
     values = frame_rows(data) if is_frame(data) else _plain(data)
     if isinstance(values, np.ndarray) and values.ndim != 2:
         raise ConfigurationError(
-            f"Rows and columns (n, d) are needed, but an array of shape {values.shape} was given. Reshape your data "
-            "first, with reshape(1, -1) if it is one row."
+            f"Reshape your data to rows and columns (n, d), with reshape(1, -1) if it is one row; an array of shape "
+            f"{values.shape} was given."
         )
     try:
         found = check_array(
@@ -96,8 +96,9 @@ def refuse_other_columns(found: Sequence[str], expected: Sequence[str], where: s
     missing, new = [each for each in expected if each not in found], [each for each in found if each not in expected]
     said = [f"{words} {_some(names)}" for words, names in (("missing:", missing), ("unknown:", new)) if names]
     if not said:
-        at = next(place for place, (one, other) in enumerate(zip(found, expected, strict=False)) if one != other)
-        said = [f"in another order (place {at} is {found[at]!r}, but was {expected[at]!r})"]
+        pairs = enumerate(zip(found, expected, strict=False))
+        other = [f"place {at} is {name!r}, but was {before!r}" for at, (name, before) in pairs if name != before]
+        said = [f"in another order ({other[0]})" if other else f"twice: {_some(found[len(expected) :])}"]
     raise ConfigurationError(
         f"The columns are not those of fit, {'; '.join(said)}; select them by name in the order of {where}."
     )
@@ -130,7 +131,7 @@ def frame_like(frame: Any, names: Sequence[str], values: Floats) -> Any:
 
 def _plain(data: Any) -> Any:
     """An array, or what scikit-learn is to judge."""
-    if isinstance(data, Tensor):
+    if isinstance(data, (Tensor, np.ma.MaskedArray)):
         data = as_array(data)
     if isinstance(data, (list, tuple)):
         try:
@@ -138,9 +139,15 @@ def _plain(data: Any) -> Any:
         except ValueError as error:
             raise ConfigurationError("The rows have different lengths; give every row the same columns.") from error
     if isinstance(data, np.ndarray):
-        text = data.dtype.kind in "US" or (data.dtype.kind == "O" and any(type(cell) is str for cell in data.flat))
-        if text:
-            raise ConfigurationError("The array holds text; encode it as numbers, or leave those columns out.")
+        if data.dtype.kind in "mM":
+            raise ConfigurationError("The array holds dates or durations; pass numbers.")
+        cells = enumerate(data.flat) if data.dtype.kind in "USO" else ()
+        text = next((place for place, cell in cells if isinstance(cell, (str, bytes))), None)
+        if text is not None:
+            where = ", ".join(map(str, np.unravel_index(text, data.shape)))
+            raise ConfigurationError(
+                f"The array holds text (the first at [{where}]); encode it as numbers, or leave that column out."
+            )
     return data
 
 
@@ -152,4 +159,6 @@ def _finite(check: Any) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED_COLUMNS]) + (f" and {len(names) - NAMED_COLUMNS} more" if len(names) > 5 else "")
+    return ", ".join(names[:NAMED_COLUMNS]) + (
+        f" and {len(names) - NAMED_COLUMNS} more" if len(names) > NAMED_COLUMNS else ""
+    )

@@ -13,6 +13,8 @@ from lightning_sloppy.reduction.column_reduction import ColumnReduction
 
 BUFFERS = ("columns", "means", "scale", "directions", "utf8_names")
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 class ReductionLayer(nn.Module):
     """Rows of all columns in, reduced rows out: the numbers of ``SpectralReducer.transform``.
@@ -26,7 +28,7 @@ class ReductionLayer(nn.Module):
         means: Of all d columns over the training rows, (d,).
         scale: What the centred columns are divided by, (k,).
         directions: (k, m); (k, 0) without projection.
-        utf8_names: Names of the d columns, one a line, as bytes; see :attr:`names`.
+        utf8_names: Names of the d columns as bytes with zeros between them; see :attr:`names`.
 
     >>> layer = ReductionLayer()
     >>> layer
@@ -57,14 +59,16 @@ class ReductionLayer(nn.Module):
         layer.scale = torch.from_numpy(reduction.scale.copy())
         directions = np.empty((kept, 0)) if reduction.directions is None else reduction.directions.copy()
         layer.directions = torch.from_numpy(directions)
-        layer.utf8_names = torch.tensor(list("\n".join(reduction.names).encode()), dtype=torch.uint8)
+        layer.utf8_names = torch.tensor(
+            list("\0".join(reduction.names).encode("utf-8", "surrogatepass")), dtype=torch.uint8
+        )
         return layer
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the columns that go in, in their order, (d,)."""
-        text = bytes(self.utf8_names.tolist()).decode()
-        return tuple(text.split("\n")) if len(self.means) else ()
+        text = bytes(self.utf8_names.tolist()).decode("utf-8", "surrogatepass")
+        return tuple(text.split("\0")) if self.in_features else ()
 
     @property
     def in_features(self) -> int:
@@ -104,6 +108,15 @@ class ReductionLayer(nn.Module):
             return "empty"
         how = ", projected" if self.directions.shape[1] else ""
         return f"in_features={self.in_features}, out_features={self.out_features}{how}"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ReductionLayer:
+        """Half precision leaves the buffers as they are: a mean of 1,000 beside a deviation of 1 would be lost."""
+        before = [(name, getattr(self, name)) for name in BUFFERS]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before:
+            if getattr(self, name).dtype in HALF:
+                setattr(self, name, buffer.to(getattr(self, name).device))
+        return self
 
     def _refusal(self, rows: Tensor) -> str:
         if not self.in_features:

@@ -14,6 +14,7 @@ from support.tiny import trainer
 from torch import nn
 
 from lightning_sloppy import ConfigurationError, ReductionLayer, SpectralReducer
+from lightning_sloppy.reduction.column_reduction import column_reduction
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = [{}, {"project": 3}, {"project": "n90", "standardize": False, "threshold": None}]
@@ -53,6 +54,22 @@ def test_float32_gives_the_numbers_of_transform(settings) -> None:
         torch.testing.assert_close(reducer.as_module()(torch.from_numpy(values)), found, equal_nan=True)
     changed = reducer.as_module().float()(torch.from_numpy(values))
     np.testing.assert_allclose(changed, found, rtol=1e-3, atol=0.05)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_of_the_network_leaves_the_buffers(half) -> None:
+    values = torch.from_numpy(rows()).float()
+    layer = SpectralReducer(project=3).fit(rows()).as_module()
+    net = nn.Sequential(deepcopy(layer), nn.Linear(3, 2)).to(half)
+    assert net[1].weight.dtype == half
+    assert torch.equal(net[0](values), layer(values))
+    assert net[0](values.to(torch.bfloat16)).dtype == torch.bfloat16
+    assert net.float()[0].means.dtype == torch.float32
+
+
+def test_names_of_any_text_travel() -> None:
+    names = ["two\nlines", "", "\u6e29\u5ea6", "plain", "\udc80"]
+    assert ReductionLayer.of(column_reduction(names, rows()[:, :5])).names == tuple(names)
 
 
 def test_any_leading_shape_and_whole_numbers() -> None:

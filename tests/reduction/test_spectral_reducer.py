@@ -68,6 +68,7 @@ def test_other_names_are_refused_in_words_of_our_own() -> None:
         "order": (frame[["b", "a", "twice a", "one", "count"]], r"in another order \(place 0 is 'b', but was 'a'\)"),
         "missing": (frame.drop(columns="one"), r"missing: one; select them by name"),
         "extra": (frame.assign(new=1), r"unknown: new; select them"),
+        "twice": (frame[[*frame.columns, "b"]], "twice: b; select"),
         "renamed": (frame.rename(columns={"a": "A"}), r"missing: a; unknown: A; select"),
     }.values():
         with pytest.raises(ConfigurationError, match=rf"^The columns are not those of fit, {words}") as caught:
@@ -207,10 +208,11 @@ def test_it_is_cloned_searched_and_pickled() -> None:
         (lambda f: f.set_axis(["a", "a", "c", "d", "e"], axis=1), "names the column 'a' twice"),
         (lambda f: f.set_axis(["a", "b", "c", "d", 5], axis=1), "Some column names are text and some are not"),
         (lambda f: np.where(f.to_numpy() > 2, -np.inf, f.to_numpy()), r"of column \d is infinite"),
-        (lambda f: f.to_numpy().astype(str), "The array holds text"),
-        (lambda f: np.array([["1", 2], [3, 4]], dtype=object), "The array holds text"),
+        (lambda f: f.to_numpy().astype(str), r"The array holds text \(the first at \[0, 0\]\)"),
+        (lambda f: np.array([[1, 2], [3, "4"]], dtype=object), r"The array holds text \(the first at \[1, 1\]\)"),
+        (lambda f: f.to_numpy().astype("datetime64[s]"), "The array holds dates or durations"),
         (lambda f: [[1, 2], [3]], "The rows have different lengths"),
-        (lambda f: f.to_numpy()[:, 0], r"an array of shape \(60,\) was given"),
+        (lambda f: f.to_numpy()[:, 0], r"Reshape your data .* an array of shape \(60,\) was given"),
         (lambda f: f.to_numpy().reshape(60, 5, 1), r"an array of shape \(60, 5, 1\) was given"),
         (lambda f: f.to_numpy() + 1j, "Complex data not supported"),
     ],
@@ -219,6 +221,13 @@ def test_refusals_of_fit_are_one_line(change, words) -> None:
     with pytest.raises(ConfigurationError, match=words) as caught:
         SpectralReducer().fit(change(table()))
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_masked_is_missing() -> None:
+    values = table().to_numpy(float)
+    values[3, 1] = np.nan
+    reducer = SpectralReducer().fit(np.ma.masked_invalid(values))
+    np.testing.assert_array_equal(reducer.transform(np.ma.masked_invalid(values)), values[:, [0, 1, 4]])
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 1.5, -0.5])

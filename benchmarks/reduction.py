@@ -67,6 +67,25 @@ HOW = (
 )
 
 
+NOTES = """
+* Dropping duplicates moved no error by more than one point, except that of SECOM by -4.6 with a standard error of 4.2.
+  So it costs next to nothing, up to 41 % of the columns in real tables and 79 % where columns were repeated on purpose,
+  but a lower error is not shown. The clearest loss is 0.25 +- 0.10 (Fashion-MNIST, 10 columns).
+* n95 changed the error by less than one point on digits, steel plates and its noisy repeats, Fashion-MNIST and
+  CIFAR-10, and by -6.4 +- 3.7 on SECOM, with 35 to 88 % fewer inputs. It lost on AI4I (2.7 +- 0.4: four of six
+  directions hold 95 %, but the failures depend on the others, too) and on MNIST (1.2 +- 0.2). There n95 of the
+  covariance lost 0.2 +- 0.1 with 151 directions: standardised pixels give those at the border, which are hardly ever
+  lit, as much weight as the others.
+* Failed: the projection to the participation ratio. It lost 1.1 to 6.9 points on six of eight sets; on SECOM nothing
+  can be told, and on MNIST the error was 0.6 +- 0.3 lower.
+* Failed: a first layer as wide as the participation ratio. Its mean error was higher on all eight sets, and on five by
+  0.8 to 5.3 points and three standard errors and more. 16 units also were worse on all eight, by 0.3 to 4.0 points. 256
+  units differed from 64 by at most one point where anything can be told.
+* On SECOM nothing is decided: with all columns the AUC is .61, its standard error over seeds is 4 points for most
+  reductions, and one split has 17 failures in its test rows.
+"""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How long a network is trained."""
@@ -191,6 +210,7 @@ def run(
 
 def section(runs: dict[str, dict[str, float]] | None = None) -> str:
     """The tables, as Markdown; of the saved cells where none are given."""
+    saved = runs is None
     if runs is None:
         if not RESULTS.exists():
             return ""
@@ -198,10 +218,33 @@ def section(runs: dict[str, dict[str, float]] | None = None) -> str:
     lines = ["## Do fewer inputs cost accuracy?", "", HOW, "", *_table(runs, [*REDUCERS])]
     lines += ["The width of the first layer, on all columns:", ""]
     lines += _table(runs, ["all", *WIDTHS])
+    lines += NOTES.strip().splitlines() if saved else []
     missing = _missing(runs)
     if missing:
         lines += [f"* Not run: {'; '.join(missing)}.", ""]
     return "\n".join(lines)
+
+
+def compact(runs: dict[str, dict[str, float]]) -> str:
+    """A row for each set, for docs/reduce.md: inputs with the change to all, and widths with the same."""
+    short = ["de-duplicated", "n99", "n95", "n90", "participation ratio"]
+    lines = ["| data | all | " + " | ".join(short) + " |", "| --- " * (len(short) + 2) + "|"]
+    lines += [_row(runs, data, short, "inputs") for data in SETS]
+    lines += ["", "| data | 64 | participation ratio | 16 | 256 |", "| --- | --- | --- | --- | --- |"]
+    lines += [_row(runs, data, [*WIDTHS], "width") for data in SETS]
+    return "\n".join(lines)
+
+
+def _row(runs: dict[str, dict[str, float]], data: str, names: list[str], what: str) -> str:
+    seeds = [seed for seed in range(100) if _key(data, "all", seed) in runs]
+    whole = [runs[_key(data, "all", seed)] for seed in seeds]
+    cells = [f"{np.mean([cell[what] for cell in whole]):.0f}: {100 * np.mean([cell['test'] for cell in whole]):.1f}"]
+    for name in names:
+        found = [runs[_key(data, name, seed)] for seed in seeds]
+        change = [100 * (cell["test"] - other["test"]) for cell, other in zip(found, whole, strict=True)]
+        error = np.std(change, ddof=1) / len(change) ** 0.5 if len(change) > 1 else np.nan
+        cells.append(f"{np.mean([cell[what] for cell in found]):.0f}: {np.mean(change):+.1f} ± {error:.1f}")
+    return f"| {data} | " + " | ".join(cells) + " |"
 
 
 def _table(runs: dict[str, dict[str, float]], names: list[str]) -> list[str]:
@@ -282,7 +325,7 @@ def main() -> None:
             options.out.parent.mkdir(exist_ok=True)
             options.out.write_text(json.dumps(runs, indent=1, sort_keys=True) + "\n")
             print(f"{data}, seed {seed}: done", flush=True)
-    print(section(runs))
+    print(section(runs), compact(runs), sep="\n")
 
 
 def _has(folder: Path) -> bool:

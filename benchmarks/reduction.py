@@ -323,7 +323,9 @@ def main() -> None:
             data, seed = waiting[job]
             runs.update({_key(data, name, seed): cell for name, cell in job.result().items()})
             options.out.parent.mkdir(exist_ok=True)
-            options.out.write_text(json.dumps(runs, indent=1, sort_keys=True) + "\n")
+            partial = options.out.with_name(options.out.name + ".partial")
+            partial.write_text(json.dumps(runs, indent=1, sort_keys=True) + "\n")
+            partial.replace(options.out)
             print(f"{data}, seed {seed}: done", flush=True)
     print(section(runs), compact(runs), sep="\n")
 

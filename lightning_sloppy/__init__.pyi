@@ -29,6 +29,7 @@ from .measures.effective_dimension import curvature_scale as curvature_scale
 from .measures.effective_dimension import effective_dimension as effective_dimension
 from .measures.relative_dimension import relative_dimension as relative_dimension
 from .measures.sloppiness import sloppiness as sloppiness
+from .metrics.spectral_errors import SpectralErrors as SpectralErrors
 from .posteriors.learning_plan import LearningPlan as LearningPlan
 from .probing.probe import Probe as Probe
 from .probing.schedule import Schedule as Schedule

@@ -75,7 +75,7 @@ def input_spectrum(
     checked_missing(missing)
     start = time.perf_counter()
     blocks, count = MomentBlocks(missing), 1
-    for rows, total in _chunks(inputs, wait=intervals):
+    for rows, total in row_chunks(inputs, wait=intervals):
         if blocks.features is None and intervals:
             # The length of a stream is not known: the first chunk must be long enough for halves.
             count = number_of_blocks(total, rows.shape[1], resampled=True)
@@ -264,7 +264,7 @@ def checked_missing(missing: str) -> Missing:
     return cast(Missing, missing)
 
 
-def _chunks(inputs: object, *, wait: bool) -> Iterator[tuple[Tensor, int]]:
+def row_chunks(inputs: object, *, wait: bool) -> Iterator[tuple[Tensor, int]]:
     """Rows (n, d), and how many there are in all as far as that is known.
 
     Args:

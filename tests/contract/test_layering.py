@@ -23,7 +23,7 @@ FLOORS = [
     {"probing", "reporting"},
     {"reduction"},
     {"analysis", "inspection"},
-    {"posteriors"},
+    {"posteriors", "metrics"},
     {"bounds", "measures", "curvature", "inputs"},
     {"evaluation", "linalg"},
     {"runs"},

@@ -72,7 +72,7 @@ class SpectralErrors(Metric):
     losses: Tensor
     columns: Tensor
     whitened: Tensor
-    edges: Tensor
+    settings: Tensor
 
     def __init__(
         self,
@@ -98,8 +98,8 @@ class SpectralErrors(Metric):
             empty = torch.zeros(measures, places, *last, dtype=torch.float64)
             self.add_state(name, empty, dist_reduce_fx="sum")
         self.add_state("whitened", torch.zeros(directions, 2, dtype=torch.float64), dist_reduce_fx="sum")
-        # A collection shares the states of metrics whose states are equal: those with other bins must differ.
-        self.add_state("edges", bins.edges.clone(), dist_reduce_fx="max")
+        # A collection shares the states of metrics whose states are equal after the first batch: others must differ.
+        self.add_state("settings", self._settings(), dist_reduce_fx="max")
 
     @classmethod
     def from_inputs(
@@ -274,8 +274,14 @@ class SpectralErrors(Metric):
                 f"{len(self.whitened)}; make the metric from the targets of that run."
             )
         self._bins, self._targets = bins, targets
-        self._defaults["edges"] = bins.edges.clone()
-        self.edges = bins.edges.to(self.counts.device)
+        self._defaults["settings"] = self._settings()
+        self.settings = self._settings().to(self.counts.device)
+
+    def _settings(self) -> Tensor:
+        """What distinguishes this metric from others, as one tensor."""
+        found, threshold = self._bins.directions, -1.0 if self.threshold is None else self.threshold
+        numbers = [self._bins.edges.flatten(), found.mean, found.deviation]
+        return torch.cat([torch.tensor([threshold], dtype=torch.float64), *(each.cpu() for each in numbers)])
 
     def _report(self) -> ErrorReport:
         tallies = Tallies(self.counts, self.mistakes, self.losses, self.columns, self.whitened)

@@ -162,20 +162,24 @@ def test_it_keeps_the_conventions_of_torchmetrics():
         assert all(torch.equal(twin.compute()[name], value) for name, value in whole.items())
     metric.reset()
     assert int(metric.counts.sum()) == 0
-    assert torch.equal(metric.edges, metric.bins.edges)
+    assert torch.equal(metric.settings, made().settings)
 
 
-def test_metrics_with_other_bins_in_a_collection_keep_their_own_states():
-    inputs, labels, scores = data()
-    other = SpectralErrors.from_inputs(data(500, seed=8)[0] * 3, num_classes=C, bins=K)
-    pair = MetricCollection({"one": made(), "other": other})
-    for index in range(40):  # the counts of the first sample may be equal
-        pair.update(scores[index : index + 1], labels[index : index + 1], inputs[index : index + 1])
-    alone = made()
-    alone.update(scores[:40], labels[:40], inputs[:40])
-    pair.compute()
-    assert torch.equal(pair["one"].counts, alone.counts)
-    assert not torch.equal(pair["one"].counts, pair["other"].counts)
+def test_metrics_in_a_collection_keep_their_own_states():
+    """A collection takes metrics with equal states after the first batch for copies of one another."""
+    inputs, labels, _ = data(40)
+    train, scores = data(500, seed=4)[0], torch.linspace(0, 1, 40)
+    made_with = [(train, 0.5), (train, 0.9), (train * 3, 0.5)]
+    metrics = [SpectralErrors.from_inputs(rows, num_classes=2, threshold=limit) for rows, limit in made_with]
+    together = MetricCollection({str(number): metric.clone() for number, metric in enumerate(metrics)})
+    for part in (torch.arange(0), torch.arange(5), torch.arange(5, 40)):
+        for each in (together, *metrics):
+            each.update(scores[part], labels[part].clamp(max=1), inputs=inputs[part])
+    together.compute()
+    for number, metric in enumerate(metrics):
+        assert torch.equal(together[str(number)].mistakes, metric.mistakes)
+        assert torch.equal(together[str(number)].counts, metric.counts)
+    assert not torch.equal(metrics[0].mistakes.sum(), metrics[1].mistakes.sum())
 
 
 def test_a_checkpoint_holds_the_bins_and_half_precision_does_not_reach_them(tmp_path):

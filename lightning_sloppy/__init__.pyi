@@ -14,6 +14,7 @@ from .callbacks.instrument import Instrument as Instrument
 from .callbacks.jacobian_spectrum import JacobianSpectrum as JacobianSpectrum
 from .callbacks.monitor import SloppyMonitor as SloppyMonitor
 from .callbacks.pac_bayes_bound import PACBayesBound as PACBayesBound
+from .callbacks.validation_errors import ValidationErrors as ValidationErrors
 from .certificate import Certificate as Certificate
 from .certifying.prior_split import PriorSplit as PriorSplit
 from .errors import ConfigurationError as ConfigurationError

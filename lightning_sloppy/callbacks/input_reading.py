@@ -91,11 +91,11 @@ def read_inputs(
     with source.untouched(), progress(trainer, f"Inputs: reading {total:,} samples", total=len(own)) as bar:
         for batch in source.chunks(own, READ_CHUNK):
             read = min(READ_CHUNK, len(own) - position)
-            inputs = _inputs(batch, context, read)
+            inputs = inputs_of(batch, context, read)
             if not position:
                 shape = tuple(inputs.shape[1:])
                 seen(shape)
-                numbers = _are_numbers(trainer, context, inputs)
+                numbers = are_numbers(trainer, context, inputs)
             rows = as_rows(inputs.double() if numbers else inputs).to(device)
             count = number_of_blocks(total, rows.shape[1], resampled=resampled)
             edges = [block * total // count for block in range(count + 1)]
@@ -122,7 +122,7 @@ def read_inputs(
     return InputsRead(gathered, null, shape or (gathered.features,))
 
 
-def _inputs(batch: Any, context: FitContext, read: int) -> Tensor:
+def inputs_of(batch: Any, context: FitContext, read: int) -> Tensor:
     """The inputs of a collated batch, (n, ...)."""
     pair = as_pair(batch, module=context.module, read=read)
     inputs = _only_tensor(taken(context.module, pair[0]))
@@ -131,7 +131,7 @@ def _inputs(batch: Any, context: FitContext, read: int) -> Tensor:
     return inputs.movedim(rows.inputs[place] or 0, 0)  # a sequence may have time first
 
 
-def _are_numbers(trainer: Trainer, context: FitContext, inputs: Tensor) -> bool:
+def are_numbers(trainer: Trainer, context: FitContext, inputs: Tensor) -> bool:
     """Whether inputs are integers or booleans that the module takes as numbers.
 
     Raises:

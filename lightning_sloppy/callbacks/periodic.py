@@ -150,7 +150,7 @@ class PeriodicCallback(MeasuringCallback):
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self.wants_batch(trainer):
             with suppress(ConfigurationError):  # without a context the measurement reports the error
-                wanted = max(peer.size.num_samples for peer in _periodic(trainer))
+                wanted = max(peer.size.num_samples for peer in _periodic(trainer) if peer.wants_batch(trainer))
                 samples, number = fit_context(trainer, pl_module).samples, trainer_internals.batch_number(trainer)
                 said = (getattr(peer, "batch_size", None) for peer in _periodic(trainer))
                 batch_size = next((each for each in said if each is not None), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,28 +126,31 @@ class EnergyBinsReader:
         self.moments.update(rows[~chosen])
         self.held_out.append(rows[chosen].double().cpu())
 
-    def finish(self, packed: Iterable[Tensor] | None = None, held_out: Iterable[Tensor] | None = None) -> EnergyBins:
+    def finish(self, over_ranks: Callable[[Any], list[Any]] | None = None) -> EnergyBins:
         """The bins from all rows that were added.
 
         Args:
-            packed: States of the moments of all processes; None for one process.
-            held_out: Rows for the edges of all processes; None for one process.
+            over_ranks: Gathers an object from all processes; None for one process. All of them must call this.
 
         Raises:
             ConfigurationError: For fewer than 10 rows for each bin, or columns that are all constant.
         """
-        for part in packed or ():
-            self.moments.merge_state({"packed": part})
-        rows = torch.cat(list(self.held_out if held_out is None else held_out))
-        known = 0 if self.moments.num_features is None else int(self.moments.packed[-1, -1])
-        total = known + len(rows)
+        own = (self.moments.packed.cpu(), self.held_out)
+        parts = [own] if over_ranks is None else over_ranks(own)
+        moments = InputMoments(sync_on_compute=False)
+        for packed, _ in parts:
+            moments.merge_state({"packed": packed})
+        rows = [each for _, held_out in parts for each in held_out]
+        known = 0 if moments.num_features is None else int(moments.packed[-1, -1])
+        total = known + sum(map(len, rows))
         if total < ROWS_FOR_A_BIN * self.bins:
             raise ConfigurationError(
                 f"{self.bins} bins need at least {ROWS_FOR_A_BIN * self.bins} training rows for their edges, but "
                 f"{total} were given; pass more rows, or a smaller bins=."
             )
-        directions = principal_directions(self.moments.compute()).to(torch.device("cpu"))
-        return EnergyBins(directions, quantile_edges(measured(directions, directions.standardised(rows)), self.bins))
+        directions = principal_directions(moments.compute())
+        values = measured(directions, directions.standardised(torch.cat(rows)))
+        return EnergyBins(directions, quantile_edges(values, self.bins))
 
 
 def quantile_edges(values: Tensor, bins: int) -> Tensor:

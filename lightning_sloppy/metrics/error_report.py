@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from scipy.stats import norm
@@ -48,6 +48,11 @@ class Tallies:
     losses: Tensor
     columns: Tensor
     whitened: Tensor
+
+
+def added(parts: Sequence[Tallies]) -> Tallies:
+    """The tallies of all samples from those of several parts."""
+    return Tallies(*(torch.stack([getattr(part, each.name) for part in parts]).sum(0) for each in fields(Tallies)))
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,7 @@ def _in_figures(rate: Rate) -> str:
     return f"{number(rate.value)} ({number(rate.low)} to {number(rate.high)})"
 
 
-def error_report(tallies: Tallies, *, kind: str, level: float = LEVEL) -> ErrorReport:
+def error_report(tallies: Tallies, *, kind: str, level: float = LEVEL, labelled: bool = True) -> ErrorReport:
     """Rates with intervals from counts and sums.
 
     Args:
@@ -177,7 +182,11 @@ def error_report(tallies: Tallies, *, kind: str, level: float = LEVEL) -> ErrorR
         kind: "error" or "loss".
         level: Probability with which an interval holds the number of the population. Where the worst of k is picked,
             each has ``1 - (1 - level) / k``, so that the interval of the picked one has at least this one.
+        labelled: Whether the classes of the samples are known; else there are no errors of classes.
     """
+    if not labelled:
+        summed = (each.sum(2, keepdim=True) for each in (tallies.counts, tallies.mistakes))
+        tallies = replace(tallies, **dict(zip(("counts", "mistakes"), summed, strict=True)))
     counts, classes = tallies.counts.cpu(), tallies.counts.shape[2]
     bins = counts.shape[1] - 1
     by = tuple(_binned(tallies, place, kind, level) for place in range(len(MEASURES)))

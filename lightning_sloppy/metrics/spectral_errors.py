@@ -178,7 +178,15 @@ class SpectralErrors(Metric):
             labels = checked_labels(target, self.num_classes)
             self.add(rows, labels=labels, mistakes=mistakes_of(preds, labels, self.num_classes, self.threshold))
             return
-        found = differences(preds, target)
+        self.add_differences(rows, differences(preds, target))
+
+    def add_differences(self, rows: Tensor, found: Tensor) -> None:
+        """Add N samples of a regression, on the device of the states.
+
+        Args:
+            rows: Inputs, (N, d).
+            found: Predictions minus targets, (N, t), float64.
+        """
         self.add(rows, losses=self._squared_errors(found), differences=found)
 
     def add(
@@ -249,6 +257,16 @@ class SpectralErrors(Metric):
         """The bins of the training inputs."""
         return self._bins
 
+    @property
+    def kind(self) -> str:
+        """What is measured: "error" for a classification, else "loss"."""
+        return "loss" if self.num_classes is None else "error"
+
+    @property
+    def tallies(self) -> Tallies:
+        """Counts and sums of this process, on the CPU."""
+        return Tallies(*(each.cpu() for each in (self.counts, self.mistakes, self.losses, self.columns, self.whitened)))
+
     def get_extra_state(self) -> dict[str, Any]:
         """The bins, so that a checkpoint of a module with this metric has them."""
         targets = None if self._targets is None else self._targets.state()
@@ -284,8 +302,7 @@ class SpectralErrors(Metric):
         return torch.cat([torch.tensor([threshold], dtype=torch.float64), *(each.cpu() for each in numbers)])
 
     def _report(self) -> ErrorReport:
-        tallies = Tallies(self.counts, self.mistakes, self.losses, self.columns, self.whitened)
-        return error_report(tallies, kind="loss" if self.num_classes is None else "error")
+        return error_report(self.tallies, kind=self.kind)
 
     def _checked_rows(self, inputs: Array) -> Tensor:
         rows, d = as_rows(inputs), self._bins.directions.num_columns

@@ -170,15 +170,17 @@ class FitSamples:
             untouched: Whether to restore the generators of the data set itself. False inside a larger reading that
                 restores them, and where two readings should differ if reading is random.
         """
-        found = []
         with source.untouched() if untouched else nullcontext():
-            for part in torch.split(indices, size):
-                batch = trainer_internals.as_training_sees_it(trainer, self._module, source.read(part))
-                counted = counted_by(batch_size, batch)
-                found.append(as_pair(batch, module=self._module, counted=counted, read=len(part)))
+            parts = torch.split(indices, size)
+            found = [self.as_seen(trainer, source.read(part), len(part), batch_size) for part in parts]
         with suppress(ConfigurationError):
             return located(found)
         return found
+
+    def as_seen(self, trainer: Trainer, batch: Any, read: int, batch_size: BatchSize | None = None) -> Batch:
+        """A collated batch of so many samples, as the training sees it: converted, moved, as inputs and targets."""
+        batch = trainer_internals.as_training_sees_it(trainer, self._module, batch)
+        return as_pair(batch, module=self._module, counted=counted_by(batch_size, batch), read=read)
 
     def digests(self, source: SampleSource) -> SampleDigests:
         """The hashes of the samples. They are read once."""

@@ -41,11 +41,23 @@ class PictureLog:
         resumed: Whether the fit continues an earlier one, whose pictures may be under the same tag. Loggers then get
             one at the end only, and the file is written as usual.
         prefix_of: The prefix that a logger puts before the names of scalars.
+        drawing: Draws another picture than that of the run.
+        tag: Its tag in loggers.
+        file: Name of its file.
     """
 
-    def __init__(self, *, resumed: bool, prefix_of: Callable[[object], str] = no_prefix) -> None:
+    def __init__(
+        self,
+        *,
+        resumed: bool,
+        prefix_of: Callable[[object], str] = no_prefix,
+        drawing: Callable[[Run], Figure] | None = None,
+        tag: str = TAG,
+        file: str = FILE,
+    ) -> None:
         self._resumed = resumed
         self._prefix_of = prefix_of
+        self._drawing, self._tag, self._file = drawing, tag, file
         self._rounds = 0
         self._seen: int | None = None
         self._wanted = False
@@ -104,12 +116,12 @@ class PictureLog:
         takers = []
         for logger in trainer.loggers if loggers else ():
             with attempt(trainer, logger, "log the picture of the run"):
-                if (way := _way(logger, f"{self._prefix_of(logger)}{TAG}")) is not None:
+                if (way := _way(logger, f"{self._prefix_of(logger)}{self._tag}")) is not None:
                     takers.append((logger, way))
         folder = "" if self._unwritable else run.facts.folder
         if not takers and not folder:
             return
-        drawn = picture(run)
+        drawn = picture(run) if self._drawing is None else self._drawing(run)
         image = pixels(drawn)
         for logger, way in takers:
             with attempt(trainer, logger, "log the picture of the run"):
@@ -117,7 +129,7 @@ class PictureLog:
         if not folder:
             return
         try:
-            _write(Path(folder), png(drawn, dpi=FILE_DPI) if last else encoded(image))
+            _write(Path(folder) / self._file, png(drawn, dpi=FILE_DPI) if last else encoded(image))
         except OSError as error:
             self._unwritable = True
             warn_user(
@@ -175,12 +187,12 @@ def _way(logger: Any, tag: str) -> Way | None:
     return lambda drawn, _, step: log_figure(tag, drawn, step=step)  # Comet
 
 
-def _write(folder: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes) -> None:
     """Replace the file as a whole, so that nobody sees half of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{FILE}.partial"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
     try:
         partial.write_bytes(content)
-        partial.replace(folder / FILE)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

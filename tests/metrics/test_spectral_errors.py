@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
 import pickle
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
-from support import ranks
-from torch import distributed
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -179,7 +173,7 @@ def test_metrics_in_a_collection_keep_their_own_states():
     for number, metric in enumerate(metrics):
         assert torch.equal(together[str(number)].mistakes, metric.mistakes)
         assert torch.equal(together[str(number)].counts, metric.counts)
-    assert not torch.equal(metrics[0].mistakes.sum(), metrics[1].mistakes.sum())
+    assert not torch.equal(metrics[0].mistakes, metrics[1].mistakes)
 
 
 def test_a_checkpoint_holds_the_bins_and_half_precision_does_not_reach_them(tmp_path):
@@ -296,30 +290,20 @@ def test_it_is_made_from_batches_as_from_one_tensor():
     np.testing.assert_allclose(found.bins.edges, made().bins.edges, rtol=1e-6)
 
 
-def one_of_two_ranks(target: str) -> None:
-    rank = int(os.environ["RANK"])
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
+def test_ranks_are_joined_as_their_samples_are():
+    """Two processes are in tests/callbacks/test_validation_errors.py."""
     inputs, labels, scores = data()
-    own = slice(0, 130) if rank == 0 else slice(130, 400)
-    metric = made()
-    metric.update(scores[own], labels[own], inputs[own])
-    report = metric.report()
-    again = {name: float(value) for name, value in metric.compute().items()}
-    found = {"numbers": again, "own": int(metric.counts[0].sum()), "of": report.overall.count}
-    Path(target).write_text(json.dumps(found))
-    distributed.barrier()
-    ranks.leave()
-
-
-@pytest.mark.slow
-@pytest.mark.distributed
-def test_two_processes_find_what_one_does(tmp_path):
-    one = {name: float(value) for name, value in filled().compute().items()}
-    first, second = ranks.run(__file__, tmp_path)
-    assert first["numbers"] == second["numbers"] == pytest.approx(one, rel=1e-12, nan_ok=True)
-    assert (first["own"], second["own"]) == (130, 270)
-    assert first["of"] == 400
-
-
-if __name__ == "__main__":
-    one_of_two_ranks(sys.argv[1])
+    parts = [made(), made()]
+    for metric, own in zip(parts, (slice(0, 130), slice(130, 400)), strict=True):
+        metric.update(scores[own], labels[own], inputs[own])
+    names = list(parts[0]._defaults)
+    states = [{name: getattr(metric, name).clone() for name in names} for metric in parts]
+    given = iter(names)
+    parts[0].sync(
+        dist_sync_fn=lambda state, group=None: [each[name] for name in [next(given)] for each in states],
+        distributed_available=lambda: True,
+    )
+    assert torch.equal(parts[0].counts, filled().counts)
+    assert torch.equal(parts[0].settings, filled().settings)
+    parts[0].unsync()
+    assert int(parts[0].counts[0].sum()) == 130

@@ -13,6 +13,7 @@ from lightning_sloppy.callbacks.jacobian_spectrum import JacobianSpectrum
 from lightning_sloppy.callbacks.monitor import SloppyMonitor
 from lightning_sloppy.callbacks.pac_bayes_bound import PACBayesBound
 from lightning_sloppy.callbacks.spectrum_trainer import SpectrumTrainer
+from lightning_sloppy.callbacks.validation_errors import ValidationErrors
 
 __all__ = [
     "CertifyingTrainer",
@@ -29,4 +30,5 @@ __all__ = [
     "SloppyMonitor",
     "SpectrumTrainer",
     "StoppingReason",
+    "ValidationErrors",
 ]

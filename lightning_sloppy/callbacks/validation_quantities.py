@@ -10,12 +10,12 @@ BOUNDS = {"low": "Lower", "high": "Upper"}
 def _with_interval(
     name: str, explanation: str, chart: str, *, what: str = "", headline: bool = False
 ) -> tuple[Quantity, ...]:
-    """A quantity and both ends of its interval."""
+    """A quantity and both ends of its interval, which loggers get for headlines only."""
     words = what or name.replace("_", " ")
     return (
         Quantity(name, explanation, chart=chart, band=(f"{name}_low", f"{name}_high"), headline=headline),
         *(
-            Quantity(f"{name}_{end}", f"{side} end of the 95 % interval of the {words}.", expert=True)
+            Quantity(f"{name}_{end}", f"{side} end of the 95 % interval of the {words}.", expert=not headline)
             for end, side in BOUNDS.items()
         ),
     )

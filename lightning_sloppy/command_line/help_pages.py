@@ -47,7 +47,7 @@ EXAMPLES = (
 """The examples of the first page: arguments, and what they do."""
 
 CALLBACKS = (
-    ("SloppyMonitor", "all but the last three", "every_n_epochs max_overhead bound"),
+    ("SloppyMonitor", "all but the last four", "every_n_epochs max_overhead bound"),
     ("JacobianSpectrum", "effective dimension to quote", "num_samples outputs normalize"),
     ("HessianSpectrum", "eigenpairs and trace", "k probes num_samples parameters"),
     ("FisherSpectrum", "all eigenvalues on the probe samples", "kind num_samples"),
@@ -56,6 +56,7 @@ CALLBACKS = (
     ("FinalCertificate", "a tighter bound at the end", "delta prior learning.seconds"),
     ("EffectiveDimensionEarlyStopping", "stop when loss and dimension settle", "patience hold_out"),
     ("DistanceToInit", "keep the weights near their start", "gamma"),
+    ("ValidationErrors", "errors by where inputs lie", "num_samples bins predict"),
 )
 """The callbacks of this package: name, purpose, the arguments that are used most."""
 

@@ -79,6 +79,14 @@ GUIDE = {
         single="Compare it with the error of guessing and with the hold-out bound. A smaller value comes from more "
         "data, weights near the prior (DistanceToInit), or a prior learnt on other samples (PriorSplit).",
     ),
+    "validation_errors": Advice(
+        "On which samples is the network wrong?",
+        "Error of validation samples, and its difference between those far from and near to the training inputs.",
+        "If the difference between highest and lowest bin grows while the error falls, the network learns the usual "
+        "samples only. The summary names the worst bin and the columns that stand out in it: look at them first.",
+        "The network gets better, or as good on unusual samples as on usual ones. Nothing to do.",
+        "If its interval holds 0, no difference can be seen; more validation samples make the interval shorter.",
+    ),
     "cost": Advice(
         "What does measuring cost?",
         "`overhead`: seconds of measuring so far, divided by the seconds of training without measuring.",

@@ -13,6 +13,7 @@ from lightning_sloppy import (
     InputSpectrum,
     JacobianSpectrum,
     PACBayesBound,
+    ValidationErrors,
 )
 from lightning_sloppy.callbacks.measuring import MeasuringCallback
 from lightning_sloppy.quantities import Declaration
@@ -27,6 +28,7 @@ MAKERS: Mapping[str, type[MeasuringCallback]] = {
     "fisher": FisherSpectrum,
     "bound": PACBayesBound,
     "certificate": FinalCertificate,
+    "validation_errors": ValidationErrors,
 }
 DECLARED: Mapping[str, Declaration] = {name: maker().declaration for name, maker in MAKERS.items()}
 

@@ -39,7 +39,8 @@ class Tallies:
         counts: Samples by measure, bin and class, (2, K + 1, C), integers.
         mistakes: Those of them that are wrong; all zero for a loss.
         losses: Sum and sum of squares of the losses by measure and bin, (2, K + 1, 2).
-        columns: Sum of the second and of the fourth powers of the standardised inputs, (2, K + 1, 2, d).
+        columns: Sum of the second and of the fourth powers of the standardised inputs, (2, K + 1, 2, d). Values beyond
+            5 deviations count as 5.
         whitened: Sum and sum of squares of the whitened squared errors by direction of the targets, (t, 2).
     """
 
@@ -61,7 +62,7 @@ class ColumnExcess:
 
     Attributes:
         column: Its position, from 0.
-        inside: Mean squared standardised value in the bin.
+        inside: Mean squared standardised value in the bin, where each square counts at most 25.
         outside: The same over all other samples.
     """
 

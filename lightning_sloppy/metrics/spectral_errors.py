@@ -21,6 +21,9 @@ from lightning_sloppy.metrics.principal_directions import FLOOR, PrincipalDirect
 MOST_TARGETS = 1_024
 """Columns of the targets up to which there is an error for each of their principal directions."""
 
+MOST_SQUARED = 25.0
+"""Largest squared standardised value that counts for a column: a single sample far outside must not name it."""
+
 
 class SpectralErrors(Metric):
     """Error, or loss, of validation samples by where the energy of their inputs lies in the training inputs' spectrum.
@@ -213,9 +216,9 @@ class SpectralErrors(Metric):
         count, classes = len(rows), self.counts.shape[2]
         ones = torch.ones(count, dtype=torch.int64, device=rows.device)
         own = torch.zeros_like(ones) if labels is None else labels
-        squares = standardised.square()
+        squares = standardised.square().clamp_max(MOST_SQUARED)
         powers = torch.stack([squares, squares.square()], dim=1)
-        usable = torch.isfinite(powers).all(2).all(1)
+        usable = torch.isfinite(standardised).all(1)
         for measure, place in enumerate(places):
             cells = place * classes + own
             self.counts[measure].view(-1).index_add_(0, cells, ones)

@@ -131,5 +131,5 @@ def _write_below(axes: Axes, report: ErrorReport, step: int) -> None:
         bins = len(report.of(report.worst.measure).bins)
         said += f"Worst: {place_in_words(report.worst.place, bins)} {TITLES[report.worst.measure].lower()}, "
         said += f"{report.kind} {number(report.worst.rate.value)}. "
-    said += "Bin 1 is the lowest. Bars are 95 % intervals; hollow points rest on fewer than 10 samples."
+    said += "Bin 1 is the lowest. Lines: 95 % intervals. Hollow: fewer than 10 samples."
     axes.figure.text(0.016, 0.02, textwrap.fill(said, 200), color=GREY, fontsize=8, va="bottom")

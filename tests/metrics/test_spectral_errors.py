@@ -91,6 +91,20 @@ def test_columns_that_stand_out_in_a_bin_are_named_by_the_excess():
     assert columns_responsible(sums, torch.tensor([595, 5, 0]), 1) == ()
 
 
+def test_a_single_extreme_sample_counts_as_one_at_five_deviations():
+    inputs, labels, scores = data(4000)
+    inputs[0, 3] = 1e4
+    metric = made()
+    metric.update(scores, labels, inputs)
+    place = int(metric.bins.placed(inputs[:1])[0][1])
+    sums, counts = metric.tallies.columns[1], metric.tallies.counts[1].sum(1)
+    found = columns_responsible(sums, counts, place)
+    assert all(each.inside < 25 for each in found)
+    squares = metric.bins.directions.standardised(inputs).square().clamp_max(25)
+    inside = metric.bins.placed(inputs)[0][1] == place
+    assert float(sums[place, 0, 3]) == pytest.approx(float(squares[inside, 3].sum()))
+
+
 def test_the_whitened_error_of_a_known_gaussian_is_exact():
     """1 for predicting the mean, c for errors with c times the covariance, and the squared error per variance."""
     rng = torch.Generator().manual_seed(1)

@@ -77,8 +77,7 @@ class ValidationErrors(PeriodicCallback):
             module and compared with the first loss of the training.
         batch_size: Function that returns the number of samples in a batch. null: found from its tensors and outputs.
         schedule: When to measure, and the limit on the cost of all measuring. null: after every epoch.
-        name: Name in the tags ``sloppy_<name>/...``. null: "validation_errors", followed by the number of bins unless
-            it is 5.
+        name: Name in the tags ``sloppy_<name>/...``. null: "validation", followed by the number of bins unless it is 5.
         seed: Seed of the draws. null: that of the SloppyMonitor, if any, else 0.
         strict: Raise errors of measurements instead of warning. null: as in the SloppyMonitor, if any, else false.
 
@@ -92,10 +91,10 @@ class ValidationErrors(PeriodicCallback):
 
     Example:
         >>> ValidationErrors(bins=4).name
-        'validation_errors_4'
+        'validation_4'
     """
 
-    default_name = "validation_errors"
+    default_name = "validation"
     title = "Errors of validation samples"
     quantities = QUANTITIES
     cost_advice = "To reduce them, lower `num_samples`."

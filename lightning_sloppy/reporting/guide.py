@@ -79,7 +79,7 @@ GUIDE = {
         single="Compare it with the error of guessing and with the hold-out bound. A smaller value comes from more "
         "data, weights near the prior (DistanceToInit), or a prior learnt on other samples (PriorSplit).",
     ),
-    "validation_errors": Advice(
+    "validation": Advice(
         "On which samples is the network wrong?",
         "Error of validation samples, and its difference between those far from and near to the training inputs.",
         "If the difference between highest and lowest bin grows while the error falls, the network learns the usual "

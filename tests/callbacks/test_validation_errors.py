@@ -60,7 +60,7 @@ def test_the_numbers_are_those_of_the_metric_on_the_trained_network(tmp_path):
     report = callback.latest_report
     assert report.overall.value == float(wrong.double().mean())
     assert report.balanced.value == pytest.approx(1 - balanced_accuracy_score(labels, scores.argmax(1)))
-    assert float(host.callback_metrics["sloppy_validation_errors/error"]) == pytest.approx(report.overall.value)
+    assert float(host.callback_metrics["sloppy_validation/error"]) == pytest.approx(report.overall.value)
     metric = SpectralErrors(callback._metric.bins, num_classes=CLASSES)
     metric.update(scores, labels, inputs)
     for name, value in metric.report().numbers().items():
@@ -126,8 +126,8 @@ def test_loggers_get_curves_and_the_picture_and_the_summary_says_it_in_words(tmp
         fit(tmp_path, monitor, train=DataLoader(TensorDataset(rows, labels), 50), logger=logger)
     read = events(logger.log_dir)
     tags = set(read.Tags()["scalars"])
-    assert {f"sloppy_validation_errors/{name}" for name in ("error", "tail_difference", "worst_bin")} <= tags
-    assert [each.step for each in read.Images("sloppy_validation_errors/picture")] == [0, 3, 7]
+    assert {f"sloppy_validation/{name}" for name in ("error", "tail_difference", "worst_bin")} <= tags
+    assert [each.step for each in read.Images("sloppy_validation/picture")] == [0, 3, 7]
     assert (Path(logger.log_dir) / "sloppy_errors.png").stat().st_size > 10_000
     said = " ".join(" ".join(record.getMessage() for record in caplog.records).split())
     assert "Errors of validation samples Step 7, epoch 1. The error is 0." in said
@@ -201,7 +201,7 @@ def test_images_and_one_logit(tmp_path):
     callback, module = ValidationErrors(strict=True, bins=3), OneLogit()
     val = Rows(90, 1, form)
     fit(tmp_path, callback, module, DataLoader(Rows(200, 0, form), 50), DataLoader(val, 32))
-    assert callback.name == "validation_errors_3"
+    assert callback.name == "validation_3"
     assert callback.feature_names[:2] == ("0,0,0", "0,0,1")
     inputs, labels = (torch.stack(each) for each in zip(*(val[index] for index in range(90)), strict=True))
     wrong = (module.eval()(inputs) > 0) != (labels > 0.5)
@@ -373,7 +373,7 @@ def test_a_resumed_run_goes_on_and_notices_other_inputs(tmp_path):
                 ckpt_path=tmp_path / "run.ckpt", **SAFELY,
             )  # fmt: skip
         assert [m.step for m in again.measurements] == [4, 7]
-        assert sum("The bins of validation_errors differ" in str(each.message) for each in caught) == warned
+        assert sum("The bins of validation differ" in str(each.message) for each in caught) == warned
         assert math.isfinite(again.latest.estimates["error"].value)
 
 

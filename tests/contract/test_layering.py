@@ -131,7 +131,7 @@ def test_files_stay_readable(path):
         "from lightning_sloppy import hessian_spectrum, fisher_spectrum, input_spectrum",
         "from lightning_sloppy import Spectrum, Status, ConfigurationError",
         "import lightning_sloppy.bounds, lightning_sloppy.posteriors, lightning_sloppy.measures",
-        "from lightning_sloppy import inspect, DataReport",
+        "from lightning_sloppy import inspect, DataReport, SpectralErrors",
     ],
 )
 def test_works_without_importing_lightning(statement):

@@ -28,7 +28,7 @@ MAKERS: Mapping[str, type[MeasuringCallback]] = {
     "fisher": FisherSpectrum,
     "bound": PACBayesBound,
     "certificate": FinalCertificate,
-    "validation_errors": ValidationErrors,
+    "validation": ValidationErrors,
 }
 DECLARED: Mapping[str, Declaration] = {name: maker().declaration for name, maker in MAKERS.items()}
 

@@ -239,20 +239,23 @@ class ValidationErrors(PeriodicCallback):
         """What counts as an error; it is looked for again if the first step has shown that the loss is another one."""
         loss = objective.loss_fn
         if self._task is None or self._task[0] is not loss:
+            self.latest_report = None
             task = find_task(trainer, context, reader.source, objective, self.predict)
             if self._task is not None and self._task[1] != task:
-                self._metric = self.latest_report = None
+                self._metric = None
             self._task = loss, task
         return self._task[1]
 
     def _emptied(self, trainer: Trainer, context: FitContext, task: Task) -> SpectralErrors:
         """The metric without samples; made from the training inputs at the first call."""
         if self._metric is None:
-            bins, targets, shape = read_training(
-                trainer, context, bins=self.bins, max_samples=self.max_samples, seed=self.seed, task=task
-            )
             holders = [context.samples.source(trainer).loader.dataset, getattr(trainer, "datamodule", None)]
-            self.feature_names = column_names(self._given_names, holders, shape)
+            named = partial(column_names, self._given_names, holders)
+            # Wrong names are refused after the first chunk, not after all inputs were read.
+            bins, targets, shape = read_training(
+                trainer, context, bins=self.bins, max_samples=self.max_samples, seed=self.seed, task=task, seen=named
+            )
+            self.feature_names = named(shape)
             self._compare(trainer, bins)
             metric = SpectralErrors(bins, num_classes=task.num_classes, targets=targets, sync_on_compute=False)
             device = trainer_internals.root_device(trainer)
@@ -275,7 +278,7 @@ class ValidationErrors(PeriodicCallback):
     ) -> None:
         """Publish a measurement, and draw the picture after some of them."""
         super()._report(trainer, pl_module, context, measurement)
-        if trainer.is_global_zero and self._draws and measurement.status.ok:
+        if trainer.is_global_zero and self._draws(trainer) and measurement.status.ok:
             if self._log is None:
                 self._log = PictureLog(
                     resumed=context is not None and context.began_at > 0,
@@ -288,15 +291,14 @@ class ValidationErrors(PeriodicCallback):
             if context is not None:
                 context.clock.measuring_seconds += seconds
 
-    @property
-    def _draws(self) -> bool:
-        """Whether no callback of the fit prevents pictures, as far as this one knows."""
-        return self.picture and self.latest_report is not None
+    def _draws(self, trainer: Trainer) -> bool:
+        """Whether there is something to draw, and no callback of the fit prevents pictures."""
+        return self.latest_report is not None and all(peer.picture for peer in peers(trainer))
 
     def after_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the last picture."""
         super().after_training(trainer, pl_module)
-        if self._log is not None and self.measurements and all(peer.picture for peer in peers(trainer)):
+        if self._log is not None and self._draws(trainer):
             step = self.measurements[-1].step
             self._log.draw(trainer, partial(Run, {}, self.facts), step=step, last=True)
 
@@ -334,7 +336,7 @@ def add_batch(metric: SpectralErrors, task: Task, objective: Objective, rows: Te
     def run() -> Tensor:
         outputs = objective.output_values(table, inputs)
         if task.classifier is None:
-            return differences(outputs, targets)
+            return differences(outputs.to(device), targets.to(device))  # in float64, which not every device has
         return task.classifier.mistakes(outputs, targets)
 
     # A rule of the user's may look at the module as well: it must not see other weights than the forward.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +132,14 @@ def _largest_label(context: FitContext, trainer: Trainer, source: SampleSource, 
 
 
 def read_training(
-    trainer: Trainer, context: FitContext, *, bins: int, max_samples: int, seed: int, task: Task
+    trainer: Trainer,
+    context: FitContext,
+    *,
+    bins: int,
+    max_samples: int,
+    seed: int,
+    task: Task,
+    seen: Callable[[tuple[int, ...]], object],
 ) -> tuple[EnergyBins, PrincipalDirections | None, tuple[int, ...]]:
     """Bins of the training inputs, principal directions of the targets of a regression, and the shape of an input.
 
@@ -145,6 +152,7 @@ def read_training(
         max_samples: Samples at most, drawn at random.
         seed: Of the draw.
         task: Says whether the targets are those of a regression.
+        seen: Told the shape of the inputs of one sample, as soon as it is known; may raise.
 
     Raises:
         ConfigurationError: For inputs that are not one tensor of numbers for each sample, missing values, or too few
@@ -161,7 +169,9 @@ def read_training(
             batch = source.read(indices[part])
             inputs = inputs_of(batch, context, len(part))
             if numbers is None:
-                numbers, shape = are_numbers(trainer, context, inputs), tuple(inputs.shape[1:])
+                shape = tuple(inputs.shape[1:])
+                seen(shape)
+                numbers = are_numbers(trainer, context, inputs)
             reader.add(as_rows(inputs.double() if numbers else inputs), part)
             if task.classifier is None:
                 targets.update(as_rows(context.samples.as_seen(trainer, batch, len(part))[1]))

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -318,19 +319,16 @@ def test_what_cannot_be_measured_is_said_once_and_the_training_goes_on(tmp_path,
     parts = dict(parts)
     module = parts.pop("module", Classifier)()
     loaders = {name: parts.pop(name) for name in ("train", "val") if name in parts}
-    if with_missing := loaders.get("train") is not None and "nan" in said.lower():
+    if said.startswith("NaN"):
         module.net[0] = nn.Sequential(NoMissing(), module.net[0])
     callback = ValidationErrors(**parts)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         host = fit(tmp_path, callback, module, **loaders)
     assert host.current_epoch == 2
-    assert with_missing in (True, False)
     ours = [str(each.message) for each in caught if "measurement failed" in str(each.message)]
     assert len(ours) == 1
-    assert not callback.latest
-    import re
-
+    assert callback.latest is callback.latest_report is None
     assert re.search(said, ours[0]), ours[0]
     assert callback.paragraphs()[0].startswith("Missing")
 

@@ -17,6 +17,9 @@ from .callbacks.pac_bayes_bound import PACBayesBound as PACBayesBound
 from .callbacks.validation_errors import ValidationErrors as ValidationErrors
 from .certificate import Certificate as Certificate
 from .certifying.prior_split import PriorSplit as PriorSplit
+from .compression.compressed import Compressed as Compressed
+from .compression.compressing import compress as compress
+from .compression.structure import restructured as restructured
 from .errors import ConfigurationError as ConfigurationError
 from .errors import MissingExtraError as MissingExtraError
 from .errors import SloppyError as SloppyError

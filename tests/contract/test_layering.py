@@ -20,6 +20,7 @@ FLOORS = [
     {"command_line"},
     {"callbacks", "demo"},
     {"certifying"},
+    {"compression"},
     {"probing", "reporting"},
     {"reduction"},
     {"analysis", "inspection"},
@@ -132,6 +133,7 @@ def test_files_stay_readable(path):
         "from lightning_sloppy import Spectrum, Status, ConfigurationError",
         "import lightning_sloppy.bounds, lightning_sloppy.posteriors, lightning_sloppy.measures",
         "from lightning_sloppy import inspect, DataReport, SpectralErrors",
+        "from lightning_sloppy import compress, Compressed",
     ],
 )
 def test_works_without_importing_lightning(statement):

@@ -1,0 +1,300 @@
+"""Make a network smaller: linear and convolution layers of low rank in the metric of their own inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from lightning_sloppy.compression.compressed import Compressed, CompressionTable, CurvePoint, LayerRecord
+from lightning_sloppy.compression.copies import independent_copy
+from lightning_sloppy.compression.matrix_layers import Layer, find_layers
+from lightning_sloppy.compression.low_rank import Directions
+from lightning_sloppy.compression.sharing import UNCHANGED, Choice, Shares, keeping
+from lightning_sloppy.compression.sizes import stored_numbers
+from lightning_sloppy.compression.statistics import Seen, pairs, runner, see
+from lightning_sloppy.compression.structure import pair_of, put
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.preserve import preserved, random_streams
+from lightning_sloppy.evaluation.stand_ins import unwrapped
+
+Evaluate = Callable[[nn.Module], float]
+"""``evaluate(module) -> float``, larger is better."""
+
+MOST_EVALUATIONS = 12
+"""Evaluations of ``max_drop``: that of the module given, and those of the bisection."""
+
+CLOSE = 1.02
+"""The bisection ends when the sizes on its two sides differ by less than this factor."""
+
+SMALLEST = "The smallest size is within max_drop. If evaluate returns a loss, return minus the loss: larger is better."
+
+CURVE_POINTS = 24
+"""Sizes of the curve of variance kept."""
+
+
+def compress(
+    module: nn.Module,
+    batches: Iterable[Any],
+    *,
+    keep: float | None = None,
+    size: float | None = None,
+    max_drop: float | None = None,
+    evaluate: Evaluate | None = None,
+) -> Compressed:
+    """Replace linear and convolution layers by two smaller ones each, best for the data that the layers see.
+
+    A layer ``W x + b`` becomes ``U_r (U_r^T W) x + b'`` with the leading eigenvectors ``U_r`` of the centred covariance
+    of its outputs on the batches: the map of rank r that loses the least of its output variance. The mean is folded
+    into the bias. A layer is replaced only where that is smaller. Give exactly one of ``keep``, ``size`` and
+    ``max_drop``.
+
+    Args:
+        module: Any module. It is not changed: the result is a copy without gradients, hooks and modes included.
+        batches: Re-iterable of ``(inputs, targets)``, of inputs alone (tensors), or of dicts, from which ``forward``
+            receives the keywords that it accepts. Training samples; a few thousand are enough. They run in eval mode.
+        keep: Share of its centred output variance that every layer keeps, between 0 and 1.
+        size: At most this fraction of the numbers that the module stores. Ranks are shared out so that the sum of the
+            lost shares of output variance is least.
+        max_drop: Largest loss of ``evaluate``, for the smallest size that a bisection finds (at most 12 evaluations).
+            The metric need not fall steadily with the size, so a smaller size that the bisection has not tried may do.
+        evaluate: ``evaluate(module) -> float``, larger is better: return minus the loss, not the loss, which cannot be
+            told from a score. Judge on samples that you do not report on. It gets a module that it may change.
+
+    Returns:
+        The smaller module, a table with a record for each layer, and the curve of the sizes tried. The size counts all
+        numbers in ``state_dict()``: parameters and persistent buffers, shared tensors once.
+
+    Raises:
+        ConfigurationError: If not exactly one of the three is given or it is out of range, ``max_drop`` has no
+            ``evaluate``, no layer can be compressed, ``size`` is below the smallest one, the batches are empty, a layer
+            is not finite on them, or ``evaluate`` gives no finite number.
+
+    >>> import torch
+    >>> _ = torch.manual_seed(0)
+    >>> inputs = torch.randn(100, 2) @ torch.randn(2, 16)  # 16 inputs in two dimensions
+    >>> compress(nn.Linear(16, 8), [inputs], keep=0.999).module
+    Sequential(
+      (0): Linear(in_features=16, out_features=2, bias=False)
+      (1): Linear(in_features=2, out_features=8, bias=True)
+    )
+    """
+    _check(keep, size, max_drop, evaluate)
+    task = _Task(unwrapped(module), batches, evaluate)
+    if keep is not None:
+        return task.result(keeping(keep, task.found))
+    if size is not None:
+        return task.result(task.within(size * task.size))
+    return task.result(*task.bisected(max_drop or 0.0))
+
+
+def _check(keep: float | None, size: float | None, max_drop: float | None, evaluate: Evaluate | None) -> None:
+    given = {
+        name: value for name, value in (("keep", keep), ("size", size), ("max_drop", max_drop)) if value is not None
+    }
+    if len(given) != 1:
+        said = " and ".join(f"{name}={value}" for name, value in given.items()) or "none of them"
+        raise ConfigurationError(f"Give exactly one of keep=, size= and max_drop=; {said} was given.")
+    if evaluate is not None and not callable(evaluate):
+        raise ConfigurationError(f"evaluate={evaluate!r} must be a function of a module that returns a number.")
+    for name, value in given.items():
+        top = math.inf if name == "max_drop" else 1.0
+        bottom_fits = value >= 0 if name == "max_drop" else value > 0
+        if not bottom_fits or not value <= top or math.isinf(value):
+            allowed = "at least 0" if name == "max_drop" else "above 0 and at most 1"
+            raise ConfigurationError(f"{name}={value} is out of range; it must be {allowed}.")
+    if max_drop is not None and evaluate is None:
+        raise ConfigurationError(
+            "max_drop= needs evaluate=, a function of a module that returns a number, larger is better, such as the "
+            "accuracy on validation samples."
+        )
+
+
+class _Task:
+    """One compression: the layers with their directions, and what was evaluated.
+
+    Args:
+        module: The module given.
+        batches: The batches.
+        evaluate: The function of the user, or None.
+    """
+
+    def __init__(self, module: nn.Module, batches: Iterable[Any], evaluate: Evaluate | None) -> None:
+        self.module, self.batches = module, batches
+        self._evaluate = evaluate
+        with random_streams():
+            copy = independent_copy(module)
+            self.layers = find_layers(copy)
+            self.size = stored_numbers(module)
+            self.seen = {each.layer.name: each for each in see(copy, _open(self.layers), batches)}
+        self.reasons = {layer.name: _reason(layer, self.seen.get(layer.name)) for layer in self.layers}
+        open_layers = [layer for layer in self.layers if not self.reasons[layer.name]]
+        if not open_layers:
+            raise ConfigurationError(f"{type(module).__name__} has no layer that can be compressed{self._whys()}.")
+        self.found: list[tuple[Layer, Directions]] = [
+            (layer, self.seen[layer.name].directions()) for layer in open_layers
+        ]
+        self.rest = self.size - sum(layer.parameters for layer in open_layers)
+        self.shares = Shares(self.found)
+        self.points: dict[int, CurvePoint] = {}
+        self.evaluations = 0
+
+    def _whys(self) -> str:
+        listed = [f"{layer.name or 'itself'}: {self.reasons[layer.name]}" for layer in self.layers[:3]]
+        return f" ({'; '.join(listed)})" if listed else ": it has no linear or convolution layer"
+
+    def within(self, budget: float) -> Mapping[str, Choice]:
+        """The choice of each layer for a module of at most this size.
+
+        Raises:
+            ConfigurationError: If that is too small.
+        """
+        least = self.rest + self.shares.smallest
+        if budget < least:
+            raise ConfigurationError(
+                f"size={budget / self.size:.3g} was asked for, but {least:,} of {self.size:,} numbers remain even with "
+                f"rank 1 everywhere; pass at least {math.ceil(1000 * least / self.size) / 1000}."
+            )
+        return self.shares.within(math.floor(budget + 1e-9) - self.rest)
+
+    def total(self, chosen: Mapping[str, Choice]) -> int:
+        """The size of the module with these choices."""
+        return self.rest + sum(choice.size for choice in chosen.values())
+
+    def built(self, chosen: Mapping[str, Choice]) -> nn.Module:
+        """A copy of the module given with these layers replaced."""
+        with random_streams():
+            made = independent_copy(self.module)
+            layers = {layer.name: made.get_submodule(layer.name) for layer, _ in self.found}
+            for layer, directions in self.found:
+                rank = chosen[layer.name].rank
+                if rank != UNCHANGED:
+                    made = put(made, layers[layer.name], pair_of(layers[layer.name], rank, directions))
+        return made
+
+    def metric(self, chosen: Mapping[str, Choice] | None) -> float:
+        """What ``evaluate`` gives for these choices, or for the module given.
+
+        Raises:
+            ConfigurationError: If it is no finite number.
+        """
+        assert self._evaluate is not None
+        total = self.size if chosen is None else self.total(chosen)
+        known = self.points.get(total)
+        if known is not None and known.metric is not None:
+            return known.metric
+        candidate = independent_copy(self.module) if chosen is None else self.built(chosen)
+        with random_streams():  # every size is judged with the same random numbers
+            value = self._evaluate(candidate)
+        self.evaluations += 1
+        try:
+            metric = float(value)
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"evaluate returned a {type(value).__name__}; return one number, larger is better."
+            ) from error
+        if not math.isfinite(metric):
+            of = "the module given" if chosen is None else f"{100 * total / self.size:.3g} % of the size"
+            raise ConfigurationError(f"evaluate returned {metric} for {of}; return a finite number, larger is better.")
+        self.points[total] = self._point(chosen, metric)
+        return metric
+
+    def bisected(self, max_drop: float) -> tuple[Mapping[str, Choice] | None, tuple[str, ...]]:
+        """The smallest size of a bisection whose metric is at most ``max_drop`` below that of the module given."""
+        least = self.metric(None) - max_drop
+        smallest = self.within(self.rest + self.shares.smallest)
+        low, high = float(self.total(smallest)), float(self.size)
+        best: Mapping[str, Choice] | None = None
+        failed = False
+        while high > CLOSE * low and self.evaluations < MOST_EVALUATIONS - 1:
+            chosen = self.within(math.sqrt(low * high))
+            total = self.total(chosen)
+            if self.metric(chosen) >= least - 1e-12:
+                if total >= high:
+                    break
+                best, high = chosen, float(total)
+            else:
+                failed, low = True, math.sqrt(low * high)  # sizes in between have the same choices
+        if not failed and self.metric(smallest) >= least - 1e-12:
+            return smallest, (SMALLEST,)
+        if best is None:
+            return None, ("No smaller size that was tried is within max_drop, so nothing was replaced.",)
+        return best, ()
+
+    def result(self, chosen: Mapping[str, Choice] | None, notes: tuple[str, ...] = ()) -> Compressed:
+        """The compressed module with its table and curve."""
+        if chosen is None:
+            chosen = {layer.name: Choice(UNCHANGED, layer.parameters, 0.0) for layer, _ in self.found}
+        if self._evaluate is not None:
+            self.metric(None)
+            self.metric(chosen)
+        made = self.built(chosen)
+        self._try(made)
+        return Compressed(
+            module=made,
+            table=CompressionTable(tuple(self._records(chosen)), self.size, stored_numbers(made)),
+            curve=self._curve(chosen),
+            structure={name: choice.rank for name, choice in chosen.items() if choice.rank != UNCHANGED},
+            evaluations=self.evaluations,
+            notes=notes,
+        )
+
+    def _try(self, made: nn.Module) -> None:
+        """Run the compressed module on one batch: code that looks into its layers may fail."""
+        with random_streams():
+            trial = independent_copy(made)
+            with preserved(trial):
+                run = runner(trial.requires_grad_(False))
+                for batch in pairs(self.batches, trial):
+                    run(batch)
+                    break
+
+    def _records(self, chosen: Mapping[str, Choice]) -> Iterable[LayerRecord]:
+        for layer in self.layers:
+            seen, choice = self.seen.get(layer.name), chosen.get(layer.name)
+            replaced = choice is not None and choice.rank != UNCHANGED
+            reason = self.reasons[layer.name] or ("" if replaced else "smaller as it is, or needed whole")
+            yield LayerRecord(
+                name=layer.name,
+                kind=layer.kind,
+                rank=choice.rank if choice is not None and replaced else None,
+                full_rank=layer.full_rank if not layer.reason else None,
+                effective_rank=None if seen is None else seen.effective_rank,
+                parameters_before=layer.parameters,
+                parameters_after=choice.size if choice is not None and replaced else layer.parameters,
+                variance_kept=1 - choice.lost if choice is not None and replaced else 1.0,
+                reason=reason,
+            )
+
+    def _point(self, chosen: Mapping[str, Choice] | None, metric: float | None) -> CurvePoint:
+        total = self.size if chosen is None else self.total(chosen)
+        lost = 0.0 if chosen is None else sum(choice.lost for choice in chosen.values()) / len(chosen)
+        return CurvePoint(total, total / self.size, 1 - lost, metric)
+
+    def _curve(self, chosen: Mapping[str, Choice]) -> tuple[CurvePoint, ...]:
+        points = dict(self.points)
+        if not points:
+            points[self.size] = self._point(None, None)
+            least = self.rest + self.shares.smallest
+            for step in range(CURVE_POINTS):
+                some = self.within(least * (self.size / least) ** (step / CURVE_POINTS) + 1e-6)
+                points.setdefault(self.total(some), self._point(some, None))
+            points[self.total(chosen)] = self._point(chosen, None)
+        return tuple(points[total] for total in sorted(points, reverse=True))
+
+
+def _open(layers: Sequence[Layer]) -> list[Layer]:
+    return [layer for layer in layers if not layer.reason]
+
+
+def _reason(layer: Layer, seen: Seen | None) -> str:
+    """Why a layer is left alone at every size; empty if it is not."""
+    if layer.reason or seen is None:
+        return layer.reason
+    if seen.reason:
+        return seen.reason
+    if seen.moments is None:
+        return "never called on the batches"
+    return "" if layer.largest_rank else "no rank makes it smaller"

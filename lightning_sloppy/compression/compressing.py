@@ -10,8 +10,8 @@ from torch import nn
 
 from lightning_sloppy.compression.compressed import Compressed, CompressionTable, CurvePoint, LayerRecord
 from lightning_sloppy.compression.copies import independent_copy
-from lightning_sloppy.compression.matrix_layers import Layer, find_layers
 from lightning_sloppy.compression.low_rank import Directions
+from lightning_sloppy.compression.matrix_layers import Layer, find_layers
 from lightning_sloppy.compression.sharing import UNCHANGED, Choice, Shares, keeping
 from lightning_sloppy.compression.sizes import stored_numbers
 from lightning_sloppy.compression.statistics import Seen, pairs, runner, see

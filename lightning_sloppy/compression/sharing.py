@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from lightning_sloppy.compression.matrix_layers import Layer
 from lightning_sloppy.compression.low_rank import Directions
+from lightning_sloppy.compression.matrix_layers import Layer
 
 UNCHANGED = 0
 """The rank of a layer that is left alone."""

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_sloppy.compression.matrix_layers import Convolution, Layer, Transposed
 from lightning_sloppy.compression.low_rank import (
     Directions,
     directions_from_inputs,
     directions_from_outputs,
     participation_ratio,
 )
+from lightning_sloppy.compression.matrix_layers import Convolution, Layer, Transposed
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, as_pair, private, to_device
 from lightning_sloppy.evaluation.calling import Caller

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_sloppy.compression.low_rank import Directions
 from lightning_sloppy.compression.matrix_layers import (
     POINTWISE,
     Convolution,
@@ -17,7 +18,6 @@ from lightning_sloppy.compression.matrix_layers import (
     places_of,
     weight_of,
 )
-from lightning_sloppy.compression.low_rank import Directions
 from lightning_sloppy.errors import ConfigurationError
 
 Structure = Mapping[str, int]

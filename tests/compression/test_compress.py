@@ -140,7 +140,7 @@ def _participation(rows: torch.Tensor) -> float:
 
 
 def test_kept_variance_is_that_measured_by_hand_in_a_convnet():
-    module = convnet().eval()
+    module = convnet().eval().requires_grad_(False)
     inputs = torch.randn(30, 3, 12, 12).double() + 1
     done = compress(module, list(inputs.split(7)), keep=0.9)
     assert "3" in done.structure
@@ -282,7 +282,7 @@ def test_the_module_given_is_untouched_in_every_respect():
 
 
 def test_it_is_made_of_torch_and_loads_bitwise():
-    module = convnet().eval()
+    module = convnet().eval().requires_grad_(False)
     inputs = torch.randn(6, 3, 12, 12).double()
     done = compress(module, [inputs], size=0.5)
     wanted = done.module(inputs)

@@ -105,11 +105,14 @@ def find_layers(module: nn.Module) -> list[Layer]:
     inside = {id(part): name for name, owner in module.named_modules() for part in _unread(owner)}
     found = []
     for name, child in module.named_modules():
-        matrices = [tensor for tensor in child._parameters.values() if tensor is not None and tensor.ndim > 1]
-        if matrices or _has_hidden_matrix(child):
+        if isinstance(child, parametrize.ParametrizationList):
+            continue  # a part of the layer that it belongs to
+        own = [tensor for tensor in child._parameters.values() if tensor is not None]
+        if any(tensor.ndim > 1 for tensor in own) or _has_hidden_matrix(child):
             reason = _reason(child, inside.get(id(child))) or _shared(child, owners)
-            size = sum(tensor.numel() for tensor in child._parameters.values() if tensor is not None)
-            found.append(Layer(name, _kind(child), child, size, reason))
+            if parametrize.is_parametrized(child):
+                own += child.parametrizations.parameters()
+            found.append(Layer(name, _kind(child), child, sum(tensor.numel() for tensor in own), reason))
     return found
 
 

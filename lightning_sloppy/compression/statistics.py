@@ -85,7 +85,7 @@ def see(module: nn.Module, layers: Sequence[Layer], batches: Iterable[Any]) -> l
     handles = [handle for each in seen for handle in _watch(each)]
     count = 0
     try:
-        with preserved(module), _quiet():
+        with preserved(module):
             run = runner(module)
             for batch in pairs(batches, module):
                 run(batch)
@@ -131,7 +131,8 @@ def runner(module: nn.Module) -> Callable[[Batch], Any]:
     def run(batch: Batch) -> Any:
         inputs = private(to_device(batch, device, dtype))[0]
         try:
-            return caller.call(lambda arguments, keywords: module(*arguments, **keywords), inputs)
+            with _quiet():
+                return caller.call(lambda arguments, keywords: module(*arguments, **keywords), inputs)
         except ConfigurationError:
             raise
         except Exception as error:

@@ -12,6 +12,7 @@ from .callbacks.hessian_spectrum import HessianSpectrum as HessianSpectrum
 from .callbacks.input_spectrum import InputSpectrum as InputSpectrum
 from .callbacks.instrument import Instrument as Instrument
 from .callbacks.jacobian_spectrum import JacobianSpectrum as JacobianSpectrum
+from .callbacks.low_rank_layers import LowRank as LowRank
 from .callbacks.monitor import SloppyMonitor as SloppyMonitor
 from .callbacks.pac_bayes_bound import PACBayesBound as PACBayesBound
 from .callbacks.validation_errors import ValidationErrors as ValidationErrors

@@ -1,6 +1,7 @@
 """When to measure, and whom to tell. No formula, no tensor algebra, no tag strings."""
 
 from lightning_sloppy.callbacks.certifying_trainer import CertifyingTrainer
+from lightning_sloppy.callbacks.compressing_trainer import CompressingTrainer
 from lightning_sloppy.callbacks.curvature_instrument import CurvatureInstrument
 from lightning_sloppy.callbacks.distance_to_init import DistanceToInit
 from lightning_sloppy.callbacks.early_stopping import EffectiveDimensionEarlyStopping, StoppingReason
@@ -10,6 +11,7 @@ from lightning_sloppy.callbacks.hessian_spectrum import HessianSpectrum
 from lightning_sloppy.callbacks.input_spectrum import InputSpectrum
 from lightning_sloppy.callbacks.instrument import Instrument
 from lightning_sloppy.callbacks.jacobian_spectrum import JacobianSpectrum
+from lightning_sloppy.callbacks.low_rank_layers import LowRank
 from lightning_sloppy.callbacks.monitor import SloppyMonitor
 from lightning_sloppy.callbacks.pac_bayes_bound import PACBayesBound
 from lightning_sloppy.callbacks.spectrum_trainer import SpectrumTrainer
@@ -17,6 +19,7 @@ from lightning_sloppy.callbacks.validation_errors import ValidationErrors
 
 __all__ = [
     "CertifyingTrainer",
+    "CompressingTrainer",
     "CurvatureInstrument",
     "DistanceToInit",
     "EffectiveDimensionEarlyStopping",
@@ -26,6 +29,7 @@ __all__ = [
     "InputSpectrum",
     "Instrument",
     "JacobianSpectrum",
+    "LowRank",
     "PACBayesBound",
     "SloppyMonitor",
     "SpectrumTrainer",

@@ -10,11 +10,18 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-from lightning_sloppy.callbacks.checkpoints import fit_without_step, load_weights, opened_checkpoint
+from lightning_sloppy.callbacks.checkpoints import (
+    fit_without_step,
+    load_weights,
+    make_structure,
+    number_of_structures,
+    opened_checkpoint,
+)
 from lightning_sloppy.callbacks.final_certificate import FinalCertificate
 from lightning_sloppy.certifying.clean_samples import Clean
 from lightning_sloppy.certifying.priors import Prior
 from lightning_sloppy.certifying.repeats import Duplicates
+from lightning_sloppy.compression.structure import structure_in
 from lightning_sloppy.curvature.parameters import ParameterLayout
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.classifiers import Predict
@@ -54,7 +61,8 @@ class CertifyingTrainer(Trainer):
         This does what a FinalCertificate in the training would have done. The prior's mean is that of the run's
         FinalCertificate or PACBayesBound, if the checkpoint has one. Otherwise it is the initial weights of this
         configuration and its seed, which are equally independent of the examples. Nothing is trained, and no other
-        callback runs.
+        callback runs. The ranks of a compressed checkpoint were chosen by samples, so the bound holds for all
+        combinations of ranks at once.
 
         Args:
             model: The module as configured for the training, with its initial weights.
@@ -82,6 +90,8 @@ class CertifyingTrainer(Trainer):
             ConfigurationError: Without a checkpoint, or for a checkpoint of another model.
         """
         state = opened_checkpoint(ckpt_path, weights_only is not False)
+        structures = number_of_structures(model) if structure_in(model, state["state_dict"]) else 1
+        make_structure(model, state["state_dict"])
         runs = list(_runs(state.get("callbacks", {})))
         if delta is None:
             delta = next((run["settings"]["delta"] for run in runs if "settings" in run), 0.05)
@@ -105,6 +115,10 @@ class CertifyingTrainer(Trainer):
             )
         else:
             known = self._fresh(model, ckpt_path, state)
+        if structures > 1:
+            # The ranks were chosen by the samples. Each of the structures has its own evaluations, of which the first
+            # is number `structures` + 1: over all of them, delta is spent at most once.
+            known["evaluation"] = structures + int(known.get("evaluation", 0))
         final.resume_from(known)
         load_weights(model, state, ckpt_path)
         notice_training(model)

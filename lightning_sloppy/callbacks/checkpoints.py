@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from torch import nn
 
+from lightning_sloppy.compression.matrix_layers import find_layers
+from lightning_sloppy.compression.structure import Structure, restructured, structure_in
 from lightning_sloppy.errors import ConfigurationError
+
+STRUCTURE = "LowRank"
+"""Where a compressed checkpoint has its structure: the state of this callback."""
+
+MOST_STRUCTURES = 10**12
+"""Structures that a certificate can be charged for. The number of an evaluation is the seed of its random stream."""
 
 
 def opened_checkpoint(ckpt_path: str | None, weights_only: bool) -> dict[str, Any]:
@@ -39,11 +50,12 @@ def opened_checkpoint(ckpt_path: str | None, weights_only: bool) -> dict[str, An
 
 
 def load_weights(model: LightningModule, state: dict[str, Any], ckpt_path: str | None) -> None:
-    """Load the weights of a checkpoint.
+    """Load the weights of a checkpoint. If it is a compressed one, the layers of the model are replaced first.
 
     Raises:
         ConfigurationError: For a checkpoint of another model.
     """
+    make_structure(model, state["state_dict"])
     try:
         model.load_state_dict(state["state_dict"])
     except RuntimeError as error:
@@ -51,6 +63,47 @@ def load_weights(model: LightningModule, state: dict[str, Any], ckpt_path: str |
             f"{ckpt_path} contains the weights of another model than the configured {type(model).__name__}; use "
             f"the configuration of its training. {' '.join(str(error).split()[:40])}"
         ) from error
+
+
+def make_structure(model: nn.Module, weights: Mapping[str, Any]) -> Structure:
+    """Replace the layers of a model that have become pairs in the weights of a compressed checkpoint.
+
+    Args:
+        model: The model.
+        weights: The ``state_dict`` of the checkpoint.
+
+    Returns:
+        Rank by name of the layers that were replaced; empty for a checkpoint that is not compressed.
+    """
+    structure = structure_in(model, weights)
+    restructured(model, structure)
+    return structure
+
+
+def number_of_structures(model: nn.Module) -> int:
+    """How many structures the compression of a model could have had: the product of the choices of all its layers.
+
+    Raises:
+        ConfigurationError: If there are too many for a certificate.
+    """
+    count = math.prod(layer.largest_rank + 1 for layer in find_layers(model) if not layer.reason)
+    if count > MOST_STRUCTURES:
+        raise ConfigurationError(
+            f"The ranks of {type(model).__name__} can be combined in about 10^{math.log10(count):.0f} ways, and a "
+            f"certificate must hold for all of them, which it can for at most 10^{math.log10(MOST_STRUCTURES):.0f}; "
+            "certify the checkpoint that was compressed."
+        )
+    return count
+
+
+def is_compressed(path: object, *, weights_only: bool = True) -> bool:
+    """Whether a file is a compressed checkpoint. A file that cannot be read is not one: who loads it will say why."""
+    if not isinstance(path, (str, Path)) or not Path(path).is_file():
+        return False
+    try:
+        return STRUCTURE in opened_checkpoint(str(path), weights_only).get("callbacks", {})
+    except ConfigurationError:
+        return False
 
 
 def fit_without_step(
@@ -68,6 +121,8 @@ def fit_without_step(
     trainer.callbacks = [*shown, _NoStep(), *callbacks]
     trainer.num_sanity_val_steps = 0
     trainer.fit_loop.min_epochs, trainer.fit_loop.epoch_loop.min_steps = 0, None
+    if trainer.max_epochs is None and trainer.max_steps < 0:
+        trainer.fit_loop.max_epochs = 1  # else Lightning warns that there is no limit
     trainer.fit(model, datamodule=datamodule)
 
 

@@ -11,6 +11,7 @@ VERBS = {
     "fit": "train and measure",
     "certify": "optimise and save a PAC-Bayes certificate for a checkpoint",
     "spectrum": "measure a checkpoint without training",
+    "compress": "make the network of a checkpoint smaller, by its training data",
     "inspect": "look at a table or at the samples of a data module, before any model",
     "report": "write the report of a run, or of several next to each other, as one HTML page",
     "validate": "as in Lightning, and so are test and predict",
@@ -19,7 +20,7 @@ VERBS = {
 }
 """The verbs with what they do; an empty text is not listed."""
 
-LIGHTNING_VERBS = ("fit", "validate", "test", "predict", "certify", "spectrum")
+LIGHTNING_VERBS = ("fit", "validate", "test", "predict", "certify", "spectrum", "compress")
 """Verbs that take a model, data and a Trainer."""
 
 MAIN = """\
@@ -138,6 +139,10 @@ _HEADS = {
     "spectrum": "usage: lightning-sloppy spectrum --config FILE --ckpt_path FILE [--OPTION VALUE ...]\n\n"
     "Measure a checkpoint without training, on training samples: spectra of Jacobian, Hessian, Fisher\n"
     "matrix and inputs with their effective dimensions. What needs a fit is left out.",
+    "compress": "usage: lightning-sloppy compress --config FILE --ckpt_path FILE --max_drop .005 [--OPTION VALUE ...]"
+    "\n\n"
+    "Make the network of a checkpoint smaller: each linear or convolution layer becomes two of low rank,\n"
+    "best for the training data. Give one of --max_drop, --size and --keep.",
 }
 
 CERTIFY = {
@@ -160,7 +165,31 @@ SPECTRUM = {
 }
 """The arguments of ``spectrum``."""
 
+COMPRESS = {
+    "ckpt_path": "FILE: the checkpoint",
+    "max_drop": "largest change of the validation metric to the worse; the smallest size that is found",
+    "size": "at most this fraction of the size",
+    "keep": "share of its output variance that every layer keeps",
+    "monitor": "the validation metric (that of the configuration, else the only score)",
+    "direction": "max or min: which values of it are better, if its name does not say",
+    "num_samples": "training samples for the statistics (8192)",
+    "out": "FILE: the compressed checkpoint (small.ckpt)",
+    "weights_only": CERTIFY["weights_only"],
+}
+"""The arguments of ``compress``."""
+
 _OWN = {
+    "compress": [
+        "",
+        "Options:",
+        *_table((f"--{name}", text) for name, text in COMPRESS.items()),
+        "",
+        "Run:",
+        *_CONFIGURATION,
+        "",
+        "Give the model and the data as in the training: its configuration is beside its logs (config.yaml).",
+        "To fine-tune: fit --config config.yaml --trainer.callbacks+=LowRank --trainer.callbacks.checkpoint small.ckpt",
+    ],
     "certify": [
         "",
         "Options:",

@@ -16,9 +16,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_sloppy.callbacks.spectrum_trainer import SpectrumTrainer
+from lightning_sloppy.callbacks.checkpoints import is_compressed
+from lightning_sloppy.callbacks.compressing_trainer import CompressingTrainer
+from lightning_sloppy.callbacks.low_rank_layers import LowRank
 from lightning_sloppy.command_line import json_file, results
 from lightning_sloppy.command_line.complaints import COMMAND, complain
+from lightning_sloppy.command_line.compress_page import print_compressed
 from lightning_sloppy.command_line.faults import FAILED, OK, WRONG_INPUT, Stage, own_part, told
 from lightning_sloppy.command_line.parser import Parser, class_names
 from lightning_sloppy.command_line.spectrum_page import print_spectra
@@ -28,8 +31,8 @@ from lightning_sloppy.errors import ConfigurationError
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-OWN_VERBS = {"certify": {"model", "datamodule"}, "spectrum": {"model", "datamodule"}}
-"""The verbs that Lightning does not have, each a method of :class:`SpectrumTrainer`, with the arguments to skip."""
+OWN_VERBS = {verb: {"model", "datamodule"} for verb in ("certify", "spectrum", "compress")}
+"""The verbs that Lightning does not have, each a method of :class:`CompressingTrainer`, with the arguments to skip."""
 
 
 class SaveConfigBesideLogs(SaveConfigCallback):
@@ -53,7 +56,7 @@ class SloppyCLI(LightningCLI):
         options: For Lightning's class.
     """
 
-    trainer: SpectrumTrainer
+    trainer: CompressingTrainer
 
     def __init__(self, words: Sequence[str], stages: list[Stage], **options: Any) -> None:
         self._words, self._stages = list(words), stages
@@ -85,7 +88,14 @@ class SloppyCLI(LightningCLI):
         self._stages.append("building")
 
     def after_instantiate_classes(self) -> None:
-        """The stage of running begins."""
+        """The stage of running begins. If the checkpoint is a compressed one, its smaller layers are made first."""
+        verb = str(self.config.subcommand)
+        given = self.config.get(verb, {})
+        strict = given.get("weights_only") is not False
+        callbacks: list[Callback] = vars(self.trainer)["callbacks"]
+        known = verb in OWN_VERBS or any(isinstance(each, LowRank) for each in callbacks)
+        if not known and is_compressed(given.get("ckpt_path"), weights_only=strict):
+            callbacks.insert(0, LowRank(weights_only=strict))
         self._stages.append("running")
 
     def _parse_ckpt_path(self) -> None:
@@ -122,7 +132,7 @@ def _is_keyword(ckpt_path: str) -> bool:
 
 
 _OPTIONS: dict[str, Any] = {
-    "trainer_class": SpectrumTrainer,
+    "trainer_class": CompressingTrainer,
     "save_config_callback": SaveConfigBesideLogs,
     "save_config_kwargs": {"overwrite": True},  # resuming a named version writes into the same folder
     "seed_everything_default": 0,  # a run is reproducible even if its configuration has no seed
@@ -172,6 +182,8 @@ def _finished(cli: SloppyCLI, json_to: Path | None) -> int:
     if trainer.is_global_zero:
         if spectra is not None:
             print_spectra(spectra)
+        if trainer.compressed is not None:
+            print_compressed(trainer.compressed)
         if json_to is not None:
             json_file.write(json_to, results.result_of(str(cli.subcommand), trainer))
     if final is not None and final.certificates is None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lightning_sloppy.callbacks.spectrum_trainer import SpectrumTrainer
+from lightning_sloppy.callbacks.compressing_trainer import CompressingTrainer
 from lightning_sloppy.version import __version__
 
 if TYPE_CHECKING:
+    from lightning_sloppy.callbacks.compressing_trainer import CompressedCheckpoint
     from lightning_sloppy.callbacks.spectrum_trainer import CheckpointSpectra
     from lightning_sloppy.records import Estimate, Measurement
 
 
-def result_of(verb: str, trainer: SpectrumTrainer) -> dict[str, Any]:
+def result_of(verb: str, trainer: CompressingTrainer) -> dict[str, Any]:
     """What a verb found. The keys are documented in docs/command_line.md.
 
     Args:
@@ -23,12 +24,14 @@ def result_of(verb: str, trainer: SpectrumTrainer) -> dict[str, Any]:
     head: dict[str, Any] = {"command": verb, "version": __version__}
     if trainer.spectra is not None:
         return {**head, **_of_spectra(trainer.spectra)}
+    if trainer.compressed is not None:
+        return {**head, **_of_compressed(trainer.compressed)}
     if trainer.certified is not None:
         return {**head, **_of_certificate(trainer)}
     return {**head, **_of_run(trainer)}
 
 
-def _of_run(trainer: SpectrumTrainer) -> dict[str, Any]:
+def _of_run(trainer: CompressingTrainer) -> dict[str, Any]:
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
     return {
         "epochs": trainer.current_epoch,
@@ -40,7 +43,7 @@ def _of_run(trainer: SpectrumTrainer) -> dict[str, Any]:
     }
 
 
-def _of_certificate(trainer: SpectrumTrainer) -> dict[str, Any]:
+def _of_certificate(trainer: CompressingTrainer) -> dict[str, Any]:
     final = trainer.certified
     assert final is not None
     latest = final.measurements[-1] if final.measurements else None
@@ -61,6 +64,38 @@ def _of_spectra(found: CheckpointSpectra) -> dict[str, Any]:
         "loss": {"source": found.loss, "checked": found.loss_checked, "value": found.loss_value},
         "spectra": {name: _of_measurement(each) for name, each in found.measurements.items()},
         "left_out": list(found.left_out),
+    }
+
+
+def _of_compressed(found: CompressedCheckpoint) -> dict[str, Any]:
+    table, monitored = found.compressed.table, found.monitored
+    done = found.compressed
+    return {
+        "checkpoint": found.source,
+        "out": found.out,
+        "target": found.target,
+        "size_before": table.size_before,
+        "size_after": table.size_after,
+        "fraction": table.fraction,
+        "num_samples": found.num_samples,
+        "layers": [dict(vars(record)) for record in table],
+        "metric": None
+        if monitored is None
+        else {
+            "name": monitored.name,
+            "direction": monitored.direction,
+            "before": None if done.metric_before is None else monitored.score(done.metric_before),
+            "after": None if done.metric_after is None else monitored.score(done.metric_after),
+        },
+        "tested": {name: {"before": before, "after": after} for name, (before, after) in found.tested.items()},
+        "curve": [
+            {
+                **vars(point),
+                "metric": None if point.metric is None or monitored is None else monitored.score(point.metric),
+            }
+            for point in done.curve
+        ],
+        "notes": list(done.notes),
     }
 
 

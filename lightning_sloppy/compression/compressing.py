@@ -81,7 +81,14 @@ def compress(
       (1): Linear(in_features=2, out_features=8, bias=True)
     )
     """
-    _check(keep, size, max_drop, evaluate)
+    refuse_wrong_target(keep, size, max_drop)
+    if evaluate is not None and not callable(evaluate):
+        raise ConfigurationError(f"evaluate={evaluate!r} must be a function of a module that returns a number.")
+    if max_drop is not None and evaluate is None:
+        raise ConfigurationError(
+            "max_drop= needs evaluate=, a function of a module that returns a number, larger is better, such as the "
+            "accuracy on validation samples."
+        )
     task = _Task(unwrapped(module), batches, evaluate)
     if keep is not None:
         return task.result(keeping(keep, task.found))
@@ -90,26 +97,22 @@ def compress(
     return task.result(*task.bisected(max_drop or 0.0))
 
 
-def _check(keep: float | None, size: float | None, max_drop: float | None, evaluate: Evaluate | None) -> None:
-    given = {
-        name: value for name, value in (("keep", keep), ("size", size), ("max_drop", max_drop)) if value is not None
-    }
+def refuse_wrong_target(keep: float | None, size: float | None, max_drop: float | None) -> None:
+    """Check that exactly one target is given, and that it can be.
+
+    Raises:
+        ConfigurationError: If not.
+    """
+    targets = {"keep": keep, "size": size, "max_drop": max_drop}
+    given = {name: value for name, value in targets.items() if value is not None}
     if len(given) != 1:
         said = " and ".join(f"{name}={value}" for name, value in given.items()) or "none of them"
-        raise ConfigurationError(f"Give exactly one of keep=, size= and max_drop=; {said} was given.")
-    if evaluate is not None and not callable(evaluate):
-        raise ConfigurationError(f"evaluate={evaluate!r} must be a function of a module that returns a number.")
-    for name, value in given.items():
-        top = math.inf if name == "max_drop" else 1.0
-        bottom_fits = value >= 0 if name == "max_drop" else value > 0
-        if not bottom_fits or not value <= top or math.isinf(value):
-            allowed = "at least 0" if name == "max_drop" else "above 0 and at most 1"
-            raise ConfigurationError(f"{name}={value} is out of range; it must be {allowed}.")
-    if max_drop is not None and evaluate is None:
-        raise ConfigurationError(
-            "max_drop= needs evaluate=, a function of a module that returns a number, larger is better, such as the "
-            "accuracy on validation samples."
-        )
+        raise ConfigurationError(f"Give exactly one of keep, size and max_drop; {said} was given.")
+    ((name, value),) = given.items()
+    fits = 0 <= value < math.inf if name == "max_drop" else 0 < value <= 1
+    if not fits:
+        allowed = "at least 0" if name == "max_drop" else "above 0 and at most 1"
+        raise ConfigurationError(f"{name}={value} is out of range; it must be {allowed}.")
 
 
 class _Task:

@@ -67,6 +67,23 @@ def restructured(module: nn.Module, structure: Structure) -> nn.Module:
     return module
 
 
+def structure_in(module: nn.Module, weights: Mapping[str, Any]) -> Structure:
+    """The structure by which a module can load the ``state_dict`` of a compressed one: its layers that are pairs there.
+
+    >>> small = restructured(nn.Sequential(nn.Linear(8, 8)), {"0": 2})
+    >>> structure_in(nn.Sequential(nn.Linear(8, 8)), small.state_dict())
+    {'0': 2}
+    """
+    found = {}
+    for name, layer in module.named_modules():
+        start = f"{name}." if name else ""
+        first = weights.get(f"{start}0.weight")
+        plain = isinstance(layer, (nn.Linear, *Convolution, *Transposed)) and f"{start}weight" not in weights
+        if plain and first is not None and f"{start}1.weight" in weights:
+            found[name] = int(first.shape[1 if isinstance(layer, Transposed) else 0])
+    return found
+
+
 def pair_of(layer: Any, rank: int, directions: Directions | None = None) -> nn.Sequential:
     """Two layers of torch in the place of one; with directions they are its best map of this rank.
 

@@ -139,8 +139,7 @@ _HEADS = {
     "spectrum": "usage: lightning-sloppy spectrum --config FILE --ckpt_path FILE [--OPTION VALUE ...]\n\n"
     "Measure a checkpoint without training, on training samples: spectra of Jacobian, Hessian, Fisher\n"
     "matrix and inputs with their effective dimensions. What needs a fit is left out.",
-    "compress": "usage: lightning-sloppy compress --config FILE --ckpt_path FILE --max_drop .005 [--OPTION VALUE ...]"
-    "\n\n"
+    "compress": "usage: lightning-sloppy compress --config FILE --ckpt_path FILE [--OPTION VALUE ...]\n\n"
     "Make the network of a checkpoint smaller: each linear or convolution layer becomes two of low rank,\n"
     "best for the training data. Give one of --max_drop, --size and --keep.",
 }
@@ -167,7 +166,7 @@ SPECTRUM = {
 
 COMPRESS = {
     "ckpt_path": "FILE: the checkpoint",
-    "max_drop": "largest change of the validation metric to the worse; the smallest size that is found",
+    "max_drop": "the smallest size found whose validation metric is at most so much worse",
     "size": "at most this fraction of the size",
     "keep": "share of its output variance that every layer keeps",
     "monitor": "the validation metric (that of the configuration, else the only score)",
@@ -188,7 +187,7 @@ _OWN = {
         *_CONFIGURATION,
         "",
         "Give the model and the data as in the training: its configuration is beside its logs (config.yaml).",
-        "To fine-tune: fit --config config.yaml --trainer.callbacks+=LowRank --trainer.callbacks.checkpoint small.ckpt",
+        "To fine-tune: fit ... --trainer.callbacks+=LowRank --trainer.callbacks.checkpoint small.ckpt",
     ],
     "certify": [
         "",

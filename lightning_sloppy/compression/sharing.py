@@ -14,6 +14,9 @@ from itertools import pairwise
 from lightning_sloppy.compression.low_rank import Directions
 from lightning_sloppy.compression.matrix_layers import Layer
 
+ROUNDING = 1e-13
+"""Share of variance below which nothing is lost: no number is spent on rounding errors of float64."""
+
 UNCHANGED = 0
 """The rank of a layer that is left alone."""
 
@@ -97,7 +100,7 @@ def keeping(share: float, found: Sequence[tuple[Layer, Directions]]) -> Mapping[
 
 
 def _choices(layer: Layer, directions: Directions) -> list[Choice]:
-    lost = (1 - directions.kept).clamp(min=0).tolist()
+    lost = [share if share > ROUNDING else 0.0 for share in (1 - directions.kept).tolist()]
     ranks = range(1, layer.largest_rank + 1)
     found = [Choice(rank, layer.size_at(rank), lost[rank - 1]) for rank in ranks]
     return [*found, Choice(UNCHANGED, layer.parameters, 0.0)]

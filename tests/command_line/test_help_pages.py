@@ -10,7 +10,7 @@ import pytest
 
 import lightning_sloppy
 from lightning_sloppy import demo
-from lightning_sloppy.callbacks import SpectrumTrainer
+from lightning_sloppy.callbacks import CompressingTrainer
 from lightning_sloppy.callbacks.base import SloppyCallback
 from lightning_sloppy.command_line import help_pages
 from lightning_sloppy.posteriors.learning_plan import LearningPlan
@@ -52,10 +52,11 @@ def test_the_arguments_of_a_callback_exist(name, arguments) -> None:
 def test_models_data_and_arguments_of_the_verbs_exist() -> None:
     for name in (*help_pages.MODELS, *help_pages.DATA):
         assert hasattr(demo, name) or hasattr(lightning_sloppy, name)
-    trainer = inspect.signature(SpectrumTrainer).parameters
+    trainer = inspect.signature(CompressingTrainer).parameters
     assert set(help_pages.TRAINER) <= set(trainer)
-    for verb, options in (("certify", help_pages.CERTIFY), ("spectrum", help_pages.SPECTRUM)):
-        known = inspect.signature(getattr(SpectrumTrainer, verb)).parameters
+    options_of = {"certify": help_pages.CERTIFY, "spectrum": help_pages.SPECTRUM, "compress": help_pages.COMPRESS}
+    for verb, options in options_of.items():
+        known = inspect.signature(getattr(CompressingTrainer, verb)).parameters
         assert {option.partition(".")[0] for option in options} <= set(known)
     assert {name.partition(".")[2] for name in help_pages.CERTIFY if "." in name} <= set(
         inspect.signature(LearningPlan).parameters

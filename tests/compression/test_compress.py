@@ -8,6 +8,10 @@ import itertools
 import math
 import pickle
 import random
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -396,3 +400,37 @@ def test_what_is_printed():
     judged = compress(module, [correlated(100, 20)], size=0.5, evaluate=lambda each: 1.0)
     assert "metric" in judged.plot().axes[0].get_ylabel()
     assert len(judged.curve) == 2
+
+
+def test_the_python_of_the_docs_runs(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "compress.md").read_text()
+    namespace: dict[str, object] = {"__name__": "docs"}
+    for text in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        exec(compile(text, "docs/compress.md", "exec"), namespace)
+    done = namespace["done"]
+    assert done.metric_after >= 0.9
+    assert done.table.fraction < 0.5
+    assert torch.equal(namespace["fresh"](namespace["held_out"]), namespace["small"](namespace["held_out"]))
+    assert "all " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_new_process_without_lightning_loads_the_weights_bitwise(tmp_path):
+    module = perceptron(20, 30, 25)
+    inputs = correlated(50, 20)
+    done = compress(module, [inputs], size=0.5)
+    torch.save(
+        (done.module.state_dict(), dict(done.structure), inputs, done.module(inputs).detach()), tmp_path / "all.pt"
+    )
+    code = """
+import sys, torch
+from torch import nn
+from lightning_sloppy import restructured
+weights, structure, inputs, wanted = torch.load("all.pt")
+fresh = restructured(nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 25)).double(), structure)
+fresh.load_state_dict(weights)
+assert torch.equal(fresh(inputs), wanted)
+assert "lightning" not in sys.modules
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_sloppy import Certificate
+from lightning_sloppy import Certificate, compress
 from lightning_sloppy.cli import main
+from lightning_sloppy.demo import MLPClassifier
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 ONE_STEP = ["--trainer.max_steps=1", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
@@ -35,6 +37,13 @@ def write_images(folder: Path, *, packed: bool) -> None:
             (folder / (f"{name}.gz" if packed else name)).write_bytes(gzip.compress(content) if packed else content)
 
 
+def write_compressed(path: Path) -> None:
+    """A compressed checkpoint of the network of the digits, with random weights."""
+    done = compress(MLPClassifier([64, 48, 32, 10]), [torch.rand(50, 64)], size=0.5)
+    callbacks = {"LowRank": {"structure": dict(done.structure)}}
+    torch.save({"state_dict": done.module.state_dict(), "callbacks": callbacks}, path)
+
+
 def curves(folder: Path) -> EventAccumulator:
     (run,) = {path.parent for path in folder.rglob("events.out.tfevents.*")}
     return EventAccumulator(str(run)).Reload()
@@ -46,7 +55,7 @@ def named(name: str) -> str:
 
 
 def test_the_promised_configurations_are_there():
-    promised = {"digits", "early_stopping", "minimal", "mnist_certified", "mnist_fc", "mnist_split"}
+    promised = {"digits", "early_stopping", "fine_tune", "minimal", "mnist_certified", "mnist_fc", "mnist_split"}
     assert promised <= {path.stem for path in CONFIGS}
 
 
@@ -68,6 +77,8 @@ def test_the_printed_configuration_is_complete_and_prints_the_same_again(config,
     "config", [path for path in CONFIGS if not path.stem.startswith("mnist")], ids=lambda path: path.stem
 )
 def test_fits_for_a_step(config, tmp_path):
+    if config.stem == "fine_tune":
+        write_compressed(tmp_path / "small.ckpt")
     main(["fit", f"--config={config}", *ONE_STEP])
     assert any(tag.startswith("sloppy_jacobian/") for tag in curves(tmp_path).Tags()["scalars"])
 

@@ -120,10 +120,12 @@ class CompressingTrainer(SpectrumTrainer):
         configured = list(self.callbacks)
         batches = self._batches(model, datamodule, num_samples)
         judge = _Judge(self, model, datamodule, max_drop, monitor, direction, configured)
+        model.to(self.strategy.root_device)  # where the fit has taken it from
         done = compress(
             model, batches, keep=keep, size=size, max_drop=max_drop, evaluate=judge.score if judge.judges else None
         )
         tested = judge.tested(done.module)
+        done.module.cpu()  # as a checkpoint of a fit, it can be loaded anywhere
         self.compressed = CompressedCheckpoint(
             source=str(ckpt_path),
             out=out,
@@ -249,8 +251,8 @@ class _Judge:
 
     def _has(self, step: str, loader: str) -> bool:
         originals = (getattr(LightningModule, loader), getattr(LightningDataModule, loader))
-        owners = (self._model, self._datamodule)
-        overridden = [getattr(type(each), loader) not in originals for each in owners if each is not None]
+        loaders = [getattr(each, loader) for each in (self._model, self._datamodule) if each is not None]
+        overridden = [getattr(each, "__func__", each) not in originals for each in loaders]
         return getattr(type(self._model), step) is not getattr(LightningModule, step) and any(overridden)
 
     def _validate(self, module: nn.Module) -> dict[str, float]:

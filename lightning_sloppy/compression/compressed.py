@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -168,6 +167,8 @@ class Compressed(Displayed):
         curve: Size against metric: the module given, and every size that was evaluated, largest first. Without
             ``evaluate`` the sizes along the way, without a metric.
         structure: Rank by name of each replaced layer, for :func:`restructured`.
+        metric_before: What ``evaluate`` gave for the module given; None without it.
+        metric_after: The same for the compressed module.
         evaluations: Number of calls of ``evaluate``.
         notes: What else to know, as sentences.
     """
@@ -176,19 +177,10 @@ class Compressed(Displayed):
     table: CompressionTable
     curve: tuple[CurvePoint, ...]
     structure: Structure
+    metric_before: float | None = None
+    metric_after: float | None = None
     evaluations: int = 0
     notes: tuple[str, ...] = ()
-
-    @property
-    def metric_before(self) -> float | None:
-        """What ``evaluate`` gave for the module given."""
-        return self.curve[0].metric if self.curve else None
-
-    @property
-    def metric_after(self) -> float | None:
-        """What ``evaluate`` gave for the compressed module."""
-        found = [point.metric for point in self.curve if point.size == self.table.size_after]
-        return found[-1] if found else None
 
     def plot(self) -> Figure:
         """The picture of the curve: the metric against the size; without ``evaluate`` the output variance kept.
@@ -202,13 +194,8 @@ class Compressed(Displayed):
         table = self.table
         rows = [("size", f"{table.size_before:,} -> {table.size_after:,} ({100 * table.fraction:.3g} %)")]
         before, after = self.metric_before, self.metric_after
-        if before is not None and after is not None and not math.isnan(after):
+        if before is not None and after is not None:
             rows.append(("metric", f"{number(before)} -> {number(after)} ({counted(self.evaluations, 'evaluation')})"))
         ranks = ", ".join(f"{name or 'itself'} {rank}" for name, rank in self.structure.items())
         rows.append(("ranks:", ranks or "nothing was replaced"))
         return Shown("Compressed", type(self.module).__name__, rows)
-
-
-def shown_points(points: Sequence[CurvePoint]) -> list[dict[str, Any]]:
-    """The curve as plain data."""
-    return [dict(vars(point)) for point in points]

@@ -141,7 +141,7 @@ class _Task:
         ]
         self.rest = self.size - sum(layer.parameters for layer in open_layers)
         self.shares = Shares(self.found)
-        self.points: dict[int, CurvePoint] = {}
+        self.points: dict[Ranks, CurvePoint] = {}
         self.evaluations = 0
 
     def _whys(self) -> str:
@@ -184,8 +184,7 @@ class _Task:
             ConfigurationError: If it is no finite number.
         """
         assert self._evaluate is not None
-        total = self.size if chosen is None else self.total(chosen)
-        known = self.points.get(total)
+        known = self.points.get(_ranks(chosen))
         if known is not None and known.metric is not None:
             return known.metric
         candidate = independent_copy(self.module) if chosen is None else self.built(chosen)
@@ -199,9 +198,9 @@ class _Task:
                 f"evaluate returned a {type(value).__name__}; return one number, larger is better."
             ) from error
         if not math.isfinite(metric):
-            of = "the module given" if chosen is None else f"{100 * total / self.size:.3g} % of the size"
+            of = "the module given" if chosen is None else f"{100 * self.total(chosen) / self.size:.3g} % of the size"
             raise ConfigurationError(f"evaluate returned {metric} for {of}; return a finite number, larger is better.")
-        self.points[total] = self._point(chosen, metric)
+        self.points[_ranks(chosen)] = self._point(chosen, metric)
         return metric
 
     def bisected(self, max_drop: float) -> tuple[Mapping[str, Choice] | None, tuple[str, ...]]:
@@ -228,11 +227,11 @@ class _Task:
 
     def result(self, chosen: Mapping[str, Choice] | None, notes: tuple[str, ...] = ()) -> Compressed:
         """The compressed module with its table and curve."""
+        before = after = None
+        if self._evaluate is not None:
+            before, after = self.metric(None), self.metric(chosen)
         if chosen is None:
             chosen = {layer.name: Choice(UNCHANGED, layer.parameters, 0.0) for layer, _ in self.found}
-        if self._evaluate is not None:
-            self.metric(None)
-            self.metric(chosen)
         made = self.built(chosen)
         self._try(made)
         return Compressed(
@@ -240,6 +239,8 @@ class _Task:
             table=CompressionTable(tuple(self._records(chosen)), self.size, stored_numbers(made)),
             curve=self._curve(chosen),
             structure={name: choice.rank for name, choice in chosen.items() if choice.rank != UNCHANGED},
+            metric_before=before,
+            metric_after=after,
             evaluations=self.evaluations,
             notes=notes,
         )
@@ -258,7 +259,7 @@ class _Task:
         for layer in self.layers:
             seen, choice = self.seen.get(layer.name), chosen.get(layer.name)
             replaced = choice is not None and choice.rank != UNCHANGED
-            reason = self.reasons[layer.name] or ("" if replaced else "smaller as it is, or needed whole")
+            reason = self.reasons[layer.name] or ("" if replaced else "no smaller rank does at this target")
             yield LayerRecord(
                 name=layer.name,
                 kind=layer.kind,
@@ -279,13 +280,20 @@ class _Task:
     def _curve(self, chosen: Mapping[str, Choice]) -> tuple[CurvePoint, ...]:
         points = dict(self.points)
         if not points:
-            points[self.size] = self._point(None, None)
             least = self.rest + self.shares.smallest
-            for step in range(CURVE_POINTS):
-                some = self.within(least * (self.size / least) ** (step / CURVE_POINTS) + 1e-6)
-                points.setdefault(self.total(some), self._point(some, None))
-            points[self.total(chosen)] = self._point(chosen, None)
-        return tuple(points[total] for total in sorted(points, reverse=True))
+            along = [least * (self.size / least) ** (step / CURVE_POINTS) + 1e-6 for step in range(CURVE_POINTS)]
+            for some in (None, chosen, *map(self.within, along)):
+                points[_ranks(some)] = self._point(some, None)
+        return tuple(sorted(points.values(), key=lambda point: -point.size))
+
+
+Ranks = tuple[int, ...]
+"""The rank of each layer that can be compressed; empty for the module given."""
+
+
+def _ranks(chosen: Mapping[str, Choice] | None) -> Ranks:
+    ranks = () if chosen is None else tuple(choice.rank for choice in chosen.values())
+    return ranks if any(ranks) else ()
 
 
 def _open(layers: Sequence[Layer]) -> list[Layer]:

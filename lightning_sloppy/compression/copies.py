@@ -24,6 +24,7 @@ def independent_copy(module: nn.Module) -> nn.Module:
         ConfigurationError: If it has an attribute that cannot be copied.
     """
     memo: dict[int, Any] = {}
+    stored = {id(tensor) for tensor in [*module.parameters(), *module.buffers()]}
     alive = []  # an identity in the memo stands for an object only while that object exists
     for value in reachable([module], everything=True):
         names = {kind.__name__ for kind in type(value).__mro__}
@@ -31,7 +32,7 @@ def independent_copy(module: nn.Module) -> nn.Module:
             memo[id(value)] = None
         elif isinstance(value, Tensor) and value.grad_fn is not None:  # copy.deepcopy refuses it
             memo[id(value)] = value.detach().clone()
-        elif names & DATA or (isinstance(value, Tensor) and not _is_stored(value, module) and value.nbytes > LARGEST):
+        elif names & DATA or (isinstance(value, Tensor) and id(value) not in stored and value.nbytes > LARGEST):
             memo[id(value)] = value
         else:
             continue
@@ -43,7 +44,3 @@ def independent_copy(module: nn.Module) -> nn.Module:
             f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}), and the module given is not "
             "changed; take out the attribute that cannot be copied, such as an open file."
         ) from error
-
-
-def _is_stored(tensor: Tensor, module: nn.Module) -> bool:
-    return any(tensor is own for own in [*module.parameters(), *module.buffers()])

@@ -59,7 +59,8 @@ class LowRank(Callback):
 
         A module that starts from it once goes on with its own weights in a second fit or test.
         """
-        if self.checkpoint is not None and not self._structure:
+        made = self._structure and all(isinstance(_part(pl_module, name), nn.Sequential) for name in self._structure)
+        if self.checkpoint is not None and not made:
             state = opened_checkpoint(self.checkpoint, self.weights_only)
             found = structure_in(pl_module, state["state_dict"])
             load_weights(pl_module, state, self.checkpoint)
@@ -109,3 +110,7 @@ class LowRank(Callback):
                 "LowRank needs a compressed checkpoint, but none was loaded; pass LowRank(checkpoint=...) to start "
                 "from one, or one in ckpt_path."
             )
+
+
+def _part(module: nn.Module, name: str) -> nn.Module | None:
+    return dict(module.named_modules()).get(name)

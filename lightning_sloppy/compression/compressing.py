@@ -16,6 +16,7 @@ from lightning_sloppy.compression.sharing import UNCHANGED, Choice, Shares, keep
 from lightning_sloppy.compression.sizes import stored_numbers
 from lightning_sloppy.compression.statistics import Seen, pairs, runner, see
 from lightning_sloppy.compression.structure import pair_of, put
+from lightning_sloppy.display import counted
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.preserve import preserved, random_streams
 from lightning_sloppy.evaluation.stand_ins import unwrapped
@@ -30,6 +31,9 @@ CLOSE = 1.02
 """The bisection ends when the sizes on its two sides differ by less than this factor."""
 
 SMALLEST = "The smallest size is within max_drop. If evaluate returns a loss, return minus the loss: larger is better."
+
+ENOUGH = 2
+"""Rows for each direction, below which the statistics of a layer are called few."""
 
 CURVE_POINTS = 24
 """Sizes of the curve of variance kept."""
@@ -242,8 +246,21 @@ class _Task:
             metric_before=before,
             metric_after=after,
             evaluations=self.evaluations,
-            notes=notes,
+            notes=(*notes, *self._few(chosen)),
         )
+
+    def _few(self, chosen: Mapping[str, Choice]) -> list[str]:
+        """A note if a layer saw too few rows to know its directions."""
+        rows = {layer: self.seen[layer.name].num_rows for layer, _ in self.found if chosen[layer.name].rank}
+        few = {layer: count for layer, count in rows.items() if count < ENOUGH * layer.full_rank}
+        if not few:
+            return []
+        layer, count = min(few.items(), key=lambda pair: pair[1] / pair[0].full_rank)
+        return [
+            f"{counted(len(few), 'layer')} saw few rows ({layer.name or 'the module'!r} {count:,} for up to "
+            f"{layer.full_rank:,} directions), so more variance is lost on other samples than the table says; pass "
+            "more batches."
+        ]
 
     def _try(self, made: nn.Module) -> None:
         """Run the compressed module on one batch: code that looks into its layers may fail."""

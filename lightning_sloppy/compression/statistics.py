@@ -59,6 +59,12 @@ class Seen:
         held = self.outputs if self.outputs.num_features else self.inputs
         return unpacked(held.packed) if held.num_features else None
 
+    @property
+    def num_rows(self) -> int:
+        """Rows that its directions come from: samples times positions."""
+        moments = self.moments
+        return 0 if moments is None else moments.num_samples
+
     def directions(self) -> Directions:
         """The directions of its outputs."""
         if self.outputs.num_features:

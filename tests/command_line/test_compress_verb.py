@@ -129,6 +129,12 @@ def test_a_compressed_start_forbids_bounds(tmp_path) -> None:
     with pytest.warns(UserWarning, match="The weights were trained before this fit"):
         trainer.fit(module, DigitsDataModule())
     assert isinstance(module.network[1], torch.nn.Sequential)
+    trained = [parameter.clone() for parameter in module.parameters()]
+    callbacks[0].setup(trainer, module, "fit")  # a second fit goes on with the trained weights
+    assert all(torch.equal(a, b) for a, b in zip(trained, module.parameters(), strict=True))
+    other = MLPClassifier([64, 20, 10])
+    callbacks[0].setup(trainer, other, "fit")  # another module starts from the checkpoint
+    assert torch.equal(other.network[1][1].weight, done.module.network[1][1].weight)
 
 
 @pytest.mark.slow

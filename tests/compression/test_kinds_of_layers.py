@@ -260,7 +260,9 @@ def test_a_module_that_was_trained_has_no_trainer_in_its_copy(tmp_path):
         enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
     trainer.fit(module, data)
+    module.network.kept = trainer  # as a part may keep it
     done = compress(module, data.train_dataloader(), keep=0.95)
+    assert done.module.network.kept is None
     assert module.trainer is trainer
     with pytest.raises(RuntimeError, match="not attached"):
         _ = done.module.trainer

@@ -96,12 +96,12 @@ def number_of_structures(model: nn.Module) -> int:
     return count
 
 
-def is_compressed(path: object, *, weights_only: bool = True) -> bool:
-    """Whether a file is a compressed checkpoint. A file that cannot be read is not one: who loads it will say why."""
+def is_compressed(path: object, model: nn.Module, *, weights_only: bool = True) -> bool:
+    """Whether a file is a compressed checkpoint of a model. One that cannot be read is not: its loading says why."""
     if not isinstance(path, (str, Path)) or not Path(path).is_file():
         return False
     try:
-        return STRUCTURE in opened_checkpoint(str(path), weights_only).get("callbacks", {})
+        return bool(structure_in(model, opened_checkpoint(str(path), weights_only)["state_dict"]))
     except ConfigurationError:
         return False
 

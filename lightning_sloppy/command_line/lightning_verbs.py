@@ -94,7 +94,7 @@ class SloppyCLI(LightningCLI):
         strict = given.get("weights_only") is not False
         callbacks: list[Callback] = vars(self.trainer)["callbacks"]
         known = verb in OWN_VERBS or any(isinstance(each, LowRank) for each in callbacks)
-        if not known and is_compressed(given.get("ckpt_path"), weights_only=strict):
+        if not known and is_compressed(given.get("ckpt_path"), self.model, weights_only=strict):
             callbacks.insert(0, LowRank(weights_only=strict))
         self._stages.append("running")
 

@@ -111,6 +111,8 @@ def test_the_smallest_size_within_a_drop_is_written_and_goes_on_in_every_verb(fi
     assert exit_code(["certify", *DIGITS, "--ckpt_path=small.ckpt", "--trainer.logger=false", *learning]) == 0
     pair = json.loads((tmp_path / "c.json").read_text())["pair"]
     # 48 x 64, 32 x 48 and 10 x 32: the ranks at which two layers are smaller, or one layer
+    (first, *_) = sorted((tmp_path / "certificate").glob("*.ckpt"))
+    assert exit_code(["validate", *DIGITS, "--ckpt_path", first, "--trainer.logger=false"]) == 0
     assert pair["evaluation"] == (27 + 1) * (19 + 1) * (7 + 1) + 1
     lines = complaint(capsys, "compress", *DIGITS, "--ckpt_path=small.ckpt", "--size=.5", "--out=again.ckpt")
     assert "is compressed already" in lines[0]

@@ -17,7 +17,7 @@ from lightning_sloppy.compression.sizes import stored_numbers
 from lightning_sloppy.compression.statistics import Seen, pairs, runner, see
 from lightning_sloppy.compression.structure import pair_of, put
 from lightning_sloppy.display import counted
-from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.errors import ConfigurationError, UnsupportedError
 from lightning_sloppy.evaluation.preserve import preserved, random_streams
 from lightning_sloppy.evaluation.stand_ins import unwrapped
 
@@ -75,6 +75,7 @@ def compress(
         ConfigurationError: If not exactly one of the three is given or it is out of range, ``max_drop`` has no
             ``evaluate``, no layer can be compressed, ``size`` is below the smallest one, the batches are empty, a layer
             is not finite on them, or ``evaluate`` gives no finite number.
+        UnsupportedError: If ``forward`` does not run with pairs in the place of its layers.
 
     >>> import torch
     >>> _ = torch.manual_seed(0)
@@ -263,14 +264,24 @@ class _Task:
         ]
 
     def _try(self, made: nn.Module) -> None:
-        """Run the compressed module on one batch: code that looks into its layers may fail."""
+        """Run the compressed module on one batch.
+
+        Raises:
+            UnsupportedError: If that fails.
+        """
         with random_streams():
             trial = independent_copy(made)
             with preserved(trial):
                 run = runner(trial.requires_grad_(False))
-                for batch in pairs(self.batches, trial):
+                batch = next(pairs(self.batches, trial))
+                try:
                     run(batch)
-                    break
+                except ConfigurationError as error:
+                    cause = error.__cause__ or error
+                    raise UnsupportedError(
+                        f"{type(made).__name__} does not run with pairs in the place of its layers "
+                        f"({type(cause).__name__}: {cause}); its forward looks into one of them: call the layer only."
+                    ) from error
 
     def _records(self, chosen: Mapping[str, Choice]) -> Iterable[LayerRecord]:
         for layer in self.layers:

@@ -140,6 +140,19 @@ def test_a_compressed_start_forbids_bounds(tmp_path) -> None:
 
 
 @pytest.mark.slow
+def test_of_a_loss_smaller_is_better(fitted) -> None:
+    trainer = CompressingTrainer(logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
+    module, data = MLPClassifier([64, 48, 32, 10]), DigitsDataModule()
+    found = trainer.compress(module, data, str(fitted), max_drop=0.1, monitor="val_loss", out="small.ckpt")
+    assert found.monitored.direction == "min"
+    before, after = -found.compressed.metric_before, -found.compressed.metric_after
+    assert before < after <= before + 0.1
+    assert found.compressed.table.fraction < 1
+    worse = [-point.metric for point in found.compressed.curve if point.size < found.compressed.table.size_after]
+    assert all(loss > before + 0.1 for loss in worse)
+
+
+@pytest.mark.slow
 def test_mistakes_are_told_before_the_work(fitted, tmp_path, capsys) -> None:
     given = ["compress", *DIGITS, "--ckpt_path", fitted]
     for more, said in [

@@ -14,7 +14,7 @@ from torch.ao.nn.quantized import dynamic
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
-from lightning_sloppy import ConfigurationError, compress, restructured
+from lightning_sloppy import ConfigurationError, UnsupportedError, compress, restructured
 from lightning_sloppy.demo import DigitsDataModule, MLPClassifier
 
 FEW = 6
@@ -195,6 +195,21 @@ def test_layers_that_are_not_called_or_whose_weight_is_read():
     assert done.table["read"].reason == "forward reads its weight without calling it"
     assert done.table["asked"].reason == "forward reads its out_features without calling it"
     assert {type(each) for each in module.children()} == {nn.Linear}
+
+
+def test_a_forward_that_needs_the_layer_itself_is_refused():
+    class Picky(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(20, 20)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not isinstance(self.layer, nn.Linear):
+                raise TypeError("a linear layer is needed")
+            return self.layer(x)
+
+    with pytest.raises(UnsupportedError, match=r"Picky does not run with pairs .*TypeError: a linear layer is needed"):
+        compress(Picky(), [rows()], keep=0.99)
 
 
 def test_a_transposed_convolution_called_with_a_size_is_left_alone():

@@ -41,13 +41,13 @@ def arguments(question: str, **own: int | tuple[str, ...] | type[Path]) -> argpa
     return parser.parse_args()
 
 
-def mnist(root: Path | None, count: int, device: str) -> Data:
-    """Flat images with mean 0 and variance 1; without a folder, synthetic ones from ten noisy prototypes."""
+def mnist(root: Path | None, count: int, device: str, part: str = "train") -> Data:
+    """Flat images with mean 0 and variance 1, of the part "train" or "t10k"; without a folder, noisy prototypes."""
     if root is None:
         return _made_up((784,), count, device)
     folder = root / "mnist"
-    images = gzip.decompress((folder / "train-images-idx3-ubyte.gz").read_bytes())[16 : 16 + 784 * count]
-    labels = gzip.decompress((folder / "train-labels-idx1-ubyte.gz").read_bytes())[8 : 8 + count]
+    images = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())[16 : 16 + 784 * count]
+    labels = gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes())[8 : 8 + count]
     pixels = torch.frombuffer(bytearray(images), dtype=torch.uint8).view(count, 784).float() / 255
     return ((pixels - 0.1307) / 0.3081).to(device), torch.tensor(list(labels)).to(device)
 

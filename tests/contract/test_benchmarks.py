@@ -86,3 +86,27 @@ def test_the_benchmark_of_the_gpu_says_that_it_needs_one() -> None:
     assert done.returncode == 2
     assert done.stderr.strip().startswith("This benchmark needs a CUDA device and there is none")
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_every_way_to_compress_has_a_row_for_each_network() -> None:
+    tables = said("compression")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in tables.splitlines() if line.startswith("| ")
+    ]
+    values = {"784-32-32-10": {}, "tiny GPT": {}}
+    network = iter(values)
+    for row in rows:
+        if row[0] == "method":
+            assert row[1:] == ["0.5", "0.25", "0.25, fine-tuned"]
+            name = next(network)
+        elif row[0] != "---":
+            values[name][row[0]] = [float(cell.split(" ")[0]) for cell in row[1:] if cell]
+    common = {"compress", "SVD", "ASVD", "SVD-LLM", "magnitude pruning", "one ratio, our metric"}
+    common |= {"our ranks, SVD", "our ranks, ASVD", "our ranks, SVD-LLM"}
+    assert set(values["784-32-32-10"]) == common
+    assert set(values["tiny GPT"]) == common | {"SliceGPT"}
+    for found in values.values():
+        assert all(len(row) == (2 if "our " in method else 3) for method, row in found.items())
+    # Fine-tuning mends what a quarter of the size has lost: at most .2 bits of the chain's log2(5) = 2.32 stay lost.
+    assert all(row[2] < row[1] for row in values["tiny GPT"].values() if len(row) == 3)

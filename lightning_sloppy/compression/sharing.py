@@ -1,8 +1,8 @@
-"""Which layer gets which rank: one budget is shared out by the loss of output variance for each number saved.
+"""Which layer gets which rank: one budget is shared out by what each number saved costs the module's outputs.
 
-Every layer has a choice of sizes, from rank 1 to leaving it alone, each with the share of its centred output variance
-that is lost. On the lower convex hull of these points the sum of the shares is least for a given sum of sizes if steps
-are taken in the order of the share gained for each number (Shoham and Gersho, IEEE Transactions on ASSP 36, 1988).
+Every layer has a choice of sizes, from rank 1 to leaving it alone, each with its effect on the outputs. On the lower
+convex hull of these points the sum of the effects is least for a given sum of sizes if steps are taken in the order of
+the effect saved for each number (Shoham and Gersho, IEEE Transactions on ASSP 36, 1988).
 """
 
 from __future__ import annotations
@@ -29,16 +29,18 @@ class Choice:
         rank: Its rank; ``UNCHANGED`` leaves it alone.
         size: Numbers that it stores.
         lost: Share of its centred output variance that is lost.
+        effect: Mean squared change of the module's outputs with this choice alone, divided by their variance.
     """
 
     rank: int
     size: int
     lost: float
+    effect: float = 0.0
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a layer to its next size: the share gained for each number, the layer, and the size."""
+    """A step of a layer to its next size: the effect saved for each number, the layer, and the size."""
 
     gain: float
     layer: str
@@ -50,14 +52,20 @@ class Shares:
 
     Args:
         found: Layers with their directions.
+        effects: Of each rank of each layer; None takes the shares of variance lost.
     """
 
-    def __init__(self, found: Sequence[tuple[Layer, Directions]]) -> None:
-        self._all = {layer.name: _choices(layer, directions) for layer, directions in found}
+    def __init__(
+        self, found: Sequence[tuple[Layer, Directions]], effects: Mapping[str, Sequence[float]] | None = None
+    ) -> None:
+        self._all = {
+            layer.name: _choices(layer, directions, None if effects is None else effects[layer.name])
+            for layer, directions in found
+        }
         hulls = {name: _hull(choices) for name, choices in self._all.items()}
         self._first = {name: hull[0] for name, hull in hulls.items()}
         steps = [
-            Step((before.lost - after.lost) / (after.size - before.size), name, after)
+            Step((before.effect - after.effect) / (after.size - before.size), name, after)
             for name, hull in hulls.items()
             for before, after in pairwise(hull)
         ]
@@ -78,9 +86,9 @@ class Shares:
             left -= cost
         for name in closed:  # what is left does not reach to the next point of a hull, but to ranks between two
             now = chosen[name]
-            fitting = [each for each in self._all[name] if each.size - now.size <= left and each.lost < now.lost]
+            fitting = [each for each in self._all[name] if each.size - now.size <= left and each.effect < now.effect]
             if fitting:
-                chosen[name] = min(fitting, key=lambda each: each.lost)
+                chosen[name] = min(fitting, key=lambda each: each.effect)
                 left -= chosen[name].size - now.size
         return chosen
 
@@ -99,18 +107,21 @@ def keeping(share: float, found: Sequence[tuple[Layer, Directions]]) -> Mapping[
     return chosen
 
 
-def _choices(layer: Layer, directions: Directions) -> list[Choice]:
+def _choices(layer: Layer, directions: Directions, effects: Sequence[float] | None) -> list[Choice]:
     lost = [share if share > ROUNDING else 0.0 for share in (1 - directions.kept).tolist()]
+    effects = (
+        lost if effects is None else [effect if share else 0.0 for effect, share in zip(effects, lost, strict=False)]
+    )
     ranks = range(1, layer.largest_rank + 1)
-    found = [Choice(rank, layer.size_at(rank), lost[rank - 1]) for rank in ranks]
+    found = [Choice(rank, layer.size_at(rank), lost[rank - 1], effects[rank - 1]) for rank in ranks]
     return [*found, Choice(UNCHANGED, layer.parameters, 0.0)]
 
 
 def _hull(choices: Sequence[Choice]) -> list[Choice]:
-    """The lower convex hull of (size, lost), from the smallest size to the first without loss."""
+    """The lower convex hull of (size, effect), from the smallest size to the first without an effect."""
     hull: list[Choice] = []
     for choice in choices:
-        if hull and choice.lost >= hull[-1].lost:
+        if hull and choice.effect >= hull[-1].effect:
             continue  # larger for nothing
         while len(hull) > 1 and _above(hull[-2], hull[-1], choice):
             hull.pop()
@@ -120,4 +131,4 @@ def _hull(choices: Sequence[Choice]) -> list[Choice]:
 
 def _above(a: Choice, b: Choice, c: Choice) -> bool:
     """Whether b lies on or above the line from a to c."""
-    return (b.lost - a.lost) * (c.size - a.size) >= (c.lost - a.lost) * (b.size - a.size)
+    return (b.effect - a.effect) * (c.size - a.size) >= (c.effect - a.effect) * (b.size - a.size)

@@ -137,7 +137,7 @@ def runner(module: nn.Module) -> Callable[[Batch], Any]:
     def run(batch: Batch) -> Any:
         inputs = private(to_device(batch, device, dtype))[0]
         try:
-            with _quiet():
+            with quiet():
                 return caller.call(lambda arguments, keywords: module(*arguments, **keywords), inputs)
         except ConfigurationError:
             raise
@@ -213,7 +213,7 @@ def _take(seen: Seen, arguments: list[Any], outputs: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without Lightning's warning that ``self.log`` in a forward has no Trainer: nothing is to be logged."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*self\.log.*")

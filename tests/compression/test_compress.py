@@ -19,8 +19,12 @@ import torch
 from torch import nn
 
 from lightning_sloppy import ConfigurationError, compress, restructured
+from lightning_sloppy.compression.effects import effects
 from lightning_sloppy.compression.low_rank import directions_from_inputs, directions_from_outputs
+from lightning_sloppy.compression.matrix_layers import find_layers
+from lightning_sloppy.compression.sharing import Shares
 from lightning_sloppy.compression.sizes import stored_numbers
+from lightning_sloppy.compression.statistics import see
 from lightning_sloppy.compression.structure import pair_of
 from lightning_sloppy.inputs.moments import Moments
 
@@ -187,29 +191,27 @@ def test_buffers_and_shared_tensors_are_counted_as_stored():
     assert stored_numbers(module) == 9 + 3 + 6 + 7 + 3
 
 
-def test_the_budget_is_shared_out_best():
-    """Against all combinations of the ranks of two layers."""
+@pytest.mark.parametrize("by_effect", [False, True])
+def test_the_budget_is_shared_out_best(by_effect):
+    """Against all combinations of the ranks of two layers, by shares of variance lost and by effects on the outputs."""
     module = perceptron(9, 8, 8)
     rows = correlated(300, 9)
-    done = {}
+    found = [(each.layer, each.directions()) for each in see(module, find_layers(module), [rows])]
+    measured = effects(module, found, [rows]) if by_effect else None
+    shares = Shares(found, measured)
+
+    def choices(layer, directions):
+        yield layer.parameters, 0.0
+        costs = measured[layer.name] if by_effect else (1 - directions.kept).tolist()
+        for rank in range(1, layer.largest_rank + 1):
+            yield layer.size_at(rank), costs[rank - 1]
+
     for budget in range(60, 150, 7):
-        fraction = budget / stored_numbers(module)
-        found = compress(module, [rows], size=fraction)
-        done[budget] = 2 - sum(record.variance_kept for record in found.table)
-    kept = {}
-    for name in ("0", "2"):
-        directions = directions_from_inputs(
-            module.get_submodule(name), moments(rows if name == "0" else module[:2](rows).detach())
-        )
-        kept[name] = directions.kept.tolist()
-
-    def choices(name, inputs, outputs):
-        yield inputs * outputs + outputs, 0.0
-        for rank in range(1, min(inputs, outputs) + 1):
-            yield rank * (inputs + outputs) + outputs, 1 - kept[name][rank - 1]
-
-    for budget, lost in done.items():
-        best = min(a + b for size, a in choices("0", 9, 8) for other, b in choices("2", 8, 8) if size + other <= budget)
+        chosen = shares.within(budget)
+        assert sum(choice.size for choice in chosen.values()) <= budget
+        lost = sum(choice.effect for choice in chosen.values())
+        both = itertools.product(*[choices(*each) for each in found])
+        best = min(a + b for (size, a), (other, b) in both if size + other <= budget)
         assert best - 1e-9 <= lost <= 1.05 * best + 1e-9
 
 

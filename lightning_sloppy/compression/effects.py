@@ -1,0 +1,137 @@
+"""What a rank of a layer is worth: how far the module's outputs move when this layer alone is cut.
+
+The shares of their own output variance that layers lose are not comparable. A layer that writes little to a residual
+stream may lose half of its variance for nothing; one whose outputs drive all that follows may not lose a hundredth. So
+each layer alone is cut at a few ranks, and the module runs on a few samples. The effect of a rank is the mean squared
+change of the module's outputs divided by their variance; no labels are needed. Between the ranks tried, the effect for
+each share of variance lost is interpolated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sloppy.compression.low_rank import Directions
+from lightning_sloppy.compression.matrix_layers import Layer
+from lightning_sloppy.compression.statistics import pairs, quiet, runner
+from lightning_sloppy.evaluation.nests import tensors_of
+from lightning_sloppy.evaluation.preserve import preserved, random_streams
+
+SAMPLES = 64
+"""Batches are used until they hold this many samples. The effects of ranks differ by factors, so few are enough."""
+
+RANKS = 6
+"""Ranks tried of each layer, from 1 to the largest in equal steps of the logarithm."""
+
+LARGEST = 1e6
+"""Effects are at most this; also of a cut after which outputs are not finite."""
+
+
+def effects(
+    module: nn.Module, found: Sequence[tuple[Layer, Directions]], batches: Iterable[Any]
+) -> Mapping[str, list[float]] | None:
+    """The effect of each rank, from 1 to the largest that makes the layer smaller, by the layer's name.
+
+    Args:
+        module: A copy that hooks may be put on.
+        found: Layers of this copy with their directions.
+        batches: As for :func:`~lightning_sloppy.compression.compressing.compress`.
+
+    Returns:
+        None if the outputs cannot be compared: no tensor of numbers that differs between samples, or another number or
+        shape of tensors at every call.
+    """
+    moved = {layer.name: {rank: torch.zeros(()) for rank in _tried(layer.largest_rank)} for layer, _ in found}
+    spread = torch.zeros(())
+    samples = 0
+    with preserved(module), quiet():
+        run = runner(module)
+        for batch in pairs(batches, module):
+            before = _numbers(run, batch)
+            spread = spread + torch.stack([_squares(leaf - leaf.mean(0)) for leaf in before] or [torch.zeros(())])
+            for layer, directions in found:
+                for rank in moved[layer.name]:
+                    with _cut(layer.module, directions, rank):
+                        after = _numbers(run, batch)
+                    if [leaf.shape for leaf in after] != [leaf.shape for leaf in before]:
+                        return None
+                    change = [_squares(new - old) for new, old in zip(after, before, strict=True)]
+                    moved[layer.name][rank] = moved[layer.name][rank] + torch.stack(change or [torch.zeros(())])
+            samples += max((len(leaf) for leaf in before), default=1)
+            if samples >= SAMPLES:
+                break
+    used = spread > 0
+    if not bool(used.any()):
+        return None
+    worth = {
+        name: {rank: _finite((change[used] / spread[used]).mean()) for rank, change in tried.items()}
+        for name, tried in moved.items()
+    }
+    return {layer.name: _between(worth[layer.name], directions, layer.largest_rank) for layer, directions in found}
+
+
+def _tried(largest: int) -> list[int]:
+    return sorted({round(largest ** (step / (RANKS - 1))) for step in range(RANKS)})
+
+
+def _numbers(run: Callable[[Any], Any], batch: Any) -> list[Tensor]:
+    """The outputs that are floating tensors, each with a first dimension. Every call has the same random numbers."""
+    with random_streams():
+        leaves = tensors_of(run(batch))
+    numbers = [leaf.detach() for leaf in leaves if leaf.is_floating_point()]
+    return [(leaf if leaf.ndim else leaf[None]).cpu().double() for leaf in numbers]
+
+
+def _squares(change: Tensor) -> Tensor:
+    return change.square().sum()
+
+
+def _finite(value: Tensor) -> float:
+    return min(float(torch.nan_to_num(value, nan=LARGEST, posinf=LARGEST)), LARGEST)
+
+
+@contextmanager
+def _cut(layer: nn.Module, directions: Directions, rank: int) -> Iterator[None]:
+    """The layer as if of this rank: its outputs y become mu + U_r U_r^T (y - mu), which is what the two layers give."""
+
+    def hook(_: nn.Module, __: Any, outputs: Tensor) -> Tensor:
+        channels = -1 if isinstance(layer, nn.Linear) else -(len(layer.kernel_size) + 1)  # type: ignore[arg-type]
+        rows = outputs.movedim(channels, -1)
+        basis, mean = directions.vectors[:, :rank].to(rows), directions.mean.to(rows)
+        return (mean + (rows - mean) @ basis @ basis.T).movedim(-1, channels)
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _between(tried: Mapping[int, float], directions: Directions, largest: int) -> list[float]:
+    """The effect of every rank: the share lost times the effect for each share, log-linear between the ranks tried."""
+    lost = (1 - directions.kept).clamp(min=0).tolist()
+    known = [
+        (math.log(rank), math.log(max(effect, 1e-30) / lost[rank - 1]))
+        for rank, effect in tried.items()
+        if lost[rank - 1] > 1e-12
+    ]
+    if not known:
+        return [0.0] * largest
+    return [lost[rank - 1] * math.exp(_line(known, math.log(rank))) for rank in range(1, largest + 1)]
+
+
+def _line(known: Sequence[tuple[float, float]], place: float) -> float:
+    """Piecewise linear through the known points, constant outside."""
+    if place <= known[0][0]:
+        return known[0][1]
+    for (left, a), (right, b) in pairwise(known):
+        if place <= right:
+            return a + (b - a) * (place - left) / (right - left)
+    return known[-1][1]

@@ -7,7 +7,7 @@ without and with two epochs of fine-tuning. Size is the fraction of the numbers 
 still stored, biases, norms and embeddings included; of a pruned network those count that are not zero. Every method
 sees the same training samples. Nothing is chosen on test samples.
 
-    python benchmarks/compression.py --data FOLDER [--part GPT] [--workers 2] [--cache FOLDER] [--out FILE]
+    python benchmarks/compression.py --data FOLDER [--part GPT] [--untuned] [--workers 2] [--cache FOLDER] [--out FILE]
 
 FOLDER holds mnist, cifar10 and tinyshakespeare as their publishers give them. Finished rows are kept in the output
 file, one line of JSON each, and not repeated; pass a new file to repeat them. Trained networks are kept in the cache.
@@ -17,12 +17,13 @@ file, one line of JSON each, and not repeated; pass a new file to repeat them. T
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,10 +36,7 @@ import torch
 from compression_problems import GPT, PROBLEMS, Parts, Problem, fine_tune, loss, metric, mnist, shakespeare, trained
 from torch import nn
 
-try:
-    from lightning_sloppy import compress
-except ImportError:
-    compress = None  # TEMPORARY
+from lightning_sloppy import ConfigurationError, compress
 
 RESULTS = Path(__file__).parent / "results" / "compression.jsonl"
 SIZES = (0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
@@ -74,8 +72,14 @@ def ways(problem: Problem, parts: Parts, module: nn.Module) -> dict[str, Way]:
     places = rivals.sites(module, seen)
     losses: dict[str, list[float]] = {}
 
+    @cache
     def ours(size: float) -> nn.Module | None:
-        return compress(module, list(seen.split(100)), size=size).module
+        try:
+            return compress(module, list(seen.split(100)), size=size).module
+        except ConfigurationError as error:  # below the size of rank 1 everywhere
+            if "pass at least" not in str(error):
+                raise
+            return None
 
     def ranks_of(size: float) -> rivals.Ranks | None:
         return ranks_in(ours(size), places)
@@ -96,7 +100,7 @@ def ways(problem: Problem, parts: Parts, module: nn.Module) -> dict[str, Way]:
         return make
 
     found: dict[str, Way] = {
-        OURS: ours,
+        OURS: lambda size: copy.deepcopy(ours(size)),
         "SVD": low_rank(one_ratio, "SVD"),
         "ASVD": low_rank(asvd, "ASVD"),
         "SVD-LLM": low_rank(one_ratio, "SVD-LLM"),
@@ -108,8 +112,6 @@ def ways(problem: Problem, parts: Parts, module: nn.Module) -> dict[str, Way]:
     found["one ratio, our metric"] = low_rank(one_ratio, "centred")
     for way in ("SVD", "ASVD", "SVD-LLM"):
         found[f"our ranks, {way}"] = low_rank(ranks_of, way)
-    if compress is None:
-        found = {name: way for name, way in found.items() if name != OURS and not name.startswith("our ranks")}
     return found
 
 
@@ -143,7 +145,7 @@ class Study:
             file.write(json.dumps(row) + "\n")
         self.rows.add(key(row))
 
-    def run(self, root: Path | None, cache: Path, sizes: Iterable[float]) -> None:
+    def run(self, root: Path | None, cache: Path, sizes: Iterable[float], *, tuning: bool = True) -> None:
         """Every row that is missing."""
         torch.set_num_threads(1)
         parts = self.problem.load(root, self.seed)
@@ -161,7 +163,7 @@ class Study:
                 self.add(method, size, **({"stored": None} if made is None else {**look(made), "seconds": seconds}))
         if self.name in HALF_A_POINT:
             self.half_a_point(module, parts, methods, look)
-        for size, (method, way) in product(self.problem.tuned, methods.items()):
+        for size, (method, way) in product(self.problem.tuned if tuning else (), methods.items()):
             if method not in MIXED and self.missing(method, size, tuned=True):
                 made = way(size)
                 if made is not None:
@@ -325,9 +327,8 @@ def section(path: Path = RESULTS) -> str:
     return f"{title}\n\n{tables(read(path))}\n{seen}{NOTES}"
 
 
-def _one(name: str, seed: int, quick: bool, root: Path | None, cache: Path, out: Path) -> str:
-    problem = (QUICK if quick else PROBLEMS)[name]
-    Study(name, problem, seed, out).run(root, cache, (0.5, 0.25) if quick else SIZES)
+def _one(name: str, seed: int, root: Path, cache: Path, out: Path, tuning: bool) -> str:
+    Study(name, PROBLEMS[name], seed, out).run(root, cache, SIZES, tuning=tuning)
     return f"{name}, seed {seed}"
 
 
@@ -340,13 +341,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "lightning_sloppy_compression")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--untuned", action="store_true", help="leave fine-tuning out")
     parser.add_argument("--quick", action="store_true", help="two tiny networks on synthetic data")
     given = parser.parse_args()
     if given.quick:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "rows.jsonl"
-            for name in QUICK:
-                _one(name, 0, True, None, Path(folder), out)
+            for name, problem in QUICK.items():
+                Study(name, problem, 0, out).run(None, Path(folder), (0.5, 0.25))
             print(tables(read(out)))
         return
     if given.data is None:
@@ -354,7 +356,7 @@ def main() -> None:
     given.out.parent.mkdir(exist_ok=True)
     tasks = [(name, seed) for seed in range(given.seeds) for name in given.part or PROBLEMS]
     with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(_one, *task, False, given.data, given.cache, given.out) for task in tasks]
+        jobs = [pool.submit(_one, *task, given.data, given.cache, given.out, not given.untuned) for task in tasks]
         for job in jobs:
             print(job.result(), flush=True)
     rows = read(given.out)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import common
+import compression
 import dimension
 import early_stopping
 import gpu
@@ -29,6 +30,7 @@ NAMES = (
     "certificates",
     "dimension",
     "early_stopping",
+    "compression",
     "factory_tables",
     "interval_coverage",
     "input_speed",
@@ -61,7 +63,7 @@ def main() -> None:
             if record.stem == f"growth_{device}":
                 lines += [f"![cost against p, N and k](results/growth_{device}.png)", ""]
     lines += gpu.sections()  # from python benchmarks/gpu.py, on a machine with a GPU
-    lines += [dimension.section(), early_stopping.section(), reduction.section()]
+    lines += [dimension.section(), early_stopping.section(), reduction.section(), compression.section()]
     found = json.loads(next(common.RESULTS.glob("top_pairs_*.json")).read_text())["versions"]
     lines += ["Versions: " + ", ".join(f"{name} {number}" for name, number in found.items()) + ".", ""]
     (HERE / "RESULTS.md").write_text("\n".join(lines))

@@ -45,7 +45,7 @@ HALF_A_POINT = ("784-600-600-10", "LeNet")
 
 QUICK = {
     "784-32-32-10": Problem(
-        lambda: common.mlp(784, 32, 32, 10), partial(mnist, count=6_000), epochs=2, tuned=(0.25,), seen=500, probed=200
+        lambda: common.mlp(784, 32, 32, 10), partial(mnist, count=6_000), epochs=2, tuned=(0.4,), seen=500, probed=200
     ),
     "tiny GPT": Problem(
         lambda: GPT(16, 2, 1, 16, 12),
@@ -53,7 +53,7 @@ QUICK = {
         epochs=4,
         rate=5e-3,
         text=True,
-        tuned=(0.25,),
+        tuned=(0.4,),
         seen=100,
         probed=50,
     ),
@@ -309,11 +309,11 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
             sizes = sorted({row["size"] for row in points})
             means = [np.mean([row["test"] for row in points if row["size"] == size]) for size in sizes]
             axis.plot(sizes, means, "o-", color=f"C{index}", ms=3, lw=2 if method == OURS else 1, label=method)
-        axis.set(
-            xscale="log", title=network, xlabel="size", ylabel="bits per character" if "GPT" in network else "error, %"
-        )
-        axis.set_yscale("log")
-        axis.set_xticks(sorted(SIZES), [f"{size:g}" for size in sorted(SIZES)])
+        text = network.endswith("GPT")
+        axis.set(title=network, xlabel="size", ylabel="test bits per character" if text else "test error, %")
+        axis.set(xscale="log", yscale="linear" if text else "log")
+        axis.set_xticks(sorted(SIZES), [f"{size:g}" for size in sorted(SIZES)], fontsize=8)
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0][-1].legend(fontsize=7)
@@ -351,7 +351,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "rows.jsonl"
             for name, problem in QUICK.items():
-                Study(name, problem, 0, out).run(None, Path(folder), (0.5, 0.25))
+                Study(name, problem, 0, out).run(None, Path(folder), (0.5, 0.4))
             print(tables(read(out)))
         return
     if given.data is None:

@@ -146,7 +146,7 @@ PROBLEMS = {
     "784-600-600-10": Problem(common.mlp, mnist, epochs=6),
     "LeNet": Problem(common.lenet, mnist, epochs=6, rate=2e-3),
     "ResNet-20": Problem(
-        common.resnet, cifar, epochs=14, rate=5e-3, decay=0.05, batch=64, tuned=(0.25,), seen=500, probed=250
+        common.resnet, cifar, epochs=14, rate=5e-3, decay=0.05, batch=64, tuned=(0.25,), seen=500, probed=100
     ),
     "GPT": Problem(
         GPT, shakespeare, epochs=8, rate=3e-3, decay=0.01, batch=32, text=True, tuned=(0.25,), seen=500, probed=100

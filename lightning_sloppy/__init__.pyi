@@ -21,6 +21,8 @@ from .certifying.prior_split import PriorSplit as PriorSplit
 from .compression.compressed import Compressed as Compressed
 from .compression.compressing import compress as compress
 from .compression.structure import restructured as restructured
+from .drift.comparing import drift_report as drift_report
+from .drift.report import DriftReport as DriftReport
 from .errors import ConfigurationError as ConfigurationError
 from .errors import MissingExtraError as MissingExtraError
 from .errors import SloppyError as SloppyError

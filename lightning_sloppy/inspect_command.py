@@ -1,4 +1,4 @@
-"""``lightning-sloppy inspect PATH``: look at the data before any model."""
+"""``lightning-sloppy inspect PATH``: look at the data before any model, or compare them with a report of others."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.column_groups import THRESHOLD
 from lightning_sloppy.inspection.data_report import arrays_beside
 
+DRIFT = 1
+"""Exit code for drift."""
+
 
 def run_inspect(arguments: Sequence[str], *, debug: bool = False) -> int:
     """Read, inspect, print the page.
@@ -23,7 +26,7 @@ def run_inspect(arguments: Sequence[str], *, debug: bool = False) -> int:
         debug: Whether to raise errors instead of printing them.
 
     Returns:
-        Exit code: 0, or 2 with one sentence on the error stream.
+        Exit code: 0, or 2 with one sentence on the error stream. With ``--against`` 1 for drift.
 
     Raises:
         Exception: An error in the user's data module, or any error with ``debug``.
@@ -45,6 +48,8 @@ def _inspect(options: argparse.Namespace, of_data: list[str]) -> None:
             "Give the PATH of a table, or a LightningDataModule with --data CLASS_PATH"
             + (", not both." if of_data else "; lightning-sloppy inspect --help shows more.")
         )
+    if options.against is not None and options.html is not None:
+        raise ConfigurationError("--html writes the page of one table; leave out --html or --against.")
     _check_files(options)
     data = _of_datamodule(of_data) if of_data else options.path
 
@@ -53,6 +58,8 @@ def _inspect(options: argparse.Namespace, of_data: list[str]) -> None:
     from lightning_sloppy.inspection.inspecting import inspect
     from lightning_sloppy.reporting.data_page import print_page, shown_progress
 
+    if options.against is not None:
+        return _compared(options, data)
     with shown_progress(Console(stderr=True)) as progress:
         report = inspect(
             data,
@@ -83,13 +90,49 @@ def _inspect(options: argparse.Namespace, of_data: list[str]) -> None:
         console.print(f"\nWritten: {' and '.join(written)}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _compared(options: argparse.Namespace, data: Any) -> int:
+    """Compare with a report, print the page, and write the report of the later rows with the comparison."""
+    from rich.console import Console
+
+    from lightning_sloppy.drift.comparing import checked_alpha, drift_report, reference_from
+    from lightning_sloppy.inspection.inspecting import inspect
+    from lightning_sloppy.reporting.data_page import shown_progress
+    from lightning_sloppy.reporting.drift_page import print_drift
+
+    checked_alpha(options.alpha)
+    reference = reference_from(options.against)
+    target, codes = options.target or (), options.missing or ()
+    with shown_progress(Console(stderr=True)) as progress:
+        found = drift_report(
+            data, reference, alpha=options.alpha, target=target, missing_codes=codes, header=options.header,
+            seed=options.seed, progress=progress,
+        )  # fmt: skip
+        report = None
+        if options.json is not None:
+            report = inspect(
+                data, target=[*dict.fromkeys([*target, *found.targets])], missing=options.missing_method,
+                missing_codes=[*reference.codes, *codes], header=options.header, threshold=options.threshold,
+                shrinkage=options.shrinkage, intervals=not options.no_intervals, seed=options.seed, progress=progress,
+            )  # fmt: skip
+    if report is not None:
+        try:
+            arrays = report.save(options.json, comparison=found.to_dict())
+        except OSError as error:
+            raise ConfigurationError(f"The report cannot be written to {options.json} ({error}).") from error
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    print_drift(found, console)
+    if report is not None:
+        console.print(f"\nWritten: {options.json} and {arrays}", markup=False, highlight=False, soft_wrap=True)
+    return DRIFT if found.is_drift else 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = PlainParser(
         "inspect",
         description="Look at a table before any model: columns that repeat each other, independent directions, missing "
         "values, noise, and how sure all of it is. Prints one page.",
         epilog="--data CLASS_PATH [--data.ARGUMENT VALUE ...] takes the training samples of a LightningDataModule "
-        "instead of a PATH. Exit code 2: a table that cannot be read or used.",
+        "instead of a PATH. Exit code 2: a table that cannot be read, used or compared. With --against 1: drift.",
         more=["--data"],
     )
     parser.add_argument(
@@ -105,7 +148,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--json",
         metavar="FILE",
-        help="write the report to FILE, and the arrays to a file of the same name with the ending .npz",
+        help="write the report to FILE, and the arrays to a file of the same name with the ending .npz; with --against "
+        "the comparison, too",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="OLD.json",
+        help="compare with the table of which --json wrote this report: columns, correlations, spectrum",
+    )
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        default=0.05,
+        help="part of unchanged tables that --against may call drift (0.05)",
     )
     parser.add_argument("--html", metavar="FILE", help="write the report as one HTML page, with pictures, to FILE")
     parser.add_argument(
@@ -199,6 +254,8 @@ def _check_files(options: argparse.Namespace) -> None:
         ConfigurationError: For such a file.
     """
     taken = set() if options.path is None else {Path(options.path).resolve()}
+    if options.against is not None:
+        taken |= {Path(options.against).resolve(), arrays_beside(Path(options.against)).resolve()}
     for option, name in (("--json", options.json), ("--html", options.html)):
         if name is None:
             continue

@@ -15,7 +15,9 @@ from lightning_sloppy.display import Displayed, Shown
 from lightning_sloppy.inputs.column_groups import ColumnGroup, natural
 from lightning_sloppy.inputs.dependencies import Dependencies
 from lightning_sloppy.inputs.pairwise import Floats, PairwiseMoments
+from lightning_sloppy.inspection.reference import Reference
 from lightning_sloppy.inspection.rows_behind import Departures, RowsBehind, groups_in_detail, rows_behind
+from lightning_sloppy.inspection.saved_arrays import arrays_of
 from lightning_sloppy.records import SloppinessVerdict
 
 JSON_VERSION = 1
@@ -185,6 +187,7 @@ class DataReport(Displayed):
         means, deviations, correlation, parts: For comparing later data; see :meth:`save_arrays`.
         reading: What was decided while the table was read, in one sentence; empty for nothing.
         departures: Rows in which columns that hardly vary, or vary late, do; none where a part of the rows is kept.
+        reference: What later rows are compared with: see :func:`drift_report`.
     """
 
     origin: str
@@ -223,6 +226,7 @@ class DataReport(Displayed):
     reading: str = ""
     departures: Mapping[str, Departures] = field(default_factory=dict)
     answers: tuple[Answer, ...] = field(default=())
+    reference: Reference | None = None
 
     def _shown(self) -> Shown:
         directions = self.spectrum.participation_ratio
@@ -272,20 +276,22 @@ class DataReport(Displayed):
 
     def to_json(self) -> str:
         """The report as JSON text with the keys of :meth:`to_dict`; what is not finite is null."""
-        return json.dumps(_plain(self.to_dict()), indent=1, allow_nan=False)
+        return as_json(self.to_dict())
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, comparison: Mapping[str, Any] | None = None) -> Path:
         """Write the JSON, and the arrays to a file of the same name with the ending ``.npz``.
 
         Args:
             path: Of the JSON.
+            comparison: With another report, which becomes the key of this name.
 
         Returns:
             Path of the arrays.
         """
         path = Path(path)
         arrays = arrays_beside(path)
-        text = self.to_json() + "\n"
+        found = self.to_dict() | ({} if comparison is None else {"comparison": comparison})
+        text = as_json(found) + "\n"
         partial = [path.with_name(path.name + ".partial"), arrays.with_name(arrays.name + ".partial")]
         try:
             partial[0].write_text(text, encoding="utf-8")
@@ -299,37 +305,14 @@ class DataReport(Displayed):
         return arrays
 
     def save_arrays(self, file: Any) -> None:
-        """Write an ``.npz`` archive for comparing later data.
-
-        ``names``, ``means``, ``deviations`` and ``correlation`` of the columns used; of each of B parts of the rows, in
-        their order, ``part_rows`` (B,), ``part_count``, ``part_sums``, ``part_squares`` and ``part_products`` (B, d,
-        d) as :class:`~lightning_sloppy.inputs.pairwise.PairwiseMoments` has them, of ``(value - means) / deviations``.
-        Of complete data ``part_count`` and ``part_squares`` are left out and ``part_sums`` is (B, d).
+        """Write an ``.npz`` archive with the arrays of :func:`~lightning_sloppy.inspection.saved_arrays.arrays_of`.
 
         Args:
             file: Path or open binary file.
         """
-        complete = all(part.count is None for part in self.parts)
-        full = [] if complete else [part.full() for part in self.parts]
-        by_name = (
-            {"part_sums": np.stack([part.sums for part in self.parts])}
-            if complete
-            else {
-                name: np.stack([np.asarray(matrices[index]) for matrices in full])
-                for index, name in enumerate(("part_count", "part_sums", "part_squares"))
-            }
-        )
-        np.savez_compressed(
-            file,
-            version=np.array(JSON_VERSION),
-            names=np.array(self.names),
-            means=self.means,
-            deviations=self.deviations,
-            correlation=self.correlation,
-            part_rows=np.array([part.rows for part in self.parts]),
-            part_products=np.stack([part.products for part in self.parts]),
-            **by_name,  # type: ignore[arg-type]  # the stubs take any keyword for the one that they know
-        )
+        arrays = arrays_of(self.names, self.means, self.deviations, self.correlation, self.parts)
+        kept = {} if self.reference is None else self.reference.arrays()
+        np.savez_compressed(file, version=np.array(JSON_VERSION), **arrays, **kept)
 
     def _details(self) -> dict[str, Any]:
         """What is of use beside the stable keys, and may change."""
@@ -364,6 +347,7 @@ class DataReport(Displayed):
             "resampled": self.resampled,
             "verdicts": {kind: asdict(verdict) for kind, verdict in self.verdicts.items()},
             "targets": [asdict(target) for target in self.targets],
+            "reference": None if self.reference is None else self.reference.details(),
         }
 
 
@@ -387,6 +371,11 @@ def _spectrum(found: SpectrumReport) -> dict[str, Any]:
         "above_noise_edge": found.above_noise_edge,
         "above_noise_edge_interval": found.above_noise_edge_interval and list(found.above_noise_edge_interval),
     }
+
+
+def as_json(found: Mapping[str, Any]) -> str:
+    """JSON text; what is not finite is null."""
+    return json.dumps(_plain(dict(found)), indent=1, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:

@@ -36,7 +36,9 @@ from lightning_sloppy.inspection.answers import TOO_FEW, answers_of
 from lightning_sloppy.inspection.column_facts import columns_kept, dependencies, duplicates, nearly_constant, shuffled
 from lightning_sloppy.inspection.data_report import DataReport, MissingReport
 from lightning_sloppy.inspection.missing_values import ratio_of, treated
+from lightning_sloppy.inspection.reference import reference_of
 from lightning_sloppy.inspection.rows_behind import departures
+from lightning_sloppy.inspection.saved_arrays import kept_parts
 from lightning_sloppy.inspection.spectrum_numbers import (
     Resamples,
     as_spectrum,
@@ -59,9 +61,6 @@ FEWEST_PAIRS = 0.75
 
 LATE = 0.5
 """Part of the rows over which a column has to be constant to be named as one that varies later."""
-
-SAVED_BYTES = 64 * 1024**2
-"""Memory for the moments of parts of the rows that are saved for comparing later data."""
 
 
 def inspect(
@@ -133,7 +132,8 @@ def inspect(
     source = table_source(data, codes, header)
     table = encoded_table(source, targets, codes, read)
     report = _Inspection(table, missing, threshold, shrinkage, intervals, seed, tell).report()
-    return replace(report, reading=source.note)
+    reference = reference_of(table, targets, codes, report.autocorrelation)
+    return replace(report, reading=source.note, reference=reference)
 
 
 def _several(given: Any) -> list[Any]:
@@ -208,7 +208,7 @@ class _Inspection:
             means=table.shift,
             deviations=table.scale,
             correlation=matrix.correlation,
-            parts=tuple(self._parts()),
+            parts=tuple(kept_parts(table)),
             departures={} if table.sampled else departures(table.names, values, self._late()),
         )
         return replace(report, answers=tuple(answers_of(report)))
@@ -318,21 +318,6 @@ class _Inspection:
             isotropic = isotropic_spectrum(second, self.seed)
             found["second_moment"] = sloppiness_verdict(second, isotropic, NULLS["second_moment"])
         return found
-
-    def _parts(self) -> list[PairwiseMoments]:
-        """Moments of parts of the rows in their order, few enough to be saved."""
-        table, d = self.table, len(self.table.names)
-        matrices = 4 if table.moments.count is not None else 1
-        most = int(max(2, min(64, SAVED_BYTES // (8 * matrices * d * d), table.rows // 2)))
-        if not table.sampled:
-            return [PairwiseMoments.of(part) for part in np.array_split(table.values, most)]
-        joined = []
-        for part in np.array_split(np.arange(len(table.parts)), min(most, len(table.parts))):
-            total = table.parts[part[0]]
-            for index in part[1:]:
-                total = total + table.parts[index]
-            joined.append(total)
-        return joined
 
 
 def _resampled(drawn: Halves | None) -> str:

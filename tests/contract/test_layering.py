@@ -22,7 +22,7 @@ FLOORS = [
     {"certifying"},
     {"compression"},
     {"probing", "reporting"},
-    {"reduction"},
+    {"reduction", "drift"},
     {"analysis", "inspection"},
     {"posteriors", "metrics"},
     {"bounds", "measures", "curvature", "inputs"},

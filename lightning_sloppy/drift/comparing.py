@@ -1,0 +1,236 @@
+"""Compare later rows with a reference: which columns can be, how far they differ, and what chance alone would do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_sloppy.drift.block_null import RESAMPLES, block_null
+from lightning_sloppy.drift.comparable import Comparison
+from lightning_sloppy.drift.later_rows import LaterRows, read_later
+from lightning_sloppy.drift.naming import Found, changes, statistics_of
+from lightning_sloppy.drift.neighbours import FEWEST_BLOCKS
+from lightning_sloppy.drift.rare_events import rare_events
+from lightning_sloppy.drift.report import DriftReport
+from lightning_sloppy.drift.scoring import participation_ratios, scored
+from lightning_sloppy.drift.statistics import described, differences, top_space
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.inputs.column_kinds import as_word
+from lightning_sloppy.inputs.row_parts import MOST_COLUMNS
+from lightning_sloppy.inputs.table_source import table_source
+from lightning_sloppy.inspection.data_report import DataReport, arrays_beside
+from lightning_sloppy.inspection.reference import Reference, read_reference
+
+Mask = npt.NDArray[np.bool_]
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how many steps are done, and how many there are (0 if unknown)."""
+
+ALPHA = 0.05
+
+SHARE = 0.1
+"""Part of alpha that is spent on what occurs now and never did; the rest is that of the null of blocks."""
+
+MOST_RESAMPLES = 5_000
+
+
+def drift_report(
+    data: Any,
+    against: str | Path | DataReport | Reference,
+    *,
+    alpha: float = ALPHA,
+    target: str | int | Sequence[str | int] = (),
+    missing_codes: str | float | Sequence[str | float] = (),
+    header: bool | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> DriftReport:
+    """Whether later rows are like those of a reference: their columns, correlations and spectrum.
+
+    What differs is compared with what differs between two sets of blocks of the reference, one as long as the reference
+    and one as long as the later rows, so that rows that follow one another in time are no drift of their own. The limit
+    is that of the largest of all standardised differences (Westfall and Young 1993).
+
+    Args:
+        data: The later rows: a path, frame, array, tensor, mapping or data set, as for :func:`inspect`.
+        against: Path of the JSON of a report, whose arrays lie beside it, a report, or its reference.
+        alpha: Level: part of the tables of an unchanged process that are called drift; above 0, at most 0.5.
+        target: Columns of the later rows to leave out, beside the targets of the reference.
+        missing_codes: Words or numbers that mean a missing value, beside those of the reference.
+        header: Whether the first line of a file of text names the columns; None: as it looks.
+        seed: Of the draws.
+        progress: Told how far the work is.
+
+    Returns:
+        The report; ``report.is_drift``, and ``report.responsible`` by name.
+
+    Raises:
+        ConfigurationError: What cannot be read or compared, in one sentence.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> first = {name: rng.standard_normal(400) for name in "abc"}
+        >>> later = {name: rng.standard_normal(400) for name in "ab"} | {"c": rng.standard_normal(400) + 1}
+        >>> report = drift_report(later, inspect(first, intervals=False))
+        >>> report.answer, report.responsible
+        ('drift', ('c',))
+    """
+    checked_alpha(alpha)
+    if seed < 0:
+        raise ConfigurationError(f"seed={seed} is negative; pass 0 or more.")
+    tell = progress or _untold
+    reference = reference_from(against)
+    codes = [as_word(code) if isinstance(code, (int, float)) else str(code) for code in _several(missing_codes)]
+    counted = 0
+
+    def read(rows: int) -> None:
+        nonlocal counted
+        counted += rows
+        tell("reading rows", counted, 0)
+
+    source = table_source(data, [*reference.codes, *codes], header)
+    targets = [str(each) for each in _several(target)]
+    unknown = [name for name in targets if name not in source.names]
+    if unknown:
+        raise ConfigurationError(f"The target {unknown[0]!r} is no column of {source.inside}; look at its name.")
+    later = read_later(source, reference, [*targets, *reference.targets], codes, read)
+    names = [name for name in source.names if name not in targets]
+    return compared(later, reference, source.origin, names, alpha=alpha, seed=seed, progress=tell)
+
+
+def checked_alpha(alpha: float) -> float:
+    """The level.
+
+    Raises:
+        ConfigurationError: Not above 0 and at most 0.5, or too small for so many resamples.
+    """
+    least = 1 / ((1 - SHARE) * MOST_RESAMPLES)
+    if not 0 < alpha <= 0.5:
+        raise ConfigurationError(f"alpha={alpha:g} is no level; pass a number above 0, at most 0.5.")
+    if alpha < least:
+        raise ConfigurationError(
+            f"alpha={alpha:g} is too small for {MOST_RESAMPLES:,} resamples; pass {least:.1g} or more."
+        )
+    return alpha
+
+
+def reference_from(against: str | Path | DataReport | Reference) -> Reference:
+    """What a report, or a file of one, keeps for comparing.
+
+    Raises:
+        ConfigurationError: It cannot be read, or cannot be compared with.
+    """
+    found = against if isinstance(against, Reference) else None
+    if isinstance(against, DataReport):
+        found = against.reference
+        if found is None:
+            raise ConfigurationError("The report given keeps no reference; make it with inspect().")
+    if not isinstance(against, (DataReport, Reference)):
+        path = Path(against).expanduser()
+        found = read_reference(path, arrays_beside(path))
+    assert found is not None
+    if found.parts is None:
+        raise ConfigurationError(
+            f"{found.origin} cannot be compared with: it has {len(found.names):,} columns, but at most "
+            f"{MOST_COLUMNS:,} are compared; select columns first."
+        )
+    blocks = len(found.parts.moments.rows)
+    if blocks < FEWEST_BLOCKS:
+        raise ConfigurationError(
+            f"{found.origin} cannot be compared with: its {found.rows:,} rows make {blocks} blocks, and "
+            f"{FEWEST_BLOCKS} are needed; take more rows for the reference."
+        )
+    return found
+
+
+def compared(
+    later: LaterRows,
+    reference: Reference,
+    origin: str,
+    names: Sequence[str],
+    *,
+    alpha: float = ALPHA,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> DriftReport:
+    """Compare rows that were read.
+
+    Args:
+        later: The rows.
+        reference: What they are compared with.
+        origin: What was read.
+        names: All columns of the later table, but those that were left out.
+        alpha: Level.
+        seed: Of the draws.
+        progress: Told how far the work is.
+
+    Raises:
+        ConfigurationError: Too few rows, or columns that change too slowly.
+    """
+    tell = progress or _untold
+    comparison = Comparison(later, reference, origin)
+    null_rows, notes = comparison.length()
+    chosen, alike, slow = comparison.columns()
+    parts = comparison.parts
+    first = described(parts.whole, chosen)
+    top = top_space(first, chosen)
+    own = (1 - SHARE) * alpha
+    resamples = min(MOST_RESAMPLES, max(RESAMPLES, math.ceil(5 / own)))
+    null = block_null(
+        parts, chosen, null_rows, comparison.block, alike, top, seed=seed, resamples=resamples,
+        advance=lambda done, total: tell("comparing the reference with itself", done, total),
+    )  # fmt: skip
+    assert later.moments is not None
+    second = described(later.moments, chosen)
+    real = differences(first, second, chosen, top)
+    scores = scored(real, null, chosen, own)
+    found = Found(reference, chosen, first, second, real, null, scores, top)
+    columns, pairs = changes(found)
+    statistics = statistics_of(found)
+    rare = rare_events(comparison, chosen, SHARE * alpha)
+    kept = set(reference.targets)
+    lost = tuple(name for name in reference.columns if name not in names and name not in reference.set_aside)
+    new = tuple(name for name in names if name not in reference.columns and name not in kept)
+    is_drift = any(each.drift for each in statistics) or bool(lost or new or rare.any)
+    before, after = participation_ratios(real, null, chosen)
+    return DriftReport(
+        answer="drift" if is_drift else "same",
+        origin=origin,
+        reference=reference.origin,
+        rows=later.rows,
+        reference_rows=reference.rows,
+        alpha=alpha,
+        compared=int(chosen.compared.sum()),
+        blocks=null.blocks,
+        block_rows=null.length,
+        resamples=resamples,
+        limit=scores.limit,
+        top=top.k,
+        gap=top.gap,
+        participation_ratio=(float(before), float(after)),
+        statistics=statistics,
+        columns=columns,
+        pairs=pairs,
+        lost=lost,
+        new=new,
+        newly_constant=rare.constant,
+        newly_varying=rare.varying,
+        newly_missing=rare.missing,
+        new_categories=rare.categories,
+        targets=tuple(name for name in names if name in kept),
+        notes=(*notes, *comparison.notes(chosen, slow, names), *rare.notes),
+    )
+
+
+def _several(given: Any) -> list[Any]:
+    """What was given, one or several."""
+    return [given] if isinstance(given, (str, int, float)) else list(given)
+
+
+def _untold(*_: object) -> None:
+    """Nobody wants to know how far the work is."""

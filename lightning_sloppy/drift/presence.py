@@ -1,0 +1,59 @@
+"""What occurs now and never did, or the other way round: tests on the parts of the rows in which something occurs.
+
+A column that never varied in the reference, or hardly ever, has no deviation to compare with. What can be compared is
+in how many blocks it varies: if both tables are alike, the blocks in which something occurs are spread over both as a
+random draw would (Fisher's exact test).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from lightning_sloppy.inputs.pairwise import Floats
+
+Mask = npt.NDArray[np.bool_]
+
+
+def more_often(old: Mask, new: Mask, block: int) -> Floats:
+    """Probability that something occurs in so many of the later blocks, if both tables are alike, (s,).
+
+    Args:
+        old: Whether it occurs in each part of the reference, (P, s).
+        new: The same of the later rows, (V, s).
+        block: Parts in a block.
+
+    >>> round(float(more_often(np.zeros((20, 1), bool), np.ones((20, 1), bool), 2)[0] * 184756), 6)
+    1.0
+    """
+    return _tail(old, new, block, more=True)
+
+
+def less_often(old: Mask, new: Mask, block: int) -> Floats:
+    """Probability that something occurs in so few of the later blocks, see :func:`more_often`."""
+    return _tail(old, new, block, more=False)
+
+
+def _tail(old: Mask, new: Mask, block: int, *, more: bool) -> Floats:
+    # What occurs in every part of one table and in none of the other does not come in bursts, so that parts count.
+    apart = np.zeros(old.shape[1], np.bool_)
+    sides = ((~old, new), (old, ~new))
+    for first, second in sides:
+        apart |= first.all(0) & second.all(0)
+    found = _hypergeometric(_blocks(old, block), _blocks(new, block), more)
+    if apart.any():
+        found = np.where(apart, np.minimum(found, _hypergeometric(old, new, more)), found)
+    return found
+
+
+def _hypergeometric(old: Mask, new: Mask, more: bool) -> Floats:
+    count, later = len(old) + len(new), new.sum(0)
+    total = old.sum(0) + later
+    if more:
+        return np.asarray(stats.hypergeom.sf(later - 1, count, total, len(new)))
+    return np.asarray(stats.hypergeom.cdf(later, count, total, len(new)))
+
+
+def _blocks(occurs: Mask, block: int) -> Mask:
+    return np.asarray(np.logical_or.reduceat(occurs, np.arange(0, len(occurs), block), axis=0))

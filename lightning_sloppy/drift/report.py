@@ -1,0 +1,173 @@
+"""What a comparison with a reference finds: plain records, their JSON, and one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from lightning_sloppy.display import Displayed, Shown
+from lightning_sloppy.inspection.data_report import as_json
+
+DRIFT_VERSION = 1
+"""Raised when a key of the JSON is renamed, removed or means something else; new keys do not raise it."""
+
+Answer = Literal["same", "drift"]
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One number of the comparison.
+
+    Attributes:
+        name: Of its family: "mean", "deviation", "missing", "one_pair", "all_pairs", "distance", "overlap",
+            "participation_ratio".
+        value: What was found. Of a family with a number for each column that of the most conspicuous one.
+        limit: What the reference, compared with itself, reaches at the level alpha in any of all numbers. Of the
+            overlap the lower limit, else the upper one of the absolute value.
+        column: The most conspicuous column, or "".
+        score: The difference in standard deviations of the null; comparable between all numbers.
+        drift: Whether the score is above the limit of all scores.
+    """
+
+    name: str
+    value: float
+    limit: float
+    column: str
+    score: float
+    drift: bool
+
+
+@dataclass(frozen=True)
+class ColumnChange:
+    """A column that differs from the reference.
+
+    Attributes:
+        name: Its name.
+        what: "mean", "deviation", "missing" (a rate), or "correlations" (root of the mean squared correlation with all
+            other columns).
+        before, after: In the reference and in the later rows, in the units of the table.
+        score: See :class:`Statistic`.
+    """
+
+    name: str
+    what: str
+    before: float
+    after: float
+    score: float
+
+
+@dataclass(frozen=True)
+class PairChange:
+    """A correlation that differs from that of the reference.
+
+    Attributes:
+        first, second: Names.
+        before, after: The correlation.
+        score: See :class:`Statistic`; of one pair, so that it may be below the limit.
+    """
+
+    first: str
+    second: str
+    before: float
+    after: float
+    score: float
+
+
+@dataclass(frozen=True, repr=False)
+class DriftReport(Displayed):
+    """Whether later rows are like a reference: see :func:`drift_report`.
+
+    Attributes:
+        answer: "same" or "drift".
+        origin, reference: What was read.
+        rows, reference_rows: How many.
+        alpha: Level: part of the tables of unchanged processes that are called drift.
+        compared: Columns of which means, deviations and correlations were compared.
+        blocks: Blocks of the reference.
+        block_rows: Rows in one of them.
+        resamples: Pairs of sets that were drawn.
+        limit: Of all scores.
+        top: Dimension of the spaces whose overlap was compared; 0 where the spectrum has no gap.
+        gap: Eigenvalue before the gap by the one after it.
+        participation_ratio: Before and after, without what sampling adds; see ``docs/drift.md``.
+        statistics: The numbers with their limits.
+        columns: Columns responsible, the most conspicuous first.
+        pairs: Pairs responsible, likewise.
+        lost: Columns of the reference that are not there.
+        new: Columns that the reference does not have.
+        newly_constant: Columns that vary in the reference and have one value now, by chance in fewer than alpha cases.
+        newly_varying: Columns with one value in the reference, or nearly so, that have others now, likewise.
+        newly_missing: Columns that miss values in more, or fewer, blocks than chance explains, with both rates.
+        new_categories: Categories that the reference does not have, of text columns where they are no single exception.
+        targets: Targets of the reference that the later rows have, too; they were left out.
+        notes: What else is to be known, in sentences.
+    """
+
+    answer: Answer
+    origin: str
+    reference: str
+    rows: int
+    reference_rows: int
+    alpha: float
+    compared: int
+    blocks: float
+    block_rows: float
+    resamples: int
+    limit: float
+    top: int
+    gap: float
+    participation_ratio: tuple[float, float]
+    statistics: tuple[Statistic, ...]
+    columns: tuple[ColumnChange, ...] = ()
+    pairs: tuple[PairChange, ...] = ()
+    lost: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    newly_constant: tuple[str, ...] = ()
+    newly_varying: tuple[str, ...] = ()
+    newly_missing: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    new_categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    targets: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_drift(self) -> bool:
+        """Whether the answer is "drift"."""
+        return self.answer == "drift"
+
+    @property
+    def responsible(self) -> tuple[str, ...]:
+        """Names of all columns that differ, each once, those of the structure of the table first."""
+        names = [*self.lost, *self.new, *self.newly_constant, *self.newly_varying, *self.new_categories]
+        names += [*self.newly_missing, *(change.name for change in self.columns)]
+        names += [name for pair in self.pairs for name in (pair.first, pair.second)]
+        return tuple(dict.fromkeys(names))
+
+    def sentence(self, most: int = 5) -> str:
+        """The answer with the first columns responsible, in one sentence.
+
+        Args:
+            most: Names at most.
+        """
+        if not self.is_drift:
+            return f"{self.origin} does not differ from {self.reference} by more than chance (alpha {self.alpha:g})."
+        names = self.responsible
+        more = f" and {len(names) - most:,} more" if len(names) > most else ""
+        shown = f": {', '.join(names[:most])}{more}" if names else " in the spectrum as a whole"
+        return f"{self.origin} differs from {self.reference}{shown}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of the JSON; see ``docs/drift.md``."""
+        found = asdict(self)
+        found["participation_ratio"] = list(self.participation_ratio)
+        return {"version": DRIFT_VERSION, **found, "responsible": list(self.responsible)}
+
+    def to_json(self) -> str:
+        """The report as JSON text; what is not finite is null."""
+        return as_json(self.to_dict())
+
+    def _shown(self) -> Shown:
+        rows = [("answer", self.answer), ("rows", f"{self.rows:,} against {self.reference_rows:,}")]
+        if self.responsible:
+            rows.append(("responsible", ", ".join(self.responsible[:5])))
+        return Shown("DriftReport", self.origin, rows)

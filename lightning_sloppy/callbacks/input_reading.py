@@ -61,6 +61,7 @@ def read_inputs(
     resampled: bool,
     shuffles: bool,
     seen: Callable[[tuple[int, ...]], None],
+    also: Callable[[Tensor], None] | None = None,
 ) -> InputsRead:
     """Read the training inputs.
 
@@ -73,6 +74,7 @@ def read_inputs(
         resampled: Whether there are blocks for random halves.
         shuffles: Whether to gather shuffled columns as well, up to 2,048 features.
         seen: Told the shape of the inputs of one sample, as soon as it is known; may raise.
+        also: Given the samples as well, (n, d) at a time.
 
     Raises:
         ConfigurationError: Inputs that are not one tensor of numbers.
@@ -104,6 +106,8 @@ def read_inputs(
             cuts = [min(max(place, 0), read) * len(rows) // read for place in places]
             with torch.no_grad():
                 blocks.add(rows, range(count), cuts)
+                if also is not None:
+                    also(rows)
                 if shuffles and rows.shape[1] <= MOST_DRAWN:
                     # Within a chunk: 1 / 1,024 of the correlations remain, far below the sampling noise.
                     without.deal(shuffled(rows, rng).to(device), 1)

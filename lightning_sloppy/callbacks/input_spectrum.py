@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -13,10 +14,14 @@ import torch
 from torch import Tensor
 
 from lightning_sloppy.callbacks.input_columns import checked_names, column_names, column_notes
+from lightning_sloppy.callbacks.input_drift import InputDrift, OnDrift, checked_on_drift
 from lightning_sloppy.callbacks.input_quantities import HISTOGRAMS, QUANTITIES, SIDE_KINDS, SIDE_QUANTITIES
 from lightning_sloppy.callbacks.input_reading import read_inputs
 from lightning_sloppy.callbacks.measuring import MeasuringCallback
+from lightning_sloppy.drift.comparing import ALPHA, checked_alpha
+from lightning_sloppy.drift.report import DriftReport
 from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.ranks import gathered_over_ranks
 from lightning_sloppy.inputs.column_groups import ColumnGroup
 from lightning_sloppy.inputs.incomplete import Missing
 from lightning_sloppy.inputs.moment_blocks import AnyMoments
@@ -28,7 +33,7 @@ from lightning_sloppy.measures.relative_dimension import directions_holding, rel
 from lightning_sloppy.measures.sloppiness import input_estimates, participation_ratio, sloppiness
 from lightning_sloppy.measures.verdict import sloppiness_verdict, verdict_in_words
 from lightning_sloppy.probing import trainer_internals
-from lightning_sloppy.probing.context import FitContext
+from lightning_sloppy.probing.context import FitContext, fit_context
 from lightning_sloppy.records import Estimate, Measurement, SloppinessVerdict, Spectrum
 from lightning_sloppy.reporting import phrases
 
@@ -70,6 +75,13 @@ class InputSpectrum(MeasuringCallback):
         feature_names: Names of the columns, one for each number of a sample, for the summary. null: what the data set
             or the data module tells (attributes such as ``feature_names``, ``feature_cols``, ``columns``, or a frame
             with as many columns), else positions counted from 0.
+        against: The JSON of a report that ``lightning-sloppy inspect TABLE --json`` wrote: the inputs are compared
+            with that table, by the names of the columns. Samples are drawn at random, so their order is not known; they
+            are taken for one stretch of as many rows, which rather misses drift than finds some that is not there.
+        on_drift: "warn", "error" (the fit ends before its first step; also where nothing can be compared), or a
+            callable that is given the :class:`~lightning_sloppy.DriftReport` if there is drift, on rank 0; what it
+            raises ends the fit.
+        alpha: Part of the unchanged inputs that are called drift.
         name: Name in the tags ``sloppy_<name>/...``. null: "input", followed by the kind unless it is the correlation.
         seed: Seed of the draw of samples. null: that of the SloppyMonitor, if any, else 0.
         strict: Raise errors of the measurement instead of warning. null: as in the SloppyMonitor, if any, else false.
@@ -99,6 +111,9 @@ class InputSpectrum(MeasuringCallback):
         missing: Missing = "pairwise",
         intervals: bool = True,
         feature_names: Sequence[str] | None = None,
+        against: str | Path | None = None,
+        on_drift: OnDrift = "warn",
+        alpha: float = ALPHA,
         name: str | None = None,
         seed: int | None = None,
         strict: bool | None = None,
@@ -114,7 +129,16 @@ class InputSpectrum(MeasuringCallback):
         self.missing: Missing = checked_missing(missing)
         self.intervals = intervals
         self.feature_names = checked_names(feature_names)
+        self.against = against
+        self.on_drift = checked_on_drift(on_drift, against)
+        self.alpha = checked_alpha(alpha)
         self._earlier: Tensor | None = None
+        self._drift: InputDrift | None = None
+
+    @property
+    def drift(self) -> DriftReport | None:
+        """What the comparison of this fit found; None without ``against``, or where nothing could be compared."""
+        return None if self._drift is None else self._drift.report
 
     def differences(self) -> dict[str, Any]:
         """The kind, unless it is the default."""
@@ -139,6 +163,8 @@ class InputSpectrum(MeasuringCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse the Gaussian model on several processes."""
         super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._drift = None if self.against is None else InputDrift(self.against, self.alpha, self.seed)
         if stage == "fit" and self.missing == "em" and trainer.world_size > 1:
             raise ConfigurationError(
                 f"InputSpectrum(missing='em') needs all samples in one process, but the fit has {trainer.world_size}; "
@@ -146,8 +172,36 @@ class InputSpectrum(MeasuringCallback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure once, because the inputs do not change."""
+        """Measure once, because the inputs do not change; then act on drift.
+
+        Raises:
+            ConfigurationError: Drift, or nothing to compare, with ``on_drift="error"``.
+            Exception: What a callable raises.
+        """
         self.run(trainer, pl_module, step=trainer_internals.effective_batches(trainer))
+        if self._drift is not None:
+            self._act(trainer, pl_module, self._drift)
+
+    def _act(self, trainer: Trainer, pl_module: LightningModule, drift: InputDrift) -> None:
+        """Do what was asked for; all ranks have the same report."""
+        if drift.report is None:
+            why = drift.failure or "the inputs could not be measured"
+            if self.on_drift == "error":
+                raise ConfigurationError(f"The fit was ended before its first step by on_drift='error': {why}")
+            self.warn_once(f"The inputs were not compared with {self.against}: {why}", trainer=trainer, key="drift")
+        elif drift.report.is_drift:
+            said = drift.report.sentence()
+            if self.on_drift == "error":
+                raise ConfigurationError(
+                    f"The fit was ended before its first step by on_drift='error': {said} Inspect the new inputs with "
+                    f"--against {self.against}, correct them, or make a report of them to compare with from now on."
+                )
+            if self.on_drift == "warn":
+                self.warn_once(said, trainer=trainer, key="drift")
+            else:
+                told, report = self.on_drift, drift.report
+                ranks = fit_context(trainer, pl_module).ranks
+                ranks.together(lambda: told(report) if trainer.is_global_zero else None)
 
     def take(self, trainer: Trainer, pl_module: LightningModule, context: FitContext, step: int) -> Measurement:
         """Read the data set once by index; every rank reads a part."""
@@ -158,7 +212,10 @@ class InputSpectrum(MeasuringCallback):
             nonlocal names
             holders = [context.samples.source(trainer).loader.dataset, getattr(trainer, "datamodule", None)]
             names = column_names(self.feature_names, holders, shape)
+            if drift is not None:
+                drift.begin(names)
 
+        drift = self._drift
         read = read_inputs(
             trainer,
             context,
@@ -168,7 +225,10 @@ class InputSpectrum(MeasuringCallback):
             resampled=self.intervals,
             shuffles=self.null and self.kind == "correlation",
             seen=named,
+            also=None if drift is None else drift.add,
         )
+        if drift is not None:
+            drift.finish(trainer.global_rank, None if context.ranks.count == 1 else gathered_over_ranks)
         names = names or column_names(None, [], (read.gathered.features,))  # a rank without samples
         moments = read.gathered.whole()
         seconds = time.perf_counter() - start
@@ -216,7 +276,7 @@ class InputSpectrum(MeasuringCallback):
             num_samples=headline.num_samples,
             precision="float64",
             companions=spectra if null is None else {**spectra, "null": null},
-            notes=tuple(column_notes(moments, names, groups, headline, (decades[0], decades[1]))),
+            notes=(*_of_drift(drift), *column_notes(moments, names, groups, headline, (decades[0], decades[1]))),
             verdicts=verdicts,
         )
 
@@ -308,3 +368,12 @@ class InputSpectrum(MeasuringCallback):
                 "curves continue with different data; check the data set, its split and its transforms.",
                 trainer=trainer,
             )
+
+
+def _of_drift(drift: InputDrift | None) -> list[str]:
+    """What is said of the comparison among the notes."""
+    if drift is None:
+        return []
+    if drift.report is None:
+        return [f"Not compared with {drift.against}: {drift.failure}"]
+    return [f"{drift.report.sentence()[:-1]} (alpha {drift.alpha:g})."]

@@ -30,6 +30,7 @@ class LaterRows:
         constant: Constant columns of the reference that they have.
 
     Attributes:
+        rounding: Relative rounding of the values, beyond that of float64.
         rows: How many.
         moments: Of the values, standardised and cut off as those of the reference; absent columns count as missing.
         autocorrelation: Median lag-1 of the first chunk.
@@ -38,6 +39,7 @@ class LaterRows:
     reference: Reference
     present: Mask
     constant: tuple[str, ...] = ()
+    rounding: float = 0.0
     rows: int = 0
     moments: CutMoments | None = None
     autocorrelation: float = 0.0
@@ -76,7 +78,7 @@ class LaterRows:
         starts = np.flatnonzero(np.arange(self.rows, self.rows + len(values)) % self.part == 0)
         goes_on = not len(starts) or starts[0] > 0
         starts = np.concatenate([[0], starts]) if goes_on else starts
-        self._join(Presence.of(values, parts.usual, self._last, starts), goes_on)
+        self._join(Presence.of(values, parts.usual, self._last, starts, self._rounded(parts.usual)), goes_on)
         _extend(self._constant, self._by_part(departing, len(values), len(self.constant), starts), goes_on)
         parts_before = len(self._presence_rows()) - (len(starts) - goes_on)
         for name, (where, words) in (unseen or {}).items():
@@ -94,6 +96,31 @@ class LaterRows:
             found = CutMoments.of(np.clip(rows, parts.low, parts.high))
             self.moments = found if self.moments is None else self.moments + found
         self.rows += len(values)
+
+    def packed(self) -> dict[str, Any]:
+        """What another process needs to join these rows with its own."""
+        return {name: value for name, value in vars(self).items() if name not in ("reference", "_last")}
+
+    @classmethod
+    def joined(cls, reference: Reference, packed: Sequence[Mapping[str, Any]]) -> LaterRows:
+        """The rows of several processes, one after the other.
+
+        Args:
+            reference: That of all of them.
+            packed: See :meth:`packed`; of at least one process.
+        """
+        found = cls(reference, packed[0]["present"], packed[0]["constant"])
+        for each in packed:
+            if not each["rows"]:
+                continue
+            found.rows += each["rows"]
+            found.moments = each["moments"] if found.moments is None else found.moments + each["moments"]
+            found.autocorrelation = each["autocorrelation"]
+            found._presence += each["_presence"]
+            found._constant += each["_constant"]
+            found._least = _fold(np.fmin, found._least, each["_least"][None])
+            found._most = _fold(np.fmax, found._most, each["_most"][None])
+        return found
 
     @property
     def presence(self) -> Presence:
@@ -133,6 +160,11 @@ class LaterRows:
                 getattr(self._presence[-1], name)[-1] |= getattr(found, name)[0]
             found = Presence(*(getattr(found, name)[1:] for name in _PRESENCE))
         self._presence.append(found)
+
+    def _rounded(self, usual: Floats) -> Floats:
+        """What rounding does to usual values, in deviations, (d,)."""
+        reference = self.reference
+        return self.rounding * np.abs(reference.shift + reference.scale * usual) / reference.scale
 
     @staticmethod
     def _by_part(where: Mask | None, rows: int, width: int, starts: npt.NDArray[np.intp]) -> Mask:

@@ -137,7 +137,7 @@ def _pairs(found: Found, linked: set[int] | None) -> tuple[PairChange, ...]:
     return tuple(
         PairChange(names[second[place]], names[first[place]], float(found.first.correlation[place]),
                    float(found.second.correlation[place]), float(score[place]))
-        for place in order[: max(beyond, least)]
+        for place in order[: beyond or least]
     )  # fmt: skip
 
 

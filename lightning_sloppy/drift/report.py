@@ -150,11 +150,11 @@ class DriftReport(Displayed):
             most: Names at most.
         """
         if not self.is_drift:
-            return f"{self.origin} does not differ from {self.reference} by more than chance (alpha {self.alpha:g})."
+            return f"No drift from {_inside(self.reference)} to {_inside(self.origin)} beyond chance."
         names = self.responsible
         more = f" and {len(names) - most:,} more" if len(names) > most else ""
         shown = f": {', '.join(names[:most])}{more}" if names else " in the spectrum as a whole"
-        return f"{self.origin} differs from {self.reference}{shown}."
+        return f"Drift from {_inside(self.reference)} to {_inside(self.origin)}{shown}."
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of the JSON; see ``docs/drift.md``."""
@@ -171,3 +171,8 @@ class DriftReport(Displayed):
         if self.responsible:
             rows.append(("responsible", ", ".join(self.responsible[:5])))
         return Shown("DriftReport", self.origin, rows)
+
+
+def _inside(origin: str) -> str:
+    """What was read, within a sentence: "the array", or the path."""
+    return f"the {origin[4:]}" if origin.startswith("The ") else origin

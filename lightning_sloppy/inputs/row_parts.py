@@ -134,7 +134,14 @@ class Presence:
     gaps: Mask
 
     @classmethod
-    def of(cls, values: Floats, usual: Floats, before: Floats | None, starts: npt.NDArray[np.intp]) -> Presence:
+    def of(
+        cls,
+        values: Floats,
+        usual: Floats,
+        before: Floats | None,
+        starts: npt.NDArray[np.intp],
+        rounding: Floats | float = 0.0,
+    ) -> Presence:
         """Of rows in their order.
 
         Args:
@@ -142,10 +149,11 @@ class Presence:
             usual: Usual value of each column, (d,).
             before: The row before the first one, or None.
             starts: Where parts begin, the first of them at 0.
+            rounding: How far a value may be from the usual one because it was rounded, (d,).
         """
         above = np.concatenate([values[:1] if before is None else before[None], values[:-1]])
         with np.errstate(invalid="ignore"):  # beside a missing value nothing is known
-            departs = np.abs(values - usual) > SAME * (1 + np.abs(usual))
+            departs = np.abs(values - usual) > SAME * (1 + np.abs(usual)) + rounding
             varies = np.abs(values - above) > SAME * (1 + np.abs(above))
         return cls(*(np.logical_or.reduceat(each, starts, axis=0) for each in (departs, varies, np.isnan(values))))
 

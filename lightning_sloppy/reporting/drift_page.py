@@ -50,7 +50,7 @@ def _page(report: DriftReport) -> Iterator[RenderableType]:
     from rich.padding import Padding
     from rich.text import Text
 
-    yield Text.assemble((f"{report.answer.capitalize()}. ", "bold"), report.sentence())
+    yield Text.assemble((f"{report.answer.capitalize()}. ", "bold"), report.sentence(most=10))
     yield Text(compared_in_words(report))
     for heading, names in lists(report):
         yield Padding(Text.assemble((f"{heading} ({len(names):,}): ", "bold"), _named(names)), (0, 0, 0, 2))
@@ -147,8 +147,8 @@ def _statistics(report: DriftReport) -> RenderableType:
             beyond,
         )
     table.caption = (
-        f"Score: how far beyond what chance does, in deviations. Drift above {report.limit:.1f}, which unchanged rows "
-        f"reach anywhere in {report.alpha:.2g} of the cases"
+        f"Score: how far beyond what chance does, in deviations. Drift above {report.limit:.1f}, which the largest of "
+        f"all numbers reaches for {100 * report.alpha:.3g} % of unchanged tables"
     )
     table.caption_justify = "left"
     return table

@@ -1,0 +1,147 @@
+"""``InputSpectrum(against=)``: drift is said, ends the fit or calls back, and nothing else of the training changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.tiny import Regressor, trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_sloppy import ConfigurationError, DriftReport, InputSpectrum, SloppyMonitor, inspect
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*")
+
+N, D = 600, 5
+NAMES = tuple("abcde")
+
+
+def rows(seed: int, shift: float = 0.0) -> np.ndarray:
+    """Column b follows a; column e is 0.1 but for three rows."""
+    rng = np.random.default_rng(seed)
+    found = rng.standard_normal((N, D))
+    found[:, 1] = 0.9 * found[:, 0] + 0.4 * found[:, 1]
+    found[:, 2] += shift
+    found[:, 4] = 0.1
+    found[[10, 200, 400], 4] = 1.0
+    return found
+
+
+class Linear(Regressor):
+    """One layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(D, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs)
+
+
+@pytest.fixture(scope="module")
+def against(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reference") / "old.json"
+    table = dict(zip(NAMES, rows(0).T, strict=True)) | {"dead": np.full(N, 3.3)}
+    inspect(table, intervals=False).save(path)
+    return path
+
+
+def fit(tmp_path: Path, values: np.ndarray, callbacks: list[Any]) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    model = Linear()
+    data = TensorDataset(torch.tensor(values, dtype=torch.float32), torch.zeros(len(values), 1))
+    trainer(tmp_path, callbacks=callbacks, max_epochs=1).fit(model, DataLoader(data, 60))
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def gate(against: Path, on_drift: Any = "warn", **more: Any) -> InputSpectrum:
+    return InputSpectrum(against=str(against), on_drift=on_drift, feature_names=NAMES, **more)
+
+
+def test_alike_inputs_are_the_same_although_they_are_rounded_to_float32(tmp_path: Path, against: Path) -> None:
+    part = gate(against)
+    fit(tmp_path, rows(1), [part])
+    assert part.drift is not None
+    # The usual 0.1 of column e as well; the dead column of the reference may be left out of a training.
+    assert (part.drift.answer, part.drift.responsible) == ("same", ())
+    assert part.drift.rows == N
+    assert any(text.startswith("No drift from the mapping to the training inputs") for text in part.paragraphs())
+
+
+def test_drift_is_warned_about_and_stands_in_the_summary(tmp_path: Path, against: Path) -> None:
+    part = gate(against)
+    with pytest.warns(UserWarning, match=r"^Drift from the mapping to the training inputs: c"):
+        fit(tmp_path, rows(1, shift=0.8), [part])
+    assert part.drift is not None
+    assert "c" in part.drift.responsible
+    assert not {"a", "b", "d"} & set(part.drift.responsible)
+    assert any(text.startswith("Drift from the mapping") for text in part.paragraphs())
+    assert part.latest is not None
+
+
+def test_error_ends_the_fit_before_its_first_step(tmp_path: Path, against: Path) -> None:
+    model = Linear()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    data = TensorDataset(torch.tensor(rows(1, 0.8), dtype=torch.float32), torch.zeros(N, 1))
+    with pytest.raises(ConfigurationError, match=r"ended before its first step by on_drift='error': .*c"):
+        trainer(tmp_path, callbacks=[gate(against, "error")], max_epochs=1).fit(model, DataLoader(data, 60))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_callable_is_given_the_report_and_may_end_the_fit(tmp_path: Path, against: Path) -> None:
+    told: list[DriftReport] = []
+    fit(tmp_path, rows(1, 0.8), [gate(against, told.append)])
+    assert [report.answer for report in told] == ["drift"]
+
+    def stop(_: DriftReport) -> None:
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(tmp_path, rows(1, 0.8), [gate(against, stop)])
+
+
+@pytest.mark.filterwarnings("ignore:Drift from:UserWarning")
+def test_weights_are_those_of_a_fit_without_it(tmp_path: Path, against: Path) -> None:
+    found = [
+        fit(tmp_path, rows(1, 0.8), callbacks)
+        for callbacks in ([], [gate(against)], [SloppyMonitor(input=gate(against), hessian=None, fisher=None)])
+    ]
+    for other in found[1:]:
+        for name, value in found[0].items():
+            assert torch.equal(value, other[name])
+
+
+def test_inputs_of_other_names_are_not_compared(tmp_path: Path, against: Path) -> None:
+    part = InputSpectrum(against=against)
+    with pytest.warns(UserWarning, match="have 0 of the 5 columns .* pass feature_names="):
+        fit(tmp_path, rows(1), [part])
+    assert part.drift is None
+    assert part.latest is not None  # the measurement itself went on
+    with pytest.raises(ConfigurationError, match=r"on_drift='error'.* have 0 of the 5 columns"):
+        fit(tmp_path, rows(1), [InputSpectrum(against=against, on_drift="error")])
+
+
+def test_inputs_that_cannot_be_measured_do_not_pass_the_gate(tmp_path: Path, against: Path) -> None:
+    values = rows(1)
+    values[3, 2] = np.inf
+    with (
+        pytest.raises(ConfigurationError, match="on_drift='error': the inputs could not be measured"),
+        pytest.warns(UserWarning, match="measurement failed"),
+    ):
+        fit(tmp_path, values, [gate(against, "error")])
+
+
+def test_mistakes_are_refused_at_once(tmp_path: Path, against: Path) -> None:
+    with pytest.raises(ConfigurationError, match="on_drift='stop' is unknown"):
+        InputSpectrum(against=against, on_drift="stop")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="nothing to compare with"):
+        InputSpectrum(on_drift="error")
+    with pytest.raises(ConfigurationError, match=r"alpha=0.6 is no level"):
+        InputSpectrum(against=against, alpha=0.6)
+    with pytest.raises(ConfigurationError, match=r"There is no file .*nowhere.json"):
+        fit(tmp_path, rows(1), [InputSpectrum(against=tmp_path / "nowhere.json")])

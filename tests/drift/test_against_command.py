@@ -1,0 +1,96 @@
+"""``lightning-sloppy inspect NEW --against OLD.json``: the page, the exit codes, and what is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lightning_sloppy.cli import main
+
+
+def table(path: Path, seed: int, **changes: Any) -> Path:
+    rng = np.random.default_rng(seed)
+    frame = pd.DataFrame(rng.standard_normal((300, 3)), columns=["heat [K]", "flow", "load"])
+    frame["flow"] += frame["heat [K]"]
+    frame["code"] = np.where(rng.random(300) < 0.1, -999.0, rng.standard_normal(300))
+    frame["failed"] = rng.integers(0, 2, 300)
+    frame.assign(**changes).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def old(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    file = table(tmp_path / "old.csv", 0)
+    arguments = ("--target", "failed", "--missing", "-999", "--no-intervals", "--json", tmp_path / "old.json")
+    assert run(capsys, file, *arguments)[0] == 0
+    return tmp_path / "old.json"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main(["inspect", *map(str, arguments)])
+    captured = capsys.readouterr()
+    code = caught.value.code
+    return (0 if code is None else int(code)), captured.out, captured.err
+
+
+def test_same_is_zero_and_takes_codes_and_targets_from_the_reference(capsys: Any, old: Path, tmp_path: Path) -> None:
+    code, page, errors = run(capsys, table(tmp_path / "new.csv", 1), "--against", old)
+    assert (code, errors) == (0, "")
+    assert page.startswith("Same. No drift from ")
+    assert "4 columns compared" in " ".join(page.split())
+
+
+def test_drift_is_one_and_named_first(capsys: Any, old: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    new = table(tmp_path / "new.csv", 1, flow=rng.standard_normal(300), **{"[red]extra": 1.0})
+    code, page, errors = run(capsys, new, "--against", old, "--json", tmp_path / "new.json", "--no-intervals")
+    assert (code, errors) == (1, "")
+    flat = " ".join(page.split())
+    assert flat.startswith("Drift. Drift from ")
+    assert "New (1): [red]extra" in flat  # what looks like markup is printed as it is
+    assert flat.index("Columns responsible") < flat.index("Pairs responsible") < flat.index("Numbers and their limits")
+    found = json.loads((tmp_path / "new.json").read_text())
+    assert found["comparison"]["answer"] == "drift"
+    assert {"flow", "heat [K]"} <= set(found["comparison"]["responsible"])
+    assert found["rows"] == 300
+    # The file is a report like any other: later rows can be compared with it.
+    assert run(capsys, new, "--against", tmp_path / "new.json")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--alpha", "0.7"], "error: alpha=0.7 is no level; pass a number above 0, at most 0.5."),
+        (["--alpha", "nan"], "error: alpha=nan is no level"),
+        (["--html", "{folder}/new.html"], "error: --html writes the page of one table; leave out --html or --against."),
+        (["--json", "{folder}/old.json"], "would overwrite {folder}/old.json; choose another name"),
+        (["--json", "{folder}/none/new.json"], "cannot be written to {folder}/none/new.json"),
+        (["--target", "nothing"], "error: The target 'nothing' is no column"),
+    ],
+)
+def test_mistakes_are_one_sentence(capsys: Any, old: Path, tmp_path: Path, more: list[str], said: str) -> None:
+    new = table(tmp_path / "new.csv", 1)
+    arguments = [word.format(folder=tmp_path) for word in more]
+    code, page, errors = run(capsys, new, "--against", old, *arguments)
+    assert (code, page) == (2, "")
+    assert said.format(folder=tmp_path) in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "new.json").exists()
+
+
+def test_what_cannot_be_compared_is_two(capsys: Any, old: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.csv"
+    pd.DataFrame({"x": np.arange(50.0), "y": np.arange(50.0) ** 2}).to_csv(other, index=False)
+    code, page, errors = run(capsys, other, "--against", old)
+    assert (code, page) == (2, "")
+    assert "cannot be compared with" in errors
+    old.with_suffix(".npz").unlink()
+    code, page, errors = run(capsys, table(tmp_path / "new.csv", 1), "--against", old)
+    assert (code, page) == (2, "")
+    assert "put it beside the report again, or write it again with lightning-sloppy inspect" in errors

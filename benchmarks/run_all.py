@@ -33,6 +33,7 @@ NAMES = (
     "compression",
     "factory_tables",
     "interval_coverage",
+    "drift_calibration",
     "input_speed",
     "reduction",
 )

@@ -25,7 +25,7 @@ LEAST_GAP = 1.3
 
 MOST_TOP = 20
 
-SMALL = 96
+SMALL = 128
 """Columns up to which all eigenvectors are computed, of many matrices at once."""
 
 

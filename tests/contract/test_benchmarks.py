@@ -110,3 +110,11 @@ def test_every_way_to_compress_has_a_row_for_each_network() -> None:
         assert all(len(row) == (2 if "our " in method else 3) for method, row in found.items())
     # Fine-tuning mends some of what was lost.
     assert all(row[2] < row[1] for row in values["tiny GPT"].values() if len(row) == 3)
+
+
+@pytest.mark.slow
+def test_the_gate_is_tried_on_unchanged_and_changed_rows() -> None:
+    rows = [line.split(" | ") for line in said("drift_calibration").splitlines() if line.startswith("| ")][2:]
+    assert [row[0] for row in rows] == ["| tuned", "| held out", "| power"]
+    assert [float(row[6]) for row in rows[:2]] == [0, 0]
+    assert float(rows[2][7]) == 1  # the changed column is named

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,13 @@ def test_the_report_is_a_record(old: Path) -> None:
     found = drift_report(later(), old)
     assert isinstance(found, DriftReport)
     assert found.sentence() == "No drift from the pandas frame to the pandas frame beyond chance."
+
+
+def test_the_page_shows_what_it_prints(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "drift.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    for text in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        exec(text, namespace)
+    (shown,) = re.findall(r"^```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert capsys.readouterr().out == shown

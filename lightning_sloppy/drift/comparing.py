@@ -58,7 +58,7 @@ def drift_report(
 
     Args:
         data: The later rows: a path, frame, array, tensor, mapping or data set, as for :func:`inspect`.
-        against: Path of the JSON of a report, whose arrays lie beside it, a report, or its reference.
+        against: Path of the JSON of a report, whose arrays are in the same folder, a report, or its reference.
         alpha: Level: part of the tables of an unchanged process that are called drift; above 0, at most 0.5.
         target: Columns of the later rows to leave out, beside the targets of the reference.
         missing_codes: Words or numbers that mean a missing value, beside those of the reference.

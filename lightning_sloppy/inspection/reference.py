@@ -1,4 +1,4 @@
-"""What a report keeps of its table so that later rows can be compared with it: in the JSON and the arrays beside it."""
+"""What a report keeps of its table so that later rows can be compared with it: in the JSON and in the arrays."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def read_reference(path: str | Path, arrays: Path) -> Reference:
         )
     if not arrays.is_file():
         raise ConfigurationError(
-            f"The arrays of {path} are missing: there is no file {arrays}; put it beside the report again, or {again}."
+            f"The arrays of {path} are missing: there is no file {arrays}; put it into the folder of the report, or {again}."
         )
     try:
         with np.load(arrays, allow_pickle=False) as archive:

@@ -93,4 +93,4 @@ def test_what_cannot_be_compared_is_two(capsys: Any, old: Path, tmp_path: Path) 
     old.with_suffix(".npz").unlink()
     code, page, errors = run(capsys, table(tmp_path / "new.csv", 1), "--against", old)
     assert (code, page) == (2, "")
-    assert "put it beside the report again, or write it again with lightning-sloppy inspect" in errors
+    assert "put it into the folder of the report, or write it again with lightning-sloppy inspect" in errors

@@ -101,7 +101,8 @@ class Comparison:
             independent(each, blocks) >= FEWEST_INDEPENDENT for each in (alike.mean, alike.square, alike.correlation)
         ]
         quick = [scale & each for each in fast]
-        if not (quick[0] | quick[1] | quick[2]).any():
+        rare = later.present & ~varying & ~later.still  # compared by the blocks in which they occur
+        if not (quick[0] | quick[1] | quick[2]).any() and (scale.any() or not rare.any()):
             why = (
                 f"its columns change so slowly that the {self.reference.rows:,} rows of the reference make fewer than "
                 f"{FEWEST_INDEPENDENT:g} independent stretches; take a longer reference"

@@ -37,6 +37,8 @@ def families(found: Differences, null: Null, columns: Columns) -> dict[str, Floa
 def participation_ratios(found: Differences, null: Null, columns: Columns) -> Floats:
     """Participation ratios of both sets, (..., 2), without what sampling adds to the squared correlations."""
     u = len(columns.spectral)
+    if u < 2:
+        return np.full(found.squared.shape, np.nan)
     return np.asarray(u**2 / np.maximum(found.squared - null.base, u))
 
 
@@ -73,6 +75,8 @@ def scored(real: Differences, null: Null, columns: Columns, alpha: float) -> Sco
         tail = np.maximum(stats.t.sf(side.ratio(own[name]), degrees), 1e-300)
         scores[name] = np.asarray(stats.norm.isf(tail))
         sides[name] = side, degrees
+    if not drawn:
+        return Scores({}, math.inf, {})
     most = np.sort(np.max(largest, axis=0))
     # So many resamples may reach it: with the data themselves counted in, that is the part alpha.
     reaching = max(0, math.floor(alpha * (len(most) + 1)) - 1)

@@ -207,7 +207,7 @@ def differences(first: Described, second: Described, columns: Columns, top: TopS
         ratio = np.log(np.where(both, second.deviation / safe, 1.0))
     change = fisher(second.correlation) - fisher(first.correlation)
     full = columns.matrix(change, 0.0)
-    row = np.sqrt(np.mean(full * full, axis=-1))
+    row = np.sqrt(np.sum(full * full, axis=-1) / max(len(columns.spectral), 1))
     largest = np.abs(full).max(-1, initial=0.0)
     angle = None
     if top.k:

@@ -138,7 +138,8 @@ def read_reference(path: str | Path, arrays: Path) -> Reference:
         )
     if not arrays.is_file():
         raise ConfigurationError(
-            f"The arrays of {path} are missing: there is no file {arrays}; put it into the folder of the report, or {again}."
+            f"The arrays of {path} are missing: there is no file {arrays}; put it into the folder of the report, or "
+            f"{again}."
         )
     try:
         with np.load(arrays, allow_pickle=False) as archive:

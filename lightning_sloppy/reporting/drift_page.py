@@ -60,8 +60,9 @@ def _page(report: DriftReport) -> Iterator[RenderableType]:
     if report.pairs:
         yield Text("")
         yield _pairs(report)
-    yield Text("")
-    yield _statistics(report)
+    if report.statistics:
+        yield Text("")
+        yield _statistics(report)
     for note in report.notes:
         yield Text(note)
 

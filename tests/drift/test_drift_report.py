@@ -322,6 +322,14 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         drift_report(table, path, target="q")
 
 
+def test_a_table_of_rare_flags_is_compared_by_where_they_occur() -> None:
+    rng = np.random.default_rng(0)
+    flags, alike, more = ((rng.random((1_000, 4)) < rate).astype(float) for rate in (0.01, 0.01, 0.08))
+    old = inspect(flags, intervals=False)
+    assert drift_report(alike, old).answer == "same"
+    assert set(drift_report(more, old).newly_varying) == set("0123")
+
+
 def test_columns_that_wander_are_not_judged() -> None:
     values = process(2_000, 0, d=6)
     values[:, 2] = np.cumsum(np.random.default_rng(0).standard_normal(2_000))

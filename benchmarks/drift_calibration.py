@@ -1,4 +1,4 @@
-"""How often the gate calls drift: python benchmarks/drift_calibration.py [--seeds 200] [--processes 2] [--quick].
+"""How often the gate calls drift: python benchmarks/drift_calibration.py [--seeds 100] [--processes 2] [--quick].
 
 False alarms: two stretches of one process, 500 rows apart, of known autocorrelation, size, tails and missing values; at
 most 5 % of them may be called drift, plus the noise of so many seeds. Power: the second stretch has one thing changed,
@@ -6,9 +6,9 @@ of the size that the cell names. The constants of the null were chosen on the pa
 out" was looked at before they were as they are. Everything is made up, so --data is not needed.
 
 A cell is one process and one change. Its seeds are tried 50 at a time, the first 50 of all cells before the next,
-narrow tables first. What
-is finished is appended to the file that `--counts` names, and a second run with the same file goes on behind it; with
-`--processes 0` it only makes the table of what is there. About 25 minutes on two cores (`--processes 2`).
+narrow tables first. What is finished is appended to the file that `--counts` names, and a second run with the same file
+goes on behind it; with `--processes 0` it only makes the table of what is there. About 25 minutes on two busy cores
+(`--processes 2`).
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def counted(task: tuple[Cell, int, int]) -> dict[str, object]:
 
 def main() -> None:
     """A row for each cell."""
-    options = common.arguments(__doc__ or "", seeds=200, processes=os.cpu_count() or 1, counts=Path)
+    options = common.arguments(__doc__ or "", seeds=100, processes=os.cpu_count() or 1, counts=Path)
     seeds = 3 if options.quick else options.seeds
     wanted = cells(options.quick)
     tasks = [
@@ -247,7 +247,7 @@ def row_of(cell: Cell, parts: list[dict[str, object]]) -> dict[str, object]:
         "process": ", ".join(process),
         "seeds": tried,
         "called drift": total["drift"] / tried,
-        "column named": total["named"] / tried if cell.part == "power" else None,
+        "column named": total["named"] / tried if cell.part == "power" else "",
         "not compared": total["refused"] / tried,
         "mostly by": ", ".join(f"{name} {count}" for name, count in reasons.most_common(3)),
     }

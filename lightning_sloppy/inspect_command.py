@@ -42,7 +42,7 @@ def run_inspect(arguments: Sequence[str], *, debug: bool = False) -> int:
     )
 
 
-def _inspect(options: argparse.Namespace, of_data: list[str]) -> None:
+def _inspect(options: argparse.Namespace, of_data: list[str]) -> int:
     if (options.path is None) == (not of_data):
         raise ConfigurationError(
             "Give the PATH of a table, or a LightningDataModule with --data CLASS_PATH"
@@ -88,6 +88,7 @@ def _inspect(options: argparse.Namespace, of_data: list[str]) -> None:
     print_page(report, console)
     if written:
         console.print(f"\nWritten: {' and '.join(written)}", markup=False, highlight=False, soft_wrap=True)
+    return 0
 
 
 def _compared(options: argparse.Namespace, data: Any) -> int:
@@ -114,11 +115,10 @@ def _compared(options: argparse.Namespace, data: Any) -> int:
                 missing_codes=[*reference.codes, *codes], header=options.header, threshold=options.threshold,
                 shrinkage=options.shrinkage, intervals=not options.no_intervals, seed=options.seed, progress=progress,
             )  # fmt: skip
+    arrays = None
     if report is not None:
-        try:
+        with writing(options.json):
             arrays = report.save(options.json, comparison=found.to_dict())
-        except OSError as error:
-            raise ConfigurationError(f"The report cannot be written to {options.json} ({error}).") from error
     console = Console(width=None if sys.stdout.isatty() else 120)
     print_drift(found, console)
     if report is not None:

@@ -56,7 +56,7 @@ def _parser() -> PlainParser:
     return parser
 
 
-def _report(places: Sequence[Path], out: Path | None) -> None:
+def _report(places: Sequence[Path], out: Path | None) -> int:
     from lightning_sloppy.reporting.run_html import REPORT, run_html
     from lightning_sloppy.reporting.run_settings import settings_in
     from lightning_sloppy.reporting.web_page import require_page, write_page
@@ -74,6 +74,7 @@ def _report(places: Sequence[Path], out: Path | None) -> None:
     page = run_html(runs, settings=[settings_in(folder) for folder in folders])
     with writing(path):
         sys.stdout.write(f"Written: {write_page(page, path)}\n")
+    return 0
 
 
 def _there(run: Run, folder: Path) -> Run:

@@ -11,29 +11,28 @@ from lightning_sloppy.command_line.plain_parser import BAD_INPUT
 from lightning_sloppy.errors import ConfigurationError, SloppyError
 
 
-def exit_code(work: Callable[[], None], *, debug: bool, short_of_memory: str) -> int:
+def exit_code(work: Callable[[], int], *, debug: bool, short_of_memory: str) -> int:
     """Do the work of a verb.
 
     Args:
-        work: What the verb does; it prints its own results.
+        work: What the verb does; it prints its own results, and returns its exit code.
         debug: Whether to raise errors instead of printing them.
         short_of_memory: The sentence for a MemoryError.
 
     Returns:
-        Exit code: 0, or 2 with one sentence on the error stream.
+        Exit code: that of the work, or 2 with one sentence on the error stream.
 
     Raises:
         Exception: An error that is not of this package, or any error with ``debug``.
     """
     try:
-        work()
+        return work()
     except (SloppyError, MemoryError) as error:
         if debug:
             raise
         said = short_of_memory if isinstance(error, MemoryError) else str(error)
         sys.stderr.write(f"error: {said}\n")
         return BAD_INPUT
-    return 0
 
 
 def require_place(path: Path) -> None:

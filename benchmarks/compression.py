@@ -332,8 +332,8 @@ NOTES = """
 * "Our ranks" are the ranks of `compress` with the metrics of the others; "one ratio" is the metric of `compress` with
   one ratio everywhere. The ranks are most of the gain: at .25, plain SVD with these ranks is ahead of SVD-LLM with
   one ratio on LeNet (1.35 for 34), ResNet-20 (64 for 88) and GPT (4.77 for 5.84). With equal ranks, the centred
-  metric and that of SVD-LLM differ by at most .07 points or .03 bits from .25 on, except on ResNet-20 at .25 (40.4
-  for 41.1), and by more below (LeNet at .15: 3.65 for 7.66).
+  metric and that of SVD-LLM differ by at most .07 points or .03 bits from .25 on, except on ResNet-20 (29.7 for 29.9
+  at .35, 40.4 for 41.1 at .25), and by more below (LeNet at .15: 3.65 for 7.66).
 * On 784-600-600-10 all low-rank methods are within .25 points from a size of .1 on, which does not tell them apart:
   SVD-LLM is as good as `compress`. Pruning needs 21 % of the size for half a point.
 * `compress` loses much on LeNet at .1 (27.8 %), ResNet-20 at .25 (11.7 points) and GPT at .5 (.36 bits); the

@@ -37,8 +37,8 @@ GUIDE = {
         "How many directions do the data have?",
         "Participation ratio of the correlation matrix of the inputs, measured once before the first step.",
         single="If it is near the number of features, no feature repeats another one: removing features loses "
-        "information. If it is far below, many repeat each other: look for copies with `lightning-sloppy inspect`, or "
-        "reduce them by a PCA.",
+        "information. If it is far below, many repeat each other: look for copies with `lightning-sloppy inspect`, and "
+        "leave them out with a SpectralReducer.",
     ),
     "jacobian": Advice(
         "How many directions of the parameters matter?",

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_sloppy.errors import Note
 from lightning_sloppy.quantities import RESERVED, Declaration
+from lightning_sloppy.reporting.actions import WHAT_YOU_CAN_DO, advice
 from lightning_sloppy.reporting.card import card, final_numbers
 from lightning_sloppy.reporting.guide import GUIDE
 from lightning_sloppy.reporting.layout import holds, write_layout
@@ -140,6 +141,9 @@ def read_me_first(run: Run, *, begins: bool) -> str:
         ]
     lines += [f"* **{heading}:** {text}" for heading, text in found.lines]
     lines += ["", *([f"**Warning.** {found.warning}", ""] if found.warning else [])]
+    possible = [] if begins else advice(run)
+    if possible:
+        lines += [f"## {WHAT_YOU_CAN_DO}", "", *(f"* {paragraph}" for paragraph in possible), ""]
     lines += [
         "The page **Custom Scalars** shows related curves together; its first category, *Start here*, has the charts "
         "to look at first. Set the smoothing to 0: a smoothed bound is no bound.",

@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.errors import ConfigurationError, MissingExtraError
 from lightning_sloppy.reporting import report_parts
+from lightning_sloppy.reporting.actions import advice
 from lightning_sloppy.reporting.card import Card, card, doubts
 from lightning_sloppy.reporting.compared import run_names
 from lightning_sloppy.reporting.comparison import compare
@@ -49,6 +50,7 @@ class RunPage:
         ended: Whether it did.
         card: The five answers.
         doubts: What makes numbers unreliable.
+        advice: What can be done, with what was measured elsewhere.
         picture: The picture, if it could be drawn.
         no_picture: Why not.
         numbers: Of each instrument.
@@ -65,6 +67,7 @@ class RunPage:
     ended: bool
     card: Card
     doubts: list[str]
+    advice: list[str]
     picture: PagePicture | None
     no_picture: str
     numbers: list[NumbersOfInstrument]
@@ -159,6 +162,7 @@ def _page(run: Run, name: str) -> RunPage:
         ended=bool(run.facts.end),
         card=card(run),
         doubts=doubts(run),
+        advice=advice(run),
         picture=drawn,
         no_picture=why_not,
         numbers=[report_parts.numbers(each) for each in run.instruments.values()],

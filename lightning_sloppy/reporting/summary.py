@@ -17,6 +17,7 @@ from urllib.parse import quote
 from lightning_sloppy.display import counted
 from lightning_sloppy.quantities import RESERVED
 from lightning_sloppy.records import Status
+from lightning_sloppy.reporting.actions import WHAT_YOU_CAN_DO, advice
 from lightning_sloppy.reporting.card import card, doubts
 from lightning_sloppy.reporting.layout import start_tags
 from lightning_sloppy.reporting.phrases import brief, number
@@ -45,6 +46,8 @@ def summarise(run: Run, length: Length = "full") -> str:
     if length == "full":
         warnings = [*run.facts.warnings, *doubts(run)[1:]]
         texts += [_section("Warnings", [f"- {warning}" for warning in warnings])] if warnings else []
+        possible = [f"- {paragraph}" for paragraph in advice(run)]
+        texts += [_section(WHAT_YOU_CAN_DO, possible)] if possible else []
         texts += [_section(section.declaration.title, section.paragraphs) for section in sections]
         texts.append(_section("Stop", [" ".join([_end(run.facts), *run.facts.end_sentences])]))
         texts.append(_section("Cost", [_cost(run)]))

@@ -36,6 +36,7 @@ from lightning_sloppy.probing import trainer_internals
 from lightning_sloppy.probing.context import FitContext, fit_context
 from lightning_sloppy.records import Estimate, Measurement, SloppinessVerdict, Spectrum
 from lightning_sloppy.reporting import phrases
+from lightning_sloppy.reporting.actions import DIMENSIONS
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -235,6 +236,7 @@ class InputSpectrum(MeasuringCallback):
         kinds: list[InputKind] = [self.kind, *(kind for kind in SIDE_KINDS if kind != self.kind)]
         spectra: dict[str, Spectrum] = {kind: moments_spectrum(moments, kind, seconds=seconds) for kind in kinds}
         headline = spectra.pop(self.kind)
+        headline = replace(headline, detail={**headline.detail, DIMENSIONS: len(read.shape)})
         self._compare(trainer, headline.eigenvalues)
         half = read.gathered.first_half(moments) if headline.dim <= MOST_HALVED else None
         if half is not None:

@@ -13,17 +13,17 @@ from lightning_sloppy.certificate import Certificate
 from lightning_sloppy.display import at_most
 from lightning_sloppy.measures.stopping import Condition, Rule, Settling, settling
 from lightning_sloppy.records import Estimate, Measurement, Status
+from lightning_sloppy.reporting.network_dimension import (
+    MATRICES,
+    last_of,
+    latest_with,
+    network_dimension,
+    network_instrument,
+)
 from lightning_sloppy.reporting.phrases import behind_colon, clause, number, short_reason, usable, value, with_error
 from lightning_sloppy.runs.run import InstrumentRun, Run
 
 HEADINGS = ("Data", "Network", "Settled", "Guarantee", "Cost")
-
-MATRICES = {
-    "jacobian": ("Jacobian", "JacobianSpectrum"),
-    "fisher": ("Fisher matrix", "FisherSpectrum"),
-    "hessian": ("Gauss-Newton part", "HessianSpectrum"),
-}
-"""Kinds of instruments with an effective dimension of the network, in order of preference: name and class."""
 
 RULE = Rule(patience=5, rel_tol=0.05, growth=2.0)
 """Defaults of EffectiveDimensionEarlyStopping: the card says "settled" where that would."""
@@ -85,17 +85,17 @@ def final_numbers(run: Run) -> dict[str, float]:
     Args:
         run: The record of a fit.
     """
-    data, network = _with(run.of_kind("input"), "participation_ratio"), _network_instrument(run)
+    data, network = latest_with(run.of_kind("input"), "participation_ratio"), network_instrument(run)
     final, live = run.of_kind("certificate"), run.of_kind("bound")
     certified = _certificate(final, live)
     state = settled(run)
     found: dict[str, float | None] = {
         "data_directions": None if data is None else value(data, "participation_ratio"),
-        "effective_dimension": _value(_with(network, "effective_dimension"), "effective_dimension"),
+        "effective_dimension": _value(latest_with(network, "effective_dimension"), "effective_dimension"),
         "settled_since_epoch": None if state is None else state[0].since,
         "guaranteed_error": None if certified is None or not certified.valid else certified.value,
         "guess_error": None if certified is None else certified.guess_error,
-        "hold_out_bound": _value(_with(live, "hold_out"), "hold_out"),
+        "hold_out_bound": _value(latest_with(live, "hold_out"), "hold_out"),
         "overhead": run.facts.overhead,
     }
     return {name: each for name, each in found.items() if each is not None and math.isfinite(each)}
@@ -107,7 +107,7 @@ def doubts(run: Run) -> list[str]:
     found += [
         f"{each.declaration.title} at step {last.step:,}: {last.status.value}"
         for each in run.instruments.values()
-        if (last := _last(each)) is not None
+        if (last := last_of(each)) is not None
         and last.status in (Status.NON_FINITE, Status.OUT_OF_MEMORY, Status.ONE_DRAW)
     ]
     return found + _doubts_about_dimension(run) + _doubts_about_data(run)
@@ -119,7 +119,7 @@ def settled(run: Run) -> tuple[Settling, InstrumentRun] | None:
     The times of ``Settling`` count epochs. It is judged as EffectiveDimensionEarlyStopping does by default, over 5
     epochs. In a training of fewer epochs it is judged over the last third, if that has at least four measurements.
     """
-    instrument = _network_instrument(run)
+    instrument = network_instrument(run)
     points = [] if instrument is None else _points(run, instrument)
     if instrument is None or not points:
         return None
@@ -137,25 +137,15 @@ def _wrapped(heading: str, text: str, width: int) -> list[str]:
     return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
-def _last(instrument: InstrumentRun) -> Measurement | None:
-    return instrument.measurements[-1] if instrument.measurements else None
-
-
 def _value(event: Measurement | None, quantity: str) -> float | None:
     return None if event is None else value(event, quantity)
-
-
-def _with(instrument: InstrumentRun | None, quantity: str) -> Measurement | None:
-    """The latest measurement with a usable value of a quantity."""
-    events = () if instrument is None else instrument.measurements
-    return next((event for event in reversed(events) if value(event, quantity) is not None), None)
 
 
 def _why_not(instrument: InstrumentRun | None, kind: str, quantity: str = "") -> str:
     """Why a line has no number."""
     if instrument is None:
         return f"not measured, because this fit has no {kind}"
-    last = _last(instrument)
+    last = last_of(instrument)
     if last is None:
         return "not measured yet"
     estimate = last.estimates.get(quantity)
@@ -165,7 +155,7 @@ def _why_not(instrument: InstrumentRun | None, kind: str, quantity: str = "") ->
 
 def _data(run: Run) -> str:
     instrument = run.of_kind("input")
-    event = _with(instrument, "participation_ratio")
+    event = latest_with(instrument, "participation_ratio")
     if event is None:
         return _why_not(instrument, "InputSpectrum", "participation_ratio")
     ratio, low, high = (value(event, f"participation_ratio{end}") for end in ("", "_low", "_high"))
@@ -198,24 +188,18 @@ def _with_interval(middle: float, low: float | None, high: float | None) -> str:
     return f"{middle:,.{decimals}f} [{low:,.{decimals}f}, {high:,.{decimals}f}]"
 
 
-def _network_instrument(run: Run) -> InstrumentRun | None:
-    """The instrument with the dimension to quote: the Jacobian's, or where it has none, another one's."""
-    found = [each for kind in MATRICES if (each := run.of_kind(kind)) is not None]
-    return next((each for each in found if _with(each, "effective_dimension")), found[0] if found else None)
-
-
 def _network(run: Run) -> str:
-    instrument = _network_instrument(run)
-    event = _with(instrument, "effective_dimension")
+    instrument = network_instrument(run)
+    event = latest_with(instrument, "effective_dimension")
     if instrument is None or event is None:
         return _why_not(instrument, MATRICES["jacobian"][1], "effective_dimension")
     estimate = event.estimates["effective_dimension"]
-    parameters = value(event, "num_parameters") or run.facts.num_parameters
-    of = f" of {number(parameters)}" if parameters else ""
+    known = network_dimension(run)
+    of = "" if known is None else f" of {number(known[1])}"
     samples = value(event, "gauss_newton_samples") or value(event, "num_samples") or event.num_samples
     half = value(event, "effective_dimension_half_samples")
     also = "" if half is None else f"; on {number(float(int(samples) // 2))} of them {number(half)}"
-    late = "" if event is _last(instrument) else f"; at step {event.step:,}, because later values are missing"
+    late = "" if event is last_of(instrument) else f"; at step {event.step:,}, because later values are missing"
     other = "" if instrument.kind == "jacobian" else f"; {_jacobian_is_missing(run)}"
     return (
         f"{with_error(estimate)}{of} parameter directions are used (effective dimension of the "
@@ -316,7 +300,7 @@ def _certificate(final: InstrumentRun | None, live: InstrumentRun | None) -> Cer
 
 
 def _hold_out(live: InstrumentRun | None) -> str:
-    event = _with(live, "hold_out")
+    event = latest_with(live, "hold_out")
     found = None if event is None else value(event, "hold_out")
     if event is None or found is None:
         return ""
@@ -358,12 +342,12 @@ def _failures(instrument: InstrumentRun) -> str:
 
 
 def _doubts_about_dimension(run: Run) -> list[str]:
-    instrument = _network_instrument(run)
-    event = _with(instrument, "effective_dimension")
+    instrument = network_instrument(run)
+    event = latest_with(instrument, "effective_dimension")
     if instrument is None or event is None:
         return []
     name, found = MATRICES[instrument.kind][0], []
-    last = _last(instrument)
+    last = last_of(instrument)
     unresolved = (
         last is not None and last.estimates.get("effective_dimension", Estimate(0.0)).status is Status.UNRESOLVED
     )
@@ -386,7 +370,7 @@ def _doubts_about_dimension(run: Run) -> list[str]:
 
 
 def _doubts_about_data(run: Run) -> list[str]:
-    event = _with(run.of_kind("input"), "participation_ratio")
+    event = latest_with(run.of_kind("input"), "participation_ratio")
     if event is None or value(event, "participation_ratio_low") is not None:
         return []
     features, samples = value(event, "num_features"), value(event, "num_samples")

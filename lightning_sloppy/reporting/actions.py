@@ -164,9 +164,8 @@ def _stop(run: Run) -> Action | None:
     if since > LATE * now:
         return None
     return Action(
-        "Train for fewer epochs: the effective dimension has been settled since epoch "
-        f"{number(since)} of {number(now)}. `EffectiveDimensionEarlyStopping()` stops a training when the hold-out "
-        "loss no longer improves, too.",
+        "Let `EffectiveDimensionEarlyStopping()` end the next training: the effective dimension has been settled since "
+        f"epoch {number(since)} of {number(now)}, and it stops once the loss on hold-out samples does not improve either.",
         STOP,
     )
 

@@ -165,7 +165,8 @@ def _stop(run: Run) -> Action | None:
         return None
     return Action(
         "Let `EffectiveDimensionEarlyStopping()` end the next training: the effective dimension has been settled since "
-        f"epoch {number(since)} of {number(now)}, and it stops once the loss on hold-out samples does not improve either.",
+        f"epoch {number(since)} of {number(now)}, and it stops once the loss on hold-out samples does not improve "
+        "either.",
         STOP,
     )
 

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from lightning_sloppy.drift.differences import Columns, Differences, TopSpace, described, differences, squared
 from lightning_sloppy.drift.neighbours import Neighbours
-from lightning_sloppy.drift.statistics import Columns, Differences, TopSpace, described, differences, squared
 from lightning_sloppy.inputs.pairwise import Floats
 from lightning_sloppy.inputs.row_parts import CutMoments, RowParts
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_sloppy.drift.differences import Columns, described
 from lightning_sloppy.drift.later_rows import LaterRows
 from lightning_sloppy.drift.neighbours import (
     FEWEST_INDEPENDENT,
@@ -17,7 +18,6 @@ from lightning_sloppy.drift.neighbours import (
     independent,
     neighbours,
 )
-from lightning_sloppy.drift.statistics import Columns, described
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.noise_edge import effective_rows
 from lightning_sloppy.inputs.pairwise import fewest_defined

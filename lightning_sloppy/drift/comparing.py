@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 from lightning_sloppy.drift.block_null import RESAMPLES, block_null
 from lightning_sloppy.drift.comparable import Comparison
+from lightning_sloppy.drift.differences import described, differences, top_space
 from lightning_sloppy.drift.later_rows import LaterRows, read_later
 from lightning_sloppy.drift.naming import Found, changes, statistics_of
 from lightning_sloppy.drift.neighbours import FEWEST_BLOCKS
 from lightning_sloppy.drift.rare_events import rare_events
 from lightning_sloppy.drift.report import DriftReport
 from lightning_sloppy.drift.scoring import participation_ratios, scored
-from lightning_sloppy.drift.statistics import described, differences, top_space
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.column_kinds import as_word
 from lightning_sloppy.inputs.row_parts import MOST_COLUMNS
@@ -73,6 +73,7 @@ def drift_report(
         ConfigurationError: What cannot be read or compared, in one sentence.
 
     Example:
+        >>> from lightning_sloppy import inspect
         >>> rng = np.random.default_rng(0)
         >>> first = {name: rng.standard_normal(400) for name in "abc"}
         >>> later = {name: rng.standard_normal(400) for name in "ab"} | {"c": rng.standard_normal(400) + 1}

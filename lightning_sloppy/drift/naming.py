@@ -8,9 +8,9 @@ import numpy as np
 from scipy import stats
 
 from lightning_sloppy.drift.block_null import Null
+from lightning_sloppy.drift.differences import Columns, Described, Differences, TopSpace
 from lightning_sloppy.drift.report import ColumnChange, PairChange, Statistic
 from lightning_sloppy.drift.scoring import Scores, families, participation_ratios
-from lightning_sloppy.drift.statistics import Columns, Described, Differences, TopSpace
 from lightning_sloppy.inputs.pairwise import Floats
 from lightning_sloppy.inspection.reference import Reference
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_sloppy.drift.statistics import Columns
+from lightning_sloppy.drift.differences import Columns
 from lightning_sloppy.inputs.pairwise import Floats
 from lightning_sloppy.inputs.row_parts import CutMoments, RowParts
 

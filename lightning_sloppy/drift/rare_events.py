@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from lightning_sloppy.drift.comparable import OFTEN, Comparison, Mask, listed
+from lightning_sloppy.drift.differences import Columns
 from lightning_sloppy.drift.presence import less_often, more_often
-from lightning_sloppy.drift.statistics import Columns
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 from scipy import stats
 
 from lightning_sloppy.drift.block_null import Null
+from lightning_sloppy.drift.differences import Columns, Differences
 from lightning_sloppy.drift.neighbours import independent
-from lightning_sloppy.drift.statistics import Columns, Differences
 from lightning_sloppy.inputs.pairwise import Floats
 
 ONE_SIDED = ("one_pair", "all_pairs", "distance", "overlap")

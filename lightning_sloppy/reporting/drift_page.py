@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from lightning_sloppy.display import percent
 from lightning_sloppy.drift.report import ColumnChange, DriftReport, Statistic
 from lightning_sloppy.inspection.answers import columns, number
 
@@ -85,7 +86,9 @@ def lists(report: DriftReport) -> Iterator[tuple[str, list[str]]]:
         "New": list(report.new),
         "Constant now": list(report.newly_constant),
         "Hardly varied, and other values now": list(report.newly_varying),
-        "Missing values": [f"{name} ({a:.1%} -> {b:.1%})" for name, (a, b) in report.newly_missing.items()],
+        "Missing values": [
+            f"{name} ({percent(a, 1)} -> {percent(b, 1)})" for name, (a, b) in report.newly_missing.items()
+        ],
         "New categories": [f"{name} ({', '.join(words[:5])})" for name, words in report.new_categories.items()],
     }
     yield from ((heading, names) for heading, names in known.items() if names)
@@ -113,7 +116,7 @@ def _columns(report: DriftReport) -> RenderableType:
 
 
 def _value(change: ColumnChange, value: float) -> str:
-    return f"{value:.2%}" if change.what == "missing" else number(value)
+    return percent(value, 2) if change.what == "missing" else number(value)
 
 
 def _pairs(report: DriftReport) -> RenderableType:

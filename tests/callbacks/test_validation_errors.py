@@ -131,7 +131,7 @@ def test_loggers_get_curves_and_the_picture_and_the_summary_says_it_in_words(tmp
     assert [each.step for each in read.Images("sloppy_validation/picture")] == [0, 3, 7]
     assert (Path(logger.log_dir) / "sloppy_errors.png").stat().st_size > 10_000
     said = " ".join(" ".join(record.getMessage() for record in caplog.records).split())
-    assert "Errors of validation samples Step 7, epoch 1. The error is 0." in said
+    assert "Errors of validation samples Step 7, in the 2nd epoch. The error is 0." in said
     assert "because the worst of 10 bins was picked (Bonferroni)" in said
     assert monitor.parts[-1].errors_picture().axes[0].get_title(loc="left") == "By share of energy in the tail"
     silent = TensorBoardLogger(tmp_path / "silent")

@@ -14,9 +14,9 @@ from scipy import signal, stats
 
 from lightning_sloppy import ConfigurationError, DriftReport, drift_report, inspect
 from lightning_sloppy.drift.comparing import compared, reference_from
+from lightning_sloppy.drift.differences import Columns, TopSpace, described, differences, top_space
 from lightning_sloppy.drift.later_rows import LaterRows, read_later
 from lightning_sloppy.drift.presence import less_often, more_often
-from lightning_sloppy.drift.statistics import Columns, TopSpace, described, differences, top_space
 from lightning_sloppy.inputs.encoded_table import encoded_table
 from lightning_sloppy.inputs.noise_edge import median_lag_one
 from lightning_sloppy.inputs.row_parts import CutMoments, row_parts

@@ -39,6 +39,7 @@ from lightning_sloppy import (
     SloppyMonitor,
     Spectrum,
     Status,
+    ValidationErrors,
     hessian_spectrum,
     load_run,
 )
@@ -80,7 +81,11 @@ def fitted(tmp_path_factory):
         fisher=FisherSpectrum(num_samples=40),
         certificate=FinalCertificate(learning=QUICK),
         early_stopping=EffectiveDimensionEarlyStopping(patience=50),
-        extra=[FisherSpectrum(kind="exact", num_samples=24), HessianSpectrum(name="head", parameters="net.4.*", k=2)],
+        extra=[
+            FisherSpectrum(kind="exact", num_samples=24),
+            HessianSpectrum(name="head", parameters="net.4.*", k=2),
+            ValidationErrors(),
+        ],
         strict=True,
     )
     host = trainer(folder, callbacks=[everything], max_epochs=2, logger=CSVLogger(folder, name="", version="run"))
@@ -93,7 +98,7 @@ def test_every_record_of_every_instrument_is_read_as_it_was(fitted):
     host, everything = fitted
     run, read = everything.record(), load_run(host.log_dir)
     of_the_package = {DECLARED[name].name for name in DECLARED}
-    assert len(of_the_package) == len(instruments.of_the_package()) == 6
+    assert len(of_the_package) == len(instruments.of_the_package()) == 7
     assert set(run.instruments) == of_the_package | {"fisher_exact", "head"}
     assert all(
         len(each.measurements) >= 3 or name in {"input", "certificate"} for name, each in run.instruments.items()

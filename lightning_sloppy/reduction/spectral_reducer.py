@@ -90,9 +90,10 @@ class SpectralReducer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  #
         Raises:
             ConfigurationError: A wrong setting, text, infinite numbers, fewer than two rows, or no column is left.
         """
-        if self.threshold is not None and not 0 < self.threshold < 1:
+        threshold = _plain_number(self.threshold)
+        if threshold is not None and not (isinstance(threshold, float) and 0 < threshold < 1):
             raise ConfigurationError(
-                f"threshold={self.threshold} is no absolute correlation; pass a number between 0 and 1, or None."
+                f"threshold={self.threshold!r} is no absolute correlation; pass a number between 0 and 1, or None."
             )
         count = None if self.project is None else directions_of(_plain_number(self.project))
         names = names_of(X)
@@ -100,7 +101,7 @@ class SpectralReducer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  #
         self.reduction_ = column_reduction(
             [f"x{place}" for place in range(values.shape[1])] if names is None else names,
             values,
-            threshold=NO_LINK if self.threshold is None else self.threshold,
+            threshold=NO_LINK if threshold is None else threshold,
             count=count,
             standardize=self.standardize,
             origin=f"The {'array' if names is None else 'frame'}",

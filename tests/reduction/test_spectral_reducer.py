@@ -230,7 +230,7 @@ def test_what_is_masked_is_missing() -> None:
     np.testing.assert_array_equal(reducer.transform(np.ma.masked_invalid(values)), values[:, [0, 1, 4]])
 
 
-@pytest.mark.parametrize("threshold", [0, 1, 1.5, -0.5])
+@pytest.mark.parametrize("threshold", [0, 1, 1.5, -0.5, "x", True, float("nan"), [0.9]])
 def test_thresholds_that_are_none_are_refused(threshold) -> None:
     with pytest.raises(ConfigurationError, match="is no absolute correlation"):
         SpectralReducer(threshold=threshold).fit(table())

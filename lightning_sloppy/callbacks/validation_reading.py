@@ -94,6 +94,12 @@ def find_task(
         if _is_regression(outputs, batch[1]):
             return Task(None, None, labelled=False)
         shapes = ", ".join(str(tuple(each.shape)) for each in tensors_of(outputs)) or type(outputs).__name__
+        if not isinstance(batch[1], Tensor):
+            raise ConfigurationError(
+                f"Errors of validation samples need targets that are one tensor, but they are a "
+                f"{type(batch[1]).__name__}; pass predict=, a function of outputs and targets that returns booleans, "
+                "true for a mistake."
+            )
         raise ConfigurationError(
             f"Errors of validation samples need a classifier (scores (N, C) with classes (N,), or one logit with "
             f"targets 0 and 1, and a loss that treats them so) or a regression (outputs of the targets' shape), but "

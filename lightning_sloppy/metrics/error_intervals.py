@@ -44,6 +44,10 @@ class Rate:
         return all(map(math.isfinite, (self.value, self.low, self.high)))
 
 
+UNKNOWN = Rate(math.nan, math.nan, math.nan, 0)
+"""A rate without samples."""
+
+
 def error_rate(mistakes: int, count: int, level: float = LEVEL) -> Rate:
     """An error rate with the exact two-sided binomial interval (Clopper and Pearson, Biometrika 26, 1934).
 
@@ -54,7 +58,7 @@ def error_rate(mistakes: int, count: int, level: float = LEVEL) -> Rate:
     (0.15, 0.032071, 0.378927)
     """
     if count == 0:
-        return Rate(math.nan, math.nan, math.nan, 0)
+        return UNKNOWN
     beyond = (1 - level) / 2
     low, high = 1 - hold_out_bound(count - mistakes, count, beyond), hold_out_bound(mistakes, count, beyond)
     return Rate(mistakes / count, low, high, count)
@@ -66,7 +70,7 @@ def mean_loss(total: float, squares: float, count: int, level: float = LEVEL) ->
     The interval is that of a normal mean: of few samples of a skewed loss it is too short at its upper end.
     """
     if count == 0:
-        return Rate(math.nan, math.nan, math.nan, 0)
+        return UNKNOWN
     mean = total / count
     if count < 2 or not math.isfinite(squares):
         return Rate(mean, math.nan, math.nan, count)
@@ -103,7 +107,7 @@ def balanced(rates: Sequence[Rate]) -> Rate:
     """The mean of the rates of the classes that have samples; NaN without any."""
     present = [rate for rate in rates if rate.count]
     if not present:
-        return Rate(math.nan, math.nan, math.nan, 0)
+        return UNKNOWN
     found = combined([1 / len(present)] * len(present), present)
     return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 

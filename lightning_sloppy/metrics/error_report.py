@@ -14,6 +14,7 @@ from lightning_sloppy.display import Displayed, Shown, number
 from lightning_sloppy.metrics.error_intervals import (
     FEWEST,
     LEVEL,
+    UNKNOWN,
     Rate,
     balanced,
     difference,
@@ -159,10 +160,10 @@ class ErrorReport(Displayed):
                 f"{each.measure}_highest": each.bins[-1],
                 f"{each.measure}_difference": each.difference,
             }
-        if self.worst is not None:
-            rates["worst_bin"] = self.worst.rate
-        if self.worst_class is not None:
-            rates["worst_class"] = self.worst_class[1]
+        # The names must not depend on the samples: a logger or a collection expects the same ones at each epoch.
+        rates["worst_bin"] = UNKNOWN if self.worst is None else self.worst.rate
+        if self.classes:
+            rates["worst_class"] = UNKNOWN if self.worst_class is None else self.worst_class[1]
         if self.whitened:
             rates |= {"whitened_error_first": self.whitened[0], "whitened_error_last": self.whitened[-1]}
         found = {"num_samples": float(self.overall.count)}

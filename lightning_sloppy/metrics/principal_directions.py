@@ -18,7 +18,6 @@ training rows vary by less than a thousandth of a column's deviation may hold ro
 HELD = 0.95
 """Fraction of the trace that the directions before the tail hold."""
 
-
 NOTHING = 1e-10
 """Fraction of the trace that counts as rounding errors of single precision."""
 

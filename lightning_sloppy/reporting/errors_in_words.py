@@ -75,9 +75,7 @@ def report_in_words(report: ErrorReport, names: Sequence[str], *, leading: int, 
     first = [f"The {report.kind} is {rate_in_words(report.overall)}; intervals have 95 %."]
     if report.classes:
         first.append(f"Balanced over the classes: {rate_in_words(report.balanced)}.")
-    if report.worst_class is not None:
-        label, rate = report.worst_class
-        first.append(f"The largest one of a class is that of class {label}: {rate_in_words(rate)}.")
+    first += _classes_in_words(report)
     if report.kind == "loss" and report.whitened:
         first.append(_whitened_in_words(report.whitened))
     if report.unplaced.count:
@@ -89,6 +87,23 @@ def report_in_words(report: ErrorReport, names: Sequence[str], *, leading: int, 
     compared = [f"{where}trace." if tail else "All directions are needed for 95 % of the trace, so there is no tail."]
     compared += [_compared_in_words(each) for each in report.by if tail or each.measure != "tail"]
     return [" ".join(first), " ".join(compared), worst_in_words(report, names)]
+
+
+def _classes_in_words(report: ErrorReport) -> list[str]:
+    """The worst class, and the worst of those that are too small for it."""
+    small = {label: rate for label, rate in enumerate(report.classes) if rate.count and rate.few}
+    said = []
+    if report.worst_class is not None:
+        label, rate = report.worst_class
+        among = "the classes with at least 10 samples" if small else "a class"
+        said.append(f"The largest one of {among} is that of class {label}: {rate_in_words(rate)}.")
+    if small:
+        label = max(small, key=lambda each: small[each].value)
+        have = "1 class has" if len(small) == 1 else f"{len(small)} classes have"
+        largest = "its error is" if len(small) == 1 else f"the largest error of these is that of class {label},"
+        who = f" (class {label})" if len(small) == 1 else ""
+        said.append(f"{have} fewer than 10 samples{who}; {largest} {rate_in_words(small[label])}.")
+    return said
 
 
 def _compared_in_words(found: BinnedErrors) -> str:
@@ -112,8 +127,8 @@ def _drift_in_words(found: BinnedErrors) -> str:
     if not share.low > MORE_THAN_EXPECTED / bins:
         return ""
     return (
-        f" {share.value:.0%} of the samples are in that highest bin, where {1 / bins:.0%} were expected: their inputs "
-        "are distributed otherwise than the training inputs."
+        f" {100 * share.value:.0f} % of the samples are in that highest bin, where {100 / bins:.0f} % were expected: "
+        "their inputs are distributed otherwise than the training inputs."
     )
 
 

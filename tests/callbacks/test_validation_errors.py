@@ -165,14 +165,17 @@ class OfDicts(Classifier):
         self.log("val_loss", self.loss_fn(self(batch["x"]), batch["y"]))
 
 
+def dicts(count: int, seed: int) -> Rows:
+    return Rows(count, seed, lambda x, y: {"x": x, "y": y})
+
+
 def wrong_of_dicts(outputs: Tensor, targets: Any) -> Tensor:
     return outputs.argmax(1) != targets["y"]
 
 
 def test_batches_may_be_dicts_with_a_rule_of_the_user(tmp_path):
     callback, module = ValidationErrors(strict=True, predict=wrong_of_dicts), OfDicts()
-    train, val = (Rows(count, seed, lambda x, y: {"x": x, "y": y}) for count, seed in ((200, 0), (90, 1)))
-    fit(tmp_path, callback, module, DataLoader(train, 50), DataLoader(val, 32))
+    fit(tmp_path, callback, module, DataLoader(dicts(200, 0), 50), DataLoader(dicts(90, 1), 32))
     inputs, labels = blobs(90, seed=1).tensors
     wrong = module.eval()(inputs).argmax(1) != labels
     assert callback.latest_report.overall.value == float(wrong.double().mean())
@@ -240,7 +243,7 @@ def test_predictions_that_are_not_finite_are_mistakes(tmp_path):
     wrong = module.eval()(inputs[30:]).argmax(1) != labels[30:]
     assert callback.latest_report.overall.value == (30 + int(wrong.sum())) / 120
     assert callback.latest_report.of("distance").bins[-1].count >= 30
-    assert "of the samples are in that highest bin, where 20% were expected" in callback.paragraphs()[1]
+    assert "of the samples are in that highest bin, where 20 % were expected" in callback.paragraphs()[1]
 
 
 class Stream(IterableDataset[Any]):
@@ -309,10 +312,14 @@ def ids(count: int, seed: int) -> TensorDataset:
         ({"train": DataLoader(blobs(30), 10)}, "5 bins need at least 50 training rows"),
         ({"train": DataLoader(ids(200, 0), 50), "val": DataLoader(ids(60, 1), 30), "module": Tokens}, "token ids"),
         ({"module": OnlyStep}, "loss"),
+        (
+            {"module": OfDicts, "train": DataLoader(dicts(200, 0), 50), "val": DataLoader(dicts(60, 1), 30)},
+            "but they are a dict; pass predict=",
+        ),
         ({"predict": lambda outputs: outputs}, r"predict\(outputs\) must give a label"),
         ({"feature_names": ["a", "b"]}, "feature_names has 2 names, but the inputs have 6"),
     ],
-    ids=["none", "two", "stream", "train stream", "nan", "few", "tokens", "loss", "predict", "names"],
+    ids=["none", "two", "stream", "train stream", "nan", "few", "tokens", "loss", "dicts", "predict", "names"],
 )
 @pytest.mark.filterwarnings("ignore:.*num_workers.*")
 def test_what_cannot_be_measured_is_said_once_and_the_training_goes_on(tmp_path, parts, said):

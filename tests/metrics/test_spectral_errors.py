@@ -173,6 +173,19 @@ def test_it_keeps_the_conventions_of_torchmetrics():
     assert torch.equal(metric.settings, made().settings)
 
 
+def test_the_names_of_the_numbers_do_not_depend_on_the_samples():
+    inputs = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(300) % 2
+    for make, extra in ((lambda: SpectralErrors.from_inputs(inputs, num_classes=2), "worst_class"),
+                        (lambda: SpectralErrors.from_inputs(inputs, inputs), "whitened_error_last")):  # fmt: skip
+        few, many = make(), make()
+        target = labels if extra == "worst_class" else inputs
+        few.update(target[:3], target[:3], inputs[:3])
+        many.update(target, target, inputs)
+        assert few.compute().keys() == many.compute().keys() >= {"worst_bin", "worst_bin_low", extra}
+        assert [math.isnan(each.compute()["worst_bin"]) for each in (few, many)] == [True, False]
+
+
 def test_metrics_in_a_collection_keep_their_own_states():
     """A collection takes metrics with equal states after the first batch for copies of one another."""
     inputs, labels, _ = data(40)

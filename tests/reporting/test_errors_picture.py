@@ -39,6 +39,25 @@ def test_bins_and_columns_are_drawn_as_reported():
     assert NAMES[report.worst.columns[0].column] in said
 
 
+def test_a_small_class_is_named_beside_the_worst_of_the_others():
+    inputs = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    metric = SpectralErrors.from_inputs(inputs, num_classes=4)
+    labels = torch.tensor([0] * 50 + [1] * 40 + [2] * 8 + [3] * 5)
+    preds = torch.where(labels == 2, 0, labels)  # class 2 is always wrong, but has eight samples
+    preds[:5] = 1
+    metric.update(preds, labels, inputs[:103])
+    said = report_in_words(metric.report(), NAMES, leading=1, tail=1)[0]
+    assert "The largest one of the classes with at least 10 samples is that of class 0: 0.1 (" in said
+    assert "2 classes have fewer than 10 samples; the largest error of these is that of class 2, 1 (0.6306 to 1" in said
+    metric.reset()
+    metric.update(preds[:98], labels[:98], inputs[:98])
+    said = report_in_words(metric.report(), NAMES, leading=1, tail=1)[0]
+    assert "1 class has fewer than 10 samples (class 2); its error is 1 (0.6306 to 1, N = 8)." in said
+    metric.reset()
+    metric.update(preds[:90], labels[:90], inputs[:90])
+    assert "fewer than 10" not in report_in_words(metric.report(), NAMES, leading=1, tail=1)[0]
+
+
 def test_without_a_tail_or_enough_samples_that_is_said():
     metric, report = regression(2, 300)
     left = errors_picture(report, NAMES, step=7).axes[0]

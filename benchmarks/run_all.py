@@ -13,6 +13,7 @@ import dimension
 import early_stopping
 import gpu
 import reduction
+import spectral_errors
 
 HERE = Path(__file__).parent
 NAMES = (
@@ -36,6 +37,7 @@ NAMES = (
     "drift_calibration",
     "input_speed",
     "reduction",
+    "spectral_errors",
 )
 
 
@@ -64,7 +66,8 @@ def main() -> None:
             if record.stem == f"growth_{device}":
                 lines += [f"![cost against p, N and k](results/growth_{device}.png)", ""]
     lines += gpu.sections()  # from python benchmarks/gpu.py, on a machine with a GPU
-    lines += [dimension.section(), early_stopping.section(), reduction.section(), compression.section()]
+    lines += [dimension.section(), early_stopping.section(), reduction.section(), spectral_errors.section()]
+    lines += [compression.section()]
     found = json.loads(next(common.RESULTS.glob("top_pairs_*.json")).read_text())["versions"]
     lines += ["Versions: " + ", ".join(f"{name} {number}" for name, number in found.items()) + ".", ""]
     (HERE / "RESULTS.md").write_text("\n".join(lines))

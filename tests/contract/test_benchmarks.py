@@ -57,6 +57,18 @@ def test_each_reduction_has_a_row_with_its_inputs_and_weights() -> None:
 
 
 @pytest.mark.slow
+def test_errors_of_the_lowest_and_highest_fifth_are_compared() -> None:
+    (row,) = re.findall(r"\| digits \((\d+)\) \| 1 \| (0\.\d+) \| (0\.\d+) \| ([^|]*) \| ([^|]*) \| (\d+) % \|",
+                        said("spectral_errors"))  # fmt: skip
+    samples, error, balanced, tail, distance, share = row
+    assert int(samples) == 1797 - round(0.7 * 1797)
+    assert 0 < float(error) < 0.6
+    assert float(balanced) == pytest.approx(float(error), abs=0.05)
+    assert all(re.fullmatch(r"[+-]\d\.\d+, above 0 in [01] of 1(, below in [01])?", each) for each in (tail, distance))
+    assert 10 < int(share) < 40
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_the_gpu_asks_every_question_without_one_too(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     done = run("gpu", "--device", "cpu", "--tiny", "--out", str(file))

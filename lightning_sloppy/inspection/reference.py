@@ -118,15 +118,17 @@ def read_reference(path: str | Path, arrays: Path) -> Reference:
             or belong to another report.
     """
     path = Path(path).expanduser()
-    again = f"write it again with lightning-sloppy inspect TABLE --json {path}"
+    # What is no report may be the user's table: never advise to write there.
+    needed = "pass the FILE that lightning-sloppy inspect TABLE --json FILE wrote"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigurationError(f"There is no file {path}; {again}.") from None
+        raise ConfigurationError(f"There is no file {path}; {needed}.") from None
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path} is no report of inspect ({_first_line(error)}); {again}.") from error
+        raise ConfigurationError(f"{path} is no report of inspect ({_first_line(error)}); {needed}.") from error
     if not isinstance(found, dict) or not isinstance(found.get("details"), dict) or "spectrum" not in found:
-        raise ConfigurationError(f"{path} is no report of inspect; {again}.")
+        raise ConfigurationError(f"{path} is no report of inspect; {needed}.")
+    again = f"write it again with lightning-sloppy inspect TABLE --json {path}"
     if found.get("version") != 1:
         raise ConfigurationError(
             f"{path} has the version {found.get('version')}, but this version of lightning-sloppy reads 1; {again}."

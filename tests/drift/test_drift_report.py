@@ -265,10 +265,11 @@ def report_of(values: Any, path: Path, **options: Any) -> Path:
     [
         (
             lambda path: path.unlink(),
-            r"There is no file .*old.json; write it again with lightning-sloppy inspect TABLE",
+            r"There is no file .*old.json; pass the FILE that lightning-sloppy inspect TABLE --json FILE wrote",
         ),
-        (lambda path: path.write_text("a,b\n1,2\n"), r"old.json is no report of inspect"),
-        (lambda path: path.write_text('{"version": 1}'), r"old.json is no report of inspect; write it again"),
+        # It may be the table itself: the advice must not be to write there.
+        (lambda path: path.write_text("a,b\n1,2\n"), r"old.json is no report of inspect .*; pass the FILE that"),
+        (lambda path: path.write_text('{"version": 1}'), r"old.json is no report of inspect; pass the FILE that"),
         (
             lambda path: path.with_suffix(".npz").unlink(),
             r"arrays of .*old.json are missing: there is no file .*old.npz",

@@ -100,7 +100,9 @@ class Comparison:
         fast = [
             independent(each, blocks) >= FEWEST_INDEPENDENT for each in (alike.mean, alike.square, alike.correlation)
         ]
-        quick = [scale & each for each in fast]
+        # A correlation is made of means and squares: a slow one of either leaves nothing certain of it, and its spread
+        # would hide what differs in the distance and the spectrum.
+        quick = [scale & fast[0], scale & fast[1], scale & fast[0] & fast[1] & fast[2]]
         rare = later.present & ~varying & ~later.still  # compared by the blocks in which they occur
         if not (quick[0] | quick[1] | quick[2]).any() and (scale.any() or not rare.any()):
             why = (
@@ -122,8 +124,8 @@ class Comparison:
         used = np.array(reference.names)
         if slow.any():
             found.append(
-                f"Mean, deviation or correlations of {listed(used[slow])} are not compared: they change so slowly that "
-                f"the reference makes fewer than {FEWEST_INDEPENDENT:g} independent stretches."
+                f"Of {listed(used[slow])} the correlations are not compared, nor what else changes so slowly that the "
+                f"reference makes fewer than {FEWEST_INDEPENDENT:g} independent stretches of it."
             )
         rest = later.present & ~chosen.compared & ~slow & ~later.still
         if rest.any():

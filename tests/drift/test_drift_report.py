@@ -336,7 +336,18 @@ def test_columns_that_wander_are_not_judged() -> None:
     values[:, 2] = np.cumsum(np.random.default_rng(0).standard_normal(2_000))
     found = drift_report(values[1_000:], inspect(values[:1_000], intervals=False))
     assert found.answer == "same"
-    assert any(note.startswith("Mean, deviation or correlations of 2 are not compared") for note in found.notes)
+    assert any(note.startswith("Of 2 the correlations are not compared") for note in found.notes)
+
+
+def test_a_counter_beside_the_columns_does_not_hide_what_they_do() -> None:
+    values = process(2_000, 0, d=6)
+    limits = []
+    for table in (values, np.column_stack([values, np.arange(2_000.0)])):
+        found = drift_report(table[1_000:], inspect(table[:1_000], intervals=False))
+        limits.append({each.name: each.limit for each in found.statistics})
+    for name in ("one_pair", "all_pairs", "distance"):
+        assert limits[1][name] == pytest.approx(limits[0][name], rel=0.25)
+    assert 1 - limits[1]["overlap"] == pytest.approx(1 - limits[0]["overlap"], rel=0.25)
 
 
 def test_the_report_is_a_record(old: Path) -> None:

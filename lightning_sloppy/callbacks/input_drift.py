@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_sloppy.drift.comparing import compared, reference_from
 from lightning_sloppy.drift.later_rows import LaterRows
-from lightning_sloppy.drift.report import DriftReport
+from lightning_sloppy.drift.report import DriftReport, inside
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inspection.reference import Reference
 from lightning_sloppy.probing.error_words import in_words
@@ -81,7 +81,7 @@ class InputDrift:
         present = np.array([name in place for name in reference.names])
         if 2 * int(present.sum()) < len(present):
             self.failure = (
-                f"{ORIGIN} cannot be compared with {reference.origin}: they have {int(present.sum()):,} of the "
+                f"{ORIGIN} cannot be compared with {inside(reference.origin)}: they have {int(present.sum()):,} of the "
                 f"{len(present):,} columns that are used there, and half are needed; pass feature_names= with the "
                 "names of the report."
             )

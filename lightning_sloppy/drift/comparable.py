@@ -18,6 +18,8 @@ from lightning_sloppy.drift.neighbours import (
     independent,
     neighbours,
 )
+from lightning_sloppy.drift.report import inside
+from lightning_sloppy.drift.differences import Columns, described
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.noise_edge import effective_rows
 from lightning_sloppy.inputs.pairwise import fewest_defined
@@ -61,8 +63,8 @@ class Comparison:
         fewest = max(FEWEST_ROWS, math.ceil(part / MOST_SHORTER))
         if rows < fewest:
             raise ConfigurationError(
-                f"{self.origin} cannot be compared with {self.reference.origin}: it has {rows:,} rows, and {fewest:,} "
-                "are needed; gather more of them."
+                f"{self.origin} cannot be compared with {inside(self.reference.origin)}: of {fewest:,} rows "
+                f"that are needed there are {rows:,}; gather more of them."
             )
         own = self.later.autocorrelation
         if own <= self.autocorrelation + LONGER_MEMORY:
@@ -111,7 +113,7 @@ class Comparison:
                 if scale.any()
                 else f"no column varies, and is observed {fewest} times, in both; compare tables of one kind"
             )
-            raise ConfigurationError(f"{self.origin} cannot be compared with {self.reference.origin}: {why}.")
+            raise ConfigurationError(f"{self.origin} cannot be compared with {inside(self.reference.origin)}: {why}.")
         if not quick[2].all():
             chosen = Columns(quick[0], quick[1], missing, quick[2], defined)
             alike = neighbours(parts, self.block, described(parts.whole, chosen).correlation, chosen)

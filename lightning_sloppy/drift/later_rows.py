@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_sloppy.drift.report import inside
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.column_kinds import NESTED, CellReader, as_word, is_none
 from lightning_sloppy.inputs.noise_edge import median_lag_one
@@ -212,8 +213,8 @@ def read_later(
     there = [name for name in used if name in place]
     if 2 * len(there) < len(used):
         raise ConfigurationError(
-            f"{source.origin} cannot be compared with {reference.origin}: it has {len(there):,} of the {len(used):,} "
-            f"columns that are used there, and half are needed; compare tables of one kind, with the same names."
+            f"{source.origin} cannot be compared with {inside(reference.origin)}: it has {len(there):,} of the "
+            f"{len(used):,} columns that are used there, and half are needed; compare tables of one kind, with the same names."
         )
     reader = CellReader([*reference.codes, *codes])
     present = np.array([parent in place for parent in reference.parents])

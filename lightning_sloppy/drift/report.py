@@ -150,11 +150,11 @@ class DriftReport(Displayed):
             most: Names at most.
         """
         if not self.is_drift:
-            return f"No drift from {_inside(self.reference)} to {_inside(self.origin)} beyond chance."
+            return f"No drift from {inside(self.reference)} to {inside(self.origin)} beyond chance."
         names = self.responsible
         more = f" and {len(names) - most:,} more" if len(names) > most else ""
         shown = f": {', '.join(names[:most])}{more}" if names else " in the spectrum as a whole"
-        return f"Drift from {_inside(self.reference)} to {_inside(self.origin)}{shown}."
+        return f"Drift from {inside(self.reference)} to {inside(self.origin)}{shown}."
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of the JSON; see ``docs/drift.md``."""
@@ -173,6 +173,6 @@ class DriftReport(Displayed):
         return Shown("DriftReport", self.origin, rows)
 
 
-def _inside(origin: str) -> str:
+def inside(origin: str) -> str:
     """What was read, within a sentence: "the array", or the path."""
     return f"the {origin[4:]}" if origin.startswith("The ") else origin

@@ -106,12 +106,18 @@ def _columns(report: DriftReport) -> RenderableType:
     table = Table(title="Columns responsible", title_justify="left", title_style="bold")
     for heading in ("column", "what", "before", "after", "score"):
         table.add_column(heading, justify="left" if heading in ("column", "what") else "right", overflow="fold")
+    captions = []
+    if any(change.what in ("mean", "deviation") for change in report.columns):
+        captions.append(
+            "Means and deviations are of values cut off far out; those of the table itself may be further away"
+        )
     for change in report.columns[:MOST_ROWS]:
         before, after = (_value(change, each) for each in (change.before, change.after))
         table.add_row(Text(change.name), CHANGES[change.what], before, after, f"{change.score:.1f}")
     if len(report.columns) > MOST_ROWS:
-        table.caption = f"and {len(report.columns) - MOST_ROWS:,} more rows, which --json FILE writes"
-        table.caption_justify = "left"
+        captions.insert(0, f"and {len(report.columns) - MOST_ROWS:,} more rows, which --json FILE writes")
+    table.caption = ". ".join(captions) or None
+    table.caption_justify = "left"
     return table
 
 

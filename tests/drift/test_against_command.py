@@ -63,6 +63,13 @@ def test_drift_is_one_and_named_first(capsys: Any, old: Path, tmp_path: Path) ->
     assert run(capsys, new, "--against", tmp_path / "new.json")[0] == 0
 
 
+def test_numbers_of_values_that_are_cut_off_are_said_to_be(capsys: Any, old: Path, tmp_path: Path) -> None:
+    grams = 1_000 * np.random.default_rng(5).standard_normal(300)
+    code, page, _ = run(capsys, table(tmp_path / "new.csv", 1, load=grams), "--against", old)
+    assert code == 1
+    assert "of values cut off far out; those of the table itself may be further away" in " ".join(page.split())
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

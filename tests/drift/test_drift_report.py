@@ -326,7 +326,10 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     table = dict(zip("abcd", process(200, 1, d=4).T, strict=True))
     for spoilt, said in (
         ({"a": table["a"], "x": table["b"]}, "has 1 of the 4 columns that are used there, and half are needed"),
-        ({name: column[:10] for name, column in table.items()}, "has 10 rows, and 20 are needed"),
+        (
+            {name: column[:10] for name, column in table.items()},
+            "The mapping cannot be compared with the mapping: of 20 rows that are needed there are 10",
+        ),
         ({name: column[:0] for name, column in table.items()}, "holds no rows"),
         (table | {"b": np.array(["A"] * 200)}, "column 'b' holds numbers in the reference, but row 0 .* is 'A'"),
         (table | {"b": np.full(200, np.inf)}, "Row 0 .* of the column 'b' is infinite"),

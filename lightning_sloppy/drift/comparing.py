@@ -100,8 +100,7 @@ def drift_report(
     if unknown:
         raise ConfigurationError(f"The target {unknown[0]!r} is no column of {source.inside}; look at its name.")
     later = read_later(source, reference, [*targets, *reference.targets], codes, read)
-    names = [name for name in source.names if name not in targets]
-    return compared(later, reference, source.origin, names, alpha=alpha, seed=seed, progress=tell)
+    return compared(later, reference, source.origin, source.names, targets, alpha=alpha, seed=seed, progress=tell)
 
 
 def checked_alpha(alpha: float) -> float:
@@ -111,8 +110,8 @@ def checked_alpha(alpha: float) -> float:
         ConfigurationError: Not above 0 and at most 0.5, or too small for so many resamples.
     """
     least = 1 / ((1 - SHARE) * MOST_RESAMPLES)
-    if not 0 < alpha <= 0.5:
-        raise ConfigurationError(f"alpha={alpha:g} is no level; pass a number above 0, at most 0.5.")
+    if not isinstance(alpha, (int, float)) or not 0 < alpha <= 0.5:
+        raise ConfigurationError(f"alpha={alpha!r} is no level; pass a number above 0, at most 0.5.")
     if alpha < least:
         raise ConfigurationError(
             f"alpha={alpha:g} is too small for {MOST_RESAMPLES:,} resamples; pass {least:.1g} or more."
@@ -154,6 +153,7 @@ def compared(
     reference: Reference,
     origin: str,
     names: Sequence[str],
+    targets: Sequence[str] = (),
     *,
     alpha: float = ALPHA,
     seed: int = 0,
@@ -165,7 +165,8 @@ def compared(
         later: The rows.
         reference: What they are compared with.
         origin: What was read.
-        names: All columns of the later table, but those that were left out.
+        names: All columns of the later table.
+        targets: Those that were left out, beside the targets of the reference.
         alpha: Level.
         seed: Of the draws.
         progress: Told how far the work is.
@@ -194,7 +195,7 @@ def compared(
     columns, pairs = changes(found)
     statistics = statistics_of(found)
     rare = rare_events(comparison, chosen, SHARE * alpha)
-    kept = set(reference.targets)
+    kept = {*reference.targets, *targets}
     lost = tuple(name for name in reference.columns if name not in names and name not in reference.set_aside)
     new = tuple(name for name in names if name not in reference.columns and name not in kept)
     is_drift = any(each.drift for each in statistics) or bool(lost or new or rare.any)

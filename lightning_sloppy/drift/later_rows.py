@@ -214,7 +214,8 @@ def read_later(
     if 2 * len(there) < len(used):
         raise ConfigurationError(
             f"{source.origin} cannot be compared with {inside(reference.origin)}: it has {len(there):,} of the "
-            f"{len(used):,} columns that are used there, and half are needed; compare tables of one kind, with the same names."
+            f"{len(used):,} columns that are used there, and half are needed; compare tables of one kind, "
+            "with the same names."
         )
     reader = CellReader([*reference.codes, *codes])
     present = np.array([parent in place for parent in reference.parents])

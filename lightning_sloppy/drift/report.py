@@ -100,7 +100,7 @@ class DriftReport(Displayed):
         newly_varying: Columns with one value in the reference, or nearly so, that have others now, likewise.
         newly_missing: Columns that miss values in more, or fewer, blocks than chance explains, with both rates.
         new_categories: Categories that the reference does not have, of text columns where they are no single exception.
-        targets: Targets of the reference that the later rows have, too; they were left out.
+        targets: Columns of the later rows that were left out: targets of the reference, and those named.
         notes: What else is to be known, in sentences.
     """
 

@@ -340,7 +340,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     short = inspect(process(7, 0, d=2), intervals=False)
     with pytest.raises(ConfigurationError, match="its 7 rows make 7 blocks, and 8 are needed"):
         drift_report(process(100, 0, d=2), short)
-    for alpha in (0.0, -1.0, 0.6, 1e-6, float("nan")):
+    for alpha in (0.0, -1.0, 0.6, 1e-6, float("nan"), "0.05"):
         with pytest.raises(ConfigurationError, match="alpha="):
             drift_report(table, path, alpha=alpha)
     with pytest.raises(ConfigurationError, match="target 'q' is no column"):
@@ -372,6 +372,11 @@ def test_a_counter_beside_the_columns_does_not_hide_what_they_do() -> None:
     for name in ("one_pair", "all_pairs", "distance"):
         assert limits[1][name] == pytest.approx(limits[0][name], rel=0.25)
     assert 1 - limits[1]["overlap"] == pytest.approx(1 - limits[0]["overlap"], rel=0.25)
+
+
+def test_a_column_left_out_on_request_is_not_lost(old: Path) -> None:
+    found = drift_report(later(), old, target="sensor 3")
+    assert (found.answer, found.lost, found.targets) == ("same", (), ("sensor 3", "failed"))
 
 
 def test_the_report_is_a_record(old: Path) -> None:

@@ -78,7 +78,7 @@ def compress(
         ConfigurationError: If not exactly one of the three is given or it is out of range, ``max_drop`` has no
             ``evaluate``, no layer can be compressed, ``size`` is below the smallest one, the batches are empty, a layer
             is not finite on them, or ``evaluate`` gives no finite number.
-        UnsupportedError: If ``forward`` does not run with pairs in the place of its layers.
+        UnsupportedError: If ``forward`` does not run with pairs in the place of its layers, or does not call them.
 
     >>> import torch
     >>> _ = torch.manual_seed(0)
@@ -219,6 +219,7 @@ class _Task:
         """The smallest size of a bisection whose metric is at most ``max_drop`` below that of the module given."""
         least = self.metric(None) - max_drop
         smallest = self.within(self.rest + self.shares.smallest)
+        self._try(self.built(smallest), smallest)  # before the evaluations
         low, high = float(self.total(smallest)), float(self.size)
         best: Mapping[str, Choice] | None = None
         failed = False
@@ -245,7 +246,7 @@ class _Task:
         if chosen is None:
             chosen = {layer.name: Choice(UNCHANGED, layer.parameters, 0.0) for layer, _ in self.found}
         made = self.built(chosen)
-        self._try(made)
+        self._try(made, chosen)
         return Compressed(
             module=made,
             table=CompressionTable(tuple(self._records(chosen)), self.size, stored_numbers(made)),
@@ -270,25 +271,37 @@ class _Task:
             "more batches."
         ]
 
-    def _try(self, made: nn.Module) -> None:
-        """Run the compressed module on one batch.
+    def _try(self, made: nn.Module, chosen: Mapping[str, Choice]) -> None:
+        """Run a compressed module until each pair was called; usually that takes one batch.
 
         Raises:
-            UnsupportedError: If that fails.
+            UnsupportedError: If that fails, or ``forward`` never calls a pair.
         """
         with random_streams():
             trial = independent_copy(made)
+            waiting = {name for name, choice in chosen.items() if choice.rank != UNCHANGED}
+            for name in sorted(waiting):
+                first: nn.Module = trial.get_submodule(name)[0]  # type: ignore[index]
+                first.register_forward_hook(lambda *_, name=name: waiting.discard(name))
             with preserved(trial):
                 run = runner(trial.requires_grad_(False))
-                batch = next(pairs(self.batches, trial))
-                try:
-                    run(batch)
-                except ConfigurationError as error:
-                    cause = error.__cause__ or error
-                    raise UnsupportedError(
-                        f"{type(made).__name__} does not run with pairs in the place of its layers "
-                        f"({type(cause).__name__}: {cause}); its forward looks into one of them: call the layer only."
-                    ) from error
+                for batch in pairs(self.batches, trial):
+                    try:
+                        run(batch)
+                    except ConfigurationError as error:
+                        cause = error.__cause__ or error
+                        raise UnsupportedError(
+                            f"{type(made).__name__} does not run with pairs in the place of its layers "
+                            f"({type(cause).__name__}: {cause}); its forward looks into one of them: call the layer "
+                            "only."
+                        ) from error
+                    if not waiting:
+                        return
+        raise UnsupportedError(
+            f"forward of {type(made).__name__} called layer {min(waiting)!r}, but not the nn.Sequential of two layers in "
+            "its place; it seems to ask for the class of the layer, as by isinstance(layer, nn.Linear): call the layer "
+            "without that."
+        )
 
     def _records(self, chosen: Mapping[str, Choice]) -> Iterable[LayerRecord]:
         for layer in self.layers:

@@ -197,6 +197,45 @@ def test_layers_that_are_not_called_or_whose_weight_is_read():
     assert {type(each) for each in module.children()} == {nn.Linear}
 
 
+@pytest.mark.parametrize("target", [{"size": 0.5}, {"keep": 0.9}, {"max_drop": 0.1}])
+def test_a_forward_that_asks_for_the_class_of_a_layer_is_refused(target):
+    """It would pass the pairs by, and give other outputs without an error. max_drop says so before it evaluates."""
+
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 20)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = layer(x) if isinstance(layer, nn.Linear) else x.relu()
+            return x
+
+    calls = []
+
+    def evaluate(_: nn.Module) -> float:
+        calls.append(1)
+        return 1.0
+
+    with pytest.raises(UnsupportedError, match=r"forward of Asking called layer 'layers.0', but not the nn.Sequential"):
+        compress(Asking(), [rows()], **target, evaluate=evaluate)
+    assert len(calls) <= 2  # the module given, and a candidate of a target that is known
+
+
+def test_a_pair_that_only_a_later_batch_calls_is_no_mistake():
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.always, self.sometimes = nn.Linear(20, 20), nn.Linear(20, 20)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.always(x) + (self.sometimes(x) if len(x) > 50 else 0)
+
+    x = rows()
+    done = compress(Gated(), [x[:50], x[50:100], x], keep=0.99)
+    assert set(done.structure) == {"always", "sometimes"}
+
+
 def test_a_forward_that_needs_the_layer_itself_is_refused():
     class Picky(nn.Module):
         def __init__(self) -> None:

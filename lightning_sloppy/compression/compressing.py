@@ -137,7 +137,7 @@ class _Task:
         self, module: nn.Module, batches: Iterable[Any], evaluate: Evaluate | None, *, by_effect: bool
     ) -> None:
         self.module, self.batches = module, batches
-        self._evaluate = evaluate
+        self._evaluate, self.by_effect = evaluate, by_effect
         with random_streams():
             copy = independent_copy(module)
             self.layers = find_layers(copy)
@@ -298,16 +298,24 @@ class _Task:
                     if not waiting:
                         return
         raise UnsupportedError(
-            f"forward of {type(made).__name__} called layer {min(waiting)!r}, but not the nn.Sequential of two layers in "
-            "its place; it seems to ask for the class of the layer, as by isinstance(layer, nn.Linear): call the layer "
-            "without that."
+            f"forward of {type(made).__name__} called layer {min(waiting)!r}, but not the nn.Sequential of two layers "
+            "in its place; it seems to ask for the class of the layer, as by isinstance(layer, nn.Linear): call the "
+            "layer without that."
         )
 
+    @property
+    def _unneeded(self) -> str:
+        """Why a layer that can be compressed was left alone."""
+        if self.by_effect:
+            return "the size is reached by the other layers"
+        return "no rank that makes it smaller keeps this share"
+
     def _records(self, chosen: Mapping[str, Choice]) -> Iterable[LayerRecord]:
+        nothing = "" if any(_ranks(chosen)) or not self.by_effect else "nothing was replaced"
         for layer in self.layers:
             seen, choice = self.seen.get(layer.name), chosen.get(layer.name)
             replaced = choice is not None and choice.rank != UNCHANGED
-            reason = self.reasons[layer.name] or ("" if replaced else "no smaller rank does at this target")
+            reason = self.reasons[layer.name] or ("" if replaced else nothing or self._unneeded)
             yield LayerRecord(
                 name=layer.name,
                 kind=layer.kind,

@@ -442,3 +442,15 @@ assert "lightning" not in sys.modules
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_the_reason_of_a_layer_left_alone_is_that_of_the_target():
+    module = perceptron(20, 30, 25)
+    rows = correlated(200, 20)
+    kept = {record.reason for record in compress(module, [rows], keep=1.0).table}
+    assert kept == {"no rank that makes it smaller keeps this share"}
+    sized = compress(module, [rows], size=0.9).table
+    assert {record.reason for record in sized} <= {"", "the size is reached by the other layers"}
+    assert sum(record.rank is None for record in sized) == 1
+    full = compress(module, [rows], max_drop=0.0, evaluate=lambda each: float(stored_numbers(each) == 1405)).table
+    assert {record.reason for record in full} == {"nothing was replaced"}

@@ -62,9 +62,9 @@ def compress(
             receives the keywords that it accepts. Training samples; a few thousand are enough. They run in eval mode.
         keep: Share of its centred output variance that every layer keeps, between 0 and 1.
         size: At most this fraction of the numbers that the module stores. Ranks are shared out so that the sum of
-            their effects on the module's outputs is least: the mean squared change, measured on the first 64 samples
+            their effects on the module's outputs is least: the mean squared change, measured on the first batches
             with one layer cut at a time, divided by the variance of the outputs. That takes six forwards for each
-            layer.
+            layer and batch, on batches that hold 64 samples together (128 of a larger batch).
         max_drop: Largest loss of ``evaluate``, for the smallest size that a bisection finds (at most 12 evaluations).
             The metric need not fall steadily with the size, so a smaller size that the bisection has not tried may do.
         evaluate: ``evaluate(module) -> float``, larger is better: return minus the loss, not the loss, which cannot be

@@ -21,11 +21,16 @@ from torch import Tensor, nn
 from lightning_sloppy.compression.low_rank import Directions
 from lightning_sloppy.compression.matrix_layers import Layer
 from lightning_sloppy.compression.statistics import pairs, quiet, runner
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.batches import Batch, as_pair, some_of
 from lightning_sloppy.evaluation.nests import tensors_of
 from lightning_sloppy.evaluation.preserve import preserved, random_streams
 
 SAMPLES = 64
 """Batches are used until they hold this many samples. The effects of ranks differ by factors, so few are enough."""
+
+LARGE = 128
+"""Of a larger batch this many samples are used, evenly spread."""
 
 RANKS = 6
 """Ranks tried of each layer, from 1 to the largest in equal steps of the logarithm."""
@@ -49,32 +54,70 @@ def effects(
         shape of tensors at every call.
     """
     moved = {layer.name: {rank: torch.zeros(()) for rank in _tried(layer.largest_rank)} for layer, _ in found}
-    spread = torch.zeros(())
+    spread: list[_Spread] = []
     samples = 0
     with preserved(module), quiet():
         run = runner(module)
-        for batch in pairs(batches, module):
-            before = _numbers(run, batch)
-            spread = spread + torch.stack([_squares(leaf - leaf.mean(0)) for leaf in before] or [torch.zeros(())])
+        for whole in pairs(batches, module):
+            batch, before = _measured(run, whole)
+            spread = spread or [_Spread() for _ in before]
+            if len(spread) != len(before):
+                return None
+            for one, leaf in zip(spread, before, strict=True):
+                one.add(leaf)
             for layer, directions in found:
                 for rank in moved[layer.name]:
                     with _cut(layer.module, directions, rank):
                         after = _numbers(run, batch)
                     if [leaf.shape for leaf in after] != [leaf.shape for leaf in before]:
                         return None
-                    change = [_squares(new - old) for new, old in zip(after, before, strict=True)]
-                    moved[layer.name][rank] = moved[layer.name][rank] + torch.stack(change or [torch.zeros(())])
+                    change = [_squares(new, old) for new, old in zip(after, before, strict=True)]
+                    moved[layer.name][rank] = moved[layer.name][rank] + torch.tensor(change, dtype=torch.float64)
             samples += max((len(leaf) for leaf in before), default=1)
             if samples >= SAMPLES:
                 break
-    used = spread > 0
+    squares = torch.tensor([one.squares for one in spread], dtype=torch.float64)
+    used = squares > 0
     if not bool(used.any()):
         return None
     worth = {
-        name: {rank: _finite((change[used] / spread[used]).mean()) for rank, change in tried.items()}
+        name: {rank: _finite((change[used] / squares[used]).mean()) for rank, change in tried.items()}
         for name, tried in moved.items()
     }
     return {layer.name: _between(worth[layer.name], directions, layer.largest_rank) for layer, directions in found}
+
+
+class _Spread:
+    """Sum of squares of outputs about their mean over the samples of all batches, for each shape of one sample."""
+
+    def __init__(self) -> None:
+        self._parts: dict[torch.Size, tuple[int, Tensor, Tensor]] = {}
+
+    def add(self, outputs: Tensor) -> None:
+        """Add the outputs of a batch, by the update of Chan, Golub and LeVeque (1983)."""
+        count, mean, squares = self._parts.get(outputs.shape[1:], (0, torch.zeros(()), torch.zeros(())))
+        for row in outputs:
+            step = row.cpu().double() - mean
+            count += 1
+            squares = squares + (count - 1) / count * step.square().sum()
+            mean = mean + step / count
+        self._parts[outputs.shape[1:]] = (count, mean, squares)
+
+    @property
+    def squares(self) -> float:
+        """The sum over all shapes."""
+        return sum(float(squares) for _, __, squares in self._parts.values())
+
+
+def _measured(run: Callable[[Any], Any], whole: Batch) -> tuple[Batch, list[Tensor]]:
+    """A batch and the outputs for it; of a large one a part, if the module runs on that."""
+    part = some_of(whole, LARGE)
+    if part is not whole:
+        try:
+            return as_pair(part), _numbers(run, part)
+        except ConfigurationError:  # its first dimension is not that of the samples
+            pass
+    return whole, _numbers(run, whole)
 
 
 def _tried(largest: int) -> list[int]:
@@ -82,15 +125,19 @@ def _tried(largest: int) -> list[int]:
 
 
 def _numbers(run: Callable[[Any], Any], batch: Any) -> list[Tensor]:
-    """The outputs that are floating tensors, each with a first dimension. Every call has the same random numbers."""
+    """The outputs that are floating tensors with a first dimension. Every call has the same random numbers.
+
+    A single number, such as a loss beside the outputs, is left out: it is no output of a sample.
+    """
     with random_streams():
         leaves = tensors_of(run(batch))
-    numbers = [leaf.detach() for leaf in leaves if leaf.is_floating_point()]
-    return [(leaf if leaf.ndim else leaf[None]).cpu().double() for leaf in numbers]
+    return [leaf.detach() for leaf in leaves if leaf.is_floating_point() and leaf.ndim]
 
 
-def _squares(change: Tensor) -> Tensor:
-    return change.square().sum()
+def _squares(new: Tensor, old: Tensor) -> float:
+    """Sum of squares of a change, sample by sample: the outputs of a batch in float64 may be large."""
+    pairs_of_rows = zip(new, old, strict=True)
+    return float(sum((a.cpu().double() - b.cpu().double()).square().sum() for a, b in pairs_of_rows))
 
 
 def _finite(value: Tensor) -> float:

@@ -123,3 +123,23 @@ def test_outputs_that_cannot_be_compared_leave_the_shares_of_variance(kind):
     assert made.structure["layer"] >= 1
     if kind == "some":
         assert got["layer"] == sorted(got["layer"], reverse=True)
+
+
+def test_batches_of_one_sample_give_the_effects_of_one_batch():
+    """Their variance is that over all batches; by batches there would be none."""
+    module, x = convnet(), images()
+    copied, found = found_in(module, [x])
+    wanted = effects(copied, found, [x])
+    for batches in (list(x.split(1)), list(x.split(7))):
+        got = effects(copied, found, batches)
+        for name, values in wanted.items():
+            assert torch.allclose(torch.tensor(got[name]), torch.tensor(values), rtol=1e-6, atol=1e-12)
+
+
+def test_of_a_large_batch_a_part_is_used():
+    module, x = convnet(), images(500)
+    copied, found = found_in(module, [x])
+    sizes = []
+    copied.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    assert effects(copied, found, [x]) is not None
+    assert set(sizes) == {128}

@@ -45,7 +45,7 @@ def conditions(found: CompressedCheckpoint) -> list[str]:
         lines.append(f"Metric: {monitored.name}, {monitored.source}; {better} is better.")
     elif found.target.startswith(("size", "keep")):
         lines.append("No validation metric: it is not clear which one judges; --monitor NAME shows it.")
-    if not found.tested:
+    if not found.tested and found.target.startswith("max_drop"):
         lines.append("No test samples: the metric after is of the samples that chose, and may be a little too good.")
     lines += found.compressed.notes
     lines.append(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from lightning_sloppy.compression.compressed import Compressed, CompressionTable, CurvePoint, LayerRecord
@@ -97,12 +99,26 @@ def compress(
             "max_drop= needs evaluate=, a function of a module that returns a number, larger is better, such as the "
             "accuracy on validation samples."
         )
-    task = _Task(unwrapped(module), batches, evaluate, by_effect=keep is None)
-    if keep is not None:
-        return task.result(keeping(keep, task.found))
-    if size is not None:
-        return task.result(task.within(size * task.size))
-    return task.result(*task.bisected(max_drop or 0.0))
+    with _own_streams(batches):
+        task = _Task(unwrapped(module), batches, evaluate, by_effect=keep is None)
+        if keep is not None:
+            return task.result(keeping(keep, task.found))
+        if size is not None:
+            return task.result(task.within(size * task.size))
+        return task.result(*task.bisected(max_drop or 0.0))
+
+
+@contextmanager
+def _own_streams(batches: object) -> Iterator[None]:
+    """Restore the generators with which a DataLoader shuffles: a training that reads it goes on as without us."""
+    holders = (batches, getattr(batches, "sampler", None))
+    found = [each for holder in holders if isinstance(each := getattr(holder, "generator", None), torch.Generator)]
+    states = [each.get_state() for each in found]
+    try:
+        yield
+    finally:
+        for generator, state in zip(found, states, strict=True):
+            generator.set_state(state)
 
 
 def refuse_wrong_target(keep: float | None, size: float | None, max_drop: float | None) -> None:

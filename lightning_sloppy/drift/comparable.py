@@ -19,7 +19,6 @@ from lightning_sloppy.drift.neighbours import (
     neighbours,
 )
 from lightning_sloppy.drift.report import inside
-from lightning_sloppy.drift.differences import Columns, described
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.noise_edge import effective_rows
 from lightning_sloppy.inputs.pairwise import fewest_defined

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sloppy import ConfigurationError, compress, restructured
 from lightning_sloppy.compression.effects import effects
@@ -433,6 +434,7 @@ def test_a_new_process_without_lightning_loads_the_weights_bitwise(tmp_path):
     code = """
 import sys, torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from lightning_sloppy import restructured
 weights, structure, inputs, wanted = torch.load("all.pt")
 fresh = restructured(nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 25)).double(), structure)
@@ -454,3 +456,12 @@ def test_the_reason_of_a_layer_left_alone_is_that_of_the_target():
     assert sum(record.rank is None for record in sized) == 1
     full = compress(module, [rows], max_drop=0.0, evaluate=lambda each: float(stored_numbers(each) == 1405)).table
     assert {record.reason for record in full} == {"nothing was replaced"}
+
+
+def test_the_generator_of_a_shuffled_loader_is_as_before() -> None:
+    generator = torch.Generator().manual_seed(3)
+    data = TensorDataset(torch.randn(64, 16), torch.zeros(64))
+    loader = DataLoader(data, batch_size=16, shuffle=True, generator=generator)
+    before = generator.get_state()
+    compress(nn.Linear(16, 8), loader, keep=0.5)
+    assert torch.equal(generator.get_state(), before)

@@ -235,9 +235,15 @@ def remarks(table: list[dict[str, object]], cells: int) -> list[str]:
     for part in dict.fromkeys(row["part"] for row in table):
         found = np.array([[row[name] for name in NUMBERS] for row in table if row["part"] == part], float)
         low = int((found < 0.9 - 1e-9).sum())
+        missed = [
+            f"{name} of {row['matrix']}, {row['rows x columns']}, {row['rows are']}"
+            for row in table
+            for name in NUMBERS
+            if row["part"] == part and float(str(row[name])) < 0.9 - 1e-9
+        ]
         said.append(
             f"{str(part).capitalize()}: {low} of {found.size} fractions are below the target of .90; the lowest is "
-            f"{found.min():.3f}, the median {np.median(found):.3f}."
+            f"{found.min():.3f}, the median {np.median(found):.3f}." + (f" Missed: {'; '.join(missed)}." if low else "")
         )
     return said
 

@@ -427,6 +427,7 @@ def main() -> int:
         )
         return 2
     options.data, options.quick = None, options.tiny
+    torch.manual_seed(0)  # the same networks in every run
     if options.out is None and not options.tiny:
         options.out = FILE
     warnings.filterwarnings("ignore")

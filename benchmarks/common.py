@@ -6,14 +6,15 @@ import argparse
 import gzip
 import json
 import lzma
+import multiprocessing
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 RESULTS = Path(__file__).parent / "results"
 PEERS = ("PyHessian", "curvlinops-for-pytorch", "hessian-eigenthings", "nngeometry", "backpack-for-pytorch")
 Data = tuple[Tensor, Tensor]
+Task = TypeVar("Task")
 
 
 def arguments(question: str, **own: int | tuple[str, ...] | type[Path]) -> argparse.Namespace:
@@ -177,6 +179,36 @@ def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int) -> tuple[di
             wait()
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}, found
+
+
+def resumed(
+    tasks: Sequence[Task],
+    work: Callable[[Task], dict[str, Any]],
+    task_of: Callable[[dict[str, Any]], Task],
+    options: Any,
+) -> dict[Task, dict[str, Any]]:
+    """What is done of some tasks, after the rest of them was worked on in processes of their own.
+
+    Args:
+        tasks: All of them, in the order in which they are worked on.
+        work: What is found for a task, as it is written to the file.
+        task_of: The task of something that was read from the file.
+        options: ``counts``, a file of JSON lines that is read and appended to, or None; ``processes``, 0 for no work.
+    """
+    done: dict[Task, dict[str, Any]] = {}
+    if options.counts is not None and options.counts.exists():
+        for found in map(json.loads, options.counts.read_text().splitlines()):
+            done[task_of(found)] = found
+    left = [task for task in tasks if task not in done] if options.processes else []
+    if left:
+        with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
+            for task, found in zip(left, pool.imap(work, left), strict=True):
+                done[task] = found
+                print(json.dumps(found), flush=True)
+                if options.counts is not None:
+                    with options.counts.open("a") as file:
+                        file.write(json.dumps(found) + "\n")
+    return done
 
 
 def wait() -> None:

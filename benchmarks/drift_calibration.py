@@ -14,8 +14,6 @@ goes on behind it; with `--processes 0` it only makes the table of what is there
 from __future__ import annotations
 
 import itertools
-import json
-import multiprocessing
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -198,19 +196,7 @@ def main() -> None:
         (cell, first, min(first + AT_ONCE, seeds))
         for first, cell in itertools.product(range(0, seeds, AT_ONCE), sorted(wanted, key=lambda cell: cell.columns))
     ]
-    done: dict[tuple[Cell, int, int], dict[str, object]] = {}
-    if options.counts is not None and options.counts.exists():
-        for found in map(json.loads, options.counts.read_text().splitlines()):
-            done[Cell(**found["cell"]), found["first"], found["last"]] = found
-    left = [task for task in tasks if task not in done] if options.processes else []
-    if left:
-        with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-            for task, found in zip(left, pool.imap(counted, left), strict=True):
-                done[task] = found
-                print(json.dumps(found), flush=True)
-                if options.counts is not None:
-                    with options.counts.open("a") as file:
-                        file.write(json.dumps(found) + "\n")
+    done = common.resumed(tasks, counted, lambda found: (Cell(**found["cell"]), found["first"], found["last"]), options)
     table = [
         row
         for cell in wanted

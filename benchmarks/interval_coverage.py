@@ -13,12 +13,11 @@ is finished is appended to the file that `--counts` names, and a second run with
 from __future__ import annotations
 
 import itertools
-import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import common
 import numpy as np
@@ -172,6 +171,12 @@ def phi_of(cell: Cell) -> float:
     return next(phi for n, d, phi in PARTS[cell.part].shapes if (n, d) == (cell.rows, cell.columns))
 
 
+def _task_of(found: dict[str, Any]) -> tuple[Cell, int, int]:
+    """The task of which this was written."""
+    cell = Cell(found["part"], found["rows"], found["columns"], found["kind"], found["way"])
+    return cell, found["first"], found["last"]
+
+
 def main() -> None:
     """A row for each cell."""
     options = common.arguments(
@@ -183,20 +188,7 @@ def main() -> None:
         (cell, first, min(first + AT_ONCE, seeds))
         for first, cell in itertools.product(range(0, seeds, AT_ONCE), wanted)
     ]
-    done: dict[tuple[Cell, int, int], dict[str, object]] = {}
-    if options.counts is not None and options.counts.exists():
-        for found in map(json.loads, options.counts.read_text().splitlines()):
-            cell = Cell(*(found[name] for name in ("part", "rows", "columns", "kind", "way")))
-            done[cell, found["first"], found["last"]] = found
-    left = [task for task in tasks if task not in done] if options.processes else []
-    if left:
-        with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-            for task, found in zip(left, pool.imap(counted, left), strict=True):
-                done[task] = found
-                print(json.dumps(found), flush=True)
-                if options.counts is not None:
-                    with options.counts.open("a") as file:
-                        file.write(json.dumps(found) + "\n")
+    done = common.resumed(tasks, counted, _task_of, options)
     table = []
     for cell in wanted:
         finished = [task for task in tasks if task[0] == cell and task in done]

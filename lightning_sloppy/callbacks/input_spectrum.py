@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.ranks import gathered_over_ranks
 from lightning_sloppy.inputs.column_groups import ColumnGroup
 from lightning_sloppy.inputs.incomplete import Missing
-from lightning_sloppy.inputs.moment_blocks import AnyMoments
+from lightning_sloppy.inputs.moment_blocks import AnyMoments, Gathered
 from lightning_sloppy.inputs.nulls import NULLS, isotropic_spectrum
 from lightning_sloppy.inputs.shared_columns import MOST_GROUPED, groups_of, without_columns
 from lightning_sloppy.inputs.spectrum import InputKind, checked_missing, moments_spectrum, with_halves
@@ -238,25 +238,8 @@ class InputSpectrum(MeasuringCallback):
         headline = spectra.pop(self.kind)
         headline = replace(headline, detail={**headline.detail, DIMENSIONS: len(read.shape)})
         self._compare(trainer, headline.eigenvalues)
-        half = read.gathered.first_half(moments) if headline.dim <= MOST_HALVED else None
-        if half is not None:
-            with suppress(ConfigurationError):  # all columns may be constant in one half
-                headline = replace(headline, half_eigenvalues=moments_spectrum(half, self.kind).eigenvalues)
-        if self.intervals:
-            headline = with_halves(headline, read.gathered, moments)
-        estimates = {**input_estimates(headline), **relative_estimates(headline), **interval_estimates(headline)}
-        estimates |= {f"n{percent}": directions_holding(headline, percent / 100) for percent in (95, 99)}
-        for kind in SIDE_KINDS:
-            side = spectra.get(kind, headline)
-            known = {**input_estimates(side), **relative_estimates(side)}
-            estimates |= {f"{kind}_{name}": known[name] for name in SIDE_QUANTITIES if name in known}
-        estimates |= {
-            name: Estimate(float(headline.detail[name]))
-            for name in ("missing_rate", "negative_eigenvalues", "set_aside_columns")
-            if name in headline.detail
-        }
-        covariance = spectra.get("covariance", headline)
-        estimates["covariance_n95"] = directions_holding(covariance, 0.95)
+        headline = self._with_parts(headline, read.gathered, moments)
+        estimates = _estimates(headline, spectra)
         verdicts, null = self._verdicts({self.kind: headline, **spectra}, read.without)
         if null is not None:
             estimates["null_participation_ratio"] = participation_ratio(null)
@@ -281,6 +264,14 @@ class InputSpectrum(MeasuringCallback):
             notes=(*_of_drift(drift), *column_notes(moments, names, groups, headline, (decades[0], decades[1]))),
             verdicts=verdicts,
         )
+
+    def _with_parts(self, headline: Spectrum, gathered: Gathered, moments: AnyMoments) -> Spectrum:
+        """The main spectrum with that of the first half of the samples, and of random halves for intervals."""
+        half = gathered.first_half(moments) if headline.dim <= MOST_HALVED else None
+        if half is not None:
+            with suppress(ConfigurationError):  # all columns may be constant in one half
+                headline = replace(headline, half_eigenvalues=moments_spectrum(half, self.kind).eigenvalues)
+        return with_halves(headline, gathered, moments) if self.intervals else headline
 
     def _without_repeats(
         self, moments: AnyMoments, names: Sequence[str], groups: Sequence[ColumnGroup]
@@ -370,6 +361,24 @@ class InputSpectrum(MeasuringCallback):
                 "curves continue with different data; check the data set, its split and its transforms.",
                 trainer=trainer,
             )
+
+
+def _estimates(headline: Spectrum, spectra: Mapping[str, Spectrum]) -> dict[str, Estimate]:
+    """The numbers of the main matrix and of the other ones."""
+    estimates = {**input_estimates(headline), **relative_estimates(headline), **interval_estimates(headline)}
+    estimates |= {f"n{percent}": directions_holding(headline, percent / 100) for percent in (95, 99)}
+    for kind in SIDE_KINDS:
+        side = spectra.get(kind, headline)
+        known = {**input_estimates(side), **relative_estimates(side)}
+        estimates |= {f"{kind}_{name}": known[name] for name in SIDE_QUANTITIES if name in known}
+    estimates |= {
+        name: Estimate(float(headline.detail[name]))
+        for name in ("missing_rate", "negative_eigenvalues", "set_aside_columns")
+        if name in headline.detail
+    }
+    covariance = spectra.get("covariance", headline)
+    estimates["covariance_n95"] = directions_holding(covariance, 0.95)
+    return estimates
 
 
 def _of_drift(drift: InputDrift | None) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 WIDTH = 96
 
@@ -177,28 +177,26 @@ COMPRESS = {
 }
 """The arguments of ``compress``."""
 
+
+def _of_a_checkpoint(options: Mapping[str, str]) -> list[str]:
+    return [
+        "",
+        "Options:",
+        *_table((f"--{name}", text) for name, text in options.items()),
+        "",
+        "Run:",
+        *_CONFIGURATION,
+        "",
+        "Give the model and the data as in the training: its configuration is beside its logs (config.yaml).",
+    ]
+
+
 _OWN = {
     "compress": [
-        "",
-        "Options:",
-        *_table((f"--{name}", text) for name, text in COMPRESS.items()),
-        "",
-        "Run:",
-        *_CONFIGURATION,
-        "",
-        "Give the model and the data as in the training: its configuration is beside its logs (config.yaml).",
+        *_of_a_checkpoint(COMPRESS),
         "To fine-tune: fit ... --trainer.callbacks+=LowRank --trainer.callbacks.checkpoint small.ckpt",
     ],
-    "certify": [
-        "",
-        "Options:",
-        *_table((f"--{name}", text) for name, text in CERTIFY.items()),
-        "",
-        "Run:",
-        *_CONFIGURATION,
-        "",
-        "Give the model and the data as in the training: its configuration is beside its logs (config.yaml).",
-    ],
+    "certify": _of_a_checkpoint(CERTIFY),
     "spectrum": [
         "",
         "Options:",

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_sloppy.compression.curve_picture import draw_curve
 from lightning_sloppy.compression.structure import Structure
 from lightning_sloppy.display import Displayed, Shown, counted, number
-from lightning_sloppy.errors import MissingExtraError
+from lightning_sloppy.runs.frame import frame_of
 
 if TYPE_CHECKING:
     import pandas
@@ -91,13 +91,7 @@ class CompressionTable(Displayed):
         Raises:
             MissingExtraError: Without pandas.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingExtraError(
-                "to_frame needs pandas, which is not installed: pip install 'lightning-sloppy[data]'."
-            ) from error
-        return pandas.DataFrame([vars(record) for record in self.records], columns=list(LayerRecord.__annotations__))
+        return frame_of([vars(record) for record in self.records], list(LayerRecord.__annotations__))
 
     def __str__(self) -> str:
         """The whole table as text."""

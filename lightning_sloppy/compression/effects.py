@@ -53,7 +53,9 @@ def effects(
         None if the outputs cannot be compared: no tensor of numbers that differs between samples, or another number or
         shape of tensors at every call.
     """
-    moved = {layer.name: {rank: torch.zeros(()) for rank in _tried(layer.largest_rank)} for layer, _ in found}
+    moved: dict[str, dict[int, list[Tensor]]] = {
+        layer.name: {rank: [] for rank in _tried(layer.largest_rank)} for layer, _ in found
+    }
     spread: list[_Spread] = []
     samples = 0
     with preserved(module), quiet():
@@ -72,7 +74,8 @@ def effects(
                     if [leaf.shape for leaf in after] != [leaf.shape for leaf in before]:
                         return None
                     change = [_squares(new, old) for new, old in zip(after, before, strict=True)]
-                    moved[layer.name][rank] = moved[layer.name][rank] + torch.tensor(change, dtype=torch.float64)
+                    known = moved[layer.name][rank] or [torch.zeros(()) for _ in change]
+                    moved[layer.name][rank] = [a + b for a, b in zip(known, change, strict=True)]
             samples += max((len(leaf) for leaf in before), default=1)
             if samples >= SAMPLES:
                 break
@@ -81,8 +84,7 @@ def effects(
     if not bool(used.any()):
         return None
     worth = {
-        name: {rank: _finite((change[used] / squares[used]).mean()) for rank, change in tried.items()}
-        for name, tried in moved.items()
+        name: {rank: _worth(change, squares, used) for rank, change in tried.items()} for name, tried in moved.items()
     }
     return {layer.name: _between(worth[layer.name], directions, layer.largest_rank) for layer, directions in found}
 
@@ -97,7 +99,7 @@ class _Spread:
         """Add the outputs of a batch, by the update of Chan, Golub and LeVeque (1983)."""
         count, mean, squares = self._parts.get(outputs.shape[1:], (0, torch.zeros(()), torch.zeros(())))
         for row in outputs:
-            step = row.cpu().double() - mean
+            step = _accurate(row) - mean
             count += 1
             squares = squares + (count - 1) / count * step.square().sum()
             mean = mean + step / count
@@ -134,13 +136,24 @@ def _numbers(run: Callable[[Any], Any], batch: Any) -> list[Tensor]:
     return [leaf.detach() for leaf in leaves if leaf.is_floating_point() and leaf.ndim]
 
 
-def _squares(new: Tensor, old: Tensor) -> float:
-    """Sum of squares of a change, sample by sample: the outputs of a batch in float64 may be large."""
-    pairs_of_rows = zip(new, old, strict=True)
-    return float(sum((a.cpu().double() - b.cpu().double()).square().sum() for a, b in pairs_of_rows))
+def _squares(new: Tensor, old: Tensor) -> Tensor:
+    """Sum of squares of a change, sample by sample: the outputs of a batch in float64 may be large.
+
+    It stays on the device, so that the host does not wait for every cut of every layer.
+    """
+    found = torch.zeros(())
+    for a, b in zip(new, old, strict=True):
+        found = found + (_accurate(a) - _accurate(b)).square().sum()
+    return found
 
 
-def _finite(value: Tensor) -> float:
+def _accurate(values: Tensor) -> Tensor:
+    """In float64, on the CPU where the device has none."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
+def _worth(change: Sequence[Tensor], squares: Tensor, used: Tensor) -> float:
+    value = (torch.tensor([float(each) for each in change], dtype=torch.float64)[used] / squares[used]).mean()
     return min(float(torch.nan_to_num(value, nan=LARGEST, posinf=LARGEST)), LARGEST)
 
 

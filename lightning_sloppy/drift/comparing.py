@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,13 @@ from lightning_sloppy.drift.rare_events import rare_events
 from lightning_sloppy.drift.report import DriftReport
 from lightning_sloppy.drift.scoring import participation_ratios, scored
 from lightning_sloppy.errors import ConfigurationError
-from lightning_sloppy.inputs.column_kinds import as_word
 from lightning_sloppy.inputs.row_parts import MOST_COLUMNS
 from lightning_sloppy.inputs.table_source import table_source
+from lightning_sloppy.inspection.asked import Progress, codes_of, names_of, rows_read, untold
 from lightning_sloppy.inspection.data_report import DataReport, arrays_beside
 from lightning_sloppy.inspection.reference import Reference, read_reference
 
 Mask = npt.NDArray[np.bool_]
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, how many steps are done, and how many there are (0 if unknown)."""
 
 ALPHA = 0.05
 
@@ -84,22 +81,14 @@ def drift_report(
     checked_alpha(alpha)
     if seed < 0:
         raise ConfigurationError(f"seed={seed} is negative; pass 0 or more.")
-    tell = progress or _untold
+    tell = progress or untold
     reference = reference_from(against)
-    codes = [as_word(code) if isinstance(code, (int, float)) else str(code) for code in _several(missing_codes)]
-    counted = 0
-
-    def read(rows: int) -> None:
-        nonlocal counted
-        counted += rows
-        tell("reading rows", counted, 0)
-
+    targets, codes = names_of(target), codes_of(missing_codes)
     source = table_source(data, [*reference.codes, *codes], header)
-    targets = [str(each) for each in _several(target)]
     unknown = [name for name in targets if name not in source.names]
     if unknown:
         raise ConfigurationError(f"The target {unknown[0]!r} is no column of {source.inside}; look at its name.")
-    later = read_later(source, reference, [*targets, *reference.targets], codes, read)
+    later = read_later(source, reference, [*targets, *reference.targets], codes, rows_read(tell))
     return compared(later, reference, source.origin, source.names, targets, alpha=alpha, seed=seed, progress=tell)
 
 
@@ -174,7 +163,7 @@ def compared(
     Raises:
         ConfigurationError: Too few rows, or columns that change too slowly.
     """
-    tell = progress or _untold
+    tell = progress or untold
     comparison = Comparison(later, reference, origin)
     null_rows, notes = comparison.length()
     chosen, alike, slow = comparison.columns()
@@ -227,12 +216,3 @@ def compared(
         targets=tuple(name for name in names if name in kept),
         notes=(*notes, *comparison.notes(chosen, slow, names), *rare.notes),
     )
-
-
-def _several(given: Any) -> list[Any]:
-    """What was given, one or several."""
-    return [given] if isinstance(given, (str, int, float)) else list(given)
-
-
-def _untold(*_: object) -> None:
-    """Nobody wants to know how far the work is."""

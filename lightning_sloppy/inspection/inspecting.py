@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -15,7 +15,6 @@ from lightning_sloppy.display import percent
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.calibration import ITERATIONS, MOST_COLUMNS, calibrated_eigenvalues
 from lightning_sloppy.inputs.column_groups import THRESHOLD, column_groups, hierarchical_order
-from lightning_sloppy.inputs.column_kinds import as_word
 from lightning_sloppy.inputs.encoded_table import EncodedTable, encoded_table
 from lightning_sloppy.inputs.half_samples import Halves, half_eigenvalues, halves_of, halves_of_parts
 from lightning_sloppy.inputs.moments import Moments
@@ -33,6 +32,7 @@ from lightning_sloppy.inputs.row_influence import clipped_correlation, dominatin
 from lightning_sloppy.inputs.spectrum import moments_spectrum
 from lightning_sloppy.inputs.table_source import table_source
 from lightning_sloppy.inspection.answers import TOO_FEW, answers_of
+from lightning_sloppy.inspection.asked import Progress, codes_of, names_of, rows_read, untold
 from lightning_sloppy.inspection.column_facts import columns_kept, dependencies, duplicates, nearly_constant, shuffled
 from lightning_sloppy.inspection.data_report import DataReport, MissingReport
 from lightning_sloppy.inspection.missing_values import ratio_of, treated
@@ -50,9 +50,6 @@ from lightning_sloppy.measures.verdict import sloppiness_verdict
 from lightning_sloppy.records import SloppinessVerdict
 
 Missing = Literal["pairwise", "em", "error"]
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, how many steps are done, and how many there are (0 if unknown)."""
 
 MOSTLY_MISSING = 0.5
 
@@ -119,26 +116,12 @@ def inspect(
         raise ConfigurationError(f"shrinkage={shrinkage!r} is unknown; choose one of {', '.join(get_args(Shrinkage))}.")
     if seed < 0:
         raise ConfigurationError(f"seed={seed} is negative; pass 0 or more.")
-    targets = [str(each) for each in _several(target)]
-    codes = [as_word(code) if isinstance(code, (int, float)) else str(code) for code in _several(missing_codes)]
-    tell = progress or _untold
-    counted = 0
-
-    def read(rows: int) -> None:
-        nonlocal counted
-        counted += rows
-        tell("reading rows", counted, 0)
-
+    targets, codes, tell = names_of(target), codes_of(missing_codes), progress or untold
     source = table_source(data, codes, header)
-    table = encoded_table(source, targets, codes, read)
+    table = encoded_table(source, targets, codes, rows_read(tell))
     report = _Inspection(table, missing, threshold, shrinkage, intervals, seed, tell).report()
     reference = reference_of(table, targets, codes, report.autocorrelation)
     return replace(report, reading=source.note, reference=reference)
-
-
-def _several(given: Any) -> list[Any]:
-    """What was given, one or several."""
-    return [given] if isinstance(given, (str, int, float)) else list(given)
 
 
 @dataclass
@@ -324,10 +307,6 @@ def _resampled(drawn: Halves | None) -> str:
     if drawn is None:
         return "no intervals: too few rows"
     return "rows" if drawn.block == 1 else f"blocks of {drawn.block} rows"
-
-
-def _untold(*_: object) -> None:
-    """Nobody wants to know how far the work is."""
 
 
 def _mean_ratio(resamples: Resamples) -> float:

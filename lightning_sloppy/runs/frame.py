@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_sloppy.errors import MissingExtraError
@@ -34,11 +34,12 @@ WORTHLESS = (Status.FAILED, Status.NON_FINITE)
 """With these statuses, no value of a measurement is reliable, even if it is finite."""
 
 
-def frame(instruments: Iterable[tuple[Declaration, Iterable[Measurement]]]) -> pandas.DataFrame:
-    """One row for each declared quantity of each measurement.
+def frame_of(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> pandas.DataFrame:
+    """A frame of pandas.
 
     Args:
-        instruments: Declaration and measurements of each instrument.
+        rows: Values by name.
+        columns: Names, in their order.
 
     Raises:
         MissingExtraError: Without pandas.
@@ -49,13 +50,25 @@ def frame(instruments: Iterable[tuple[Declaration, Iterable[Measurement]]]) -> p
         raise MissingExtraError(
             "to_frame needs pandas, which is not installed: pip install 'lightning-sloppy[data]'."
         ) from error
+    return pandas.DataFrame(list(rows), columns=list(columns))
+
+
+def frame(instruments: Iterable[tuple[Declaration, Iterable[Measurement]]]) -> pandas.DataFrame:
+    """One row for each declared quantity of each measurement.
+
+    Args:
+        instruments: Declaration and measurements of each instrument.
+
+    Raises:
+        MissingExtraError: Without pandas.
+    """
     rows = [
         {"instrument": declaration.name, "measurement": number, **row}
         for declaration, measurements in instruments
         for number, measurement in enumerate(measurements)
         for row in _rows(measurement, declaration)
     ]
-    return pandas.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+    return frame_of(rows, list(COLUMNS)).astype(COLUMNS)
 
 
 def _rows(measurement: Measurement, declaration: Declaration) -> Iterator[dict[str, Any]]:

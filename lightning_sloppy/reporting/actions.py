@@ -149,7 +149,7 @@ def _compress(run: Run) -> Action | None:
     return Action(
         f"Make the network smaller, which uses {number(used)} of {number(parameters)} directions: `lightning-sloppy "
         "compress --config CONFIG --ckpt_path CHECKPOINT --max_drop .005`, or `compress(module, batches, "
-        "max_drop=.005, evaluate=accuracy)`.",
+        "max_drop=.005, evaluate=score)`.",
         COMPRESS,
     )
 

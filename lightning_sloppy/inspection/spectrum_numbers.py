@@ -70,26 +70,37 @@ def ridge_degrees_of_freedom(values: Floats, strength: float = RIDGE_STRENGTH) -
     return float((values / (values + strength)).sum())
 
 
-def hidden_below(values: Floats, floor: float) -> tuple[Floats, Floats]:
-    """Eigenvalues with those below a floor gathered in as few as possible of its height, and spread evenly.
+def hidden_below(values: Floats, floor: float, noise: float = 0.0) -> tuple[Floats, Floats, Floats]:
+    """What the eigenvalues may be if those below a floor are hidden by an error.
 
-    An error that makes eigenvalues negative down to ``-floor`` hides how the sum of the small ones is spread. That sum
-    itself is known: all of them sum to d.
+    An error that makes eigenvalues negative down to ``-floor`` hides how the sum of the small ones is spread: they may
+    be gathered in as few as possible of its height, or spread evenly. It also adds to that sum, because the negative
+    eigenvalues were set to zero: the sum may be smaller by theirs.
 
     Args:
         values: Descending, (d,).
         floor: Magnitude up to which an eigenvalue is noise.
+        noise: Sum of the magnitudes of the negative eigenvalues.
 
-    >>> gathered, even = hidden_below(np.array([4.0, 0.5, 0.25, 0.125, 0.125]), 0.75)
-    >>> gathered.tolist(), even.tolist()
-    ([4.0, 0.75, 0.25, 0.0, 0.0], [4.0, 0.25, 0.25, 0.25, 0.25])
+    Returns:
+        Gathered, even, and with a smaller sum of the small ones. All have the sum of ``values``.
+
+    >>> gathered, even, fewer = hidden_below(np.array([4.0, 0.5, 0.25, 0.125, 0.125]), 0.75, 1.0)
+    >>> gathered.tolist(), even.tolist(), fewer.tolist()
+    ([4.0, 0.75, 0.25, 0.0, 0.0], [4.0, 0.25, 0.25, 0.25, 0.25], [5.0, 0.0, 0.0, 0.0, 0.0])
     """
     small = values < floor
     if not small.any():
-        return values, values
+        return values, values, values
     left = float(values[small].sum())
     gathered = np.clip(left - floor * np.arange(int(small.sum())), 0.0, floor)
-    return np.concatenate([values[~small], gathered]), np.where(small, values[small].mean(), values)
+    part = max(0.0, 1 - noise / left) if left > 0 else 1.0
+    fewer = np.where(small, part * values, values)
+    return (
+        np.concatenate([values[~small], gathered]),
+        np.where(small, values[small].mean(), values),
+        fewer * (values.sum() / fewer.sum()),
+    )
 
 
 def as_spectrum(values: Floats, rows: int, floor: float, matrix: str = "correlation") -> Spectrum:
@@ -129,7 +140,7 @@ def spectrum_report(matrix: Repaired, rows: int, independent: float, resamples: 
     pairs = () if resamples is None else _eigenvalue_intervals(values, matrix.rounding, resamples)
 
     def dimension(of: Callable[[Floats], float]) -> Interval:
-        return _dimension(of, values, matrix.floor, resamples)
+        return _dimension(of, matrix, resamples)
 
     low, high = ([], []) if resamples is None else _sampling_ends(values, resamples)
     return SpectrumReport(
@@ -159,7 +170,8 @@ def _condition_index(matrix: Repaired) -> float:
     return math.sqrt(float(matrix.eigenvalues[0]) / smallest) if smallest > matrix.rounding else math.inf
 
 
-def _dimension(of: Callable[[Floats], float], values: Floats, floor: float, resamples: Resamples | None) -> Interval:
+def _dimension(of: Callable[[Floats], float], matrix: Repaired, resamples: Resamples | None) -> Interval:
+    values = matrix.eigenvalues
     value = of(values)
     if resamples is None or len(values) < 2:
         return Interval(value)
@@ -171,7 +183,7 @@ def _dimension(of: Callable[[Floats], float], values: Floats, floor: float, resa
     # 1 / ratio = 1 / ratio of the population + 1 / n: taking that back multiplies a relative error by their quotient.
     factor = max(1.0, math.exp(centre - observed))
     width = resamples.drawn.quantile * factor * spread + DOUBT * abs(centre - observed)
-    ends = [math.log(of(each)) for each in hidden_below(resamples.population, floor)]
+    ends = [math.log(of(each)) for each in hidden_below(resamples.population, matrix.floor, -matrix.negative_sum)]
     low, high = math.exp(min(centre, *ends) - width), math.exp(max(centre, *ends) + width)
     return Interval(value, low, min(high, float(len(values))))
 

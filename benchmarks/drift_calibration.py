@@ -1,9 +1,10 @@
-"""How often the gate calls drift: python benchmarks/drift_calibration.py [--seeds 100] [--processes 2] [--quick].
+"""How often the gate calls drift: python benchmarks/drift_calibration.py [--seeds 200] [--processes 2] [--quick].
 
 False alarms: two stretches of one process, 500 rows apart, of known autocorrelation, size, tails and missing values; at
 most 5 % of them may be called drift, plus the noise of so many seeds. Power: the second stretch has one thing changed,
 of the size that the cell names. The constants of the null were chosen on the part "tuned"; nothing of the part "held
-out" was looked at before they were as they are. Everything is made up, so --data is not needed.
+out" was looked at before they were as they are. The part "operation" was added afterwards: states, outages, stuck
+sensors and a counter, which both stretches have. Everything is made up, so --data is not needed.
 
 A cell is one process and one change. Its seeds are tried 50 at a time, the first 50 of all cells before the next,
 narrow tables first. What is finished is appended to the file that `--counts` names, and a second run with the same file
@@ -52,6 +53,7 @@ class Cell:
         tails: "Gaussian", or "t" with three degrees of freedom.
         missing: Part of the cells, in bursts of about ten rows.
         group: Columns that share a factor.
+        event: What normal operation does beside, see :func:`operated`.
         change: What is changed in the second stretch, see :func:`changed`.
     """
 
@@ -65,6 +67,7 @@ class Cell:
     tails: str = "Gaussian"
     missing: float = 0.0
     group: int = 5
+    event: str = ""
     change: str = ""
 
 
@@ -95,6 +98,14 @@ def cells(quick: bool) -> list[Cell]:
         Cell("held out", "a third missing", 800, 1_600, 25, phi=0.7, missing=0.33),
         Cell("held out", "missing, heavy tails, slow", 1_500, 1_000, 30, phi=0.5, slow=2, tails="t", missing=0.1),
     ]
+    operation = [
+        Cell("operation", "two states in turn", 2_000, 1_000, 20, event="state 100 100"),
+        Cell("operation", "a state, one row in ten", 4_000, 1_000, 20, event="state 50 450"),
+        Cell("operation", "a state, seen about twice", 2_000, 1_000, 20, event="state 100 900"),
+        Cell("operation", "outages of five columns", 4_000, 1_000, 20, event="outage 100 900"),
+        Cell("operation", "stuck sensors", 2_000, 1_000, 20, event="stuck 50 450"),
+        Cell("operation", "a counter of rows", 1_000, 1_000, 20, event="counter"),
+    ]
     changes = [
         "mean of one column by 0.7 deviations",
         "mean of one column by 1 deviation",
@@ -109,7 +120,7 @@ def cells(quick: bool) -> list[Cell]:
         for later in (1_000, 200)
         for change in changes
     ]
-    return [tuned[3], held_out[3], power[1]] if quick else tuned + held_out + power
+    return [tuned[3], held_out[3], power[1]] if quick else tuned + held_out + operation + power
 
 
 def stretches(cell: Cell, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -127,6 +138,7 @@ def stretches(cell: Cell, seed: int) -> tuple[np.ndarray, np.ndarray]:
     places = np.arange(d) // cell.group * cell.group
     weight = 0.0 if cell.group == 1 else 0.7
     found = np.sqrt(1 - weight**2) * own + weight * factors[:, places]
+    operated(found, cell.event, rng)
     later = found[-cell.later :].copy()
     changed(later, cell.change, own[-cell.later :], rng)
     old = found[: cell.rows].copy()
@@ -135,6 +147,31 @@ def stretches(cell: Cell, seed: int) -> tuple[np.ndarray, np.ndarray]:
             bursts = np.repeat(rng.random((-(-len(values) // 10), d)) < cell.missing, 10, axis=0)
             values[bursts[: len(values)]] = np.nan
     return old, later
+
+
+def operated(values: np.ndarray, event: str, rng: np.random.Generator) -> None:
+    """Put into all rows, in place, what lasts and comes again: kind, mean rows that it lasts, mean rows in between.
+
+    A state adds two deviations to columns 0 to 4; an outage leaves them without values; column 0 is stuck at its value;
+    a counter, in column 0, is the number of the row.
+    """
+    if not event:
+        return
+    if event == "counter":
+        values[:, 0] = np.arange(len(values))
+        return
+    kind, *means = event.split()
+    lasts, apart = map(float, means)
+    row = -int(rng.exponential(lasts + apart))  # so that the first row may be inside
+    while row < len(values):
+        first, last = max(row, 0), max(row + max(1, int(rng.exponential(lasts))), 0)
+        if kind == "state":
+            values[first:last, :5] += 2.0
+        elif kind == "outage":
+            values[first:last, :5] = np.nan
+        else:
+            values[first:last, 0] = values[first, 0]
+        row = last + max(1, int(rng.exponential(apart)))
 
 
 def changed(values: np.ndarray, change: str, own: np.ndarray, rng: np.random.Generator) -> None:
@@ -169,7 +206,9 @@ def counted(task: tuple[Cell, int, int]) -> dict[str, object]:
     drift = named = refused = 0
     reasons: Counter[str] = Counter()
     for seed in range(first, last):
-        old, later = stretches(cell, seed + {"tuned": 0, "held out": 300_000, "power": 600_000}[cell.part])
+        old, later = stretches(
+            cell, seed + {"tuned": 0, "held out": 300_000, "operation": 400_000, "power": 600_000}[cell.part]
+        )
         kept = reference(old)
         source = table_source(later)
         try:
@@ -189,7 +228,7 @@ def counted(task: tuple[Cell, int, int]) -> dict[str, object]:
 
 def main() -> None:
     """A row for each cell."""
-    options = common.arguments(__doc__ or "", seeds=100, processes=os.cpu_count() or 1, counts=Path)
+    options = common.arguments(__doc__ or "", seeds=200, processes=os.cpu_count() or 1, counts=Path)
     seeds = 3 if options.quick else options.seeds
     wanted = cells(options.quick)
     tasks = [
@@ -225,6 +264,7 @@ def row_of(cell: Cell, parts: list[dict[str, object]]) -> dict[str, object]:
     process += [f"{cell.slow} columns with r = .95"] if cell.slow else []
     process += ["t, 3 degrees"] if cell.tails == "t" else []
     process += [f"{cell.missing:.0%} missing"] if cell.missing else []
+    process += [cell.event] if cell.event else []
     return {
         "part": cell.part,
         "cell": cell.name,
@@ -247,7 +287,7 @@ def remarks(table: list[dict[str, object]], cells: int) -> list[str]:
     ]
     if len(table) < cells:
         said.append(f"{cells - len(table)} of {cells} cells were not run.")
-    for part in ("tuned", "held out"):
+    for part in ("tuned", "held out", "operation"):
         rows = [row for row in table if row["part"] == part]
         if rows:
             rates = np.array([float(str(row["called drift"])) for row in rows])

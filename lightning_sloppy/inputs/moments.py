@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -18,8 +19,14 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.rows import Array, as_rows, refuse_non_finite
 
-CHUNK_BYTES = 32 * 1024**2
-"""Size of the float64 copy of a chunk of rows: large enough for the matrix product, small beside the Gram matrix."""
+CHUNK_BYTES = 8 * 1024**2
+"""Size of the float64 copy of a chunk of rows: it stays in the cache of the processor from one step to the next."""
+
+CHUNK_ROWS = 512
+"""Rows of a chunk at least, so that adding the product of a wide chunk takes little beside the product itself."""
+
+SYMMETRIC = 2_048
+"""Most features for which the CPU takes half of a product and mirrors it: that needs memory for another matrix."""
 
 SHIFT_ROWS = 64
 """Rows whose median becomes the shift: one outlying first row then does no harm."""
@@ -98,7 +105,7 @@ class InputMoments(Metric):
         """Add rows (n, d), n > 0, that were checked: finite, and as wide as those before."""
         if self.num_features is None:
             self.packed = _started(rows, self.packed.device)
-        size = max(1, CHUNK_BYTES // (8 * rows.shape[1]))
+        size = max(CHUNK_ROWS, CHUNK_BYTES // (8 * rows.shape[1]))
         for chunk in torch.split(rows.to(self.packed.device), size):
             _add(self.packed, chunk)
 
@@ -201,6 +208,11 @@ def _add(packed: Tensor, rows: Tensor) -> None:
     total = count + size
     delta = mean - offset
     torch.mul(delta, torch.sqrt(count * size / total), out=work[size])
-    scatter.addmm_(work.T, work)
+    if work.device.type == "cpu" and rows.shape[1] <= SYMMETRIC:
+        values = work.numpy()
+        with np.errstate(over="ignore", invalid="ignore"):  # like torch: what overflows is refused by name later
+            scatter += torch.from_numpy(values.T @ values)  # NumPy sees that it is symmetric: half the time of torch's
+    else:
+        scatter.addmm_(work.T, work)
     offset += delta * (size / total)
     count.copy_(total)

@@ -64,7 +64,14 @@ def test_mean_of_a_million_costs_no_digits() -> None:
 def test_chunks_inside_one_batch_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = gaussian(101, 4, mean=1e6)
     monkeypatch.setattr(module, "CHUNK_BYTES", 8 * 4 * 10)
+    monkeypatch.setattr(module, "CHUNK_ROWS", 10)
     assert_moments(gathered(inputs, 101), inputs)
+
+
+def test_wide_inputs_are_summed_by_the_whole_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = gaussian(101, 4, mean=1e6)
+    monkeypatch.setattr(module, "SYMMETRIC", 3)
+    assert_moments(gathered(inputs, 30), inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.uint8])

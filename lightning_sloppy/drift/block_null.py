@@ -9,7 +9,8 @@ Few blocks make all of this too narrow. Three corrections, each exact for means 
 
 * B blocks differ from their mean by ``(B - 1) / B`` of their variance, and neighbours that are still alike, with a
   correlation r between blocks, spread a mean by ``(1 + r) / (1 - r)`` more than single blocks tell. The moments of
-  each set are moved away from those of the reference by the root of both factors; r is estimated for each column.
+  each set are moved away from those of the reference by the root of both factors; r is estimated for each column, and
+  for pairs of columns that stand out.
 * A set of later rows that are fewer than the parts drawn for it is moved likewise.
 * A deviation that is estimated from B blocks is uncertain: a standardised difference follows Student's distribution.
   It is mapped to the normal one before it is compared with the limit.
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from lightning_sloppy.drift.differences import Columns, Differences, TopSpace, described, differences, squared
-from lightning_sloppy.drift.neighbours import Neighbours
+from lightning_sloppy.drift.neighbours import Neighbours, more_spread
 from lightning_sloppy.inputs.pairwise import Floats
 from lightning_sloppy.inputs.row_parts import CutMoments, RowParts
 
@@ -74,13 +75,12 @@ class Sets:
         blocks = self.count / block
         few = blocks / (blocks - 1)
         each = {
-            "sums": _more(alike.mean),
-            "squares": _more(alike.square),
-            "count": _more(alike.missing),
+            "sums": more_spread(alike.mean),
+            "squares": more_spread(alike.square),
+            "count": more_spread(alike.missing),
         }
-        each["products"], each["pairs"] = (
-            np.sqrt(f[columns.below[0]] * f[columns.below[1]]) for f in (_more(alike.correlation), each["count"])
-        )
+        each["products"] = more_spread(alike.pair)
+        each["pairs"] = np.sqrt(each["count"][columns.below[0]] * each["count"][columns.below[1]])
         self.names = [name for name in ("sums", "squares", "products", "count", "pairs")
                       if getattr(moments, name) is not None]  # fmt: skip
         self.factors = {name: np.sqrt(few * each[name]).astype(np.float32) for name in self.names}
@@ -110,10 +110,6 @@ class Sets:
         for name in set(self.names) & {"count", "pairs"}:
             found[name] = np.clip(found[name], 0.0, 1.0)
         return CutMoments(np.ones(len(weights), np.float32), **found)
-
-
-def _more(alike: Floats) -> Floats:
-    return np.asarray((1 + alike) / (1 - alike))
 
 
 def block_null(

@@ -17,6 +17,12 @@ FEWEST_BLOCKS = 8
 FEWEST_INDEPENDENT = 4.0
 """Independent blocks of a column below which its numbers are not compared."""
 
+MOST_ALIKE = 0.95
+"""Correlation between neighbouring blocks above which it is not told from one."""
+
+PAIR_STANDS_OUT = 3.0
+"""Deviations by which a single pair has to stand out from its columns: there are many more pairs than columns."""
+
 
 @dataclass(frozen=True)
 class Neighbours:
@@ -24,12 +30,15 @@ class Neighbours:
 
     Attributes:
         mean, square, missing, correlation: Correlation between neighbouring blocks, (d,), 0 and above.
+        pair: The same of the correlation of each pair of columns, (t,): that of its columns, or its own where this
+            stands out, as between columns that a state of a machine moves together.
     """
 
     mean: Floats
     square: Floats
     missing: Floats
     correlation: Floats
+    pair: Floats
 
 
 def wanted_block(rows: float, autocorrelation: float) -> float:
@@ -80,13 +89,17 @@ def neighbours(parts: RowParts, block: int, correlation: Floats, columns: Column
     influence -= correlation * (scaled[:, first] + scaled[:, second]) / 2
     influence -= influence.mean(0)
     influence *= columns.defined
-    lagged = columns.matrix(np.sum(influence[1:] * influence[:-1], 0), 0.0).sum(-1)
-    spread = columns.matrix(np.sum(influence * influence, 0), 0.0).sum(-1)
-    linked = np.divide(lagged, spread, out=np.zeros_like(lagged), where=spread > 0)
-    pairs = np.zeros(columns.d)
-    pairs[columns.spectral] = _settled(linked, count)
+    lagged, spread = np.sum(influence[1:] * influence[:-1], 0), np.sum(influence * influence, 0)
+    linked = np.zeros(columns.d)
+    linked[columns.spectral] = _settled(
+        _quotient(*(columns.matrix(each, 0.0).sum(-1) for each in (lagged, spread))), count
+    )
+    own = _unbiased(_quotient(lagged, spread), count)
+    more = np.sqrt(more_spread(linked[first]) * more_spread(linked[second]))
+    usual = (more - 1) / (more + 1)
+    pair = np.where(own - usual > PAIR_STANDS_OUT / math.sqrt(count), np.minimum(own, MOST_ALIKE), usual)
     mean, square, absent = (_settled(lag_one(series), count) for series in (means, squares, missing))
-    return Neighbours(mean, square, absent, pairs)
+    return Neighbours(mean, square, absent, linked, pair)
 
 
 def _grouped(array: Floats, count: int, block: int) -> Floats:
@@ -100,17 +113,31 @@ def lag_one(series: Floats) -> Floats:
     centred = series - series.mean(0)
     spread = np.sum(centred * centred, 0)
     lagged = np.sum(centred[1:] * centred[:-1], 0)
-    return np.asarray(np.divide(lagged, spread, out=np.zeros_like(lagged), where=spread > 1e-12))
+    return _quotient(lagged, np.where(spread > 1e-12, spread, 0.0))
+
+
+def _quotient(lagged: Floats, spread: Floats) -> Floats:
+    return np.asarray(np.divide(lagged, spread, out=np.zeros_like(lagged), where=spread > 0))
+
+
+def _unbiased(found: Floats, count: int) -> Floats:
+    """Corrected for the bias of so few blocks."""
+    return np.asarray(found + (1 + found) / count)
 
 
 def _settled(found: Floats, count: int) -> Floats:
     """Corrected for the bias of so few blocks; the median of all columns where one does not stand out from it."""
-    found = found + (1 + found) / count
+    found = _unbiased(found, count)
     usual = float(np.median(found)) if len(found) else 0.0
     stands_out = np.abs(found - usual) > 1.64 / math.sqrt(count)
-    return np.clip(np.where(stands_out, found, usual), 0.0, 0.95)
+    return np.clip(np.where(stands_out, found, usual), 0.0, MOST_ALIKE)
+
+
+def more_spread(alike: Floats) -> Floats:
+    """How much more the mean of blocks varies than if they were independent: ``(1 + r) / (1 - r)``."""
+    return np.asarray((1 + alike) / (1 - alike))
 
 
 def independent(found: Floats, count: float) -> Floats:
     """Blocks that count as independent."""
-    return np.asarray(count * (1 - found) / (1 + found))
+    return np.asarray(count / more_spread(found))

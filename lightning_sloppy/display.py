@@ -1,4 +1,4 @@
-"""Short texts of records for the interactive prompt, and small tables for notebooks."""
+"""Short texts of records for the interactive prompt, small tables for notebooks, and who is told of progress."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import html
 import math
 import textwrap
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 
@@ -15,6 +15,13 @@ WIDTH, LINES = 100, 5
 
 CELL = 300
 """Longest text in a cell of a table."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how many steps are done, and how many there are (0 if unknown)."""
+
+
+def untold(*_: object) -> None:
+    """Nobody wants to know how far the work is."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ CAUSES = {
 }
 """Causes that several callbacks can meet, in few words. Of several errors "error: ..." each is a cause of its own."""
 
+NO_SUCH_PART = "no_such_part"
+"""The cause of an error of a data module of this package that was asked for samples of a part that it does not have."""
+
 
 class Note(str):
     """A sentence with the name of its cause.

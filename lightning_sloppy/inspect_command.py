@@ -56,7 +56,8 @@ def _inspect(options: argparse.Namespace, of_data: list[str]) -> int:
     from rich.console import Console
 
     from lightning_sloppy.inspection.inspecting import inspect
-    from lightning_sloppy.reporting.data_page import print_page, shown_progress
+    from lightning_sloppy.reporting.data_page import print_page
+    from lightning_sloppy.reporting.terminal_progress import shown_progress
 
     if options.against is not None:
         return _compared(options, data)
@@ -97,8 +98,8 @@ def _compared(options: argparse.Namespace, data: Any) -> int:
 
     from lightning_sloppy.drift.comparing import checked_alpha, drift_report, reference_from
     from lightning_sloppy.inspection.inspecting import inspect
-    from lightning_sloppy.reporting.data_page import shown_progress
     from lightning_sloppy.reporting.drift_page import print_drift
+    from lightning_sloppy.reporting.terminal_progress import shown_progress
 
     checked_alpha(options.alpha)
     reference = reference_from(options.against)

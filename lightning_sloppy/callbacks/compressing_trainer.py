@@ -23,12 +23,15 @@ from lightning_sloppy.callbacks.checkpoints import (
 from lightning_sloppy.callbacks.monitored import Direction, Monitored, chosen_metric
 from lightning_sloppy.callbacks.spectrum_trainer import SpectrumTrainer
 from lightning_sloppy.compression.compressed import Compressed
-from lightning_sloppy.compression.compressing import compress, refuse_wrong_target
+from lightning_sloppy.compression.compressing import EVALUATING, MOST_EVALUATIONS, compress
 from lightning_sloppy.compression.sizes import stored_numbers
 from lightning_sloppy.compression.structure import structure_in
-from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.compression.target import refuse_wrong_target
+from lightning_sloppy.display import untold
+from lightning_sloppy.errors import NO_SUCH_PART, ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, map_batch, sample_count
 from lightning_sloppy.probing.context import fit_context
+from lightning_sloppy.reporting.terminal_progress import told
 
 OF_A_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "callbacks")
 """Parts of a checkpoint that belong to the larger network."""
@@ -121,9 +124,12 @@ class CompressingTrainer(SpectrumTrainer):
         batches = self._batches(model, datamodule, num_samples)
         judge = _Judge(self, model, datamodule, max_drop, monitor, direction, configured)
         model.to(self.strategy.root_device)  # where the fit has taken it from
-        done = compress(
-            model, batches, keep=keep, size=size, max_drop=max_drop, evaluate=judge.score if judge.judges else None
-        )
+        evaluate = judge.score if judge.judges else None
+        # The validation has Lightning's own bar, and the judge writes a line for each size.
+        with told(None if self._shows_bars else untold, apart=[EVALUATING], lines=False) as progress:
+            done = compress(
+                model, batches, keep=keep, size=size, max_drop=max_drop, evaluate=evaluate, progress=progress
+            )
         tested = judge.tested(done.module)
         done.module.cpu()  # as a checkpoint of a fit, it can be loaded anywhere
         self.compressed = CompressedCheckpoint(
@@ -142,6 +148,11 @@ class CompressingTrainer(SpectrumTrainer):
         if self.is_global_zero:
             _write(out, state, done)
         return self.compressed
+
+    @property
+    def _shows_bars(self) -> bool:
+        bar = self.progress_bar_callback
+        return self.is_global_zero and bar is not None and not getattr(bar, "is_disabled", False)
 
     def _batches(self, model: LightningModule, datamodule: LightningDataModule | None, num_samples: int) -> list[Batch]:
         """A random subset of the training samples, on the CPU."""
@@ -207,20 +218,28 @@ class _Judge:
         self.monitored: Monitored | None = None
         self._count = 0
         self._choosing = max_drop is not None
+        self._before: float | None = None
+        self._choose(monitor, direction, configured)
+        self._tested_before = self._test(model)  # a mistake in it is told before the work
+
+    def _choose(self, monitor: str | None, direction: Direction | None, configured: list[Callback]) -> None:
+        """Validate the network before, and find the metric."""
+        needed = self._choosing or monitor is not None
         if not self._has("validation_step", "val_dataloader"):
-            if max_drop is not None or monitor is not None:
+            if needed:
                 raise ConfigurationError(
                     "max_drop and monitor need validation samples and a validation_step that logs the metric; add "
                     "them, or pass --size or --keep."
                 )
             return
-        logged = self._validate(model)
+        logged = self._validate(self._model)
         try:
             self.monitored = chosen_metric(logged, monitor, direction, configured)
         except ConfigurationError:
-            if max_drop is not None or monitor is not None:
+            if needed:
                 raise
-        self._before = None if self.monitored is None else logged[self.monitored.name]
+        else:
+            self._before = logged[self.monitored.name]
 
     @property
     def judges(self) -> bool:
@@ -236,18 +255,25 @@ class _Judge:
         value = self._validate(module)[self.monitored.name]
         if self._choosing and self._trainer.is_global_zero:
             share = stored_numbers(module) / stored_numbers(self._model)
-            sys.stderr.write(f"  {100 * share:5.1f} % of the size: {self.monitored.name} {value:.4g}\n")
+            count = f"{self._count} of at most {MOST_EVALUATIONS} evaluations"
+            sys.stderr.write(f"  {100 * share:5.1f} % of the size: {self.monitored.name} {value:.4g} ({count})\n")
         return self.monitored.score(value)
 
     def tested(self, module: nn.Module) -> dict[str, tuple[float, float]]:
         """Test metrics before and after; empty without test samples."""
+        after = self._test(module) if self._tested_before else {}
+        return {name: (before, after[name]) for name, before in self._tested_before.items() if name in after}
+
+    def _test(self, module: nn.Module) -> dict[str, float]:
+        """Test metrics; empty without test samples."""
         if not self._has("test_step", "test_dataloader"):
             return {}
         try:
-            before, after = (self._run("test", each) for each in (self._model, module))
-        except ConfigurationError:  # a data module of this package without a test part
+            return self._run("test", module)
+        except ConfigurationError as error:
+            if error.cause != NO_SUCH_PART:
+                raise
             return {}
-        return {name: (before[name], after[name]) for name in before if name in after}
 
     def _has(self, step: str, loader: str) -> bool:
         originals = (getattr(LightningModule, loader), getattr(LightningDataModule, loader))

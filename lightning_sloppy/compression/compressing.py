@@ -12,23 +12,29 @@ from torch import nn
 
 from lightning_sloppy.compression.compressed import Compressed, CompressionTable, CurvePoint, LayerRecord
 from lightning_sloppy.compression.copies import independent_copy
-from lightning_sloppy.compression.effects import effects
+from lightning_sloppy.compression.effects import IncomparableError, effects
 from lightning_sloppy.compression.low_rank import Directions
 from lightning_sloppy.compression.matrix_layers import Layer, find_layers
 from lightning_sloppy.compression.sharing import UNCHANGED, Choice, Shares, keeping
 from lightning_sloppy.compression.sizes import stored_numbers
-from lightning_sloppy.compression.statistics import Seen, pairs, runner, see
-from lightning_sloppy.compression.structure import pair_of, put
-from lightning_sloppy.display import counted
-from lightning_sloppy.errors import ConfigurationError, UnsupportedError
-from lightning_sloppy.evaluation.preserve import preserved, random_streams
+from lightning_sloppy.compression.statistics import Seen, see
+from lightning_sloppy.compression.structure import Structure, pair_of, put
+from lightning_sloppy.compression.target import refuse_wrong_target
+from lightning_sloppy.compression.trial import refuse_unused_pairs
+from lightning_sloppy.display import Progress, counted
+from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.evaluation.preserve import random_streams
 from lightning_sloppy.evaluation.stand_ins import unwrapped
+from lightning_sloppy.reporting.terminal_progress import told
 
 Evaluate = Callable[[nn.Module], float]
 """``evaluate(module) -> float``, larger is better."""
 
 MOST_EVALUATIONS = 12
 """Evaluations of ``max_drop``: that of the module given, and those of the bisection."""
+
+EVALUATING = "evaluating sizes"
+"""The stage of progress in which ``evaluate`` runs, which may print or draw itself."""
 
 CLOSE = 1.02
 """The bisection ends when the sizes on its two sides differ by less than this factor."""
@@ -50,6 +56,7 @@ def compress(
     size: float | None = None,
     max_drop: float | None = None,
     evaluate: Evaluate | None = None,
+    progress: Progress | None = None,
 ) -> Compressed:
     """Replace linear and convolution layers by two smaller ones each, best for the data that the layers see.
 
@@ -71,6 +78,8 @@ def compress(
             The metric need not fall steadily with the size, so a smaller size that the bisection has not tried may do.
         evaluate: ``evaluate(module) -> float``, larger is better: return minus the loss, not the loss, which cannot be
             told from a score. Judge on samples that you do not report on. It gets a module that it may change.
+        progress: Told what is being done, how many steps are done, and how many there are (0 if unknown). None: a bar
+            on a terminal for what takes longer than two seconds, and a line for each evaluation, which may draw itself.
 
     Returns:
         The smaller module, a table with a record for each layer, and the curve of the sizes tried. The size counts all
@@ -99,8 +108,9 @@ def compress(
             "max_drop= needs evaluate=, a function of a module that returns a number, larger is better, such as the "
             "accuracy on validation samples."
         )
-    with _own_streams(batches):
-        task = _Task(unwrapped(module), batches, evaluate, by_effect=keep is None)
+    with _own_streams(batches), told(progress, apart=[EVALUATING]) as tell:
+        most = 2 if max_drop is None else MOST_EVALUATIONS
+        task = _Task(unwrapped(module), batches, evaluate, tell, most=most, size=size, by_effect=keep is None)
         if keep is not None:
             return task.result(keeping(keep, task.found))
         if size is not None:
@@ -121,24 +131,6 @@ def _own_streams(batches: object) -> Iterator[None]:
             generator.set_state(state)
 
 
-def refuse_wrong_target(keep: float | None, size: float | None, max_drop: float | None) -> None:
-    """Check that exactly one target is given, and that it can be.
-
-    Raises:
-        ConfigurationError: If not.
-    """
-    targets = {"keep": keep, "size": size, "max_drop": max_drop}
-    given = {name: value for name, value in targets.items() if value is not None}
-    if len(given) != 1:
-        said = " and ".join(f"{name}={value}" for name, value in given.items()) or "none of them"
-        raise ConfigurationError(f"Give exactly one of keep, size and max_drop; {said} was given.")
-    ((name, value),) = given.items()
-    fits = 0 <= value < math.inf if name == "max_drop" else 0 < value <= 1
-    if not fits:
-        allowed = "at least 0" if name == "max_drop" else "above 0 and at most 1"
-        raise ConfigurationError(f"{name}={value} is out of range; it must be {allowed}.")
-
-
 class _Task:
     """One compression: the layers with their directions, and what was evaluated.
 
@@ -146,49 +138,79 @@ class _Task:
         module: The module given.
         batches: The batches.
         evaluate: The function of the user, or None.
+        tell: Told of each step.
+        most: Evaluations, at most.
+        size: The fraction asked for, or None.
         by_effect: Whether ranks are to be shared out, so that the effects of ranks are worth their time.
+
+    Raises:
+        ConfigurationError: What can be known before ranks are chosen.
     """
 
     def __init__(
-        self, module: nn.Module, batches: Iterable[Any], evaluate: Evaluate | None, *, by_effect: bool
+        self,
+        module: nn.Module,
+        batches: Iterable[Any],
+        evaluate: Evaluate | None,
+        tell: Progress,
+        *,
+        most: int,
+        size: float | None,
+        by_effect: bool,
     ) -> None:
         self.module, self.batches = module, batches
-        self._evaluate, self.by_effect = evaluate, by_effect
+        self._evaluate, self._tell, self._most, self.by_effect = evaluate, tell, most, by_effect
+        self.points: dict[Ranks, CurvePoint] = {}
+        self.evaluations = 0
+        self.notes: list[str] = []
         with random_streams():
             copy = independent_copy(module)
             self.layers = find_layers(copy)
-            self.size = stored_numbers(module)
-            self.seen = {each.layer.name: each for each in see(copy, _open(self.layers), batches)}
+        self.size = stored_numbers(module)
+        if evaluate is not None:
+            self.metric(None)  # a mistake in it is told before the work
+        with random_streams():
+            self.seen = {each.layer.name: each for each in see(copy, _open(self.layers), batches, tell)}
         self.reasons = {layer.name: _reason(layer, self.seen.get(layer.name)) for layer in self.layers}
         open_layers = [layer for layer in self.layers if not self.reasons[layer.name]]
         if not open_layers:
             raise ConfigurationError(f"{type(module).__name__} has no layer that can be compressed{self._whys()}.")
-        self.found: list[tuple[Layer, Directions]] = [
-            (layer, self.seen[layer.name].directions()) for layer in open_layers
-        ]
         self.rest = self.size - sum(layer.parameters for layer in open_layers)
-        with random_streams():
-            self.shares = Shares(self.found, effects(copy, self.found, batches) if by_effect else None)
-        self.points: dict[Ranks, CurvePoint] = {}
-        self.evaluations = 0
+        self.least = self.rest + sum(layer.size_at(1) for layer in open_layers)
+        if size is not None:
+            self._refuse_too_small(size * self.size)
+        self.found: list[tuple[Layer, Directions]] = []
+        for done, layer in enumerate(open_layers):
+            tell("directions of layers", done, len(open_layers))
+            self.found.append((layer, self.seen[layer.name].directions()))
+        self.shares = Shares(self.found, self._effects(copy) if by_effect else None)
+
+    def _effects(self, copy: nn.Module) -> Mapping[str, list[float]] | None:
+        """The effects of ranks; None, with a note, if they cannot be measured."""
+        try:
+            with random_streams():
+                return effects(copy, self.found, self.batches, self._tell)
+        except IncomparableError as error:
+            self.notes.append(
+                f"The effects of ranks on the module's outputs cannot be measured, because {error}; ranks were shared "
+                "out by the share of its own output variance that each layer loses, a worse rule."
+            )
+            return None
 
     def _whys(self) -> str:
         listed = [f"{layer.name or 'itself'}: {self.reasons[layer.name]}" for layer in self.layers[:3]]
         return f" ({'; '.join(listed)})" if listed else ": it has no linear or convolution layer"
 
     def within(self, budget: float) -> Mapping[str, Choice]:
-        """The choice of each layer for a module of at most this size.
-
-        Raises:
-            ConfigurationError: If that is too small.
-        """
-        least = self.rest + self.shares.smallest
-        if budget < least:
-            raise ConfigurationError(
-                f"size={budget / self.size:.3g} was asked for, but {least:,} of {self.size:,} numbers remain even with "
-                f"rank 1 everywhere; pass at least {math.ceil(1000 * least / self.size) / 1000}."
-            )
+        """The choice of each layer for a module of at most this size."""
         return self.shares.within(math.floor(budget + 1e-9) - self.rest)
+
+    def _refuse_too_small(self, budget: float) -> None:
+        if budget < self.least:
+            raise ConfigurationError(
+                f"size={budget / self.size:.3g} was asked for, but {self.least:,} of {self.size:,} numbers remain even "
+                f"with rank 1 everywhere; pass at least {math.ceil(1000 * self.least / self.size) / 1000}."
+            )
 
     def total(self, chosen: Mapping[str, Choice]) -> int:
         """The size of the module with these choices."""
@@ -205,6 +227,11 @@ class _Task:
                     made = put(made, layers[layer.name], pair_of(layers[layer.name], rank, directions))
         return made
 
+    def _built_and_tried(self, chosen: Mapping[str, Choice]) -> nn.Module:
+        made = self.built(chosen)
+        refuse_unused_pairs(made, _replaced(chosen), self.batches)
+        return made
+
     def metric(self, chosen: Mapping[str, Choice] | None) -> float:
         """What ``evaluate`` gives for these choices, or for the module given.
 
@@ -215,13 +242,14 @@ class _Task:
         known = self.points.get(_ranks(chosen))
         if known is not None and known.metric is not None:
             return known.metric
+        self._tell(EVALUATING, self.evaluations, self._most)
         candidate = independent_copy(self.module) if chosen is None else self.built(chosen)
         with random_streams():  # every size is judged with the same random numbers
             value = self._evaluate(candidate)
         self.evaluations += 1
         try:
-            metric = float(value)
-        except (TypeError, ValueError) as error:
+            metric = float(value) + 0.0  # minus a loss of zero is shown as 0
+        except (TypeError, ValueError, RuntimeError) as error:  # such as a tensor of several numbers
             raise ConfigurationError(
                 f"evaluate returned a {type(value).__name__}; return one number, larger is better."
             ) from error
@@ -234,8 +262,8 @@ class _Task:
     def bisected(self, max_drop: float) -> tuple[Mapping[str, Choice] | None, tuple[str, ...]]:
         """The smallest size of a bisection whose metric is at most ``max_drop`` below that of the module given."""
         least = self.metric(None) - max_drop
-        smallest = self.within(self.rest + self.shares.smallest)
-        self._try(self.built(smallest), smallest)  # before the evaluations
+        smallest = self.within(self.least)
+        self._built_and_tried(smallest)  # before the evaluations
         low, high = float(self.total(smallest)), float(self.size)
         best: Mapping[str, Choice] | None = None
         failed = False
@@ -261,17 +289,16 @@ class _Task:
             before, after = self.metric(None), self.metric(chosen)
         if chosen is None:
             chosen = {layer.name: Choice(UNCHANGED, layer.parameters, 0.0) for layer, _ in self.found}
-        made = self.built(chosen)
-        self._try(made, chosen)
+        made = self._built_and_tried(chosen)
         return Compressed(
             module=made,
             table=CompressionTable(tuple(self._records(chosen)), self.size, stored_numbers(made)),
             curve=self._curve(chosen),
-            structure={name: choice.rank for name, choice in chosen.items() if choice.rank != UNCHANGED},
+            structure=_replaced(chosen),
             metric_before=before,
             metric_after=after,
             evaluations=self.evaluations,
-            notes=(*notes, *self._few(chosen)),
+            notes=(*notes, *self.notes, *self._few(chosen)),
         )
 
     def _few(self, chosen: Mapping[str, Choice]) -> list[str]:
@@ -286,38 +313,6 @@ class _Task:
             f"{layer.full_rank:,} directions), so more variance is lost on other samples than the table says; pass "
             "more batches."
         ]
-
-    def _try(self, made: nn.Module, chosen: Mapping[str, Choice]) -> None:
-        """Run a compressed module until each pair was called; usually that takes one batch.
-
-        Raises:
-            UnsupportedError: If that fails, or ``forward`` never calls a pair.
-        """
-        with random_streams():
-            trial = independent_copy(made)
-            waiting = {name for name, choice in chosen.items() if choice.rank != UNCHANGED}
-            for name in sorted(waiting):
-                first: nn.Module = trial.get_submodule(name)[0]  # type: ignore[index]
-                first.register_forward_hook(lambda *_, name=name: waiting.discard(name))
-            with preserved(trial):
-                run = runner(trial.requires_grad_(False))
-                for batch in pairs(self.batches, trial):
-                    try:
-                        run(batch)
-                    except ConfigurationError as error:
-                        cause = error.__cause__ or error
-                        raise UnsupportedError(
-                            f"{type(made).__name__} does not run with pairs in the place of its layers "
-                            f"({type(cause).__name__}: {cause}); its forward looks into one of them: call the layer "
-                            "only."
-                        ) from error
-                    if not waiting:
-                        return
-        raise UnsupportedError(
-            f"forward of {type(made).__name__} called layer {min(waiting)!r}, but not the nn.Sequential of two layers "
-            "in its place; it seems to ask for the class of the layer, as by isinstance(layer, nn.Linear): call the "
-            "layer without that."
-        )
 
     @property
     def _unneeded(self) -> str:
@@ -352,8 +347,9 @@ class _Task:
     def _curve(self, chosen: Mapping[str, Choice]) -> tuple[CurvePoint, ...]:
         points = dict(self.points)
         if not points:
-            least = self.rest + self.shares.smallest
-            along = [least * (self.size / least) ** (step / CURVE_POINTS) + 1e-6 for step in range(CURVE_POINTS)]
+            along = [
+                self.least * (self.size / self.least) ** (step / CURVE_POINTS) + 1e-6 for step in range(CURVE_POINTS)
+            ]
             for some in (None, chosen, *map(self.within, along)):
                 points[_ranks(some)] = self._point(some, None)
         return tuple(sorted(points.values(), key=lambda point: -point.size))
@@ -366,6 +362,10 @@ Ranks = tuple[int, ...]
 def _ranks(chosen: Mapping[str, Choice] | None) -> Ranks:
     ranks = () if chosen is None else tuple(choice.rank for choice in chosen.values())
     return ranks if any(ranks) else ()
+
+
+def _replaced(chosen: Mapping[str, Choice]) -> Structure:
+    return {name: choice.rank for name, choice in chosen.items() if choice.rank != UNCHANGED}
 
 
 def _open(layers: Sequence[Layer]) -> list[Layer]:

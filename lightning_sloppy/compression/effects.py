@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from lightning_sloppy.compression.low_rank import Directions
 from lightning_sloppy.compression.matrix_layers import Layer
-from lightning_sloppy.compression.statistics import pairs, quiet, runner
+from lightning_sloppy.compression.statistics import ForwardError, number_of, pairs, quiet, runner
+from lightning_sloppy.display import Progress, untold
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.evaluation.batches import Batch, as_pair, some_of
 from lightning_sloppy.evaluation.nests import tensors_of
@@ -36,57 +37,96 @@ RANKS = 6
 """Ranks tried of each layer, from 1 to the largest in equal steps of the logarithm."""
 
 LARGEST = 1e6
-"""Effects are at most this; also of a cut after which outputs are not finite."""
+"""Effects are at most this; also of a cut after which outputs are not finite, or the forward fails."""
+
+
+class IncomparableError(Exception):
+    """The outputs of the module cannot be compared; the message says why, as the end of a sentence."""
 
 
 def effects(
-    module: nn.Module, found: Sequence[tuple[Layer, Directions]], batches: Iterable[Any]
-) -> Mapping[str, list[float]] | None:
+    module: nn.Module, found: Sequence[tuple[Layer, Directions]], batches: Iterable[Any], tell: Progress = untold
+) -> Mapping[str, list[float]]:
     """The effect of each rank, from 1 to the largest that makes the layer smaller, by the layer's name.
 
     Args:
         module: A copy that hooks may be put on.
         found: Layers of this copy with their directions.
         batches: As for :func:`~lightning_sloppy.compression.compressing.compress`.
+        tell: Told of each cut.
 
-    Returns:
-        None if the outputs cannot be compared: no tensor of numbers that differs between samples, or another number or
-        shape of tensors at every call.
+    Raises:
+        IncomparableError: If the outputs cannot be compared: no tensor of numbers that differs between samples, or
+            another number or shape of tensors at every call.
     """
     moved: dict[str, dict[int, list[Tensor]]] = {
         layer.name: {rank: [] for rank in _tried(layer.largest_rank)} for layer, _ in found
     }
     spread: list[_Spread] = []
-    samples = 0
+    samples = done = read = 0
     with preserved(module), quiet():
         run = runner(module)
         for whole in pairs(batches, module):
             batch, before = _measured(run, whole)
             spread = spread or [_Spread() for _ in before]
             if len(spread) != len(before):
-                return None
+                raise IncomparableError("forward returns another number of tensors for another batch")
             for one, leaf in zip(spread, before, strict=True):
                 one.add(leaf)
+            rows = max((len(leaf) for leaf in before), default=1)
+            total = done + sum(map(len, moved.values())) * _batches_left(
+                SAMPLES - samples, rows, number_of(batches) - read
+            )
             for layer, directions in found:
-                for rank in moved[layer.name]:
-                    with _cut(layer.module, directions, rank):
-                        after = _numbers(run, batch)
-                    if [leaf.shape for leaf in after] != [leaf.shape for leaf in before]:
-                        return None
-                    change = [_squares(new, old) for new, old in zip(after, before, strict=True)]
-                    known = moved[layer.name][rank] or [torch.zeros(()) for _ in change]
-                    moved[layer.name][rank] = [a + b for a, b in zip(known, change, strict=True)]
-            samples += max((len(leaf) for leaf in before), default=1)
+                for rank, known in moved[layer.name].items():
+                    tell("effects of ranks", done, total)
+                    change = _change(run, batch, before, layer, directions, rank)
+                    moved[layer.name][rank] = [a + b for a, b in zip(known, change, strict=True)] if known else change
+                    done += 1
+            samples, read = samples + rows, read + 1
             if samples >= SAMPLES:
                 break
     squares = torch.tensor([one.squares for one in spread], dtype=torch.float64)
     used = squares > 0
     if not bool(used.any()):
-        return None
+        raise IncomparableError(_why(squares))
     worth = {
         name: {rank: _worth(change, squares, used) for rank, change in tried.items()} for name, tried in moved.items()
     }
     return {layer.name: _between(worth[layer.name], directions, layer.largest_rank) for layer, directions in found}
+
+
+def _batches_left(samples: int, rows: int, left: int) -> int:
+    """About how many batches of so many rows are used for these samples; of a list no more than are left."""
+    needed = math.ceil(samples / max(rows, 1))
+    return min(needed, left) if left > 0 else needed
+
+
+def _change(
+    run: Callable[[Any], Any], batch: Any, before: Sequence[Tensor], layer: Layer, directions: Directions, rank: int
+) -> list[Tensor]:
+    """Sum of squares of the change of each output with one layer cut; infinite if the forward fails then.
+
+    Raises:
+        IncomparableError: If the outputs have other shapes than before.
+    """
+    try:
+        with _cut(layer.module, directions, rank):
+            after = _numbers(run, batch)
+    except ForwardError:
+        return [torch.tensor(math.inf, dtype=torch.float64) for _ in before]
+    if [leaf.shape for leaf in after] != [leaf.shape for leaf in before]:
+        raise IncomparableError("forward returns tensors of another shape at another call")
+    return [_squares(new, old) for new, old in zip(after, before, strict=True)]
+
+
+def _why(squares: Tensor) -> str:
+    """Why outputs with these squares about their mean cannot be compared."""
+    if not len(squares):
+        return "forward returns no tensor of floating-point numbers with a row for each sample"
+    if not bool(torch.isfinite(squares).all()):
+        return "the outputs are not finite"
+    return "the outputs are the same for all samples"
 
 
 class _Spread:
@@ -113,11 +153,14 @@ class _Spread:
 
 def _measured(run: Callable[[Any], Any], whole: Batch) -> tuple[Batch, list[Tensor]]:
     """A batch and the outputs for it; of a large one a part, if the module runs on that."""
-    part = some_of(whole, LARGE)
+    try:
+        part = some_of(whole, LARGE)
+    except ConfigurationError:  # there is no tensor to count samples by, as in a list of texts
+        part = whole
     if part is not whole:
         try:
             return as_pair(part), _numbers(run, part)
-        except ConfigurationError:  # its first dimension is not that of the samples
+        except ForwardError:  # its first dimension is not that of the samples
             pass
     return whole, _numbers(run, whole)
 

@@ -19,7 +19,8 @@ from lightning_sloppy.compression.low_rank import (
     participation_ratio,
 )
 from lightning_sloppy.compression.matrix_layers import Convolution, Layer, Transposed
-from lightning_sloppy.errors import ConfigurationError
+from lightning_sloppy.display import Progress, untold
+from lightning_sloppy.errors import ConfigurationError, SloppyError
 from lightning_sloppy.evaluation.batches import Batch, as_pair, private, to_device
 from lightning_sloppy.evaluation.calling import Caller
 from lightning_sloppy.evaluation.preserve import preserved
@@ -28,6 +29,13 @@ from lightning_sloppy.inputs.rows import MAX_FEATURES
 
 READ = frozenset({"weight", "bias", "in_features", "out_features", "in_channels", "out_channels", "kernel_size"})
 """Attributes of a layer that the two layers in its place do not have."""
+
+Finite = list[tuple[str, Tensor]]
+"""For each call of a layer in a batch its name, and whether its inputs and outputs are finite, on their device."""
+
+
+class ForwardError(ConfigurationError):
+    """The module given does not run on a batch."""
 
 
 @dataclass
@@ -72,13 +80,14 @@ class Seen:
         return directions_from_inputs(self.layer.module, unpacked(self.inputs.packed))
 
 
-def see(module: nn.Module, layers: Sequence[Layer], batches: Iterable[Any]) -> list[Seen]:
+def see(module: nn.Module, layers: Sequence[Layer], batches: Iterable[Any], tell: Progress = untold) -> list[Seen]:
     """Run a module on batches and take the moments of its layers.
 
     Args:
         module: A copy that may be written to: its parameters lose ``requires_grad``, its layers get hooks.
         layers: The layers.
         batches: As for :func:`~lightning_sloppy.compression.compressing.compress`.
+        tell: Told of each batch.
 
     Raises:
         ConfigurationError: If there is no batch, a forward fails, or an activation is not finite.
@@ -88,13 +97,21 @@ def see(module: nn.Module, layers: Sequence[Layer], batches: Iterable[Any]) -> l
     for child in module.modules():
         if isinstance(child, nn.TransformerEncoder):
             child.use_nested_tensor = False  # hooks turn off the fast path, and only that takes nested tensors
-    handles = [handle for each in seen for handle in _watch(each)]
-    count = 0
+    finite: Finite = []
+    handles = [handle for each in seen for handle in _watch(each, finite)]
+    count, total = 0, number_of(batches)
     try:
         with preserved(module):
             run = runner(module)
             for batch in pairs(batches, module):
-                run(batch)
+                tell("reading batches", count, total)
+                try:
+                    run(batch)
+                except ForwardError:
+                    _refuse_not_finite(finite)  # which may be why it failed
+                    raise
+                _refuse_not_finite(finite)
+                finite.clear()
                 count += 1
     finally:
         for handle in handles:
@@ -102,6 +119,14 @@ def see(module: nn.Module, layers: Sequence[Layer], batches: Iterable[Any]) -> l
     if not count:
         raise ConfigurationError("The batches are empty; pass at least one batch of inputs, such as a DataLoader.")
     return seen
+
+
+def number_of(batches: Iterable[Any]) -> int:
+    """How many batches there are; 0 if that is not known before they are read."""
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        return 0
 
 
 def pairs(batches: Iterable[Any], module: nn.Module) -> Iterator[Batch]:
@@ -127,7 +152,7 @@ def runner(module: nn.Module) -> Callable[[Batch], Any]:
     """A function that runs a module on the inputs of a batch.
 
     Raises:
-        ConfigurationError: In the function, if ``forward`` fails.
+        ForwardError: In the function, if ``forward`` fails. If memory does not suffice, the error of torch is raised.
     """
     caller = Caller(module)
     weights = [parameter for parameter in module.parameters() if parameter.is_floating_point()]
@@ -139,10 +164,12 @@ def runner(module: nn.Module) -> Callable[[Batch], Any]:
         try:
             with quiet():
                 return caller.call(lambda arguments, keywords: module(*arguments, **keywords), inputs)
-        except ConfigurationError:
+        except (MemoryError, torch.OutOfMemoryError):
             raise
+        except SloppyError as error:  # a part of this package in the module: its sentence says what to do
+            raise ForwardError(str(error), cause=error.cause) from error
         except Exception as error:
-            raise ConfigurationError(
+            raise ForwardError(
                 f"forward of {type(module).__name__} failed on a batch ({type(error).__name__}: {error}); pass batches "
                 "whose inputs forward takes."
             ) from error
@@ -150,7 +177,7 @@ def runner(module: nn.Module) -> Callable[[Batch], Any]:
     return run
 
 
-def _watch(seen: Seen) -> list[Callable[[], None]]:
+def _watch(seen: Seen, finite: Finite) -> list[Callable[[], None]]:
     """Take moments at every call of a layer, and notice who reads its weight without calling it."""
     child = seen.layer.module
     inside = False
@@ -162,7 +189,7 @@ def _watch(seen: Seen) -> list[Callable[[], None]]:
 
     def after(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], outputs: Any) -> None:
         nonlocal inside
-        _take(seen, [*arguments, *keywords.values()], outputs)
+        _take(seen, [*arguments, *keywords.values()], outputs, finite)
         inside = False
 
     def read(self: nn.Module, name: str) -> Any:
@@ -179,7 +206,7 @@ def _watch(seen: Seen) -> list[Callable[[], None]]:
     return [back, *(handle.remove for handle in handles)]
 
 
-def _take(seen: Seen, arguments: list[Any], outputs: Any) -> None:
+def _take(seen: Seen, arguments: list[Any], outputs: Any, finite: Finite) -> None:
     seen.calls += 1
     if seen.reason:
         return
@@ -198,18 +225,31 @@ def _take(seen: Seen, arguments: list[Any], outputs: Any) -> None:
     else:
         few = inputs.shape[-1] <= MAX_FEATURES
         wanted = [(seen.inputs, inputs)] if few else [(seen.outputs, outputs)]
-    if not bool(torch.isfinite(outputs).all()) or not bool(torch.isfinite(inputs).all()):
-        raise ConfigurationError(
-            f"Layer {seen.layer.name!r} has inputs or outputs that are not finite on the batches; mend the weights or "
-            "the data.",
-            cause="not_finite",
-        )
+    finite.append((seen.layer.name, torch.isfinite(outputs).all() & torch.isfinite(inputs).all()))
     if wanted[-1][1].shape[-1] > MAX_FEATURES:
         seen.reason = f"more than {MAX_FEATURES:,} inputs and outputs"
         return
     for held, rows in wanted:
         if rows.numel() and rows.shape[-1] <= MAX_FEATURES:
             held.add(rows.detach().reshape(-1, rows.shape[-1]))
+
+
+def _refuse_not_finite(finite: Finite) -> None:
+    """Check all calls of a batch at once, so that the host waits for the device once a batch.
+
+    Raises:
+        ConfigurationError: Names the first layer with inputs or outputs that are not finite.
+    """
+    if not finite:
+        return
+    device = finite[0][1].device
+    known = torch.stack([each.to(device) for _, each in finite]).tolist()
+    wrong = next((name for (name, _), fine in zip(finite, known, strict=True) if not fine), None)
+    if wrong is not None:
+        raise ConfigurationError(
+            f"Layer {wrong!r} has inputs or outputs that are not finite on the batches; mend the weights or the data.",
+            cause="not_finite",
+        )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_sloppy.errors import ConfigurationError, MissingExtraError
+from lightning_sloppy.errors import NO_SUCH_PART, ConfigurationError, MissingExtraError
 
 Loader = DataLoader[tuple[Tensor, ...]]
 
@@ -84,7 +84,8 @@ class InMemoryDataModule(LightningDataModule):
         if dataset is None:
             raise ConfigurationError(
                 f"{type(self).__name__} has no such data; call setup('fit') or let a Trainer do so, and use the test"
-                " part only if there is one."
+                " part only if there is one.",
+                cause=NO_SUCH_PART,
             )
         workers = self.num_workers
         return DataLoader(dataset, self.batch_size, shuffle, num_workers=workers, persistent_workers=workers > 0)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_sloppy.display import Progress, untold
 from lightning_sloppy.drift.block_null import RESAMPLES, block_null
 from lightning_sloppy.drift.comparable import Comparison
 from lightning_sloppy.drift.differences import described, differences, top_space
@@ -22,7 +23,7 @@ from lightning_sloppy.drift.scoring import participation_ratios, scored
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.row_parts import MOST_COLUMNS
 from lightning_sloppy.inputs.table_source import table_source
-from lightning_sloppy.inspection.asked import Progress, codes_of, names_of, rows_read, untold
+from lightning_sloppy.inspection.asked import codes_of, names_of, rows_read
 from lightning_sloppy.inspection.data_report import DataReport, arrays_beside
 from lightning_sloppy.inspection.reference import Reference, read_reference
 

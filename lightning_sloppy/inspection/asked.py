@@ -1,18 +1,12 @@
-"""What a user asks of a table: one or several names, codes of missing values, and who is told of progress."""
+"""What a user asks of a table: one or several names, and codes of missing values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lightning_sloppy.display import Progress
 from lightning_sloppy.inputs.column_kinds import as_word
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, how many steps are done, and how many there are (0 if unknown)."""
-
-
-def untold(*_: object) -> None:
-    """Nobody wants to know how far the work is."""
 
 
 def names_of(given: str | int | Sequence[str | int]) -> list[str]:

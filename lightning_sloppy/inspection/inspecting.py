@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lightning_sloppy.display import percent
+from lightning_sloppy.display import Progress, percent, untold
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.calibration import ITERATIONS, MOST_COLUMNS, calibrated_eigenvalues
 from lightning_sloppy.inputs.column_groups import THRESHOLD, column_groups, hierarchical_order
@@ -32,7 +32,7 @@ from lightning_sloppy.inputs.row_influence import clipped_correlation, dominatin
 from lightning_sloppy.inputs.spectrum import moments_spectrum
 from lightning_sloppy.inputs.table_source import table_source
 from lightning_sloppy.inspection.answers import TOO_FEW, answers_of
-from lightning_sloppy.inspection.asked import Progress, codes_of, names_of, rows_read, untold
+from lightning_sloppy.inspection.asked import codes_of, names_of, rows_read
 from lightning_sloppy.inspection.column_facts import columns_kept, dependencies, duplicates, nearly_constant, shuffled
 from lightning_sloppy.inspection.data_report import DataReport, MissingReport
 from lightning_sloppy.inspection.missing_values import ratio_of, treated

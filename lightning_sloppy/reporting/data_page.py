@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lightning_sloppy.inspection.answers import columns
@@ -30,9 +29,6 @@ MOST_NAMES = 200
 
 MOST_GROUPS = 20
 
-PATIENCE_SECONDS = 2.0
-"""Work that takes less shows no bar."""
-
 
 def print_page(report: DataReport, console: Console) -> None:
     """Print the report.
@@ -43,38 +39,6 @@ def print_page(report: DataReport, console: Console) -> None:
     """
     for part in _page(report):
         console.print(part, markup=False, highlight=False)
-
-
-@contextmanager
-def shown_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal for what takes longer than two seconds; gone at the end.
-
-    Args:
-        console: Of the error stream, so that the page can be redirected.
-    """
-    import time
-
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    begun = time.monotonic()
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), console=console,
-                   transient=True)  # fmt: skip
-    task = bar.add_task("", count="")
-    running = False
-
-    def tell(stage: str, done: int, total: int) -> None:
-        nonlocal running
-        if not running and console.is_terminal and time.monotonic() - begun > PATIENCE_SECONDS:
-            bar.start()
-            running = True
-        count = f"{done:,} of {total:,}" if total else f"{done:,}" if done else ""
-        bar.update(task, description=stage, total=total or None, completed=done, count=count)
-
-    try:
-        yield tell
-    finally:
-        if running:
-            bar.stop()
 
 
 def _page(report: DataReport) -> Iterator[RenderableType]:

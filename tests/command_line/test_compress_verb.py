@@ -206,3 +206,35 @@ def test_low_rank_without_a_compressed_checkpoint_says_what_to_do(tmp_path) -> N
     trainer = quiet_trainer([LowRank()])
     with pytest.raises(ConfigurationError, match="LowRank needs a compressed checkpoint"):
         trainer.fit(MLPClassifier([64, 8, 10]), DigitsDataModule())
+
+
+class WithMistake(MLPClassifier):
+    """A network whose test has a mistake, which the user is to be told in its own words."""
+
+    def test_step(self, batch: object, batch_idx: int) -> None:
+        raise ConfigurationError("The scores of the test need a file of names.")
+
+
+class WithTest(DigitsDataModule):
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.test_set = self.val_set
+
+
+class Judged(MLPClassifier):
+    test_step = MLPClassifier.validation_step
+
+
+@pytest.mark.slow
+def test_a_mistake_in_the_test_is_told_before_the_work(fitted, monkeypatch) -> None:
+    """It is no missing test part, which a data module of this package says by its cause."""
+    worked = []
+    monkeypatch.setattr("lightning_sloppy.callbacks.compressing_trainer.compress", lambda *_, **__: worked.append(1))
+    trainer = CompressingTrainer(logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
+    with pytest.raises(ConfigurationError, match="need a file of names"):
+        trainer.compress(WithMistake([64, 48, 32, 10]), WithTest(), str(fitted), size=0.5, out="small.ckpt")
+    assert not worked
+    monkeypatch.undo()
+    for data, names in [(DigitsDataModule(), set()), (WithTest(), {"val_accuracy", "val_loss"})]:
+        found = trainer.compress(Judged([64, 48, 32, 10]), data, str(fitted), size=0.5, out="small.ckpt")
+        assert set(found.tested) == names

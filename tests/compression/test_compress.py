@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_sloppy import ConfigurationError, compress, restructured
 from lightning_sloppy.compression.effects import effects
@@ -27,7 +28,7 @@ from lightning_sloppy.compression.sharing import Shares
 from lightning_sloppy.compression.sizes import stored_numbers
 from lightning_sloppy.compression.statistics import see
 from lightning_sloppy.compression.structure import pair_of
-from lightning_sloppy.inputs.moments import Moments
+from lightning_sloppy.inputs.moments import InputMoments, Moments
 
 
 def moments(rows: torch.Tensor) -> Moments:
@@ -465,3 +466,128 @@ def test_the_generator_of_a_shuffled_loader_is_as_before() -> None:
     before = generator.get_state()
     compress(nn.Linear(16, 8), loader, keep=0.5)
     assert torch.equal(generator.get_state(), before)
+
+
+def test_progress_is_told_of_every_part_of_the_work() -> None:
+    module = perceptron(30, 40, 40, 3)
+    rows = correlated(300, 30)
+    wanted = module(rows).detach()
+    told: list[tuple[str, int, int]] = []
+
+    def evaluate(each: nn.Module) -> float:
+        assert told[-1][0] == "evaluating sizes"  # nothing else is shown while it runs
+        return -float((each(rows) - wanted).detach().square().mean().sqrt())
+
+    done = compress(
+        module, list(rows.split(20)), max_drop=0.01, evaluate=evaluate, progress=lambda *what: told.append(what)
+    )
+    stages = [stage for stage, _ in itertools.groupby(told, key=lambda what: what[0])]
+    assert stages == [
+        "evaluating sizes", "reading batches", "directions of layers", "effects of ranks", "evaluating sizes",
+    ]  # fmt: skip
+    counts = {name: [what[1:] for what in told if what[0] == name] for name in stages}
+    assert counts["reading batches"] == [(done, 15) for done in range(15)]
+    assert counts["directions of layers"] == [(0, 3), (1, 3), (2, 3)]
+    # 64 samples are in four batches; 3 outputs have two ranks at which two layers are smaller, the others six
+    cuts = 4 * (6 + 6 + 2)
+    assert counts["effects of ranks"] == [(done, cuts) for done in range(cuts)]
+    assert counts["evaluating sizes"] == [(done, 12) for done in range(done.evaluations)]
+    told.clear()
+    compress(module, DataLoader(Endless(rows), batch_size=20), size=0.5, progress=lambda *what: told.append(what))
+    assert ("reading batches", 14, 0) in told  # how many there are is not known
+    assert told[-1] == ("effects of ranks", cuts - 1, cuts)
+
+
+class Endless(IterableDataset):
+    """Rows without a length."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+def test_mistakes_are_told_before_the_work() -> None:
+    module, rows = perceptron(10, 12, 8), correlated(30, 10)
+    stages: list[str] = []
+    for options, last in [
+        ({"size": 0.01}, "reading batches"),
+        ({"max_drop": 0.1, "evaluate": lambda _: math.nan}, "evaluating sizes"),
+        ({"size": 0.5, "evaluate": lambda _: torch.zeros(2)}, "evaluating sizes"),
+    ]:
+        stages.clear()
+        with pytest.raises(ConfigurationError):
+            compress(module, [rows], progress=lambda stage, *_: stages.append(stage), **options)
+        assert set(stages) == {last}
+
+
+def test_an_error_of_evaluate_is_the_users_own() -> None:
+    """Also a ConfigurationError, and in any of its calls."""
+    module, rows, mine = perceptron(10, 12, 8), correlated(60, 10), ConfigurationError("The labels are missing.")
+
+    def evaluate(each: nn.Module) -> float:
+        if stored_numbers(each) < stored_numbers(module):
+            raise mine
+        return 1.0
+
+    for target in ({"max_drop": 0.1}, {"size": 0.7}, {"keep": 0.9}):
+        with pytest.raises(ConfigurationError) as raised:
+            compress(module, [rows], evaluate=evaluate, **target)
+        assert raised.value is mine
+
+
+class Counting(TorchDispatchMode):
+    """Counts the numbers that the host reads of tensors: on a device it waits for each of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.reads += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_reads_no_number_for_each_layer_and_batch() -> None:
+    """The flags of a batch are read as one tensor, which is no read of a number."""
+    module, rows = perceptron(*[20] * 8), correlated(300, 20)
+    with Counting() as counting:
+        seen = see(module, find_layers(module), [rows] * 5)
+    assert [each.calls for each in seen] == [5] * 7
+    assert counting.reads < 7
+
+
+def test_the_statistics_are_those_of_the_inputs_and_outputs_batch_by_batch() -> None:
+    """Bit for bit the moments of what goes in and out, collected by hand."""
+    module, images = convnet().eval().requires_grad_(False), torch.randn(30, 3, 12, 12).double() + 1
+    layers = find_layers(module)
+    wanted = {name: InputMoments() for name in ("0 in", "0 out", "7 in")}
+    for batch in images.split(7):
+        hidden = module[:7](batch)
+        wanted["0 in"].update(batch.movedim(1, -1).reshape(-1, 3))
+        wanted["0 out"].update(module[0](batch).movedim(1, -1).reshape(-1, 24))
+        wanted["7 in"].update(hidden)
+    seen = {each.layer.name: each for each in see(module, layers, list(images.split(7)))}
+    assert torch.equal(seen["0"].inputs.packed, wanted["0 in"].packed)
+    assert torch.equal(seen["0"].outputs.packed, wanted["0 out"].packed)
+    assert torch.equal(seen["7"].inputs.packed, wanted["7 in"].packed)
+
+
+def test_of_numbers_that_are_not_finite_the_first_layer_is_named() -> None:
+    """By the order of the calls, also where the forward fails of them, and if only a later batch has them."""
+
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.first = nn.Linear(6, 6).double(), nn.Linear(6, 6).double()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.last(self.first(x))
+            if not torch.isfinite(y).all():
+                raise ArithmeticError("no number")
+            return y
+
+    rows = torch.randn(20, 6).double()
+    with pytest.raises(ConfigurationError, match="Layer 'first' has inputs or outputs that are not finite"):
+        compress(Backwards(), [rows, rows * math.inf], keep=0.9)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_sloppy import compress
-from lightning_sloppy.compression.effects import effects
+from lightning_sloppy.compression.effects import LARGEST, IncomparableError, effects
 from lightning_sloppy.compression.matrix_layers import find_layers
 from lightning_sloppy.compression.statistics import see
 from lightning_sloppy.compression.structure import pair_of
@@ -110,19 +110,34 @@ class Strange(nn.Module):
         }[self.kind]
 
 
-@pytest.mark.parametrize(
-    "kind", ["constant", "whole numbers", "nothing", "other shapes", "a number", "infinite", "some"]
-)
+NOTES = {
+    "constant": "because the outputs are the same for all samples;",
+    "whole numbers": "because forward returns no tensor of floating-point numbers with a row for each sample;",
+    "nothing": "because forward returns no tensor of floating-point numbers",
+    "other shapes": "because forward returns tensors of another shape at another call;",
+    "a number": "because forward returns no tensor of floating-point numbers",
+    "infinite": "because the outputs are not finite;",
+}
+
+
+@pytest.mark.parametrize("kind", [*NOTES, "some"])
 def test_outputs_that_cannot_be_compared_leave_the_shares_of_variance(kind):
     torch.manual_seed(0)
     module, x = Strange(kind).double(), torch.randn(64, 16, dtype=torch.float64)
     copied, found = found_in(module, [x])
-    got = effects(copied, found, [x])
-    assert (got is None) == (kind != "some")
     made = compress(module, [x], size=0.6)
     assert made.structure["layer"] >= 1
     if kind == "some":
+        got = effects(copied, found, [x])
         assert got["layer"] == sorted(got["layer"], reverse=True)
+        assert not made.notes
+        return
+    with pytest.raises(IncomparableError):
+        effects(copied, found, [x])
+    (note,) = made.notes
+    assert NOTES[kind] in note
+    assert "shared out by the share of its own output variance that each layer loses" in note
+    assert not compress(module, [x], keep=0.6).notes  # which shares nothing out
 
 
 def test_batches_of_one_sample_give_the_effects_of_one_batch():
@@ -143,3 +158,42 @@ def test_of_a_large_batch_a_part_is_used():
     copied.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     assert effects(copied, found, [x]) is not None
     assert set(sizes) == {128}
+
+
+class Guarding(nn.Module):
+    """Refuses outputs of its layer in one direction, as a distribution refuses scales that are not positive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.free = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x)
+        if torch.linalg.matrix_rank(y - y.mean(0), rtol=1e-6) < 2:
+            raise ValueError("one direction is too few")
+        return y + self.free(x)
+
+
+def test_a_rank_with_which_the_forward_fails_has_the_largest_effect():
+    torch.manual_seed(0)
+    module, x = Guarding().double(), torch.randn(64, 16, dtype=torch.float64)
+    copied, found = found_in(module, [x])
+    got = effects(copied, found, [x])
+    assert got["layer"][0] == pytest.approx(LARGEST)
+    assert max(got["free"]) < 10
+
+
+def test_batches_without_a_tensor_to_count_samples_by_are_used_whole():
+    class OfTexts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.layer = nn.Embedding(128, 16), nn.Linear(16, 16)
+
+        def forward(self, texts: list[str]) -> torch.Tensor:
+            return torch.stack([self.layer(self.embed(torch.tensor(list(text.encode()))).mean(0)) for text in texts])
+
+    torch.manual_seed(0)
+    batches = [[f"text {number} {letter}" for letter in "abcde"] for number in range(20)]
+    done = compress(OfTexts().double(), batches, size=0.95)
+    assert done.structure["layer"] >= 1
+    assert not done.notes or "effects" not in done.notes[0]

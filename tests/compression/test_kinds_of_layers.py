@@ -365,6 +365,32 @@ def test_structures_of_other_modules_are_refused():
             restructured(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), structure)
 
 
+class Raising(nn.Module):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.layer, self.error = nn.Linear(20, 20), error
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not isinstance(self.layer, nn.Linear):
+            raise self.error
+        return self.layer(x)
+
+
+def test_errors_of_the_forward_keep_their_words():
+    mine = ConfigurationError("The samples need a date.")
+    for error, kind, said in [
+        (mine, UnsupportedError, "with pairs in the place of its layers .ConfigurationError: The samples need a date"),
+        (torch.OutOfMemoryError("no memory"), torch.OutOfMemoryError, "^no memory$"),  # it is no matter of pairs
+        (MemoryError("none"), MemoryError, "^none$"),
+    ]:
+        with pytest.raises(kind, match=said):
+            compress(Raising(error), [rows()], keep=0.99)
+        module = Raising(error)
+        module.layer = nn.Sequential(nn.Linear(20, 20))  # it fails at once
+        with pytest.raises(ConfigurationError if error is mine else kind, match=str(error)):
+            compress(module, [rows()], keep=0.99)
+
+
 def test_dynamic_quantisation_after_compression():
     inputs = rows()
     done = compress(nn.Sequential(nn.Linear(20, 20)), [inputs], keep=0.99)

@@ -131,7 +131,7 @@ class Comparison:
         rest = later.present & ~chosen.compared & ~slow & ~later.still
         if rest.any():
             found.append(
-                f"Of {listed(used[rest])} only is compared how often they vary: they have their usual value in most "
+                f"Compared only by how often they leave their usual value: {listed(used[rest])}. They have it in most "
                 "blocks of the reference, or are hardly observed."
             )
         aside = [name for name in reference.set_aside if name not in names]

@@ -15,7 +15,7 @@ from lightning_sloppy.drift.block_null import RESAMPLES, block_null
 from lightning_sloppy.drift.comparable import Comparison
 from lightning_sloppy.drift.differences import described, differences, top_space
 from lightning_sloppy.drift.later_rows import LaterRows, read_later
-from lightning_sloppy.drift.naming import Found, changes, statistics_of
+from lightning_sloppy.drift.naming import Found, changes, constant_now, cut_off_in_words, statistics_of
 from lightning_sloppy.drift.neighbours import FEWEST_BLOCKS
 from lightning_sloppy.drift.rare_events import rare_events
 from lightning_sloppy.drift.report import DriftReport
@@ -181,7 +181,8 @@ def compared(
     second = described(later.moments, chosen)
     real = differences(first, second, chosen, top)
     scores = scored(real, null, chosen, own)
-    found = Found(reference, chosen, first, second, real, null, scores, top)
+    assert later.uncut is not None
+    found = Found(reference, chosen, first, second, real, null, scores, top, later.uncut)
     columns, pairs = changes(found)
     statistics = statistics_of(found)
     rare = rare_events(comparison, chosen, SHARE * alpha)
@@ -211,9 +212,15 @@ def compared(
         lost=lost,
         new=new,
         newly_constant=rare.constant,
+        constant_values=constant_now(reference, later.least, rare.constant),
         newly_varying=rare.varying,
         newly_missing=rare.missing,
         new_categories=rare.categories,
         targets=tuple(name for name in names if name in kept),
-        notes=(*notes, *comparison.notes(chosen, slow, names), *rare.notes),
+        notes=(
+            *notes,
+            *cut_off_in_words(found, columns),
+            *comparison.notes(chosen, slow, names),
+            *rare.notes,
+        ),
     )

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_sloppy.drift.report import inside
+from lightning_sloppy.drift.uncut import Uncut
 from lightning_sloppy.errors import ConfigurationError
 from lightning_sloppy.inputs.column_kinds import NESTED, CellReader, as_word, is_none
 from lightning_sloppy.inputs.noise_edge import median_lag_one
@@ -35,6 +36,7 @@ class LaterRows:
         rows: How many.
         moments: Of the values, standardised and cut off as those of the reference; absent columns count as missing.
         autocorrelation: Median lag-1 of the first chunk.
+        uncut: Means and deviations of the standardised values that are not cut off.
     """
 
     reference: Reference
@@ -44,6 +46,7 @@ class LaterRows:
     rows: int = 0
     moments: CutMoments | None = None
     autocorrelation: float = 0.0
+    uncut: Uncut | None = None
     _presence: list[Presence] = field(default_factory=list)
     _constant: list[Mask] = field(default_factory=list)
     _unseen: dict[str, list[Mask]] = field(default_factory=dict)
@@ -96,6 +99,8 @@ class LaterRows:
             rows = values[start : start + max(1, 4_000_000 // values.shape[1])]
             found = CutMoments.of(np.clip(rows, parts.low, parts.high))
             self.moments = found if self.moments is None else self.moments + found
+            uncut = Uncut.of(rows, parts.low, parts.high)
+            self.uncut = uncut if self.uncut is None else self.uncut + uncut
         self.rows += len(values)
 
     def packed(self) -> dict[str, Any]:
@@ -116,6 +121,7 @@ class LaterRows:
                 continue
             found.rows += each["rows"]
             found.moments = each["moments"] if found.moments is None else found.moments + each["moments"]
+            found.uncut = each["uncut"] if found.uncut is None else found.uncut + each["uncut"]
             found.autocorrelation = each["autocorrelation"]
             found._presence += each["_presence"]
             found._constant += each["_constant"]
@@ -143,6 +149,12 @@ class LaterRows:
             mask = np.concatenate(known)[:, 0]
             found[name] = (np.pad(mask, (0, count - len(mask))), tuple(sorted(self._words[name])))
         return found
+
+    @property
+    def least(self) -> Floats:
+        """The least value of each column, standardised, (d,)."""
+        assert self._least is not None
+        return self._least
 
     @property
     def still(self) -> Mask:

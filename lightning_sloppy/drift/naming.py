@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
+from lightning_sloppy.display import number, percent
 from lightning_sloppy.drift.block_null import Null
 from lightning_sloppy.drift.differences import Columns, Described, Differences, TopSpace
 from lightning_sloppy.drift.report import ColumnChange, PairChange, Statistic
-from lightning_sloppy.drift.scoring import Scores, families, participation_ratios
+from lightning_sloppy.drift.scoring import Scores, families
+from lightning_sloppy.drift.uncut import MANY, MOST, Uncut, times_as_large
 from lightning_sloppy.inputs.pairwise import Floats
 from lightning_sloppy.inspection.reference import Reference
 
@@ -35,6 +39,7 @@ class Found:
         null: Those of the reference with itself.
         scores: Of the differences.
         top: The spaces that were compared.
+        uncut: The later rows as they are.
     """
 
     reference: Reference
@@ -45,6 +50,7 @@ class Found:
     null: Null
     scores: Scores
     top: TopSpace
+    uncut: Uncut
 
     def names(self, family: str) -> list[str]:
         """Of the columns of a family."""
@@ -59,22 +65,26 @@ def statistics_of(found: Found) -> tuple[Statistic, ...]:
     for name, scores in found.scores.found.items():
         place = int(np.argmax(scores))
         score, limit = float(scores[place]), float(found.scores.value_limits[name][place])
-        value = float(own[name][place])
         column = found.names(name)[place] if name in OF_COLUMNS else ""
-        if name == "overlap":
-            value, limit = 1 - value**2, max(0.0, 1 - limit**2)
-        elif name == "participation_ratio":
-            before, after = (float(each) for each in participation_ratios(found.real, found.null, found.columns))
-            value, limit = after / before, float(np.exp(limit))
-        elif name == "deviation":
-            value, limit = float(np.exp(value)), float(np.exp(limit))
-        elif name == "missing":
-            index = found.reference.names.index(column)
-            rate = float(found.first.missing[index])
-            value = float(found.second.missing[index]) - rate
-            limit = float(np.sin(np.clip(np.arcsin(np.sqrt(rate)) + limit, 0, np.pi / 2)) ** 2) - rate
-        made.append(Statistic(name, value, limit, column, score, score > found.scores.limit))
+        ends = (float(end[place]) for end in found.scores.ranges[name])
+        value, limit, *both = (
+            _as_reported(found, name, column, each) for each in (float(own[name][place]), limit, *ends)
+        )
+        normal = min(both), max(both)  # a large angle is a small overlap
+        made.append(Statistic(name, value, limit, column, score, score > found.scores.limit, normal))
     return tuple(made)
+
+
+def _as_reported(found: Found, name: str, column: str, value: float) -> float:
+    """A number of a family as it is reported."""
+    if name == "overlap":
+        return max(0.0, 1 - max(value, 0.0) ** 2)
+    if name in ("participation_ratio", "deviation"):
+        return float(np.exp(value))
+    if name == "missing":
+        rate = float(found.first.missing[found.reference.names.index(column)])
+        return float(np.sin(np.clip(np.arcsin(np.sqrt(rate)) + value, 0, np.pi / 2)) ** 2) - rate
+    return value if name == "mean" else max(value, 0.0)
 
 
 def changes(found: Found) -> tuple[tuple[ColumnChange, ...], tuple[PairChange, ...]]:
@@ -90,7 +100,7 @@ def changes(found: Found) -> tuple[tuple[ColumnChange, ...], tuple[PairChange, .
                 if family in ("one_pair", "all_pairs"):
                     linked[index] = max(float(score), linked.get(index, -np.inf))
                 else:
-                    made.append(ColumnChange(name, family, *_before_and_after(found, family, index), float(score)))
+                    made.append(_changed(found, name, family, float(score)))
     pairs = _pairs(found, set(linked))
     whole = any(scores[name][0] > limit for name in ("distance", "overlap", "participation_ratio") if name in scores)
     if not linked and whole and "all_pairs" in scores:
@@ -98,20 +108,71 @@ def changes(found: Found) -> tuple[tuple[ColumnChange, ...], tuple[PairChange, .
         kept = found.names("all_pairs")
         linked = {names.index(kept[place]): float(scores["all_pairs"][place]) for place in best}
         pairs = _pairs(found, None)[:FEW_COLUMNS]
-    made += [
-        ColumnChange(names[index], "correlations", *_before_and_after(found, "correlations", index), score)
-        for index, score in linked.items()
-    ]
+    made += [_changed(found, names[index], "correlations", score) for index, score in linked.items()]
     return tuple(sorted(made, key=lambda change: -change.score)), pairs
 
 
+def cut_off_in_words(found: Found, columns: Sequence[ColumnChange]) -> list[str]:
+    """Of which columns many values lie where hardly any of the reference do, and whether the unit may be another."""
+    reference, said = found.reference, []
+    assert reference.parts is not None
+    for name in dict.fromkeys(change.name for change in columns if change.cut_off > MANY):
+        index = reference.names.index(name)
+        ends = (_in_units(found, index, float(end[index])) for end in (reference.parts.low, reference.parts.high))
+        share = float(found.uncut.share[index])
+        text = (
+            f"{percent(share)} of the values of {name} are outside {' to '.join(map(number, ends))}, where at least "
+            f"{percent(1 - MANY)} of the reference are. They are cut off there for the comparison, but not for the "
+            "mean and the standard deviation shown."
+        )
+        ratio = times_as_large(*((_mean(found, index)[at], _deviation(found, index)[at]) for at in (0, 1)))
+        if ratio is not None and share > MOST:
+            times = number(float(f"{ratio:.2g}"))
+            text += f" Both became about {times} times as large: is it another unit, or another quantity?"
+        said.append(text)
+    return said
+
+
+def constant_now(reference: Reference, least: Floats, names: Sequence[str]) -> dict[str, float]:
+    """The values of columns that are constant now, in the units of the table."""
+    places = {name: reference.names.index(name) for name in names}
+    return {
+        # Standardising rounds: 0 must be 0 again.
+        name: round(
+            float(reference.shift[at] + reference.scale[at] * least[at]),
+            9 - math.floor(math.log10(reference.scale[at])),
+        )
+        for name, at in places.items()
+    }
+
+
+def _in_units(found: Found, index: int, value: float) -> float:
+    return float(found.reference.shift[index] + found.reference.scale[index] * value)
+
+
+def _mean(found: Found, index: int) -> tuple[float, float]:
+    before, after = (_in_units(found, index, float(each.mean[index])) for each in (found.first, found.second))
+    many = found.uncut.share[index] > MANY
+    return before, _in_units(found, index, float(found.uncut.mean[index])) if many else after
+
+
+def _deviation(found: Found, index: int) -> tuple[float, float]:
+    scale = float(found.reference.scale[index])
+    after = found.uncut.deviation if found.uncut.share[index] > MANY else found.second.deviation
+    return scale * float(found.first.deviation[index]), scale * float(after[index])
+
+
+def _changed(found: Found, name: str, what: str, score: float) -> ColumnChange:
+    index = found.reference.names.index(name)
+    return ColumnChange(name, what, *_before_and_after(found, what, index), score, float(found.uncut.share[index]))
+
+
 def _before_and_after(found: Found, what: str, index: int) -> tuple[float, float]:
-    shift, scale = float(found.reference.shift[index]), float(found.reference.scale[index])
     both = (found.first, found.second)
     if what == "mean":
-        before, after = (shift + scale * float(each.mean[index]) for each in both)
+        before, after = _mean(found, index)
     elif what == "deviation":
-        before, after = (scale * float(each.deviation[index]) for each in both)
+        before, after = _deviation(found, index)
     elif what == "missing":
         before, after = (float(each.missing[index]) for each in both)
     else:

@@ -14,6 +14,9 @@ DRIFT_VERSION = 1
 
 Answer = Literal["same", "drift"]
 
+WORDS = {"mean": "mean", "deviation": "deviation", "missing": "missing values", "correlations": "correlations"}
+"""What differs of a column, in sentences."""
+
 
 @dataclass(frozen=True)
 class Statistic:
@@ -23,11 +26,12 @@ class Statistic:
         name: Of its family: "mean", "deviation", "missing", "one_pair", "all_pairs", "distance", "overlap",
             "participation_ratio".
         value: What was found. Of a family with a number for each column that of the most conspicuous one.
-        limit: What the reference, compared with itself, reaches at the level alpha in any of all numbers. Of the
-            overlap the lower limit, else the upper one of the absolute value.
+        limit: The end of ``normal`` on the side of the value.
         column: The most conspicuous column, or "".
         score: The difference in standard deviations of the null; comparable between all numbers.
-        drift: Whether the score is above the limit of all scores.
+        drift: Whether the score is above the limit of all scores: the value is outside ``normal``.
+        normal: From where to where the number goes without drift: what the reference, compared with itself, keeps to
+            at the level alpha in all numbers together.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Statistic:
     column: str
     score: float
     drift: bool
+    normal: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,10 @@ class ColumnChange:
         name: Its name.
         what: "mean", "deviation", "missing" (a rate), or "correlations" (root of the mean squared correlation with all
             other columns).
-        before, after: In the reference and in the later rows, in the units of the table.
+        before, after: In the reference and in the later rows, in the units of the table. Means and deviations are of
+            values cut off far out; of the later values as they are, where more than 2 % of them are cut off.
         score: See :class:`Statistic`.
+        cut_off: Part of the later values that is cut off.
     """
 
     name: str
@@ -55,6 +62,7 @@ class ColumnChange:
     before: float
     after: float
     score: float
+    cut_off: float
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,7 @@ class DriftReport(Displayed):
         lost: Columns of the reference that are not there.
         new: Columns that the reference does not have.
         newly_constant: Columns that vary in the reference and have one value now, by chance in fewer than alpha cases.
+        constant_values: Of each of them its value, in the units of the table. A category is a column of 0 and 1.
         newly_varying: Columns with one value in the reference, or nearly so, that have others now, likewise.
         newly_missing: Columns that miss values in more, or fewer, blocks than chance explains, with both rates.
         new_categories: Categories that the reference does not have, of text columns where they are no single exception.
@@ -124,6 +133,7 @@ class DriftReport(Displayed):
     lost: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
     newly_constant: tuple[str, ...] = ()
+    constant_values: Mapping[str, float] = field(default_factory=dict)
     newly_varying: tuple[str, ...] = ()
     newly_missing: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     new_categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -138,20 +148,35 @@ class DriftReport(Displayed):
     @property
     def responsible(self) -> tuple[str, ...]:
         """Names of all columns that differ, each once, those of the structure of the table first."""
-        names = [*self.lost, *self.new, *self.newly_constant, *self.newly_varying, *self.new_categories]
-        names += [*self.newly_missing, *(change.name for change in self.columns)]
-        names += [name for pair in self.pairs for name in (pair.first, pair.second)]
-        return tuple(dict.fromkeys(names))
+        return tuple(self.reasons)
+
+    @property
+    def reasons(self) -> dict[str, tuple[str, ...]]:
+        """What differs of each column responsible, in words."""
+        said = [
+            *((name, "lost") for name in self.lost),
+            *((name, "new") for name in self.new),
+            *((name, "constant now") for name in self.newly_constant),
+            *((name, "other values") for name in self.newly_varying),
+            *((name, "new categories") for name in self.new_categories),
+            *((name, WORDS["missing"]) for name in self.newly_missing),
+            *((change.name, WORDS[change.what]) for change in self.columns),
+            *((name, WORDS["correlations"]) for pair in self.pairs for name in (pair.first, pair.second)),
+        ]
+        found: dict[str, dict[str, None]] = {}
+        for name, word in said:
+            found.setdefault(name, {})[word] = None
+        return {name: tuple(words) for name, words in found.items()}
 
     def sentence(self, most: int = 5) -> str:
-        """The answer with the first columns responsible, in one sentence.
+        """The answer in one sentence, with the first columns responsible and what differs of them.
 
         Args:
             most: Names at most.
         """
         if not self.is_drift:
             return f"No drift from {inside(self.reference)} to {inside(self.origin)} beyond chance."
-        names = self.responsible
+        names = [f"{name} ({', '.join(words)})" for name, words in self.reasons.items()]
         more = f" and {len(names) - most:,} more" if len(names) > most else ""
         shown = f": {', '.join(names[:most])}{more}" if names else " in the spectrum as a whole"
         return f"Drift from {inside(self.reference)} to {inside(self.origin)}{shown}."
@@ -169,7 +194,9 @@ class DriftReport(Displayed):
     def _shown(self) -> Shown:
         rows = [("answer", self.answer), ("rows", f"{self.rows:,} against {self.reference_rows:,}")]
         if self.responsible:
-            rows.append(("responsible", ", ".join(self.responsible[:5])))
+            names = self.responsible
+            more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+            rows.append(("responsible", ", ".join(names[:5]) + more))
         return Shown("DriftReport", self.origin, rows)
 
 

@@ -49,12 +49,15 @@ class Scores:
     Attributes:
         found: By family, (s,) each.
         limit: Of the largest one of all, at the level alpha.
-        value_limits: By family, the value of each number at the limit, (s,): of its absolute value if it has two sides.
+        value_limits: By family, the value of each number at the limit, (s,), on its side.
+        ranges: By family, the values of each number at the limit on both sides, (s,) each; the lower one of a distance,
+            which has none, is minus infinity.
     """
 
     found: dict[str, Floats]
     limit: float
     value_limits: dict[str, Floats]
+    ranges: dict[str, tuple[Floats, Floats]]
 
 
 def scored(real: Differences, null: Null, columns: Columns, alpha: float) -> Scores:
@@ -76,16 +79,14 @@ def scored(real: Differences, null: Null, columns: Columns, alpha: float) -> Sco
         scores[name] = np.asarray(stats.norm.isf(tail))
         sides[name] = side, degrees
     if not drawn:
-        return Scores({}, math.inf, {})
+        return Scores({}, math.inf, {}, {})
     most = np.sort(np.max(largest, axis=0))
     # So many resamples may reach it: with the data themselves counted in, that is the part alpha.
     reaching = max(0, math.floor(alpha * (len(most) + 1)) - 1)
     limit = float(most[len(most) - 1 - reaching])
-    limits = {
-        name: side.value(stats.t.isf(stats.norm.sf(limit), degrees), own[name])
-        for name, (side, degrees) in sides.items()
-    }
-    return Scores(scores, limit, limits)
+    ratios = {name: stats.t.isf(stats.norm.sf(limit), degrees) for name, (_, degrees) in sides.items()}
+    limits = {name: side.value(ratios[name], own[name]) for name, (side, _) in sides.items()}
+    return Scores(scores, limit, limits, {name: side.ends(ratios[name]) for name, (side, _) in sides.items()})
 
 
 OUTER = 0.025
@@ -130,8 +131,14 @@ class _Sides:
 
     def value(self, ratio: Floats, like: Floats) -> Floats:
         """The number that is so far from the middle, on the side of another one."""
-        up = self.middle + ratio * self.above
-        return np.asarray(up if self.one else np.where(like >= self.middle, up, self.middle - ratio * self.below))
+        low, high = self.ends(ratio)
+        return np.asarray(high if self.one else np.where(like >= self.middle, high, low))
+
+    def ends(self, ratio: Floats) -> tuple[Floats, Floats]:
+        """The numbers that are so far from the middle on either side."""
+        high = np.asarray(self.middle + ratio * self.above)
+        low = np.full_like(high, -np.inf) if self.one else np.asarray(self.middle - ratio * self.below)
+        return low, high
 
 
 def _degrees(name: str, null: Null, columns: Columns) -> Floats:

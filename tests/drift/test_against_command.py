@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lightning_sloppy import drift_report
 from lightning_sloppy.cli import main
 
 
@@ -42,7 +43,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, 
 def test_same_is_zero_and_takes_codes_and_targets_from_the_reference(capsys: Any, old: Path, tmp_path: Path) -> None:
     code, page, errors = run(capsys, table(tmp_path / "new.csv", 1), "--against", old)
     assert (code, errors) == (0, "")
-    assert page.startswith("Same. No drift from ")
+    assert page.startswith(f"No drift from {tmp_path}")
     assert "4 columns compared" in " ".join(page.split())
 
 
@@ -52,7 +53,8 @@ def test_drift_is_one_and_named_first(capsys: Any, old: Path, tmp_path: Path) ->
     code, page, errors = run(capsys, new, "--against", old, "--json", tmp_path / "new.json", "--no-intervals")
     assert (code, errors) == (1, "")
     flat = " ".join(page.split())
-    assert flat.startswith("Drift. Drift from ")
+    assert flat.startswith(f"Drift from {tmp_path / 'old.csv'} to {new}: [red]extra (new), ")
+    assert flat.count("Drift from") == 1
     assert "New (1): [red]extra" in flat  # what looks like markup is printed as it is
     assert flat.index("Columns responsible") < flat.index("Pairs responsible") < flat.index("Numbers and their limits")
     found = json.loads((tmp_path / "new.json").read_text())
@@ -63,11 +65,58 @@ def test_drift_is_one_and_named_first(capsys: Any, old: Path, tmp_path: Path) ->
     assert run(capsys, new, "--against", tmp_path / "new.json")[0] == 0
 
 
-def test_numbers_of_values_that_are_cut_off_are_said_to_be(capsys: Any, old: Path, tmp_path: Path) -> None:
+def test_a_column_in_another_unit_is_shown_as_it_is(capsys: Any, old: Path, tmp_path: Path) -> None:
     grams = 1_000 * np.random.default_rng(5).standard_normal(300)
-    code, page, _ = run(capsys, table(tmp_path / "new.csv", 1, load=grams), "--against", old)
+    arguments = ("--against", old, "--json", tmp_path / "new.json", "--no-intervals")
+    code, page, _ = run(capsys, table(tmp_path / "new.csv", 1, load=grams), *arguments)
     assert code == 1
-    assert "of values cut off far out; those of the table itself may be further away" in " ".join(page.split())
+    found = json.loads((tmp_path / "new.json").read_text())["comparison"]
+    (change,) = [each for each in found["columns"] if (each["name"], each["what"]) == ("load", "deviation")]
+    assert change["after"] == pytest.approx(grams.std(), rel=1e-6)  # 5, were it of values cut off
+    flat = " ".join(page.split())
+    ratio = float(f"{change['after'] / change['before']:.2g}")
+    assert f"Both became about {ratio:,.0f} times as large: is it another unit, or another quantity?" in flat
+    assert "of the values of load are outside -" in flat
+
+
+def test_a_reader_sees_which_values_are_normal(capsys: Any, old: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    new = table(tmp_path / "new.csv", 1, flow=rng.standard_normal(300), load=rng.standard_normal(300) - 2)
+    code, page, _ = run(capsys, new, "--against", old, "--json", tmp_path / "new.json", "--no-intervals")
+    assert code == 1
+    found = json.loads((tmp_path / "new.json").read_text())["comparison"]
+    kinds = set()
+    for each in found["statistics"]:
+        low, high = each["normal"]
+        assert (low <= each["value"] <= high) != each["drift"], each
+        assert each["limit"] in (low, high)
+        if each["name"] in ("mean", "deviation", "participation_ratio"):
+            neutral = 0 if each["name"] == "mean" else 1
+            assert low < neutral < high
+        kinds.add((each["name"], each["drift"]))
+    assert {("mean", True), ("one_pair", True)} <= kinds
+    flat = " ".join(page.split())
+    (shift,) = [each for each in found["statistics"] if each["name"] == "mean"]
+    assert shift["value"] < shift["normal"][0] < 0
+    assert f"{shift['value']:.4g} │ {shift['normal'][0]:.4g} to {shift['normal'][1]:.4g}" in flat
+    # Without drift all numbers are in their ranges.
+    same = drift_report(table(tmp_path / "same.csv", 1), old).statistics
+    assert len(same) > 5
+    assert all(each.normal[0] <= each.value <= each.normal[1] for each in same)
+    # Both columns of the pair are named with their own correlation, before and after.
+    assert "│ flow │ correlation with heat [K] │" in flat
+    assert "│ heat [K] │ correlation with flow │" in flat
+
+
+def test_lost_new_and_constant_columns_are_explained(capsys: Any, old: Path, tmp_path: Path) -> None:
+    new = table(tmp_path / "new.csv", 1, load=-3.5)
+    pd.read_csv(new).rename(columns={"flow": "feed"}).to_csv(new, index=False)
+    code, page, _ = run(capsys, new, "--against", old)
+    assert code == 1
+    flat = " ".join(page.split())
+    assert ": flow (lost), feed (new), load (constant now)." in flat
+    assert "Constant now (1): load (always -3.5)" in flat
+    assert "A column that was renamed is lost and new: give it its name back to compare it." in flat
 
 
 @pytest.mark.parametrize(

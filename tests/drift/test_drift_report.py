@@ -109,6 +109,7 @@ def test_columns_that_come_go_stop_or_start(old: Path) -> None:
     assert found.is_drift
     assert (found.lost, found.new) == (("sensor 7",), ("extra",))
     assert found.newly_constant == ("sensor 2",)
+    assert found.constant_values == {"sensor 2": 1.5}
     assert found.newly_varying == ("dead",)
     assert found.new_categories == {"line": ("D",)}
     assert found.newly_missing["sensor 9"] == pytest.approx((0.0, table["sensor 9"].isna().mean()))
@@ -130,7 +131,26 @@ def test_the_order_of_columns_and_another_last_category_change_nothing(old: Path
     found = drift_report(table[table.columns[::-1]], old)
     assert found.to_json() == drift_report(table, old).to_json()
     lost = table[table["line"] != "B"].reset_index(drop=True)
-    assert "line=B" in drift_report(lost, old).newly_constant
+    assert drift_report(lost, old).constant_values == {"line=B": 0.0}
+
+
+def test_numbers_of_a_column_are_those_of_the_table_unless_single_values_are_wild(old: Path) -> None:
+    reference, table = frame()["sensor 4"], later()
+    table["sensor 4"] = 10 * table["sensor 4"] + 300
+    table.loc[3, "sensor 4"] = np.nan
+    found = drift_report(table, old)
+    (mean,) = (each for each in found.columns if (each.name, each.what) == ("sensor 4", "mean"))
+    assert (mean.before, mean.after) == pytest.approx((reference.mean(), table["sensor 4"].mean()), rel=1e-9, abs=1e-6)
+    assert mean.cut_off == 1.0
+    assert not any("another unit" in note for note in found.notes)  # the mean is not ten times as large
+    assert any(note.startswith("100 % of the values of sensor 4 are outside") for note in found.notes)
+    table = later(**{"sensor 4": later()["sensor 4"] + 1.5})
+    honest = table["sensor 4"].mean()
+    table.loc[17, "sensor 4"] = 1e6
+    found = drift_report(table, old)
+    (mean,) = (each for each in found.columns if (each.name, each.what) == ("sensor 4", "mean"))
+    assert mean.after == pytest.approx(honest, abs=0.05)
+    assert found.notes == ()
 
 
 def test_a_wild_row_is_no_drift(old: Path) -> None:

@@ -28,7 +28,7 @@ def checked_on_drift(on_drift: Any, against: str | Path | None) -> OnDrift:
     """What is done about drift.
 
     Raises:
-        ConfigurationError: Neither "warn", "error" nor a callable, or nothing to compare with.
+        ConfigurationError: Neither "warn", "error" nor a callable, or nothing to compare with, or no path.
     """
     if on_drift not in ("warn", "error") and not callable(on_drift):
         raise ConfigurationError(f"on_drift={on_drift!r} is unknown; pass 'warn', 'error' or a callable.")
@@ -36,6 +36,11 @@ def checked_on_drift(on_drift: Any, against: str | Path | None) -> OnDrift:
         raise ConfigurationError(
             "on_drift was given, but nothing to compare with; pass against= the JSON that lightning-sloppy inspect "
             "wrote."
+        )
+    if against is not None and not isinstance(against, (str, Path)):
+        raise ConfigurationError(
+            f"InputSpectrum got against= a {type(against).__name__}; pass the path of the JSON that lightning-sloppy "
+            "inspect wrote."
         )
     found: OnDrift = on_drift
     return found

@@ -120,7 +120,12 @@ def reference_from(against: str | Path | DataReport | Reference) -> Reference:
         found = against.reference
         if found is None:
             raise ConfigurationError("The report given keeps no reference; make it with inspect().")
-    if not isinstance(against, (DataReport, Reference)):
+    if not isinstance(against, (DataReport, Reference, str, Path)):
+        raise ConfigurationError(
+            f"against is a {type(against).__name__}; pass the path of the JSON that lightning-sloppy inspect wrote, or "
+            "a report of inspect()."
+        )
+    if isinstance(against, (str, Path)):
         path = Path(against).expanduser()
         found = read_reference(path, arrays_beside(path))
     assert found is not None

@@ -224,6 +224,12 @@ def read_later(
     used = list(dict.fromkeys(reference.parents))
     there = [name for name in used if name in place]
     if 2 * len(there) < len(used):
+        if not there and list(source.names) == [str(at) for at in range(len(source.names))]:
+            raise ConfigurationError(
+                f"{source.origin} cannot be compared with {inside(reference.origin)}: its columns have no names but "
+                f"those of the reference have, such as {used[0]!r}; write a first line with the names of the columns "
+                "into it, or pass --header (header=True) if it has one."
+            )
         raise ConfigurationError(
             f"{source.origin} cannot be compared with {inside(reference.origin)}: it has {len(there):,} of the "
             f"{len(used):,} columns that are used there, and half are needed; compare tables of one kind, "

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lightning_sloppy import drift_report
+from lightning_sloppy import ConfigurationError, drift_report
 from lightning_sloppy.cli import main
 
 
@@ -138,6 +138,21 @@ def test_mistakes_are_one_sentence(capsys: Any, old: Path, tmp_path: Path, more:
     assert said.format(folder=tmp_path) in errors
     assert errors.count("\n") == 1
     assert not (tmp_path / "new.json").exists()
+
+
+def test_a_file_without_names_is_told_how_to_get_them(capsys: Any, old: Path, tmp_path: Path) -> None:
+    new = table(tmp_path / "new.csv", 1)
+    pd.read_csv(new).to_csv(new, index=False, header=False)
+    code, page, errors = run(capsys, new, "--against", old)
+    assert (code, page) == (2, "")
+    assert "its columns have no names but those of the reference have, such as 'heat [K]'" in errors
+    assert "or pass --header (header=True) if it has one" in errors
+
+
+@pytest.mark.parametrize("against", [None, 3, ["old.json"]])
+def test_what_is_no_report_is_refused_in_one_sentence(against: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"against is a .*; pass the path of the JSON"):
+        drift_report(np.zeros((30, 2)), against)
 
 
 def test_what_cannot_be_compared_is_two(capsys: Any, old: Path, tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support import ranks
 from support.tiny import Regressor, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -136,12 +140,62 @@ def test_inputs_that_cannot_be_measured_do_not_pass_the_gate(tmp_path: Path, aga
         fit(tmp_path, values, [gate(against, "error")])
 
 
+def outcome(folder: Path, against: Path, on_drift: str, shift: float, **options: Any) -> dict[str, Any]:
+    part = gate(against, on_drift)
+    data = TensorDataset(torch.tensor(rows(1, shift), dtype=torch.float32), torch.zeros(N, 1))
+    error, said = "", []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            trainer(folder, callbacks=[part], max_epochs=1, **options).fit(Linear(), DataLoader(data, 60))
+        except ConfigurationError as raised:
+            error = str(raised)
+        said = [str(each.message) for each in caught if str(each.message).startswith("Drift from")]
+    assert part.drift is not None
+    numbers = {each.name: [each.value, *each.normal] for each in part.drift.statistics}
+    return {
+        "answer": part.drift.answer, "responsible": list(part.drift.responsible), "numbers": numbers,
+        "error": error, "warned": said, "rows": part.drift.rows,
+    }  # fmt: skip
+
+
+def outcomes(folder: Path, against: Path, **options: Any) -> dict[str, Any]:
+    cases = {"error": ("error", 0.8), "warn": ("warn", 0.8), "same": ("error", 0.0)}
+    return {name: outcome(folder / name, against, *case, **options) for name, case in cases.items()}
+
+
+@pytest.mark.distributed
+def test_two_processes_have_the_verdict_of_one(tmp_path: Path, against: Path) -> None:
+    alone = outcomes(tmp_path / "one", against)
+    assert {name: each["answer"] for name, each in alone.items()} == {"error": "drift", "warn": "drift", "same": "same"}
+    two = ranks.run(__file__, tmp_path, str(against))
+    assert len(two) == 2
+    for rank, found in enumerate(two):
+        for name, one in alone.items():
+            other = found[name]
+            for key in ("answer", "responsible", "error", "rows"):
+                assert other[key] == one[key], (rank, name, key)
+            assert bool(other["error"]) == (name == "error")
+            for number, values in one["numbers"].items():
+                assert other["numbers"][number] == pytest.approx(values, rel=1e-6, abs=1e-9), (name, number)
+    assert two[0]["warn"]["warned"] == alone["warn"]["warned"] != []
+
+
 def test_mistakes_are_refused_at_once(tmp_path: Path, against: Path) -> None:
     with pytest.raises(ConfigurationError, match="on_drift='stop' is unknown"):
         InputSpectrum(against=against, on_drift="stop")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="InputSpectrum got against= a dict; pass the path of the JSON"):
+        InputSpectrum(against={})  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="nothing to compare with"):
         InputSpectrum(on_drift="error")
     with pytest.raises(ConfigurationError, match=r"alpha=0.6 is no level"):
         InputSpectrum(against=against, alpha=0.6)
     with pytest.raises(ConfigurationError, match=r"There is no file .*nowhere.json"):
         fit(tmp_path, rows(1), [InputSpectrum(against=tmp_path / "nowhere.json")])
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    made = outcomes(target.parent / target.stem, Path(sys.argv[2]), devices=2, strategy="ddp")
+    target.write_text(json.dumps(made))
+    ranks.leave()

@@ -85,7 +85,8 @@ def report_in_words(report: ErrorReport, names: Sequence[str], *, leading: int, 
         f"The tail is the {tail} of {leading + tail} directions of the training inputs after those with 95 % of the "
     )
     compared = [f"{where}trace." if tail else "All directions are needed for 95 % of the trace, so there is no tail."]
-    compared += [_compared_in_words(each) for each in report.by if tail or each.measure != "tail"]
+    shown = [each for each in report.by if tail or each.measure != "tail"]
+    compared += [text for each in shown for text in (_compared_in_words(each), _few_in_words(each)) if text]
     return [" ".join(first), " ".join(compared), worst_in_words(report, names)]
 
 
@@ -118,6 +119,16 @@ def _compared_in_words(found: BinnedErrors) -> str:
     if change.low <= 0 <= change.high:
         return f"{said}: no difference can be seen ({interval}).{drift}"
     return f"{said}: a difference of {number(change.value)} ({interval}).{drift}"
+
+
+def _few_in_words(found: BinnedErrors) -> str:
+    """Which bins have so few samples that their numbers are hardly known, if any."""
+    bins = len(found.bins)
+    few = [(place, rate.count) for place, rate in enumerate(found.bins, 1) if rate.few]
+    if not few:
+        return ""
+    places = ", ".join(f"{place_in_words(place, bins)} ({count})" for place, count in few)
+    return f"Fewer than 10 samples by {MEASURE_WORDS[found.measure]}: {places}; an error there is hardly known."
 
 
 def _drift_in_words(found: BinnedErrors) -> str:

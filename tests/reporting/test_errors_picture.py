@@ -58,6 +58,20 @@ def test_a_small_class_is_named_beside_the_worst_of_the_others():
     assert "fewer than 10" not in report_in_words(metric.report(), NAMES, leading=1, tail=1)[0]
 
 
+def test_bins_with_few_samples_are_named_with_their_number():
+    _, report = regression(3, 45)
+    paragraph = report_in_words(report, NAMES, leading=1, tail=2)[1]
+    for each in report.by:
+        few = [(place, rate.count) for place, rate in enumerate(each.bins, 1) if rate.count < 10]
+        assert 0 < len(few) < 5
+        measure = "share of energy in the tail" if each.measure == "tail" else "distance from the training inputs"
+        names = {1: "the lowest fifth", 5: "the highest fifth"}
+        places = ", ".join(f"{names.get(place, f'bin {place} of 5')} ({count})" for place, count in few)
+        assert f"Fewer than 10 samples by {measure}: {places}; an error there is hardly known." in paragraph
+    _, report = regression(3, 300)
+    assert "Fewer than 10" not in report_in_words(report, NAMES, leading=1, tail=2)[1]
+
+
 def test_without_a_tail_or_enough_samples_that_is_said():
     metric, report = regression(2, 300)
     left = errors_picture(report, NAMES, step=7).axes[0]

@@ -98,7 +98,7 @@ def find_task(
             raise ConfigurationError(
                 f"Errors of validation samples need targets that are one tensor, but they are a "
                 f"{type(batch[1]).__name__}; pass predict=, a function of outputs and targets that returns booleans, "
-                "true for a mistake."
+                "true for a mistake, or, for a regression, let the data set return pairs (inputs, targets)."
             )
         raise ConfigurationError(
             f"Errors of validation samples need a classifier (scores (N, C) with classes (N,), or one logit with "

@@ -183,6 +183,27 @@ def test_batches_may_be_dicts_with_a_rule_of_the_user(tmp_path):
     assert "balanced_error" not in callback.latest.estimates
 
 
+class RegressionOfDicts(OfDicts):
+    """Predicts its third input."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.mse_loss(self(batch["x"])[:, :1], batch["y"])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.training_step(batch, batch_idx))
+
+
+@pytest.mark.filterwarnings("ignore:On one batch no loss was found:UserWarning")
+def test_a_regression_on_dicts_is_told_what_its_data_set_must_return(tmp_path):
+    callback = ValidationErrors()
+    loaders = [DataLoader(Rows(n, seed, lambda x, y: {"x": x, "y": x[2:3]}), 50) for n, seed in ((200, 0), (100, 1))]
+    host = trainer(tmp_path, callbacks=[callback], max_epochs=1)
+    with pytest.warns(UserWarning, match=r"for a regression, let the data set return pairs \(inputs, targets\)"):
+        host.fit(RegressionOfDicts(), *loaders)
+    assert callback.latest_report is None
+    assert host.global_step == 4
+
+
 def test_a_rule_that_gives_labels_finds_the_classes_of_the_targets(tmp_path):
     callback, module = ValidationErrors(strict=True, predict=lambda outputs: outputs.argmax(1)), Classifier()
     fit(tmp_path, callback, module)

@@ -56,6 +56,7 @@ def named(name: str) -> str:
 
 def test_the_promised_configurations_are_there():
     promised = {"digits", "early_stopping", "fine_tune", "minimal", "mnist_certified", "mnist_fc", "mnist_split"}
+    promised |= {"validation_errors"}
     assert promised <= {path.stem for path in CONFIGS}
 
 
@@ -80,7 +81,9 @@ def test_fits_for_a_step(config, tmp_path):
     if config.stem == "fine_tune":
         write_compressed(tmp_path / "small.ckpt")
     main(["fit", f"--config={config}", *ONE_STEP])
-    assert any(tag.startswith("sloppy_jacobian/") for tag in curves(tmp_path).Tags()["scalars"])
+    tags = curves(tmp_path).Tags()["scalars"]
+    assert any(tag.startswith("sloppy_jacobian/") for tag in tags)
+    assert any(tag.startswith("sloppy_validation/") for tag in tags) == (config.stem == "validation_errors")
 
 
 @pytest.mark.slow

@@ -219,10 +219,10 @@ def remarks(table: list[dict[str, object]], cells: int) -> list[str]:
     """What the columns are, and how many fractions miss the target."""
     said = [
         "Fraction of the seeds in which the 95 % interval holds the value of the matrix that the rows come from. The "
-        'constants of the intervals were chosen on the part "tuned". The part "held out" was used for one thing: in its '
-        "cell of eight decades, 4200 x 16, 30 % missing, the intervals of entropy rank and ridge degrees of freedom "
-        "first held in .49 and .37 of the seeds, and the allowance for what a repair adds was made then. Autocorrelated "
-        "rows are a first-order process with the correlation shown between neighbouring rows."
+        'constants of the intervals were chosen on the part "tuned". The part "held out" was used for one thing: in '
+        "its cell of eight decades, 4200 x 16, 30 % missing, the intervals of entropy rank and ridge degrees of "
+        "freedom first held in .49 and .37 of the seeds, and the allowance for what a repair adds was made then. "
+        "Autocorrelated rows are a first-order process with the correlation shown between neighbouring rows."
     ]
     if len(table) < cells:
         said.append(f"{cells - len(table)} of {cells} cells were not run.")

@@ -221,6 +221,7 @@ def compared(
         newly_varying=rare.varying,
         newly_missing=rare.missing,
         new_categories=rare.categories,
+        too_slow=tuple(name for name, each in zip(reference.names, slow, strict=True) if each),
         targets=tuple(name for name in names if name in kept),
         notes=(
             *notes,

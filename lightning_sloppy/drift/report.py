@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from lightning_sloppy.display import Displayed, Shown
+from lightning_sloppy.display import Displayed, Shown, counted
 from lightning_sloppy.inspection.data_report import as_json
 
 DRIFT_VERSION = 1
@@ -109,6 +109,8 @@ class DriftReport(Displayed):
         newly_varying: Columns with one value in the reference, or nearly so, that have others now, likewise.
         newly_missing: Columns that miss values in more, or fewer, blocks than chance explains, with both rates.
         new_categories: Categories that the reference does not have, of text columns where they are no single exception.
+        too_slow: Columns of which the reference makes too few independent stretches: their correlations were not
+            compared, nor what else of them changes as slowly.
         targets: Columns of the later rows that were left out: targets of the reference, and those named.
         notes: What else is to be known, in sentences.
     """
@@ -137,6 +139,7 @@ class DriftReport(Displayed):
     newly_varying: tuple[str, ...] = ()
     newly_missing: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     new_categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    too_slow: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -175,7 +178,11 @@ class DriftReport(Displayed):
             most: Names at most.
         """
         if not self.is_drift:
-            return f"No drift from {inside(self.reference)} to {inside(self.origin)} beyond chance."
+            found = f"No drift from {inside(self.reference)} to {inside(self.origin)} beyond chance"
+            if 2 * len(self.too_slow) <= self.compared:
+                return f"{found}."
+            count = f"{len(self.too_slow):,} of {counted(self.compared, 'column')}"
+            return f"{found}, as far as can be said: {count} change too slowly to be compared in full."
         names = [f"{name} ({', '.join(words)})" for name, words in self.reasons.items()]
         more = f" and {len(names) - most:,} more" if len(names) > most else ""
         shown = f": {', '.join(names[:most])}{more}" if names else " in the spectrum as a whole"

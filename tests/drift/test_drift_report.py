@@ -381,6 +381,18 @@ def test_columns_that_wander_are_not_judged() -> None:
     found = drift_report(values[1_000:], inspect(values[:1_000], intervals=False))
     assert found.answer == "same"
     assert any(note.startswith("Of 2 the correlations are not compared") for note in found.notes)
+    assert found.too_slow == ("2",)
+    assert found.sentence().endswith("beyond chance.")
+
+
+def test_the_answer_says_if_most_columns_are_not_judged() -> None:
+    values = process(2_000, 0, d=5)
+    values[:, :3] = np.cumsum(np.random.default_rng(0).standard_normal((2_000, 3)), 0)
+    found = drift_report(values[1_000:], inspect(values[:1_000], intervals=False))
+    assert (found.answer, found.too_slow) == ("same", ("0", "1", "2"))
+    assert found.sentence().endswith(
+        f"beyond chance, as far as can be said: 3 of {found.compared} columns change too slowly to be compared in full."
+    )
 
 
 def test_a_counter_beside_the_columns_does_not_hide_what_they_do() -> None:

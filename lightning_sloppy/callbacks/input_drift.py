@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,6 +129,18 @@ class InputDrift:
         answer = self._answer(said) if rank == 0 else (None, "")
         self.report, self.failure = answer if over_ranks is None else over_ranks(answer)[0]
         self._later = None
+
+    def refusal(self, said: str) -> str:
+        """Why a fit is ended, and what to do."""
+        lost = () if self.report is None else self.report.lost
+        text = (
+            f"The fit was ended before its first step by on_drift='error': {said} Inspect the new inputs with "
+            f"--against {self.against}, correct them, or make a report of them to compare with from now on."
+        )
+        if not lost:
+            return text
+        options = " ".join(f"--target {shlex.quote(name)}" for name in lost[:5])
+        return f"{text} If the model does not see the lost columns, make the reference without them: {options}."
 
     def _answer(self, said: list[Any]) -> tuple[DriftReport | None, str]:
         failure = next((each[1] for each in said if each[1]), "")

@@ -193,10 +193,7 @@ class InputSpectrum(MeasuringCallback):
         elif drift.report.is_drift:
             said = drift.report.sentence()
             if self.on_drift == "error":
-                raise ConfigurationError(
-                    f"The fit was ended before its first step by on_drift='error': {said} Inspect the new inputs with "
-                    f"--against {self.against}, correct them, or make a report of them to compare with from now on."
-                )
+                raise ConfigurationError(drift.refusal(said))
             if self.on_drift == "warn":
                 self.warn_once(said, trainer=trainer, key="drift")
             else:

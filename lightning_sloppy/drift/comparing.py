@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lightning_sloppy.drift.block_null import RESAMPLES, block_null
 from lightning_sloppy.drift.comparable import Comparison
 from lightning_sloppy.drift.differences import described, differences, top_space
 from lightning_sloppy.drift.later_rows import LaterRows, read_later
-from lightning_sloppy.drift.naming import Found, changes, constant_now, cut_off_in_words, statistics_of
+from lightning_sloppy.drift.naming import Found, changes, constant_now, cut_off_in_words, seen_in_words, statistics_of
 from lightning_sloppy.drift.neighbours import FEWEST_BLOCKS
 from lightning_sloppy.drift.rare_events import rare_events
 from lightning_sloppy.drift.report import DriftReport
@@ -128,6 +129,8 @@ def reference_from(against: str | Path | DataReport | Reference) -> Reference:
     if isinstance(against, (str, Path)):
         path = Path(against).expanduser()
         found = read_reference(path, arrays_beside(path))
+        if found.origin.startswith("The "):  # of an array or a frame; the file says more
+            found = replace(found, origin=str(path))
     assert found is not None
     if found.parts is None:
         raise ConfigurationError(
@@ -224,6 +227,7 @@ def compared(
         too_slow=tuple(name for name, each in zip(reference.names, slow, strict=True) if each),
         targets=tuple(name for name in names if name in kept),
         notes=(
+            *seen_in_words(scores),
             *notes,
             *cut_off_in_words(found, columns),
             *comparison.notes(chosen, slow, names),

@@ -24,6 +24,10 @@ MOST_PAIRS = 100
 FEW_COLUMNS = 5
 """Columns and pairs named where only a number of the whole matrix is beyond its limit."""
 
+LARGE_SHIFT, LARGE_CORRELATION, HARDLY_SEEN = 0.75, 0.7, 0.98
+"""Changes of a mean, in standard deviations, and of a correlation that is 0 before: the page says so if larger ones
+than the first two are needed, or if even the third is not enough."""
+
 OF_COLUMNS = ("mean", "deviation", "missing", "one_pair", "all_pairs")
 
 
@@ -131,6 +135,23 @@ def cut_off_in_words(found: Found, columns: Sequence[ColumnChange]) -> list[str]
             text += f" Both became about {times} times as large: is it another unit, or another quantity?"
         said.append(text)
     return said
+
+
+def seen_in_words(scores: Scores) -> list[str]:
+    """How large changes have to be, where only large ones are seen: the medians over the columns."""
+    said = []
+    if "mean" in scores.ranges:
+        low, high = scores.ranges["mean"]
+        shift = float(np.median((high - low) / 2))
+        if shift > LARGE_SHIFT:
+            said.append(f"of a mean by about {number(round(shift, 1))} standard deviations or more")
+    if "one_pair" in scores.ranges:
+        correlation = math.tanh(float(np.median(scores.ranges["one_pair"][1])))
+        if correlation > HARDLY_SEEN:
+            said.append("of correlations none")
+        elif correlation > LARGE_CORRELATION:
+            said.append(f"of a correlation by about {correlation:.2f} or more")
+    return [f"With so few independent rows only large changes are seen: {', '.join(said)}."] if said else []
 
 
 def constant_now(reference: Reference, least: Floats, names: Sequence[str]) -> dict[str, float]:

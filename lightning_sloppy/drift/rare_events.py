@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from lightning_sloppy.display import percent
 from lightning_sloppy.drift.comparable import OFTEN, Comparison, Mask, listed
 from lightning_sloppy.drift.differences import Columns
 from lightning_sloppy.drift.presence import less_often, more_often
+
+WORTH_A_NOTE = 0.02
+"""Rise of the part of the cells that are missing from which it is said, even if it is not called drift."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,13 @@ def rare_events(comparison: Comparison, chosen: Columns, level: float) -> RareEv
     rates = [
         _rates(moments.with_counts()) for moments in (comparison.parts.whole, later.moments) if moments is not None
     ]
+    rose = {
+        str(names[place]): (rates[0][place], rates[1][place])
+        for place in np.flatnonzero(gaps & ~missing)
+        if rates[1][place] > rates[0][place] + WORTH_A_NOTE
+    }
     notes = _rare_notes(
+        rose,
         [str(name) for name in names[still & ~constant]],
         [name for place, name in enumerate(later.constant) if others[:, place].any() and name not in changed],
         {name: words for name, (_, words) in unseen.items() if name not in categories},
@@ -84,8 +94,17 @@ def _rates(counts: Any) -> list[float]:
     return [float(rate) for rate in 1 - counts.count / counts.rows]
 
 
-def _rare_notes(still: list[str], varying: list[str], categories: dict[str, tuple[str, ...]]) -> list[str]:
+def _rare_notes(
+    rose: dict[str, tuple[float, float]], still: list[str], varying: list[str], categories: dict[str, tuple[str, ...]]
+) -> list[str]:
     found = []
+    if rose:
+        worst = sorted(rose.items(), key=lambda each: each[1][0] - each[1][1])
+        shown = [f"{name} ({percent(before, 1)} -> {percent(after, 1)})" for name, (before, after) in worst]
+        found.append(
+            f"Missing more often than in the reference, in too few stretches of rows to call it drift: "
+            f"{listed(shown)}. Look at these columns."
+        )
     if still:
         found.append(f"Constant now, as may happen by chance in so few rows: {listed(still)}.")
     if varying:

@@ -63,7 +63,7 @@ REPEATS = Evidence(
     "Do fewer inputs cost accuracy?",
 )
 NARROW = Evidence(
-    "Two rules that sound alike did not hold. A first layer as wide as the participation ratio was worse on all eight "
+    "Two rules of thumb did not hold. A first layer as wide as the participation ratio was worse on all eight "
     "data sets, by 0.2 to 5.3 points. A projection of the inputs onto that many directions cost up to 6.9 points.",
     "Do fewer inputs cost accuracy?",
 )

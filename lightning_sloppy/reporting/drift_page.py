@@ -168,12 +168,16 @@ def _statistics(report: DriftReport) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="Numbers and their limits", title_justify="left", title_style="bold")
+    table = Table(
+        title="Numbers and their normal ranges: of each kind the one with the highest score",
+        title_justify="left",
+        title_style="bold",
+    )
     for heading in ("", "found", "normal", "score", ""):
         table.add_column(heading, justify="left" if not heading else "right", overflow="fold")
     for statistic in report.statistics:
         beyond = "beyond" if statistic.drift else ""
-        of = f": {statistic.column}" if statistic.column and statistic.drift else ""
+        of = f": {statistic.column}" if statistic.column else ""
         table.add_row(
             Text(meaning(report, statistic) + of),
             _in_its_unit(statistic, statistic.value),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -73,17 +74,17 @@ def test_alike_inputs_are_the_same_although_they_are_rounded_to_float32(tmp_path
     # The usual 0.1 of column e as well; the dead column of the reference may be left out of a training.
     assert (part.drift.answer, part.drift.responsible) == ("same", ())
     assert part.drift.rows == N
-    assert any(text.startswith("No drift from the mapping to the training inputs") for text in part.paragraphs())
+    assert any(text.startswith(f"No drift from {against} to the training inputs") for text in part.paragraphs())
 
 
 def test_drift_is_warned_about_and_stands_in_the_summary(tmp_path: Path, against: Path) -> None:
     part = gate(against)
-    with pytest.warns(UserWarning, match=r"^Drift from the mapping to the training inputs: c"):
+    with pytest.warns(UserWarning, match=f"^Drift from {re.escape(str(against))} to the training inputs: c"):
         fit(tmp_path, rows(1, shift=0.8), [part])
     assert part.drift is not None
     assert "c" in part.drift.responsible
     assert not {"a", "b", "d"} & set(part.drift.responsible)
-    assert any(text.startswith("Drift from the mapping") for text in part.paragraphs())
+    assert any(text.startswith(f"Drift from {against}") for text in part.paragraphs())
     assert part.latest is not None
 
 
@@ -95,6 +96,15 @@ def test_error_ends_the_fit_before_its_first_step(tmp_path: Path, against: Path)
         trainer(tmp_path, callbacks=[gate(against, "error")], max_epochs=1).fit(model, DataLoader(data, 60))
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_columns_that_the_model_does_not_see_are_told_how_to_be_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "wide.json"
+    table = dict(zip(NAMES, rows(0).T, strict=True)) | {"not seen": rows(7)[:, 0]}
+    inspect(table, intervals=False).save(path)
+    data = TensorDataset(torch.tensor(rows(1), dtype=torch.float32), torch.zeros(N, 1))
+    with pytest.raises(ConfigurationError, match=r"make the reference without them: --target 'not seen'\.$"):
+        trainer(tmp_path, callbacks=[gate(path, "error")], max_epochs=1).fit(Linear(), DataLoader(data, 60))
 
 
 def test_a_callable_is_given_the_report_and_may_end_the_fit(tmp_path: Path, against: Path) -> None:

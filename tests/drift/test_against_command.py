@@ -56,7 +56,11 @@ def test_drift_is_one_and_named_first(capsys: Any, old: Path, tmp_path: Path) ->
     assert flat.startswith(f"Drift from {tmp_path / 'old.csv'} to {new}: [red]extra (new), ")
     assert flat.count("Drift from") == 1
     assert "New (1): [red]extra" in flat  # what looks like markup is printed as it is
-    assert flat.index("Columns responsible") < flat.index("Pairs responsible") < flat.index("Numbers and their limits")
+    assert (
+        flat.index("Columns responsible")
+        < flat.index("Pairs responsible")
+        < flat.index("Numbers and their normal ranges")
+    )
     found = json.loads((tmp_path / "new.json").read_text())
     assert found["comparison"]["answer"] == "drift"
     assert {"flow", "heat [K]"} <= set(found["comparison"]["responsible"])

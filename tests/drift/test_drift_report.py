@@ -68,7 +68,9 @@ def test_two_stretches_of_one_process_are_the_same(old: Path) -> None:
 def test_a_report_in_memory_is_a_reference_as_its_file_is(old: Path) -> None:
     report = inspect(frame(), target="failed", intervals=False)
     for changed in (later(), later(**{"sensor 3": 1.0})):
-        assert drift_report(changed, report).to_json() == drift_report(changed, old).to_json()
+        memory, file = (json.loads(drift_report(changed, each).to_json()) for each in (report, old))
+        assert (memory.pop("reference"), file.pop("reference")) == ("The pandas frame", str(old))
+        assert memory == file
 
 
 @pytest.mark.parametrize(
@@ -224,6 +226,28 @@ def test_what_lasts_is_counted_as_often_as_it_begins() -> None:
     assert stats.hypergeom.sf(19, 80, 55, 20) < 0.001
 
 
+def test_an_outage_in_too_few_stretches_is_a_note() -> None:
+    values = process(3_000, 0, phi=0.95, d=4)
+    old = inspect(values[:2_000], intervals=False)
+    new = values[2_000:].copy()
+    new[300:600, 1] = np.nan
+    found = drift_report(new, old)
+    assert found.answer == "same"
+    assert any("too few stretches of rows to call it drift: 1 (0.0 % -> 30.0 %)." in note for note in found.notes)
+
+
+def test_few_rows_say_how_large_a_change_they_show() -> None:
+    values = process(1_500, 0)
+    old = inspect(values[:1_000], intervals=False)
+    few, many = (drift_report(values[1_000 : 1_000 + rows], old).notes for rows in (30, 500))
+    assert not any(note.startswith("With so few") for note in many)
+    (note,) = [note for note in few if note.startswith("With so few independent rows only large changes are seen")]
+    shift = float(re.findall(r"a mean by about ([\d.]+) standard deviations", note)[0])
+    drawn = values[1_000:1_030].copy()
+    drawn[:, 2] += 3 * shift
+    assert "2" in drift_report(drawn, old).responsible
+
+
 def test_long_outages_of_an_unchanged_process_are_no_drift() -> None:
     called = 0
     for seed in range(8):
@@ -348,7 +372,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         ({"a": table["a"], "x": table["b"]}, "has 1 of the 4 columns that are used there, and half are needed"),
         (
             {name: column[:10] for name, column in table.items()},
-            "The mapping cannot be compared with the mapping: of 20 rows that are needed there are 10",
+            f"The mapping cannot be compared with {path}: of 20 rows that are needed there are 10",
         ),
         ({name: column[:0] for name, column in table.items()}, "holds no rows"),
         (table | {"b": np.array(["A"] * 200)}, "column 'b' holds numbers in the reference, but row 0 .* is 'A'"),
@@ -414,7 +438,7 @@ def test_a_column_left_out_on_request_is_not_lost(old: Path) -> None:
 def test_the_report_is_a_record(old: Path) -> None:
     found = drift_report(later(), old)
     assert isinstance(found, DriftReport)
-    assert found.sentence() == "No drift from the pandas frame to the pandas frame beyond chance."
+    assert found.sentence() == f"No drift from {old} to the pandas frame beyond chance."
 
 
 def test_the_page_shows_what_it_prints(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

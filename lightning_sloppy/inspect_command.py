@@ -225,7 +225,7 @@ def _of_datamodule(arguments: list[str]) -> Any:
     from lightning_sloppy.command_line.parser import Parser
 
     parser = Parser(prog="lightning-sloppy inspect", exit_on_error=True)
-    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
+    parser.add_subclass_arguments(LightningDataModule, "data", required=True, fail_untyped=False)
     # The method was renamed in jsonargparse 4.49.
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
     parsed = parser.parse_args(arguments)

@@ -68,6 +68,19 @@ def test_the_path_may_follow_the_targets(capsys, table) -> None:
     assert "target: failed" in page
 
 
+def test_a_data_module_whose_arguments_have_no_types(capsys, tmp_path, monkeypatch) -> None:
+    (tmp_path / "own_data_module.py").write_text(
+        "from lightning_sloppy.demo.data import DigitsDataModule\n\n\n"
+        "class Own(DigitsDataModule):\n"
+        "    def __init__(self, size):\n"
+        "        super().__init__(batch_size=int(size))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    code, page, errors = run(capsys, "--data", "own_data_module.Own", "--data.size", "32", "--no-intervals")
+    assert (code, errors) == (0, "")
+    assert "64 columns" in page
+
+
 def test_samples_of_a_data_module(capsys) -> None:
     code, page, errors = run(capsys, "--data", "DigitsDataModule", "--data.batch_size", "32", "--no-intervals")
     assert code == 0, errors

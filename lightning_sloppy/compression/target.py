@@ -17,7 +17,9 @@ def refuse_wrong_target(keep: float | None, size: float | None, max_drop: float 
     given = {name: value for name, value in targets.items() if value is not None}
     if len(given) != 1:
         said = " and ".join(f"{name}={value}" for name, value in given.items()) or "none of them"
-        raise ConfigurationError(f"Give exactly one of keep, size and max_drop; {said} was given.")
+        raise ConfigurationError(
+            f"Give exactly one of keep, size and max_drop; {said} {'were' if given else 'was'} given."
+        )
     ((name, value),) = given.items()
     fits = 0 <= value < math.inf if name == "max_drop" else 0 < value <= 1
     if not fits:

@@ -229,12 +229,12 @@ class Judged(MLPClassifier):
 def test_a_mistake_in_the_test_is_told_before_the_work(fitted, monkeypatch) -> None:
     """It is no missing test part, which a data module of this package says by its cause."""
     worked = []
-    monkeypatch.setattr("lightning_sloppy.callbacks.compressing_trainer.compress", lambda *_, **__: worked.append(1))
     trainer = CompressingTrainer(logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
-    with pytest.raises(ConfigurationError, match="need a file of names"):
-        trainer.compress(WithMistake([64, 48, 32, 10]), WithTest(), str(fitted), size=0.5, out="small.ckpt")
+    with monkeypatch.context() as patched:
+        patched.setattr("lightning_sloppy.callbacks.compressing_trainer.compress", lambda *_, **__: worked.append(1))
+        with pytest.raises(ConfigurationError, match="need a file of names"):
+            trainer.compress(WithMistake([64, 48, 32, 10]), WithTest(), str(fitted), size=0.5, out="small.ckpt")
     assert not worked
-    monkeypatch.undo()
     for data, names in [(DigitsDataModule(), set()), (WithTest(), {"val_accuracy", "val_loss"})]:
         found = trainer.compress(Judged([64, 48, 32, 10]), data, str(fitted), size=0.5, out="small.ckpt")
         assert set(found.tested) == names

@@ -39,13 +39,13 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.slow
-def test_a_hundred_measurements_leave_nothing(tmp_path):
+def test_fifty_measurements_leave_nothing(tmp_path):
     """The history keeps k + N numbers of each measurement, and nothing else grows."""
     seen: dict[int, tuple[int, int]] = {}
 
     class Looking(Classifier):
         def on_train_epoch_start(self):
-            if self.current_epoch in (10, 50, 99):
+            if self.current_epoch in (10, 30, 49):
                 seen[self.current_epoch] = (live_tensors(), resident_bytes())
 
     before = set(vars(torch.nn.Module)), torch.utils.checkpoint.CheckpointFunction
@@ -56,15 +56,15 @@ def test_a_hundred_measurements_leave_nothing(tmp_path):
         max_overhead=None,
     )
     module = Looking()
-    host = trainer(tmp_path, callbacks=[watcher], max_epochs=100)
+    host = trainer(tmp_path, callbacks=[watcher], max_epochs=50)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         host.fit(module, loader())
-    assert len(watcher.measurements["hessian"]) == 101
+    assert len(watcher.measurements["hessian"]) == 51
     # What the history holds of one round is constant, so two stretches of the run grow alike.
-    first, second = (seen[50][0] - seen[10][0]) / 40, (seen[99][0] - seen[50][0]) / 49
+    first, second = (seen[30][0] - seen[10][0]) / 20, (seen[49][0] - seen[30][0]) / 19
     assert first == second
     assert second <= sum(held(watcher.measurements[group][-1]) for group in ("jacobian", "hessian", "fisher", "bound"))
-    assert seen[99][1] - seen[50][1] < 20 * 1024**2
+    assert seen[49][1] - seen[30][1] < 10 * 1024**2
     assert (set(vars(torch.nn.Module)), torch.utils.checkpoint.CheckpointFunction) == before
     assert not {"log", "log_dict"} & vars(module).keys()

@@ -36,6 +36,9 @@ LARGE = 128
 RANKS = 6
 """Ranks tried of each layer, from 1 to the largest in equal steps of the logarithm."""
 
+NUMBERS_AT_ONCE = 2**22
+"""Numbers of the outputs that are taken to float64 together: 32 MB."""
+
 LARGEST = 1e6
 """Effects are at most this; also of a cut after which outputs are not finite, or the forward fails."""
 
@@ -138,11 +141,13 @@ class _Spread:
     def add(self, outputs: Tensor) -> None:
         """Add the outputs of a batch, by the update of Chan, Golub and LeVeque (1983)."""
         count, mean, squares = self._parts.get(outputs.shape[1:], (0, torch.zeros(()), torch.zeros(())))
-        for row in outputs:
-            step = _accurate(row) - mean
-            count += 1
-            squares = squares + (count - 1) / count * step.square().sum()
-            mean = mean + step / count
+        for part in _parts_of(outputs):
+            values, new = _accurate(part), len(part)
+            own = values.mean(0)
+            step = own - mean
+            squares = squares + (values - own).square().sum() + count * new / (count + new) * step.square().sum()
+            count += new
+            mean = mean + step * (new / count)
         self._parts[outputs.shape[1:]] = (count, mean, squares)
 
     @property
@@ -180,14 +185,18 @@ def _numbers(run: Callable[[Any], Any], batch: Any) -> list[Tensor]:
 
 
 def _squares(new: Tensor, old: Tensor) -> Tensor:
-    """Sum of squares of a change, sample by sample: the outputs of a batch in float64 may be large.
-
-    It stays on the device, so that the host does not wait for every cut of every layer.
-    """
+    """Sum of squares of a change. It stays on the device: the host does not wait for every cut of every layer."""
     found = torch.zeros(())
-    for a, b in zip(new, old, strict=True):
+    for a, b in zip(_parts_of(new), _parts_of(old), strict=True):
         found = found + (_accurate(a) - _accurate(b)).square().sum()
     return found
+
+
+def _parts_of(outputs: Tensor) -> Sequence[Tensor]:
+    """Rows of the outputs of a batch, few enough at once: in float64 all of them may be large."""
+    if not len(outputs):
+        return ()
+    return torch.split(outputs, max(1, NUMBERS_AT_ONCE * len(outputs) // max(outputs.numel(), 1)))
 
 
 def _accurate(values: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ import numpy.typing as npt
 from lightning_sloppy.display import Progress, untold
 from lightning_sloppy.drift.block_null import RESAMPLES, block_null
 from lightning_sloppy.drift.comparable import Comparison
-from lightning_sloppy.drift.differences import described, differences, top_space
+from lightning_sloppy.drift.differences import Columns, described, differences, top_space
 from lightning_sloppy.drift.later_rows import LaterRows, read_later
 from lightning_sloppy.drift.naming import Found, changes, constant_now, cut_off_in_words, seen_in_words, statistics_of
-from lightning_sloppy.drift.neighbours import FEWEST_BLOCKS
+from lightning_sloppy.drift.neighbours import FEWEST_BLOCKS, Neighbours
 from lightning_sloppy.drift.rare_events import rare_events
 from lightning_sloppy.drift.report import DriftReport
 from lightning_sloppy.drift.scoring import participation_ratios, scored
@@ -172,25 +172,10 @@ def compared(
     Raises:
         ConfigurationError: Too few rows, or columns that change too slowly.
     """
-    tell = progress or untold
     comparison = Comparison(later, reference, origin)
     null_rows, notes = comparison.length()
     chosen, alike, slow = comparison.columns()
-    parts = comparison.parts
-    first = described(parts.whole, chosen)
-    top = top_space(first, chosen)
-    own = (1 - SHARE) * alpha
-    resamples = min(MOST_RESAMPLES, max(RESAMPLES, math.ceil(5 / own)))
-    null = block_null(
-        parts, chosen, null_rows, comparison.block, alike, top, seed=seed, resamples=resamples,
-        advance=lambda done, total: tell("comparing the reference with itself", done, total),
-    )  # fmt: skip
-    assert later.moments is not None
-    second = described(later.moments, chosen)
-    real = differences(first, second, chosen, top)
-    scores = scored(real, null, chosen, own)
-    assert later.uncut is not None
-    found = Found(reference, chosen, first, second, real, null, scores, top, later.uncut)
+    found = _measured(comparison, chosen, alike, null_rows, alpha, seed, progress or untold)
     columns, pairs = changes(found)
     statistics = statistics_of(found)
     rare = rare_events(comparison, chosen, SHARE * alpha)
@@ -198,7 +183,7 @@ def compared(
     lost = tuple(name for name in reference.columns if name not in names and name not in reference.set_aside)
     new = tuple(name for name in names if name not in reference.columns and name not in kept)
     is_drift = any(each.drift for each in statistics) or bool(lost or new or rare.any)
-    before, after = participation_ratios(real, null, chosen)
+    before, after = participation_ratios(found.real, found.null, chosen)
     return DriftReport(
         answer="drift" if is_drift else "same",
         origin=origin,
@@ -207,12 +192,12 @@ def compared(
         reference_rows=reference.rows,
         alpha=alpha,
         compared=int(chosen.compared.sum()),
-        blocks=null.blocks,
-        block_rows=null.length,
-        resamples=resamples,
-        limit=scores.limit,
-        top=top.k,
-        gap=top.gap,
+        blocks=found.null.blocks,
+        block_rows=found.null.length,
+        resamples=_resamples(alpha),
+        limit=found.scores.limit,
+        top=found.top.k,
+        gap=found.top.gap,
         participation_ratio=(float(before), float(after)),
         statistics=statistics,
         columns=columns,
@@ -227,10 +212,39 @@ def compared(
         too_slow=tuple(name for name, each in zip(reference.names, slow, strict=True) if each),
         targets=tuple(name for name in names if name in kept),
         notes=(
-            *seen_in_words(scores),
+            *seen_in_words(found.scores),
             *notes,
             *cut_off_in_words(found, columns),
             *comparison.notes(chosen, slow, names),
             *rare.notes,
         ),
     )
+
+
+def _measured(
+    comparison: Comparison,
+    chosen: Columns,
+    alike: Neighbours,
+    null_rows: float,
+    alpha: float,
+    seed: int,
+    tell: Progress,
+) -> Found:
+    """The differences of both tables beside those of the reference with itself."""
+    parts, later = comparison.parts, comparison.later
+    assert later.moments is not None
+    assert later.uncut is not None
+    first, second = described(parts.whole, chosen), described(later.moments, chosen)
+    top = top_space(first, chosen)
+    null = block_null(
+        parts, chosen, null_rows, comparison.block, alike, top, seed=seed, resamples=_resamples(alpha),
+        advance=lambda done, total: tell("comparing the reference with itself", done, total),
+    )  # fmt: skip
+    real = differences(first, second, chosen, top)
+    scores = scored(real, null, chosen, (1 - SHARE) * alpha)
+    return Found(comparison.reference, chosen, first, second, real, null, scores, top, later.uncut)
+
+
+def _resamples(alpha: float) -> int:
+    """Pairs of sets: five of them beyond the limit, on average."""
+    return min(MOST_RESAMPLES, max(RESAMPLES, math.ceil(5 / ((1 - SHARE) * alpha))))

@@ -94,7 +94,7 @@ def hidden_below(values: Floats, floor: float, noise: float = 0.0) -> tuple[Floa
         return values, values, values
     left = float(values[small].sum())
     gathered = np.clip(left - floor * np.arange(int(small.sum())), 0.0, floor)
-    part = max(0.0, 1 - noise / left) if left > 0 else 1.0
+    part = max(0.0, 1 - noise / left) if left > 0 and not small.all() else 1.0
     fewer = np.where(small, part * values, values)
     return (
         np.concatenate([values[~small], gathered]),

@@ -235,6 +235,25 @@ def test_what_gaps_hide_of_small_eigenvalues_widens_the_interval() -> None:
     assert hits >= 21
 
 
+@pytest.mark.slow
+def test_what_the_repair_adds_to_small_eigenvalues_is_taken_from_the_lower_end() -> None:
+    """Eight decades in 16 columns: ten eigenvalues are noise, and setting the negative ones to zero raises their sum."""
+    values = 10 ** (-8 * np.arange(16) / 16)
+    basis = np.linalg.qr(np.random.default_rng([31_337, 11, 16]).standard_normal((16, 16)))[0]
+    matrix = (basis * values) @ basis.T
+    matrix /= np.sqrt(np.outer(matrix.diagonal(), matrix.diagonal()))
+    values = np.linalg.eigvalsh(matrix)
+    true, root, hits = (entropy_rank(values), float((values / (values + 1)).sum())), np.linalg.cholesky(matrix).T, 0
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        rows = rng.standard_normal((4_200, 16)) @ root
+        rows[rng.random(rows.shape) < 0.3] = np.nan
+        found = inspect(rows, seed=seed).spectrum
+        ends = found.entropy_rank, found.ridge_degrees_of_freedom
+        hits += all(each.low <= number <= each.high for each, number in zip(ends, true, strict=True))
+    assert hits >= 7
+
+
 def test_pairs_of_a_small_table_with_gaps_enter_the_spectrum() -> None:
     """Of 64 rows with 30 % missing two columns share 31: at a limit of 30 half of the pairs would count as zero."""
     rng = np.random.default_rng(0)

@@ -237,7 +237,7 @@ def test_what_gaps_hide_of_small_eigenvalues_widens_the_interval() -> None:
 
 @pytest.mark.slow
 def test_what_the_repair_adds_to_small_eigenvalues_is_taken_from_the_lower_end() -> None:
-    """Eight decades in 16 columns: ten eigenvalues are noise, and setting the negative ones to zero raises their sum."""
+    """Eight decades in 16 columns: ten eigenvalues are noise; setting negative ones to zero adds to them."""
     values = 10 ** (-8 * np.arange(16) / 16)
     basis = np.linalg.qr(np.random.default_rng([31_337, 11, 16]).standard_normal((16, 16)))[0]
     matrix = (basis * values) @ basis.T
